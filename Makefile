@@ -1,0 +1,36 @@
+# Everything starts from nothing: `make serve` and `make test` set themselves up.
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8000
+BIN := .venv/bin
+
+.PHONY: setup serve test test-all check bench openapi
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/sparserm models pull smollm2-135m-instruct
+	touch $@
+
+serve: setup
+	$(BIN)/sparserm serve --host $(HOST) --port $(PORT)
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-all: test check
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python -m benchmarks.engine
+
+openapi: setup
+	$(BIN)/python -m app.serve.openapi docs/openapi.json

@@ -1,0 +1,82 @@
+"""One tree of failures, and the only place where a failure meets an HTTP status."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass
+class SparseRMError(Exception):
+    """A failure: a sentence for the reader, the field it is about, a code for machines.
+
+    `item` says which exchange of a list failed, for callers that know where it came from.
+    """
+
+    message: str
+    param: str | None = None
+    code: str = "internal_error"
+    item: int | None = None
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "internal_error"
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class InvalidInput(SparseRMError):
+    """Never: this input cannot be scored as it stands."""
+
+    status = 422
+    type = "invalid_request_error"
+
+
+class Malformed(SparseRMError):
+    """The body is not JSON."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class NotFound(SparseRMError):
+    """No such model, latent or route."""
+
+    status = 404
+    type = "not_found_error"
+
+
+class TooLarge(SparseRMError):
+    """The body is larger than this server reads."""
+
+    status = 413
+    type = "invalid_request_error"
+
+
+class Overloaded(SparseRMError):
+    """Not now: the queue is full."""
+
+    status = 429
+    type = "overloaded_error"
+    retry_after_s: ClassVar[int] = 1
+
+
+class Closing(SparseRMError):
+    """Not now: the server is starting or draining."""
+
+    status = 503
+    type = "unavailable_error"
+
+
+class NonFinite(SparseRMError):
+    """The backbone produced NaN or infinity for this item; its reward would be a lie."""
+
+
+class BundleError(SparseRMError):
+    """A reward model on disk that must not be served; the message names what differs."""
+
+
+class SourceError(SparseRMError):
+    """A backbone that could not be found, fetched or verified."""
+
+
+class DataError(SparseRMError):
+    """A row of training data that cannot be read; the message names file and line."""

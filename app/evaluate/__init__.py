@@ -1,0 +1,1 @@
+"""Whether a reward model is any good."""

@@ -1,0 +1,1 @@
+"""What a reward model is: synchronous torch that knows no HTTP."""

@@ -1,0 +1,190 @@
+"""A reward model on disk: manifest, safetensors, features, probes, report, and digests of them all.
+
+`load` believes nothing: files must match SHA256SUMS, and the template and backbone must be the ones
+the model was trained on. The probes, a few exchanges with known rewards, are run by the engine.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import load_file, save_file
+
+from app.errors import BundleError
+from app.model.directions import Dictionary
+from app.model.head import Calibration, Head
+from app.types import Exchange, Feature, ReadOut
+
+SCHEMA = 1
+SEALED = ("manifest.json", "weights.safetensors", "features.json", "probes.json")
+STRICT = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """A file a model was trained on."""
+
+    __pydantic_config__ = STRICT
+    name: str
+    sha256: str
+    pairs: int
+    license: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """The manifest: everything about a reward model but its numbers."""
+
+    __pydantic_config__ = STRICT
+    name: str
+    task: str
+    backbone: str
+    backbone_digest: str
+    template_sha256: str
+    layer: int
+    readout: ReadOut
+    directions: int
+    heads: int
+    hidden: int
+    loss: str
+    sae: str
+    sae_sha256: str
+    data: tuple[TrainingData, ...]
+    use: str
+    temperature: float
+    metrics: dict[str, float]
+    trained_parameters: int
+    versions: dict[str, str]
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """An exchange and the reward it had when the bundle was made."""
+
+    __pydantic_config__ = STRICT
+    exchange: Exchange
+    reward: float
+
+
+@dataclass(frozen=True, slots=True)
+class RewardModel:
+    """A loaded bundle."""
+
+    card: ModelCard
+    dictionary: Dictionary
+    head: Head
+    calibration: Calibration
+    features: tuple[Feature, ...]
+    probes: tuple[Probe, ...]
+    index: dict[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "index", {f.latent: i for i, f in enumerate(self.features)})
+
+    def to(self, device: torch.device) -> "RewardModel":
+        """The same model with its tensors on another device."""
+        return RewardModel(
+            self.card,
+            self.dictionary.to(device),
+            self.head.to(device),
+            self.calibration.to(device),
+            self.features,
+            self.probes,
+        )
+
+
+def save(model: RewardModel, folder: Path) -> None:
+    """Write a bundle; SHA256SUMS comes last, so half a bundle never loads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "SHA256SUMS").unlink(missing_ok=True)
+    save_file(_tensors(model), folder / "weights.safetensors")
+    _write(folder / "manifest.json", asdict(model.card))
+    _write(folder / "features.json", [asdict(feature) for feature in model.features])
+    _write(folder / "probes.json", [asdict(probe) for probe in model.probes])
+    sums = "".join(f"{_sha256(folder / name)}  {name}\n" for name in SEALED)
+    (folder / "SHA256SUMS").write_text(sums)
+
+
+def load(folder: Path) -> RewardModel:
+    """Read a bundle whose every file is what SHA256SUMS says."""
+    _check_digests(folder)
+    card = _parse(folder / "manifest.json", ModelCard)
+    if card.schema != SCHEMA:
+        raise BundleError(f"{folder.name}: bundle schema {card.schema}; this version reads schema {SCHEMA}")
+    weights = load_file(folder / "weights.safetensors")
+    try:
+        dictionary = Dictionary(*(weights[f"sae.{n}"] for n in ("encoder", "bias", "threshold", "decoder")))
+        head = Head(*(weights[f"head.{n}"] for n in ("center", "scale", "w1", "b1", "w2", "b2")))
+        tables = [weights[f"calibration.{n}"] for n in ("rewards", "whitening", "distances")]
+    except KeyError as error:
+        raise BundleError(f"{folder.name}: weights.safetensors lacks {error}") from error
+    return RewardModel(
+        card,
+        dictionary,
+        head.to(torch.device("cpu")),
+        Calibration(card.temperature, *tables).to(torch.device("cpu")),
+        _parse(folder / "features.json", tuple[Feature, ...]),
+        _parse(folder / "probes.json", tuple[Probe, ...]),
+    )
+
+
+def check_home(card: ModelCard, *, backbone: str, template: str) -> None:
+    """Refuse a model on a backbone or chat template other than its own."""
+    for what, trained, found in (
+        ("backbone", card.backbone_digest, backbone),
+        ("chat template", f"sha256:{card.template_sha256}", f"sha256:{template}"),
+    ):
+        if trained != found:
+            raise BundleError(f"{card.name}: trained on {what} {trained}, but this one is {found}")
+
+
+def names(models_dir: Path) -> list[str]:
+    """The bundles in a folder."""
+    return sorted(manifest.parent.name for manifest in models_dir.glob("*/manifest.json"))
+
+
+def _check_digests(folder: Path) -> None:
+    sums = folder / "SHA256SUMS"
+    if not sums.exists():
+        raise BundleError(f"{folder}: no bundle here (SHA256SUMS is missing)")
+    lines = [line.partition("  ") for line in sums.read_text().splitlines()]
+    listed = {name: digest for digest, _, name in lines}
+    for name in SEALED:
+        if not (folder / name).exists():
+            raise BundleError(f"{folder.name}: {name} is missing")
+        found = _sha256(folder / name)
+        if listed.get(name) != found:
+            raise BundleError(f"{folder.name}: {name} has sha256 {found}, SHA256SUMS says {listed.get(name)}")
+
+
+def _tensors(model: RewardModel) -> dict[str, torch.Tensor]:
+    dictionary, head, calibration = model.dictionary, model.head, model.calibration
+    tensors = {
+        **{f"sae.{n}": getattr(dictionary, n) for n in ("encoder", "bias", "threshold", "decoder")},
+        **{f"head.{n}": getattr(head, n) for n in ("center", "scale", "w1", "b1", "w2", "b2")},
+        **{f"calibration.{n}": getattr(calibration, n) for n in ("rewards", "whitening", "distances")},
+    }
+    return {
+        name: tensor.to(torch.half if name == "head.w1" else torch.float).contiguous()
+        for name, tensor in tensors.items()
+    }
+
+
+def _write(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _parse(file: Path, kind: Any) -> Any:
+    try:
+        return TypeAdapter(kind).validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise BundleError(f"{file.parent.name}/{file.name}: {error}") from error
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

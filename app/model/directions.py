@@ -1,0 +1,84 @@
+"""Residuals → the two readings of a response: projections p on selected directions, activations f.
+
+p is what the head sees; f says whether the latent a direction was named for fired at all.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from app.types import Encoded, ReadOut
+
+
+@dataclass(frozen=True, slots=True)
+class Dictionary:
+    """A sparse autoencoder's latents, or some of them: JumpReLU encoder columns and decoder vectors."""
+
+    encoder: Tensor
+    bias: Tensor
+    threshold: Tensor
+    decoder: Tensor
+
+    def select(self, latents: Tensor) -> "Dictionary":
+        """Only these latents; exact, because a JumpReLU latent does not depend on the others."""
+        return Dictionary(
+            self.encoder[latents], self.bias[latents], self.threshold[latents], self.decoder[latents]
+        )
+
+    def to(self, device: torch.device) -> "Dictionary":
+        """The same latents on another device."""
+        return Dictionary(*(t.to(device) for t in (self.encoder, self.bias, self.threshold, self.decoder)))
+
+    def project(self, residuals: Tensor) -> Tensor:
+        """Alignment of each residual with each decoder direction."""
+        return residuals @ self.decoder.T
+
+    def activate(self, residuals: Tensor) -> Tensor:
+        """Latent activations: zero unless the threshold is passed."""
+        before = torch.addmm(self.bias, residuals, self.encoder.T)
+        return before * (before > self.threshold.clamp(min=0))
+
+
+class Reading(NamedTuple):
+    """What a batch of responses looks like to a reward model; every field is (B, K)."""
+
+    projections: Tensor
+    activations: Tensor
+
+
+def span(readout: ReadOut, encoded: Encoded) -> tuple[int, int]:
+    """The tokens [start, stop) a read-out pools."""
+    match readout:
+        case ReadOut.MEAN:
+            return encoded.start, encoded.stop
+        case ReadOut.LAST:
+            return encoded.stop - 1, encoded.stop
+        case ReadOut.END:
+            return encoded.stop, encoded.stop + 1
+
+
+def steps(readout: ReadOut, encoded: Encoded) -> tuple[int, int]:
+    """The tokens that get credit: the response, and the closing token where that one is read."""
+    return encoded.start, encoded.stop + (readout is ReadOut.END)
+
+
+def read(dictionary: Dictionary, residuals: Tensor, lengths: list[int]) -> Reading:
+    """Pool the pooled tokens of several responses, given one after the other."""
+    return Reading(
+        pool(dictionary.project(residuals), lengths), pool(dictionary.activate(residuals), lengths)
+    )
+
+
+def pool(values: Tensor, lengths: list[int]) -> Tensor:
+    """Mean over each response's rows."""
+    return torch.stack([part.mean(0) for part in torch.split(values, lengths)])
+
+
+def running(readout: ReadOut, projections: Tensor) -> Tensor:
+    """What the read-out would have been had the response ended at each of its tokens."""
+    if readout is not ReadOut.MEAN:
+        return projections
+    counts = torch.arange(1, len(projections) + 1, device=projections.device)[:, None]
+    return projections.cumsum(0) / counts

@@ -1,0 +1,209 @@
+"""The sentence of the product: one backbone, many reward models; encode, then score.
+
+A job's scores do not depend on the jobs beside it: the backbone sees each item's own tokens only,
+and every reading is pooled per item.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.errors import BundleError, InvalidInput, NonFinite, NotFound
+from app.model.backbone import Backbone
+from app.model.bundle import RewardModel, check_home
+from app.model.directions import Reading, read, running, span, steps
+from app.model.packing import Packed, pack
+from app.model.text import Text
+from app.types import Ask, Contribution, Encoded, Exchange, Explain, Job, Score, Scored, TokenCredit
+
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+
+
+class Prepared(NamedTuple):
+    """Jobs and the packed row that answers them."""
+
+    jobs: tuple[Job, ...]
+    packed: Packed
+
+
+class Engine:
+    """A resident backbone and the reward models that read it."""
+
+    def __init__(self, backbone: Backbone, text: Text, models: Mapping[str, RewardModel]) -> None:
+        for model in models.values():
+            check_home(model.card, backbone=backbone.digest, template=text.digest)
+        self.backbone = backbone
+        self.text = text
+        self.models = {name: model.to(backbone.device) for name, model in models.items()}
+
+    def encode(self, exchanges: Sequence[Exchange], *, truncate: bool = True) -> list[Encoded]:
+        """Exchanges as token ids; InvalidInput names the first that cannot be scored."""
+        return self.text.encode(exchanges, truncate=truncate)
+
+    def check(self, ask: Ask) -> None:
+        """Refuse what no batch could answer: unknown models and latents."""
+        for name in ask.models:
+            if name not in self.models:
+                raise NotFound(
+                    f"no model {name!r}; there are: {', '.join(self.models)}", "model", "unknown_model"
+                )
+        for latent in ask.steer:
+            if not any(latent in self.models[name].index for name in ask.models):
+                raise InvalidInput(
+                    f"latent {latent} is not among the directions of {', '.join(ask.models)}",
+                    f"steer.{latent}",
+                    "unknown_latent",
+                )
+
+    def score(self, jobs: Sequence[Job]) -> list[Scored | NonFinite]:
+        """Rewards and reasons of a batch, in order; an item whose numbers overflow gets its error."""
+        return self.run(self.prepare(jobs))
+
+    def prepare(self, jobs: Sequence[Job]) -> Prepared:
+        """Pack a batch; needs no device."""
+        return Prepared(tuple(jobs), pack([job.encoded.ids for job in jobs]))
+
+    @torch.inference_mode()
+    def run(self, prepared: Prepared) -> list[Scored | NonFinite]:
+        """One forward pass, then every model over the jobs that asked for it."""
+        jobs, packed = prepared
+        started = time.perf_counter()
+        wanted = {name for job in jobs for name in job.ask.models}
+        layers = {self.models[name].card.layer for name in wanted}
+        residuals = self.backbone.residuals(packed, layers)
+        forwarded = time.perf_counter()
+        scores: list[dict[str, Score]] = [{} for _ in jobs]
+        for name in sorted(wanted):
+            self._apply(self.models[name], residuals, prepared, scores)
+        times = (forwarded - started, time.perf_counter() - forwarded)
+        return [
+            _checked(job, found, new, times)
+            for job, found, new in zip(jobs, scores, packed.new_tokens, strict=True)
+        ]
+
+    def contrast(self, name: str, chosen: Score, rejected: Score, top_k: int) -> tuple[Contribution, ...]:
+        """The features that make the margin between two responses; all of them together sum to it."""
+        model = self.models[name]
+        p, q = (torch.from_numpy(s.projections).to(self.backbone.device)[None] for s in (chosen, rejected))
+        shares = model.head.contributions(model.head.standardise(p), model.head.standardise(q))
+        apart = Reading(
+            torch.from_numpy(chosen.projections - rejected.projections)[None],
+            torch.from_numpy(chosen.activations - rejected.activations)[None],
+        )
+        return _top(model, shares[0].cpu(), apart, 0, top_k)
+
+    def verify(self) -> None:
+        """Score every model's probes and refuse to serve if one is off."""
+        tolerance = TOLERANCE[self.backbone.dtype]
+        for name, model in self.models.items():
+            encoded = self.encode([probe.exchange for probe in model.probes])
+            results = self.score([Job(one, Ask((name,), Explain.NONE)) for one in encoded])
+            for index, (probe, result) in enumerate(zip(model.probes, results, strict=True)):
+                found = math.nan if isinstance(result, NonFinite) else result.scores[0].reward
+                if not abs(found - probe.reward) <= tolerance:
+                    raise BundleError(
+                        f"{name}: probe {index} scores {found:.6f}, the bundle says {probe.reward:.6f} "
+                        f"(tolerance {tolerance})"
+                    )
+
+    def _apply(
+        self,
+        model: RewardModel,
+        residuals: dict[int, Tensor],
+        prepared: Prepared,
+        scores: list[dict[str, Score]],
+    ) -> None:
+        """Score the jobs that asked for this model."""
+        name, layer = model.card.name, residuals[model.card.layer]
+        mine = [i for i, job in enumerate(prepared.jobs) if name in job.ask.models]
+        spans = [span(model.card.readout, prepared.jobs[i].encoded) for i in mine]
+        rows = np.concatenate([prepared.packed.rows(i, *at) for i, at in zip(mine, spans, strict=True)])
+        lengths = [stop - start for start, stop in spans]
+        reading = read(model.dictionary, layer[torch.from_numpy(rows).to(layer.device)], lengths)
+        factors = self._factors(model, [prepared.jobs[i].ask for i in mine])
+        x = model.head.standardise(reading.projections) * factors
+        origin = torch.zeros_like(x[:1])
+        rewards = model.head.members(x)
+        baseline = float(model.head.members(origin).mean())
+        shares = model.head.contributions(x, origin).cpu()
+        columns = (
+            rewards.mean(1),
+            rewards.std(1, correction=0),
+            model.calibration.percentile(rewards.mean(1)),
+            model.calibration.distance(x),
+        )
+        numbers = torch.stack(columns, dim=1).tolist()
+        reading = Reading(*(tensor.cpu() for tensor in reading))
+        for at, (i, (reward, uncertainty, percentile, distance)) in enumerate(
+            zip(mine, numbers, strict=True)
+        ):
+            ask = prepared.jobs[i].ask
+            shown = ask.top_k if ask.explain is not Explain.NONE else 0
+            scores[i][name] = Score(
+                model=name,
+                reward=reward,
+                uncertainty=uncertainty,
+                percentile=percentile,
+                distance=distance,
+                baseline=baseline,
+                residual=reward - baseline - float(shares[at].sum()),
+                features=_top(model, shares[at], reading, at, shown),
+                tokens=self._credits(model, layer, prepared, i, factors[at], baseline),
+                projections=reading.projections[at].numpy(),
+                activations=reading.activations[at].numpy(),
+            )
+
+    def _factors(self, model: RewardModel, asks: list[Ask]) -> Tensor:
+        """How much of each direction's deviation from the baseline is let through, (B, K)."""
+        factors = torch.ones(len(asks), len(model.features), dtype=torch.float64)
+        for row, ask in enumerate(asks):
+            for latent, factor in ask.steer.items():
+                if latent in model.index:
+                    factors[row, model.index[latent]] = factor
+        return factors.to(self.backbone.device)
+
+    def _credits(
+        self, model: RewardModel, layer: Tensor, prepared: Prepared, i: int, factors: Tensor, baseline: float
+    ) -> tuple[TokenCredit, ...] | None:
+        """What each response token added to the running reward, or None where nobody asked."""
+        job = prepared.jobs[i]
+        if job.ask.explain is not Explain.TOKENS:
+            return None
+        start, stop = steps(model.card.readout, job.encoded)
+        rows = torch.from_numpy(prepared.packed.rows(i, start, stop)).to(layer.device)
+        path = running(model.card.readout, model.dictionary.project(layer[rows]))
+        rewards = model.head.members(model.head.standardise(path) * factors).mean(1).tolist()
+        earned = [after - before for before, after in zip([baseline, *rewards], rewards, strict=False)]
+        texts = self.text.decode(job.encoded.ids[start:stop])
+        return tuple(TokenCredit(text, credit) for text, credit in zip(texts, earned, strict=True))
+
+
+def _checked(
+    job: Job, found: dict[str, Score], new_tokens: int, times: tuple[float, float]
+) -> Scored | NonFinite:
+    scores = tuple(found[name] for name in job.ask.models)
+    if all(math.isfinite(s.reward) and math.isfinite(s.uncertainty) for s in scores):
+        return Scored(scores, new_tokens, *times)
+    return NonFinite("the backbone produced NaN or infinity for this item", code="non_finite")
+
+
+def _top(
+    model: RewardModel, shares: Tensor, reading: Reading, row: int, count: int
+) -> tuple[Contribution, ...]:
+    """The `count` largest contributions by size."""
+    best = shares.abs().topk(min(count, len(shares))).indices.tolist()
+    return tuple(
+        Contribution(
+            model.features[k],
+            float(shares[k]),
+            float(reading.projections[row, k]),
+            float(reading.activations[row, k]),
+            bool(reading.activations[row, k] != 0),
+        )
+        for k in best
+    )

@@ -1,0 +1,92 @@
+"""The trained part: an ensemble of one-hidden-layer ReLU heads, kept as one batched tensor.
+
+float64 throughout: it costs nothing beside the backbone and makes attributions sum to the reward.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """E heads K → H → 1 over standardised projections; the reward is their mean."""
+
+    center: Tensor
+    scale: Tensor
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    b2: Tensor
+
+    def to(self, device: torch.device) -> "Head":
+        """The same heads in float64 on another device."""
+        tensors = (self.center, self.scale, self.w1, self.b1, self.w2, self.b2)
+        return Head(*(tensor.to(device, torch.float64) for tensor in tensors))
+
+    def standardise(self, projections: Tensor) -> Tensor:
+        """Projections as the heads see them: training mean 0, deviation 1; the baseline is the origin."""
+        return (projections.double() - self.center) / self.scale
+
+    def members(self, x: Tensor) -> Tensor:
+        """The reward of each head: (B, K) standardised → (B, E)."""
+        return torch.einsum("beh,eh->be", self._hidden(x).relu(), self.w2) + self.b2
+
+    def contributions(self, x: Tensor, origin: Tensor) -> Tensor:
+        """Each direction's exact share of reward(x) − reward(origin), (B, K), averaged over the heads.
+
+        Integrated gradients along the straight path in closed form: a hidden unit's slope is the
+        share of the path on which it is active.
+        """
+        before, after = self._hidden(origin), self._hidden(x)
+        moved = after - before
+        slope = torch.where(
+            moved.abs() > 1e-12, (after.relu() - before.relu()) / moved, (after > 0).to(moved.dtype)
+        )
+        gradient = torch.einsum("beh,eh,ehk->bk", slope, self.w2, self.w1) / len(self.b2)
+        return (x - origin) * gradient
+
+    @property
+    def parameters(self) -> int:
+        """Trained numbers, all heads counted."""
+        return sum(tensor.numel() for tensor in (self.w1, self.b1, self.w2, self.b2))
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        return torch.einsum("bk,ehk->beh", x, self.w1) + self.b1
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What makes a raw reward readable: probability, percentile, and distance from the training data."""
+
+    temperature: float
+    rewards: Tensor
+    whitening: Tensor
+    distances: Tensor
+
+    def probability(self, margin: float) -> float:
+        """How likely people prefer the response that is `margin` ahead."""
+        return float(torch.sigmoid(torch.tensor(margin / self.temperature, dtype=torch.float64)))
+
+    def percentile(self, rewards: Tensor) -> Tensor:
+        """Share of training responses with a lower reward, 0 to 100."""
+        return _rank(rewards, self.rewards)
+
+    def distance(self, x: Tensor) -> Tensor:
+        """Mahalanobis distance as a percentile of the training responses' own, 0 to 100."""
+        return _rank((x @ self.whitening).norm(dim=1), self.distances)
+
+    def to(self, device: torch.device) -> "Calibration":
+        """The same tables on another device."""
+        tensors = (self.rewards, self.whitening, self.distances)
+        return Calibration(self.temperature, *(tensor.to(device, torch.float64) for tensor in tensors))
+
+
+def _rank(values: Tensor, quantiles: Tensor) -> Tensor:
+    """Interpolated position of each value in a table of evenly spaced quantiles."""
+    last = len(quantiles) - 1
+    upper = torch.searchsorted(quantiles, values).clamp(1, last)
+    low, high = quantiles[upper - 1], quantiles[upper]
+    inside = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    return (upper - 1 + inside) * 100 / last

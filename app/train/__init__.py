@@ -1,0 +1,1 @@
+"""How a reward model is made: SAE, features, selection, head, bundle."""

@@ -1,0 +1,150 @@
+"""The nouns every room shares: frozen dataclasses without torch.
+
+Shape letters used everywhere: B items, T packed tokens, D width of the residual stream,
+F latents of the dictionary, K selected directions (both signs), H hidden units, E heads.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+class Explain(StrEnum):
+    """How much of the reason travels with a reward."""
+
+    NONE = "none"
+    FEATURES = "features"
+    TOKENS = "tokens"
+
+
+class ReadOut(StrEnum):
+    """Which residual vectors of a response the reward is read from."""
+
+    MEAN = "mean"
+    LAST = "last"
+    END = "end"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A conversation and one response to it: the thing that is scored."""
+
+    messages: tuple[Message, ...]
+    response: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A conversation with the response people preferred and the one they did not."""
+
+    messages: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    group: str
+
+    @property
+    def exchanges(self) -> tuple[Exchange, Exchange]:
+        """The preferred exchange, then the rejected one."""
+        return Exchange(self.messages, self.chosen), Exchange(self.messages, self.rejected)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An exchange as token ids: prompt, then response [start, stop), then the closing token."""
+
+    ids: tuple[int, ...]
+    start: int
+    truncated: bool = False
+
+    @property
+    def stop(self) -> int:
+        """Index of the closing token, one past the response."""
+        return len(self.ids) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a caller wants to know about an exchange."""
+
+    models: tuple[str, ...]
+    explain: Explain = Explain.FEATURES
+    top_k: int = 5
+    steer: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One exchange on its way to the device."""
+
+    encoded: Encoded
+    ask: Ask
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """A selected latent as the bundle describes it; `sign` is +1 where preferred responses fire it."""
+
+    latent: int
+    sign: int
+    label: str | None = None
+    label_score: float | None = None
+    url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """A feature's share of one reward, relative to the baseline."""
+
+    feature: Feature
+    contribution: float
+    projection: float
+    activation: float
+    fired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCredit:
+    """What one response token added to the reward of the text before it."""
+
+    text: str
+    credit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One reward and its reasons: reward == baseline + sum of all contributions + residual."""
+
+    model: str
+    reward: float
+    uncertainty: float
+    percentile: float
+    distance: float
+    baseline: float
+    residual: float
+    features: tuple[Contribution, ...]
+    tokens: tuple[TokenCredit, ...] | None
+    projections: Floats
+    activations: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What the device gives back for one job: a score a model, and what the pass cost."""
+
+    scores: tuple[Score, ...]
+    computed_tokens: int
+    forward_s: float
+    head_s: float

@@ -1,0 +1,32 @@
+"""Fixtures every test file shares; the hub is never asked."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import pytest
+
+from app.model import home
+from app.model.engine import Engine
+from app.settings import Settings
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny backbone and three bundles; not to be changed."""
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="session")
+def settings(root: Path) -> Settings:
+    """Settings of the tiny world."""
+    return tiny.world(root)
+
+
+@pytest.fixture(scope="session")
+def engine(settings: Settings) -> Engine:
+    """A tiny engine with three models at three depths."""
+    return home.engine(settings, lambda *_: None)

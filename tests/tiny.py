@@ -1,0 +1,183 @@
+"""A real reward model at toy size: 4-layer Llama, byte-level tokenizer, JumpReLU dictionary, heads.
+
+Fake by shrinking, never by mocking: everything here runs the shipped code on random weights.
+"""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from app.model import home
+from app.model.backbone import Backbone
+from app.model.bundle import ModelCard, Probe, RewardModel, TrainingData, save
+from app.model.directions import Dictionary
+from app.model.engine import Engine
+from app.model.head import Calibration, Head
+from app.model.text import Text
+from app.settings import Settings
+from app.types import Ask, Exchange, Explain, Feature, Job, Message, ReadOut, Score, Scored
+
+WIDTH, LAYERS, LATENTS, K, HEADS, HIDDEN = 64, 4, 96, 16, 3, 24
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MODELS = {"alpha": (4, ReadOut.MEAN), "beta": (3, ReadOut.END), "gamma": (2, ReadOut.LAST)}
+WORDS = [
+    "river",
+    "stone",
+    "amber",
+    "quiet",
+    "lantern",
+    "seven",
+    "maple",
+    "orbit",
+    "violet",
+    "thunder",
+    "paper",
+    "glass",
+]
+
+
+def backbone_folder(folder: Path, *, seed: int = 0, template: str = TEMPLATE) -> Path:
+    """A random Llama and its tokenizer, as a user would have them on disk."""
+    torch.manual_seed(seed)
+    tokenizer = _tokenizer(template)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=96,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def settings(root: Path, **given: object) -> Settings:
+    """Settings whose models and cache lie under one folder."""
+    base = {"models_dir": root / "models", "cache_dir": root / "cache", "device": "cpu", "max_tokens": 256}
+    return Settings().model_copy(update={**base, **given})
+
+
+def world(root: Path) -> Settings:
+    """A models folder with three bundles on one tiny backbone, ready for `home.engine`."""
+    made = settings(root)
+    folder = backbone_folder(root / "backbone")
+    backbone, text = home.resident(str(folder), None, made, lambda *_: None)
+    for seed, (name, (layer, readout)) in enumerate(MODELS.items()):
+        model = reward_model(name, backbone, text, layer=layer, readout=readout, seed=seed)
+        save(model, made.models_dir / name)
+    return made
+
+
+def engine(root: Path) -> Engine:
+    """A tiny engine with all three models."""
+    return home.engine(world(root), lambda *_: None)
+
+
+def reward_model(
+    name: str, backbone: Backbone, text: Text, *, layer: int, readout: ReadOut, seed: int
+) -> RewardModel:
+    """Random directions and heads that are at home on this backbone."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    latents = torch.randperm(LATENTS, generator=generator)[:K]
+    dictionary = full_dictionary(seed).select(latents)
+    head = Head(
+        rand(K), rand(K).abs() + 0.5, (rand(HEADS, HIDDEN, K) / K**0.5).half(), rand(HEADS, HIDDEN),
+        rand(HEADS, HIDDEN) / HIDDEN, rand(HEADS),
+    ).to(torch.device("cpu"))  # fmt: skip
+    ranks = torch.linspace(-3, 3, 201, dtype=torch.float64)
+    calibration = Calibration(0.75, ranks, torch.eye(K, dtype=torch.float64), ranks + 4)
+    features = tuple(Feature(int(latent), 1 if i < K // 2 else -1) for i, latent in enumerate(latents))
+    model = RewardModel(
+        card(name, backbone, text, layer, readout, head), dictionary, head, calibration, features, ()
+    )
+    return replace(model, probes=_probes(model, backbone, text))
+
+
+def full_dictionary(seed: int) -> Dictionary:
+    """A JumpReLU dictionary with every latent."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    decoder = torch.nn.functional.normalize(torch.randn(LATENTS, WIDTH, generator=generator), dim=1)
+    return Dictionary(decoder.clone(), torch.zeros(LATENTS), torch.full((LATENTS,), 0.05), decoder)
+
+
+def card(name: str, backbone: Backbone, text: Text, layer: int, readout: ReadOut, head: Head) -> ModelCard:
+    """A manifest for a model that was never trained on anything."""
+    return ModelCard(
+        name=name, task="toy", backbone=backbone.name, backbone_digest=backbone.digest,
+        template_sha256=text.digest, layer=layer, readout=readout, directions=K, heads=HEADS, hidden=HIDDEN,
+        loss="none", sae="random", sae_sha256=hashlib.sha256(name.encode()).hexdigest(),
+        data=(TrainingData("none", "0" * 64, 0, "CC0-1.0"),), use="tests", temperature=0.75, metrics={},
+        trained_parameters=head.parameters, versions={},
+    )  # fmt: skip
+
+
+def exchange(prompt: str, response: str) -> Exchange:
+    """One question and one answer."""
+    return Exchange((Message("user", prompt),), response)
+
+
+def babble(count: int, seed: int = 0) -> list[Exchange]:
+    """Conversations of random words that share prompts, prefixes of responses, or nothing."""
+    rng = random.Random(seed)
+    prompts = [_words(rng, 3, 12) for _ in range(max(count // 4, 1))]
+    openings = [_words(rng, 1, 5) for _ in range(3)]
+    return [
+        exchange(rng.choice(prompts), f"{rng.choice(openings)} {_words(rng, 1, 20)}") for _ in range(count)
+    ]
+
+
+def scores(engine: Engine, exchanges: Sequence[Exchange], ask: Ask) -> list[tuple[Score, ...]]:
+    """Scores of one batch."""
+    results = engine.score([Job(one, ask) for one in engine.encode(exchanges)])
+    return [result.scores for result in results if isinstance(result, Scored)]
+
+
+def _probes(model: RewardModel, backbone: Backbone, text: Text) -> tuple[Probe, ...]:
+    asked = [exchange("amber river?", "quiet stone"), exchange("seven", "maple orbit violet")]
+    alone = Engine(backbone, text, {model.card.name: model})
+    found = scores(alone, asked, Ask((model.card.name,), Explain.NONE))
+    return tuple(Probe(one, score[0].reward) for one, score in zip(asked, found, strict=True))
+
+
+def _tokenizer(template: str) -> PreTrainedTokenizerFast:
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*special, *alphabet])}
+    merges = []
+    for word in WORDS:
+        left = "Ġ"
+        for letter in word:
+            merges.append((left, letter))
+            left += letter
+            vocabulary.setdefault(left, len(vocabulary))
+    raw = Tokenizer(models.BPE(vocabulary, list(dict.fromkeys(merges))))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token=special[1], eos_token=special[2], pad_token=special[2]
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def _words(rng: random.Random, low: int, high: int) -> str:
+    return " ".join(rng.choices(WORDS, k=rng.randint(low, high)))
