@@ -103,6 +103,7 @@ def save(model: RewardModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "SHA256SUMS").unlink(missing_ok=True)
     save_file(_tensors(model), folder / "weights.safetensors")
+    (folder / "weights.safetensors").chmod(0o644)
     _write(folder / "manifest.json", asdict(model.card))
     _write(folder / "features.json", [asdict(feature) for feature in model.features])
     _write(folder / "probes.json", [asdict(probe) for probe in model.probes])

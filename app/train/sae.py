@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from app.errors import SourceError
@@ -62,6 +63,7 @@ def train(
         sae.b_dec.copy_(torch.from_numpy(rows[sample].astype(np.float32).mean(0) * scale))
     trainer = SAETrainer(trainer_config, sae, _batches(rows, seed, report))
     trainer.fit().save_inference_model(str(out))
+    _halve(out / "sae_weights.safetensors")
 
 
 def load(folder: Path) -> Dictionary:
@@ -109,6 +111,13 @@ def quality(rows: NDArray[np.float16], folder: Path) -> dict[str, float]:
 def note(folder: Path, **facts: object) -> None:
     """Write what is known about an SAE beside it."""
     (folder / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def _halve(file: Path) -> None:
+    """Keep the weights at half precision: half the size, and sae_lens casts them back as it loads."""
+    weights = load_file(file)
+    save_file({name: tensor.half() for name, tensor in weights.items()}, file)
+    file.chmod(0o644)
 
 
 def _batches(rows: NDArray[np.float16], seed: int, report: Callable[[int], None]) -> Iterator[Tensor]:

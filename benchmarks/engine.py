@@ -1,0 +1,175 @@
+"""make bench: shared prefixes against padded batches, and HTTP against the bare engine.
+
+Everything is measured in one run, interleaved, with the machine's matrix-product peak and load
+average beside it. Figures are medians; read the ratios, not the times.
+"""
+
+import os
+import random
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import torch
+import uvicorn
+from prometheus_client import CollectorRegistry
+from transformers import AutoModel
+
+from app.model import home, sources
+from app.model.engine import Engine
+from app.model.packing import pack
+from app.serve.server import create_app
+from app.settings import Settings
+from app.types import Ask, Exchange, Job, Message
+
+ROUNDS = 5
+PROMPTS, RESPONSES = 4, 8
+PAIRS = 30
+WORDS = Path(__file__).read_text().split()
+
+
+def main() -> None:
+    """Print both comparisons."""
+    settings = Settings()
+    engine = home.engine(settings, lambda *_: None)
+    print(
+        f"load average {os.getloadavg()[0]:.2f}, {torch.get_num_threads()} threads, {engine.backbone.dtype}"
+    )
+    sharing(engine, settings)
+    latency(engine, settings)
+
+
+def sharing(engine: Engine, settings: Settings) -> None:
+    """32 items of 4 prompts x 8 responses: packed with shared prefixes against padded batches of 8."""
+    rng = random.Random(0)
+    items = _groups(rng, engine.backbone.decoder.config.vocab_size)
+    useful, packed = sum(map(len, items)), pack(items)
+    padded = _padded(engine, settings)
+    layers = [engine.backbone.layers]
+    contenders: dict[str, Callable[[], object]] = {
+        "packed, prefixes shared": lambda: engine.backbone.residuals(packed, layers),
+        "padded batches of 8": lambda: padded(items),
+    }
+    times = _interleaved(contenders)
+    peak = _gemm_peak()
+    computed = len(packed.ids)
+    print(
+        f"\n{PROMPTS} prompts x {RESPONSES} responses: {useful} tokens, computed {computed} ({computed / useful:.0%})"
+    )
+    for name, seconds in times.items():
+        print(f"  {name:<24} {useful / statistics.median(seconds):8.0f} useful tokens/s {_spread(seconds)}")
+    ours, theirs = (statistics.median(seconds) for seconds in times.values())
+    print(f"  ratio {theirs / ours:.2f}; GEMM peak in this run {peak:.0f} GFLOP/s")
+
+
+def latency(engine: Engine, settings: Settings) -> None:
+    """One pair at a time on an idle server: HTTP against engine.score of the same pair."""
+    rng = random.Random(1)
+    over, bare = [], []
+    with _serving(engine, settings) as client:
+        for round_ in range(PAIRS):
+            exchange = Exchange((Message("user", _text(rng, 60)),), _text(rng, 60))
+            body = {"inputs": [{"prompt": exchange.messages[0].content, "response": exchange.response}]}
+            timed = [
+                (over, lambda body=body: client.post("/v1/rewards", json=body).raise_for_status()),
+                (bare, lambda one=exchange: _score(engine, one)),
+            ]
+            for times, call in timed if round_ % 2 else reversed(timed):
+                started = time.perf_counter()
+                call()
+                times.append(time.perf_counter() - started)
+    ratio = statistics.median(over) / statistics.median(bare)
+    print(f"\none pair, idle server: HTTP {statistics.median(over) * 1e3:.1f} ms {_spread(over)}")
+    print(f"  engine.score {statistics.median(bare) * 1e3:.1f} ms {_spread(bare)}; ratio {ratio:.3f}")
+
+
+def _groups(rng: random.Random, vocabulary: int) -> list[tuple[int, ...]]:
+    """Token ids of every prompt with each of its responses; lengths vary."""
+    items = []
+    for group in range(PROMPTS):
+        prompt = rng.choices(range(10, vocabulary), k=200 + 30 * group)
+        items += [
+            (*prompt, *rng.choices(range(10, vocabulary), k=100 + 20 * response))
+            for response in range(RESPONSES)
+        ]
+    return items
+
+
+def _padded(engine: Engine, settings: Settings) -> Callable[[list[tuple[int, ...]]], None]:
+    """The same cut weights in transformers' own attention, right-padded, eight at a time."""
+    source = sources.find(engine.backbone.name, settings.models_dir)
+    place = sources.pull(
+        source, layers=engine.backbone.layers, cache=settings.cache, progress=lambda *_: None
+    )
+    model = AutoModel.from_pretrained(
+        place.path, num_hidden_layers=engine.backbone.layers, dtype=engine.backbone.dtype
+    ).to(engine.backbone.device)
+
+    @torch.inference_mode()
+    def run(items: list[tuple[int, ...]]) -> None:
+        for start in range(0, len(items), 8):
+            batch = items[start : start + 8]
+            width = max(map(len, batch))
+            ids = torch.tensor([[*item, *[0] * (width - len(item))] for item in batch])
+            mask = torch.tensor([[1] * len(item) + [0] * (width - len(item)) for item in batch])
+            model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
+
+    return run
+
+
+def _interleaved(contenders: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for call in contenders.values():
+        call()
+    for _ in range(ROUNDS):
+        for name, call in contenders.items():
+            started = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - started)
+    return times
+
+
+def _gemm_peak(size: int = 1024) -> float:
+    """GFLOP/s of float32 matrix products, the median of twenty."""
+    a, b = torch.randn(2, size, size).unbind()
+    times = _interleaved({"mm": lambda: [torch.mm(a, b) for _ in range(20)]})["mm"]
+    return 20 * 2 * size**3 / statistics.median(times) / 1e9
+
+
+def _score(engine: Engine, exchange: Exchange) -> object:
+    (encoded,) = engine.encode([exchange])
+    return engine.score([Job(encoded, Ask((next(iter(engine.models)),)))])
+
+
+@contextmanager
+def _serving(engine: Engine, settings: Settings) -> Iterator[httpx.Client]:
+    """The engine behind HTTP on a free loopback port."""
+    app = create_app(engine, settings, CollectorRegistry())
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def _text(rng: random.Random, words: int) -> str:
+    return " ".join(rng.choices(WORDS, k=words))
+
+
+def _spread(seconds: list[float]) -> str:
+    return f"[{min(seconds) * 1e3:.0f}-{max(seconds) * 1e3:.0f} ms]"
+
+
+if __name__ == "__main__":
+    main()
