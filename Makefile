@@ -4,7 +4,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: setup serve test test-all check bench openapi
+.PHONY: setup serve test test-all check bench docs
 
 setup: .venv/ready
 
@@ -32,5 +32,6 @@ check: setup
 bench: setup
 	$(BIN)/python -m benchmarks.engine
 
-openapi: setup
+docs: setup
 	$(BIN)/python -m app.serve.openapi docs/openapi.json
+	$(BIN)/python -m tests.test_docs

@@ -1,0 +1,1 @@
+"""Measurements: `make bench` prints them, docs/log.md keeps them."""

@@ -57,9 +57,8 @@ def sharing(engine: Engine, settings: Settings) -> None:
     times = _interleaved(contenders)
     peak = _gemm_peak()
     computed = len(packed.ids)
-    print(
-        f"\n{PROMPTS} prompts x {RESPONSES} responses: {useful} tokens, computed {computed} ({computed / useful:.0%})"
-    )
+    share = f"{useful} tokens, computed {computed} ({computed / useful:.0%})"
+    print(f"\n{PROMPTS} prompts x {RESPONSES} responses: {share}")
     for name, seconds in times.items():
         print(f"  {name:<24} {useful / statistics.median(seconds):8.0f} useful tokens/s {_spread(seconds)}")
     ours, theirs = (statistics.median(seconds) for seconds in times.values())
@@ -69,7 +68,8 @@ def sharing(engine: Engine, settings: Settings) -> None:
 def latency(engine: Engine, settings: Settings) -> None:
     """One pair at a time on an idle server: HTTP against engine.score of the same pair."""
     rng = random.Random(1)
-    over, bare = [], []
+    over: list[float] = []
+    bare: list[float] = []
     with _serving(engine, settings) as client:
         for round_ in range(PAIRS):
             exchange = Exchange((Message("user", _text(rng, 60)),), _text(rng, 60))

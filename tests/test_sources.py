@@ -43,7 +43,7 @@ def test_a_folder_s_digest_follows_its_weights(tmp_path: Path) -> None:
     ]
     assert places[0].digest != places[1].digest
     (one / "config.json").unlink()
-    with pytest.raises(SourceError, match="config.json missing"):
+    with pytest.raises(SourceError, match=r"config\.json missing"):
         sources.pull(sources.find(str(one), tmp_path), layers=None, cache=tmp_path, progress=quiet)
 
 
@@ -65,9 +65,7 @@ def test_a_deeper_cached_cut_serves_a_shallower_wish(tmp_path: Path) -> None:
     assert sources.pull(source, layers=9, cache=tmp_path, progress=quiet).path.endswith("-9")
 
 
-def test_backbones_that_need_other_attention_are_refused(
-    root: Path, settings: Settings, tmp_path: Path
-) -> None:
+def test_backbones_that_need_other_attention_are_refused(settings: Settings, tmp_path: Path) -> None:
     folder = tiny.backbone_folder(tmp_path)
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace("{", '{"attn_logit_softcapping": 50.0,', 1))

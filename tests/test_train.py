@@ -56,7 +56,7 @@ def made_sae(workshop: Settings) -> Path:
     return root / "sae"
 
 
-def test_the_sae_on_disk_is_what_sae_lens_saved(workshop: Settings, made_sae: Path) -> None:
+def test_the_sae_on_disk_is_what_sae_lens_saved(made_sae: Path) -> None:
     from sae_lens import SAE
 
     theirs = SAE.load_from_disk(made_sae, device="cpu")

@@ -119,33 +119,21 @@ class Engine:
         scores: list[dict[str, Score]],
     ) -> None:
         """Score the jobs that asked for this model."""
-        name, layer = model.card.name, residuals[model.card.layer]
-        mine = [i for i, job in enumerate(prepared.jobs) if name in job.ask.models]
-        spans = [span(model.card.readout, prepared.jobs[i].encoded) for i in mine]
-        rows = np.concatenate([prepared.packed.rows(i, *at) for i, at in zip(mine, spans, strict=True)])
-        lengths = [stop - start for start, stop in spans]
-        reading = read(model.dictionary, layer[torch.from_numpy(rows).to(layer.device)], lengths)
+        layer = residuals[model.card.layer]
+        mine = [i for i, job in enumerate(prepared.jobs) if model.card.name in job.ask.models]
+        reading = self._read(model, layer, prepared, mine)
         factors = self._factors(model, [prepared.jobs[i].ask for i in mine])
         x = model.head.standardise(reading.projections) * factors
         origin = torch.zeros_like(x[:1])
-        rewards = model.head.members(x)
         baseline = float(model.head.members(origin).mean())
         shares = model.head.contributions(x, origin).cpu()
-        columns = (
-            rewards.mean(1),
-            rewards.std(1, correction=0),
-            model.calibration.percentile(rewards.mean(1)),
-            model.calibration.distance(x),
-        )
-        numbers = torch.stack(columns, dim=1).tolist()
+        numbers = _numbers(model, x)
         reading = Reading(*(tensor.cpu() for tensor in reading))
-        for at, (i, (reward, uncertainty, percentile, distance)) in enumerate(
-            zip(mine, numbers, strict=True)
-        ):
-            ask = prepared.jobs[i].ask
+        for at, i in enumerate(mine):
+            ask, (reward, uncertainty, percentile, distance) = prepared.jobs[i].ask, numbers[at]
             shown = ask.top_k if ask.explain is not Explain.NONE else 0
-            scores[i][name] = Score(
-                model=name,
+            scores[i][model.card.name] = Score(
+                model=model.card.name,
                 reward=reward,
                 uncertainty=uncertainty,
                 percentile=percentile,
@@ -157,6 +145,13 @@ class Engine:
                 projections=reading.projections[at].numpy(),
                 activations=reading.activations[at].numpy(),
             )
+
+    def _read(self, model: RewardModel, layer: Tensor, prepared: Prepared, mine: list[int]) -> Reading:
+        """Pool the residuals this model's read-out wants of each of its jobs."""
+        spans = [span(model.card.readout, prepared.jobs[i].encoded) for i in mine]
+        rows = np.concatenate([prepared.packed.rows(i, *at) for i, at in zip(mine, spans, strict=True)])
+        residuals = layer[torch.from_numpy(rows).to(layer.device)]
+        return read(model.dictionary, residuals, [stop - start for start, stop in spans])
 
     def _factors(self, model: RewardModel, asks: list[Ask]) -> Tensor:
         """How much of each direction's deviation from the baseline is let through, (B, K)."""
@@ -181,6 +176,20 @@ class Engine:
         earned = [after - before for before, after in zip([baseline, *rewards], rewards, strict=False)]
         texts = self.text.decode(job.encoded.ids[start:stop])
         return tuple(TokenCredit(text, credit) for text, credit in zip(texts, earned, strict=True))
+
+
+def _numbers(model: RewardModel, x: Tensor) -> list[list[float]]:
+    """Reward, uncertainty, percentile and distance of each standardised reading."""
+    rewards = model.head.members(x)
+    mean = rewards.mean(1)
+    columns = (
+        mean,
+        rewards.std(1, correction=0),
+        model.calibration.percentile(mean),
+        model.calibration.distance(x),
+    )
+    numbers: list[list[float]] = torch.stack(columns, dim=1).tolist()
+    return numbers
 
 
 def _checked(
