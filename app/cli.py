@@ -2,12 +2,14 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -37,15 +39,18 @@ def _failing_kindly() -> Iterator[None]:
 
 @contextmanager
 def _progress() -> Iterator[Report]:
-    """One bar a stage, with time left."""
+    """One bar a stage, with time left; a stage that cannot tell its share pulses."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, Any] = {}
 
         def report(stage: str, share: float) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=1.0)
-            bars.update(tasks[stage], completed=share)
+                for done in tasks.values():
+                    bars.update(done, total=1.0, completed=1.0)
+                tasks[stage] = bars.add_task(stage, total=None)
+            if share > 0:
+                bars.update(tasks[stage], total=1.0, completed=share)
 
         yield report
 
@@ -61,8 +66,10 @@ def serve(
 
     from app.serve.server import create_app
 
-    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    settings = Settings().model_copy(update=given)
+    given: dict[str, Any] = {
+        name: value for name, value in (("host", host), ("port", port)) if value is not None
+    }
+    settings = _settings(**given)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     with _failing_kindly():
         served = create_app(_engine(settings), settings, REGISTRY)
@@ -92,7 +99,7 @@ def train(
     """Train a reward model on preference pairs and write its bundle to the models folder."""
     from app.train import studio
 
-    settings = Settings()
+    settings = _settings()
     with _failing_kindly(), _progress() as report:
         order = studio.order(pairs, test, name=task, terms=data_license, sae=sae, k=k, limit=limit, seed=seed)
         model = studio.make(order, sae, readout, settings, report)
@@ -117,11 +124,12 @@ def sae_train(
     seed: int = 0,
 ) -> None:
     """Train a sparse autoencoder on a backbone's own activations; the harvest resumes if interrupted."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # sae_lens draws a second bar otherwise
     from app.train import studio
 
     with _failing_kindly(), _progress() as report:
         recipe = studio.SaeOrder(backbone, layer, width, k, tokens, samples, seed)
-        facts = studio.make_sae(recipe, chats, out, Settings(), report)
+        facts = studio.make_sae(recipe, chats, out, _settings(), report)
     console.print_json(json.dumps(facts))
 
 
@@ -137,7 +145,7 @@ def models_pull(
     """Fetch, verify, convert and cache a backbone."""
     from app.model import home, sources
 
-    settings = Settings()
+    settings = _settings()
     with _failing_kindly(), _progress() as report:
         source = sources.find(name, settings.models_dir)
         depth = layers or home.depth(name, settings)
@@ -150,7 +158,7 @@ def models_list() -> None:
     """The backbones known by name and the reward models in the models folder."""
     from app.model import bundle, sources
 
-    settings = Settings()
+    settings = _settings()
     table = Table("name", "kind", "about", "license or use")
     for name, source in sources.catalogue(settings.models_dir).items():
         table.add_row(name, "backbone", source.about, source.license)
@@ -166,12 +174,23 @@ def models_list() -> None:
 @models.command("show")
 def models_show(name: Annotated[str, typer.Argument(help="A reward model.")]) -> None:
     """A reward model's manifest: data, licenses, digests, measured quality."""
-    settings = Settings()
+    settings = _settings()
     with _failing_kindly():
         from app.model import bundle
 
         bundle.load(settings.models_dir / name)
     Console().print_json((settings.models_dir / name / "manifest.json").read_text())
+
+
+def _settings(**given: Any) -> Settings:
+    """Settings from the environment; a bad one is named."""
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        for problem in error.errors():
+            name = f"SPARSERM_{problem['loc'][0]}".upper()
+            console.print(f"[red]error:[/red] {name}: {problem['msg']}", highlight=False)
+        raise typer.Exit(1) from error
 
 
 def _engine(settings: Settings) -> Any:

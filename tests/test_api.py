@@ -114,7 +114,7 @@ async def test_compare_explains_the_margin(client: httpx.AsyncClient) -> None:
 
 
 async def test_a_conversation_that_is_too_long_loses_its_oldest_words(client: httpx.AsyncClient) -> None:
-    long = {"prompt": "amber river " * 5000, "response": "quiet stone"}
+    long = {"prompt": "amber river " * 50_000, "response": "quiet stone"}
     answer = await rewards(client, inputs=[long])
     (row,) = answer["data"]
     assert row["truncated"]

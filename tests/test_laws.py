@@ -12,12 +12,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from transformers import AutoModel
 
-from app.errors import BundleError
+from app.errors import BundleError, NonFinite
 from app.model import bundle, home
 from app.model.engine import Engine
 from app.model.packing import pack
 from app.settings import Settings
-from app.types import Ask, Explain, Score
+from app.types import Ask, Explain, Job, Score, Scored
 from tests import tiny
 
 ALL = Ask(tuple(tiny.MODELS), Explain.TOKENS, top_k=tiny.K)
@@ -180,6 +180,19 @@ def test_a_probe_that_is_off_is_refused(engine: Engine) -> None:
     wrong = replace(model, head=replace(model.head, b2=model.head.b2 + 1))
     with pytest.raises(BundleError, match="probe 0 scores"):
         Engine(engine.backbone, engine.text, {"alpha": wrong}).verify()
+
+
+def test_an_item_that_overflows_fails_alone(settings: Settings) -> None:
+    engine = home.engine(settings, lambda *_: None)
+    exchanges = [tiny.exchange("river", "stone glass"), tiny.exchange("river", "stone maple")]
+    fine, poisoned = engine.encode(exchanges)
+    before = engine.score([Job(fine, ALL)])[0]
+    engine.backbone.decoder.embed_tokens.weight[poisoned.ids[poisoned.stop - 1]] = float("nan")
+    after, failed = engine.score([Job(fine, ALL), Job(poisoned, ALL)])
+    assert isinstance(failed, NonFinite)
+    assert isinstance(before, Scored)
+    assert isinstance(after, Scored)
+    assert [s.reward for s in after.scores] == pytest.approx([s.reward for s in before.scores], abs=CLOSE)
 
 
 def test_serving_changes_no_weight(engine: Engine) -> None:

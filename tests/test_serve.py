@@ -99,6 +99,14 @@ def test_failures_are_one_sentence(settings: Settings, tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_a_bad_setting_is_named(settings: Settings) -> None:
+    wrong = {**environment(settings), "SPARSERM_BATCH_TOKENS": "many"}
+    result = subprocess.run([SPARSERM, "serve"], env=wrong, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "SPARSERM_BATCH_TOKENS" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_models_are_listed_and_shown(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in environment(settings).items():
         monkeypatch.setenv(name, value)

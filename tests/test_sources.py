@@ -71,3 +71,15 @@ def test_backbones_that_need_other_attention_are_refused(settings: Settings, tmp
     (folder / "config.json").write_text(config.replace("{", '{"attn_logit_softcapping": 50.0,', 1))
     with pytest.raises(SourceError, match="caps its attention logits"):
         home.resident(str(folder), None, settings, quiet)
+
+
+def test_a_hub_model_is_read_at_its_commit(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "c" * 40
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(SourceError, match=f"cannot fetch org/name at {commit}"):
+        home.resident(f"org/name@{commit}", None, settings, quiet)
+    tiny.backbone_folder(tmp_path / "models--org--name" / "snapshots" / commit)
+    backbone, _ = home.resident(f"org/name@{commit}", 2, settings, quiet)
+    assert (backbone.layers, backbone.digest) == (2, f"hub:org/name@{commit}")

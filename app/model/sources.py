@@ -18,12 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from app.errors import SourceError
 from app.model.backbone import Backbone
 
 Progress = Callable[[str, float], None]
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -48,7 +51,6 @@ class Place:
 
     path: str
     digest: str
-    revision: str | None = None
 
 
 def catalogue(models_dir: Path) -> dict[str, Source]:
@@ -86,12 +88,12 @@ def open_backbone(
 ) -> tuple[Backbone, PreTrainedTokenizerBase]:
     """Load the first `layers` layers of a backbone (all of them for None) and its tokenizer."""
     place = pull(source, layers=layers, cache=cache, progress=progress)
-    config = AutoConfig.from_pretrained(place.path, revision=place.revision)
+    config = AutoConfig.from_pretrained(place.path)
     total = int(config.num_hidden_layers)
     parameters = _count_parameters(config)
     config.num_hidden_layers = _depth(layers, total)
-    decoder = AutoModel.from_pretrained(place.path, revision=place.revision, config=config, dtype=dtype)
-    tokenizer = AutoTokenizer.from_pretrained(place.path, revision=place.revision)
+    decoder = AutoModel.from_pretrained(place.path, config=config, dtype=dtype, use_safetensors=True)
+    tokenizer = AutoTokenizer.from_pretrained(place.path)
     backbone = Backbone(
         decoder.to(device), name=source.name, digest=place.digest, parameters=parameters, total_layers=total
     )
@@ -103,12 +105,21 @@ def pull(source: Source, *, layers: int | None, cache: Path, progress: Progress)
     if source.folder:
         return Place(source.folder, _folder_digest(Path(source.folder)))
     if source.hub:
-        return Place(source.hub, f"hub:{source.hub}@{source.revision}", source.revision)
+        return Place(_snapshot(source), f"hub:{source.hub}@{source.revision}")
     digest = f"sha256:{source.sha256}"
     cached = _cached_cut(source, layers, cache)
     if cached is None:
         cached = _convert(_fetch(source, cache, progress), source, layers, cache, progress)
     return Place(str(cached), digest)
+
+
+def _snapshot(source: Source) -> str:
+    """A hub model's safetensors, configuration and tokenizer at the pinned commit, nothing else."""
+    try:
+        return str(snapshot_download(source.hub, revision=source.revision, allow_patterns=HUB_FILES))
+    except (OSError, HfHubHTTPError) as error:
+        reason = str(error).partition("\n")[0]
+        raise SourceError(f"cannot fetch {source.hub} at {source.revision}: {reason}") from error
 
 
 def _cached_cut(source: Source, layers: int | None, cache: Path) -> Path | None:

@@ -65,5 +65,5 @@ class Metrics:
         )
         self.info = Gauge(
             "sparserm_model_info", "One for each model served.",
-            ["model", "task", "backbone", "backbone_digest", "layer", "version"], registry=registry,
+            ["model", "task", "backbone", "backbone_digest", "sae_sha256", "layer"], registry=registry,
         )  # fmt: skip

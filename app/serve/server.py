@@ -116,5 +116,5 @@ def _describe(engine: Engine, metrics: Metrics) -> None:
     for name, model in engine.models.items():
         card = model.card
         metrics.info.labels(
-            name, card.task, card.backbone, card.backbone_digest, str(card.layer), version("sparserm")
+            name, card.task, card.backbone, card.backbone_digest, card.sae_sha256, str(card.layer)
         ).set(1)

@@ -1,0 +1,152 @@
+"""Documentation that cannot lie. `python -m tests.test_docs` rewrites the generated pages."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+import uvicorn
+from prometheus_client import CollectorRegistry
+from typer.testing import CliRunner
+
+from app import cli
+from app.model import home
+from app.model.bundle import save
+from app.serve import openapi
+from app.serve.metrics import Metrics
+from app.serve.server import create_app
+from app.settings import Settings
+from app.types import ReadOut
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+COMMANDS = ["", "serve", "train", "sae", "sae train", "models", "models pull", "models list", "models show"]
+
+
+def render_settings() -> str:
+    """The settings page."""
+    rows = [
+        f"| `SPARSERM_{name.upper()}` | `{field.default}` | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    table = "\n".join(["| variable | default | meaning |", "|---|---|---|", *rows])
+    return f"# Settings\n\nEvery setting is an environment variable.\n\n{table}\n"
+
+
+def render_cli() -> str:
+    """The command line page: the real help texts."""
+    plain = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "TERMINAL_WIDTH": "100"}
+    parts = []
+    for command in COMMANDS:
+        shown = CliRunner().invoke(cli.app, [*command.split(), "--help"], prog_name="sparserm", env=plain)
+        text = "\n".join(line.rstrip() for line in shown.output.strip().splitlines())
+        parts.append(f"## sparserm {command}".rstrip() + f"\n\n```\n{text}\n```\n")
+    return "# Command line\n\n" + "\n".join(parts)
+
+
+def shell_blocks() -> list[str]:
+    return [
+        block
+        for page in (ROOT / "README.md", DOCS / "api.md")
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
+    ]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A tiny server whose model bears the shipped one's name."""
+    root = tmp_path_factory.mktemp("docs")
+    settings = tiny.settings(root)
+    backbone, text = home.resident(
+        str(tiny.backbone_folder(root / "backbone")), None, settings, lambda *_: None
+    )
+    model = tiny.reward_model("truthfulness", backbone, text, layer=4, readout=ReadOut.MEAN, seed=0)
+    save(model, settings.models_dir / "truthfulness")
+    app = create_app(home.engine(settings, lambda *_: None), settings, CollectorRegistry())
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed here")
+@pytest.mark.parametrize("block", shell_blocks())
+def test_every_curl_in_the_docs_works(block: str, address: str) -> None:
+    script = block.replace("http://127.0.0.1:8000", address)
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "error" not in json.loads(result.stdout)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed here")
+def test_the_readme_s_first_curl_answers_a_reward_with_five_features(address: str) -> None:
+    script = shell_blocks()[0].replace("http://127.0.0.1:8000", address)
+    answer = json.loads(subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout)
+    assert len(answer["data"][0]["features"]) == 5
+
+
+def test_settings_are_documented() -> None:
+    assert (DOCS / "settings.md").read_text() == render_settings()
+
+
+def test_commands_are_documented() -> None:
+    groups = {g.name: g.typer_instance for g in cli.app.registered_groups if g.typer_instance}
+    known = {f"{c.name or c.callback.__name__}" for c in cli.app.registered_commands if c.callback}
+    known |= {f"{n} {_name(c)}" for n, group in groups.items() for c in group.registered_commands}
+    assert known | {"", *(name or "" for name in groups)} == set(COMMANDS)
+    assert (DOCS / "cli.md").read_text() == render_cli()
+
+
+def test_the_api_description_is_current() -> None:
+    assert (DOCS / "openapi.json").read_text() == openapi.render()
+
+
+def test_every_route_is_documented() -> None:
+    text = (DOCS / "api.md").read_text()
+    for path in json.loads(openapi.render())["paths"]:
+        assert path in text, path
+
+
+def test_every_metric_is_documented() -> None:
+    registry = CollectorRegistry()
+    Metrics(registry)
+    text = (DOCS / "operations.md").read_text()
+    for family in registry.collect():
+        assert f"| `{family.name}` | {family.type} |" in text, family.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
+def test_the_readme_s_tree_is_true() -> None:
+    text = (ROOT / "README.md").read_text()
+    for file in (ROOT / "app").rglob("*.py"):
+        assert file.name == "__init__.py" or file.name in text, file
+
+
+def _name(command: typer.models.CommandInfo) -> str:
+    return command.name or ""
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    (DOCS / "settings.md").write_text(render_settings())
+    (DOCS / "cli.md").write_text(render_cli())
