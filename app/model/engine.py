@@ -68,8 +68,21 @@ class Engine:
         """Pack a batch; needs no device."""
         return Prepared(tuple(jobs), pack([job.encoded.ids for job in jobs]))
 
-    @torch.inference_mode()
     def run(self, prepared: Prepared) -> list[Scored | NonFinite]:
+        """Scores of a prepared batch; an item that overflows is told from those it spoilt.
+
+        Items share rows, and 0 x NaN is NaN: one overflowing item can spoil every item of its prefix.
+        """
+        results = self._pass(prepared)
+        if len(results) == 1:
+            return results
+        return [
+            self.score([job])[0] if isinstance(result, NonFinite) else result
+            for job, result in zip(prepared.jobs, results, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _pass(self, prepared: Prepared) -> list[Scored | NonFinite]:
         """One forward pass, then every model over the jobs that asked for it."""
         jobs, packed = prepared
         started = time.perf_counter()
