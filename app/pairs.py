@@ -1,12 +1,15 @@
-"""Preference pairs and chats from JSONL (plain or .gz): read, validate, split by prompt group.
+"""Preference pairs and chats: read, validate, split by prompt group.
 
-A bad row raises DataError with file and line; nothing is skipped silently.
+Rows come from JSONL (plain or .gz), parquet, or a hub data set, and may be plain strings, message lists
+or HH-style transcripts. A bad row raises DataError with file and line, or goes to `bad` if one is given:
+nothing is skipped silently.
 """
 
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +17,36 @@ from app.errors import DataError
 from app.types import Exchange, Message, Pair
 
 GROUP_KEYS = ("group", "qid")
+SPOKEN = ("prompt", "messages", "chosen", "rejected")
+FACT = re.compile(r"(\w+)(=|>=|<=)(.+)")
+HUB = re.compile(r"hub:([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?:@([\w.-]+))?(?:#([\w.-]+))?")
+TURN = re.compile(r"\n\n(Human|Assistant):")
+ROLES = {"Human": "user", "Assistant": "assistant"}
+Row = Mapping[str, Any]
+Bad = Callable[[DataError], None]
 
 
-def read_pairs(path: Path) -> list[Pair]:
-    """Every pair of a file with `chosen`, `rejected` and `messages` or `prompt`."""
-    return [_pair(row, place) for place, row in _rows(path)]
+def read_pairs(source: str | Path, bad: Bad | None = None) -> list[Pair]:
+    """Every pair of a file or hub data set; those that cannot be read raise, or go to `bad`."""
+    pairs: list[Pair] = []
+    for place, row in rows(source):
+        try:
+            pairs.append(_pair(parsed(row, place), place))
+        except DataError as error:
+            if bad is None:
+                raise
+            bad(error)
+    return pairs
 
 
-def read_chats(path: Path) -> Iterator[Exchange]:
-    """Every conversation of a file with `messages`, up to its last assistant turn."""
-    for place, row in _rows(path):
-        messages = _messages(row, place)
+def read_chats(source: str | Path) -> Iterator[Exchange]:
+    """Every conversation up to its last assistant turn; both sides of a row that is a pair."""
+    for place, raw in rows(source):
+        row = parsed(raw, place)
+        if "chosen" in row:
+            yield from _pair(row, place).exchanges
+            continue
+        messages = _messages(row.get("messages"), "messages", place)
         while messages and messages[-1].role != "assistant":
             messages = messages[:-1]
         if len(messages) > 1 and messages[-1].content:
@@ -33,60 +55,160 @@ def read_chats(path: Path) -> Iterator[Exchange]:
 
 def split(pairs: list[Pair], share: float, *, seed: int = 0) -> tuple[list[Pair], list[Pair]]:
     """Two lists that share no prompt group; the second holds about `share` of the groups."""
-    held = {pair.group for pair in pairs if _chance(f"{seed}/{pair.group}") < share}
+    held = {pair.group for pair in pairs if chance(f"{seed}/{pair.group}") < share}
     return [p for p in pairs if p.group not in held], [p for p in pairs if p.group in held]
 
 
-def file_sha256(path: Path) -> str:
-    """Digest by which a bundle names the data it was trained on."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def having(pairs: list[Pair], fact: str) -> list[bool]:
+    """Which pairs a fact such as kind=generated or support>=2 holds of."""
+    found = FACT.fullmatch(fact)
+    if not found:
+        raise DataError(f"{fact!r} is no condition; write key=value, key>=number or key<=number")
+    key, how, wanted = found.groups()
+    return [_holds(dict(pair.facts).get(key), how, wanted) for pair in pairs]
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def chance(key: str) -> float:
+    """A number in [0, 1) that only depends on the key."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+
+
+def source_sha256(source: str | Path) -> str:
+    """Digest of a file, or of a hub data set's name and revision."""
+    path = Path(source)
+    return hashlib.sha256(path.read_bytes() if path.is_file() else str(source).encode()).hexdigest()
+
+
+def rows(source: str | Path) -> Iterator[tuple[str, str | Row]]:
+    """Each row, as it stands, and where it stands."""
+    hub, path = HUB.fullmatch(str(source)), Path(source)
+    if hub:
+        yield from _hub_rows(*hub.groups())
+    elif not path.is_file():
+        raise DataError(f"no file {path}; a hub data set is named hub:ORG/NAME (:CONFIG, @REVISION, #SPLIT)")
+    elif path.suffix == ".parquet":
+        yield from _parquet_rows(path)
+    else:
+        yield from _lines(path)
+
+
+def parsed(row: str | Row, place: str) -> Row:
+    """A row as an object."""
+    if not isinstance(row, str):
+        return row
+    try:
+        found = json.loads(row)
+    except ValueError as error:
+        raise DataError(f"{place}: not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{place}: a row must be an object")
+    return found
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8") as stream:
             for number, line in enumerate(stream, 1):
                 if line.strip():
-                    yield f"{path.name}:{number}", _row(line, f"{path.name}:{number}")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+                    yield f"{path.name}:{number}", line
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
 
 
-def _row(line: str, place: str) -> Mapping[str, Any]:
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    from pyarrow import ArrowInvalid, parquet
+
     try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{place}: not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: a row must be an object")
-    return row
+        batches = parquet.ParquetFile(path).iter_batches()
+        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+            yield f"{path.name}:{number}", row
+    except (OSError, ArrowInvalid) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
 
 
-def _pair(row: Mapping[str, Any], place: str) -> Pair:
-    messages = _messages(row, place)
-    chosen, rejected = (_text(row, key, place) for key in ("chosen", "rejected"))
-    if chosen == rejected:
+def _hub_rows(
+    name: str, config: str | None, revision: str | None, split: str | None
+) -> Iterator[tuple[str, Row]]:
+    from datasets import load_dataset
+
+    part = split or "train"
+    try:
+        found = load_dataset(name, config, split=part, revision=revision, streaming=True)
+        for number, row in enumerate(found, 1):
+            yield f"{name}#{part}:{number}", row
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"cannot read {name} from the hub: {reason}") from error
+
+
+def _pair(row: Row, place: str) -> Pair:
+    prompt = _prompt(row, place)
+    chosen, rejected = (_side(row, key, place) for key in ("chosen", "rejected"))
+    if not prompt:
+        prompt = chosen[:-1]
+        if not prompt or prompt != rejected[:-1]:
+            raise DataError(f"{place}: no 'prompt', and chosen and rejected do not begin with the same turns")
+    if chosen[-1] == rejected[-1]:
         raise DataError(f"{place}: chosen and rejected are the same text")
-    named = next((str(row[key]) for key in GROUP_KEYS if key in row), None)
-    return Pair(messages, chosen, rejected, named or messages[-1].content)
+    named = next((str(row[key]) for key in GROUP_KEYS if row.get(key) is not None), None)
+    facts = tuple((k, str(v)) for k, v in row.items() if k not in SPOKEN and isinstance(v, str | int | float))
+    return Pair(prompt, chosen[-1].content, rejected[-1].content, named or prompt[-1].content, facts)
 
 
-def _messages(row: Mapping[str, Any], place: str) -> tuple[Message, ...]:
-    if "messages" not in row:
-        return (Message("user", _text(row, "prompt", place)),)
-    turns = row["messages"]
+def _holds(value: str | None, how: str, wanted: str) -> bool:
+    if value is None or how == "=":
+        return value == wanted
+    try:
+        return float(value) >= float(wanted) if how == ">=" else float(value) <= float(wanted)
+    except ValueError as error:
+        raise DataError(f"cannot compare {value!r} with {wanted!r}: not both are numbers") from error
+
+
+def _prompt(row: Row, place: str) -> tuple[Message, ...]:
+    """The conversation before the response; empty where chosen and rejected carry it themselves."""
+    key = next((key for key in ("messages", "prompt") if row.get(key) is not None), None)
+    if key is None:
+        return ()
+    return _turns(row[key], key, place, speaker="user")
+
+
+def _side(row: Row, key: str, place: str) -> tuple[Message, ...]:
+    """A response, or a conversation that ends with it."""
+    turns = _turns(row.get(key), key, place, speaker="assistant")
+    if turns[-1].role != "assistant":
+        raise DataError(f"{place}: {key!r} must end with an assistant turn")
+    return turns
+
+
+def _turns(value: Any, key: str, place: str, *, speaker: str) -> tuple[Message, ...]:
+    """Text, a transcript or messages, as messages."""
+    if isinstance(value, str) and TURN.match(value):
+        return _transcript(value, key, place)
+    if isinstance(value, str) and value:
+        return (Message(speaker, value),)
+    return _messages(value, key, place)
+
+
+def _transcript(text: str, key: str, place: str) -> tuple[Message, ...]:
+    """An HH-style dialogue; an empty last assistant turn is where the response goes."""
+    _, *parts = TURN.split(text)
+    turns = [Message(ROLES[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True)]
+    if turns[-1].role == "assistant" and not turns[-1].content:
+        turns.pop()
+    if not turns or not all(turn.content for turn in turns):
+        raise DataError(f"{place}: {key!r} holds an empty turn")
+    return tuple(turns)
+
+
+def _messages(turns: Any, key: str, place: str) -> tuple[Message, ...]:
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
-        raise DataError(f"{place}: messages must be a non-empty list of objects")
+        raise DataError(f"{place}: {key!r} must be a non-empty string or a list of messages")
     return tuple(Message(_text(t, "role", place), _text(t, "content", place)) for t in turns)
 
 
-def _text(row: Mapping[str, Any], key: str, place: str) -> str:
+def _text(row: Row, key: str, place: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value:
         raise DataError(f"{place}: {key!r} must be a non-empty string")
     return value
-
-
-def _chance(key: str) -> float:
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64

@@ -48,12 +48,16 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A conversation with the response people preferred and the one they did not."""
+    """A conversation with the response people preferred and the one they did not.
+
+    `group` ties pairs that share a prompt; `facts` is what else the row said, for looking at parts.
+    """
 
     messages: tuple[Message, ...]
     chosen: str
     rejected: str
     group: str
+    facts: tuple[tuple[str, str], ...] = ()
 
     @property
     def exchanges(self) -> tuple[Exchange, Exchange]:
@@ -95,13 +99,20 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """A selected latent as the bundle describes it; `sign` is +1 where preferred responses fire it."""
+    """A selected latent as the bundle describes it; `sign` is +1 where preferred responses fire it.
+
+    `difference` is preferred minus rejected firing; `stability` the share of bootstrap samples that select
+    it too; `agreement` how well its projection tells whether it fires (AUROC).
+    """
 
     latent: int
     sign: int
     label: str | None = None
     label_score: float | None = None
     url: str | None = None
+    difference: float | None = None
+    stability: float | None = None
+    agreement: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

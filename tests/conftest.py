@@ -12,6 +12,7 @@ from app.model import home
 from app.model.engine import Engine
 from app.settings import Settings
 from tests import tiny
+from tests import workshop as workshops
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +31,15 @@ def settings(root: Path) -> Settings:
 def engine(settings: Settings) -> Engine:
     """A tiny engine with three models at three depths."""
     return home.engine(settings, lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A tiny backbone, chats and pairs to train on."""
+    return workshops.build(tmp_path_factory.mktemp("workshop"))
+
+
+@pytest.fixture(scope="session")
+def made_sae(workshop: Settings) -> Path:
+    """An SAE of the tiny backbone."""
+    return workshops.build_sae(workshop)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow import Table, parquet
 
 from app.errors import DataError
 from app.pairs import read_chats, read_pairs, split
@@ -38,8 +39,15 @@ def test_prompts_and_messages_are_both_read(tmp_path: Path) -> None:
         ({**GOOD, "chosen": ""}, "'chosen' must be"),
         ({**GOOD, "rejected": 3}, "'rejected' must be"),
         ({**GOOD, "rejected": "stone"}, "the same text"),
-        ({"chosen": "a", "rejected": "b"}, "'prompt' must be"),
-        ({**GOOD, "messages": []}, "non-empty list"),
+        ({"chosen": "a", "rejected": "b"}, "no 'prompt'"),
+        ({**GOOD, "messages": []}, "'messages' must be"),
+        ({**GOOD, "prompt": ""}, "'prompt' must be"),
+        (
+            {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: b"},
+            "the same turns",
+        ),
+        ({**GOOD, "chosen": "\n\nHuman: river?\n\nAssistant: a\n\nHuman: b"}, "end with an assistant turn"),
+        ({**GOOD, "chosen": "\n\nHuman:\n\nAssistant: a"}, "empty turn"),
         ({**GOOD, "messages": [{"role": "user"}]}, "'content' must be"),
     ],
 )
@@ -49,8 +57,39 @@ def test_a_bad_row_is_named_by_line(tmp_path: Path, row: Any, complaint: str) ->
     assert str(caught.value).startswith("pairs.jsonl:2:")
 
 
+def test_every_way_of_writing_a_pair_is_read_alike(tmp_path: Path) -> None:
+    before = [{"role": "user", "content": "river?"}]
+
+    def turn(text: str) -> list[dict[str, str]]:
+        return [{"role": "assistant", "content": text}]
+
+    hh = "\n\nHuman: river?\n\nAssistant:"
+    forms: list[dict[str, Any]] = [
+        GOOD,
+        {"messages": before, "chosen": "stone", "rejected": "glass"},
+        {"prompt": before, "chosen": turn("stone"), "rejected": turn("glass")},
+        {"chosen": [*before, *turn("stone")], "rejected": [*before, *turn("glass")]},
+        {"chosen": f"{hh} stone", "rejected": f"{hh} glass"},
+        {"prompt": hh, "chosen": "stone", "rejected": "glass"},
+    ]
+    lines = read_pairs(write(tmp_path, forms))
+    parquet.write_table(Table.from_pylist([GOOD]), tmp_path / "pairs.parquet")
+    assert {*lines, *read_pairs(tmp_path / "pairs.parquet")} == {lines[0]}
+
+
+def test_bad_rows_are_skipped_only_if_somebody_hears_of_them(tmp_path: Path) -> None:
+    file = write(tmp_path, [GOOD, "{\n", {**GOOD, "chosen": "b"}])
+    heard: list[DataError] = []
+    assert len(read_pairs(file, heard.append)) == 2
+    assert str(heard[0]).startswith("pairs.jsonl:2: not JSON")
+
+
+def test_a_pair_is_two_chats(tmp_path: Path) -> None:
+    assert [chat.response for chat in read_chats(write(tmp_path, [GOOD]))] == ["stone", "glass"]
+
+
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot read"):
+    with pytest.raises(DataError, match="no file"):
         read_pairs(tmp_path / "nothing.jsonl")
 
 
@@ -69,3 +108,8 @@ def test_a_split_shares_no_prompt(tmp_path: Path) -> None:
     assert len(kept) + len(held) == 200
     assert 0.05 < len(held) / 200 < 0.5
     assert {p.group for p in kept}.isdisjoint({p.group for p in held})
+
+
+def test_the_example_pairs_are_good() -> None:
+    pairs = read_pairs(Path(__file__).parents[1] / "docs" / "examples" / "pairs.jsonl")
+    assert len(pairs) == len({pair.group for pair in pairs}) == 48

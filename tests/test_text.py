@@ -74,6 +74,6 @@ def test_a_template_that_trims_is_followed(engine: Engine) -> None:
 def _with_template(text: Text, template: str) -> object:
     import copy
 
-    tokenizer = copy.deepcopy(text._tokenizer)  # noqa: SLF001 - a second tokenizer with another template
+    tokenizer = copy.deepcopy(text.tokenizer)
     tokenizer.chat_template = template
     return tokenizer

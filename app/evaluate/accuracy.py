@@ -1,15 +1,21 @@
-"""How often a reward model agrees with people, with an interval that respects shared prompts."""
+"""How often a reward model agrees with people, with intervals that respect shared prompts.
 
-from dataclasses import dataclass
+And what a single number hides: whether its probabilities mean what they say, and how much of it is length.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 from torch import Tensor
 
-from app.model.head import Calibration, Head
-
 RESAMPLES = 2000
+BINS = 15
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,53 +28,109 @@ class Accuracy:
     n: int
 
     def __str__(self) -> str:
-        return f"{self.accuracy:.3f} [{self.ci_low:.3f}, {self.ci_high:.3f}], n = {self.n}"
+        return f"{self.accuracy:.3f} [{self.ci_low:.3f}, {self.ci_high:.3f}]"
 
 
-def margins(head: Head, projections: Tensor) -> Tensor:
-    """Reward of chosen minus reward of rejected, from (N, 2, K) projections."""
-    rewards = head.members(head.standardise(projections.flatten(0, 1))).mean(1).reshape(-1, 2)
-    return rewards[:, 0] - rewards[:, 1]
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Test pairs after scoring: rewards and lengths of (chosen, rejected), (N, 2), and prompt groups."""
+
+    rewards: Tensor
+    tokens: Tensor
+    groups: list[str]
+
+    @property
+    def margins(self) -> Tensor:
+        """Reward of chosen minus reward of rejected."""
+        return self.rewards[:, 0] - self.rewards[:, 1]
 
 
-def accuracy(margins: Tensor, groups: list[str], seed: int = 0) -> Accuracy:
+def examine(judged: Judged, temperature: float, slices: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
+    """Everything measured about a model on test pairs, ready for JSON."""
+    right = wins(judged.margins)
+    longer = (judged.tokens[:, 0] - judged.tokens[:, 1]).sign().numpy()
+    said, true = outcomes(judged.margins, temperature)
+    parts = {name: np.array(mask, dtype=bool) for name, mask in slices.items()}
+    return {
+        **asdict(interval(right, judged.groups)),
+        "ece": calibration_error(said, true),
+        "brier": float(((said - true) ** 2).mean()),
+        "length": {
+            "spearman": within_prompt(judged),
+            "chosen_longer": _part(right, judged.groups, longer > 0),
+            "chosen_shorter": _part(right, judged.groups, longer < 0),
+        },
+        "slices": {name: _part(right, judged.groups, mask) for name, mask in parts.items()},
+    }
+
+
+def accuracy(margins: Tensor, groups: list[str]) -> Accuracy:
     """Pair accuracy; a tie counts half."""
-    right = wins(margins)
-    low, high = _interval(right, groups, seed)
-    return Accuracy(float(right.mean()), low, high, len(right))
+    return interval(wins(margins), groups)
 
 
-def advantage(ours: Tensor, theirs: Tensor, groups: list[str], seed: int = 0) -> Accuracy:
-    """Accuracy of ours minus theirs on the same pairs, with a paired interval."""
-    difference = wins(ours) - wins(theirs)
-    low, high = _interval(difference, groups, seed)
-    return Accuracy(float(difference.mean()), low, high, len(difference))
+def advantage(ours: Array, theirs: Array, groups: list[str]) -> Accuracy:
+    """Wins of ours minus theirs on the same pairs, with a paired interval."""
+    return interval(ours - theirs, groups)
 
 
-def wins(margins: Tensor) -> NDArray[np.float64]:
+def wins(margins: Tensor) -> Array:
     """1 where people agree, 0 where they do not, half for a tie."""
-    found: NDArray[np.float64] = ((torch.sign(margins.double()) + 1) / 2).numpy()
+    found: Array = ((torch.sign(margins.double()) + 1) / 2).numpy()
     return found
 
 
-def calibration_error(margins: Tensor, calibration: Calibration, bins: int = 15) -> float:
-    """Expected calibration error of P(chosen beats rejected), in bins of equal mass.
-
-    Each pair counts in both orders, so that a model which always says one half scores well only
-    when it knows nothing.
-    """
-    both = torch.cat([margins, -margins]) / calibration.temperature
-    said = torch.sigmoid(both).numpy()
-    true = np.concatenate([np.ones(len(margins)), np.zeros(len(margins))])
-    parts = np.array_split(np.argsort(said, kind="stable"), bins)
-    return float(sum(len(p) * abs(said[p].mean() - true[p].mean()) for p in parts if len(p)) / len(said))
-
-
-def _interval(values: NDArray[np.float64], groups: list[str], seed: int) -> tuple[float, float]:
-    """Percentile bootstrap of the mean, drawing whole groups."""
+def interval(values: Array, groups: list[str], seed: int = 0) -> Accuracy:
+    """The mean and its percentile bootstrap, drawing whole groups."""
     _, place = np.unique(groups, return_inverse=True)
     sums, sizes = np.bincount(place, values), np.bincount(place)
     draws = np.random.default_rng(seed).integers(len(sums), size=(RESAMPLES, len(sums)))
     means = sums[draws].sum(1) / sizes[draws].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    return Accuracy(float(values.mean()), float(low), float(high), len(values))
+
+
+def outcomes(margins: Tensor, temperature: float) -> tuple[Array, Array]:
+    """Said probabilities and outcomes; each pair counts in both orders.
+
+    So a model that always says one half scores well only when it knows nothing.
+    """
+    both = torch.cat([margins, -margins]).double() / temperature
+    return torch.sigmoid(both).numpy(), np.concatenate([np.ones(len(margins)), np.zeros(len(margins))])
+
+
+def calibration_error(said: Array, true: Array) -> float:
+    """Expected calibration error in bins of equal mass."""
+    return float(sum(n * abs(p - t) for p, t, n in reliability(said, true)) / len(said))
+
+
+def reliability(said: Array, true: Array) -> list[tuple[float, float, int]]:
+    """Mean said probability, share that came true and size of each bin."""
+    parts = np.array_split(np.argsort(said, kind="stable"), BINS)
+    return [(float(said[p].mean()), float(true[p].mean()), len(p)) for p in parts if len(p)]
+
+
+def within_prompt(judged: Judged) -> float:
+    """Spearman correlation of reward and length among the responses to one prompt, over all prompts."""
+    _, place = np.unique(np.repeat(judged.groups, 2), return_inverse=True)
+    columns = [judged.rewards.flatten().double().numpy(), judged.tokens.flatten().double().numpy()]
+    x, y = (_centred_ranks(column, place) for column in columns)
+    spread = float(np.sqrt((x**2).sum() * (y**2).sum()))
+    return float((x * y).sum()) / spread if spread else 0.0
+
+
+def _centred_ranks(values: Array, place: NDArray[np.int64]) -> Array:
+    """Ranks within each group as a share of its size, less their mean."""
+    out = np.zeros(len(values))
+    for group in np.unique(place):
+        rows = np.flatnonzero(place == group)
+        ranks = rankdata(values[rows]) / len(rows)
+        out[rows] = ranks - ranks.mean()
+    return out
+
+
+def _part(right: Array, groups: list[str], mask: NDArray[np.bool_]) -> dict[str, Any] | None:
+    """Accuracy on some of the pairs; None where there are none."""
+    if not mask.any():
+        return None
+    return asdict(interval(right[mask], [group for group, kept in zip(groups, mask, strict=True) if kept]))

@@ -39,7 +39,7 @@ class Backbone:
         AttentionInterface.register(ATTENTION, attend)
         decoder.set_attn_implementation(ATTENTION)
         decoder.eval().requires_grad_(requires_grad=False)
-        decoder.norm = nn.Identity()
+        self._norm, decoder.norm = decoder.norm, nn.Identity()
         self.decoder = decoder
         self.name = name
         self.digest = digest
@@ -87,6 +87,15 @@ class Backbone:
             for hook in hooks:
                 hook.remove()
         return states
+
+    @torch.inference_mode()
+    def spoken(self, directions: Tensor) -> Tensor | None:
+        """What each direction says in the vocabulary, (K, V) logits; None if the head was not kept."""
+        if not self.decoder.config.tie_word_embeddings:
+            return None
+        embeddings: Tensor = self.decoder.get_input_embeddings().weight
+        logits: Tensor = self._norm(directions.to(embeddings)) @ embeddings.T
+        return logits.float()
 
 
 def views(segments: Iterable[Segment], device: torch.device) -> list[View]:

@@ -1,6 +1,9 @@
 """From settings to a running engine: which bundles, which backbone, which device and precision."""
 
+from pathlib import Path
+
 import torch
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from app.errors import BundleError
@@ -41,6 +44,24 @@ def resident(name: str, layers: int | None, settings: Settings, progress: Progre
     )
     text = Text(tokenizer, max_tokens=settings.max_tokens, max_text_chars=settings.max_text_chars)
     return backbone, text
+
+
+def llm(name: str, settings: Settings, progress: Progress) -> PreTrainedModel:
+    """A backbone's whole language model on the chosen device."""
+    device = _device(settings)
+    return sources.open_llm(
+        sources.find(name, settings.models_dir),
+        cache=settings.cache,
+        device=device,
+        dtype=_dtype(settings, device),
+        progress=progress,
+    )
+
+
+def whole(name: str, settings: Settings, progress: Progress) -> Path:
+    """The folder of a backbone with all of its layers."""
+    source = sources.find(name, settings.models_dir)
+    return Path(sources.pull(source, layers=None, cache=settings.cache, progress=progress).path)
 
 
 def depth(backbone: str, settings: Settings) -> int | None:

@@ -5,7 +5,7 @@ has to be built: an item adds one segment, its new tokens, and sees the row of i
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +67,20 @@ def pack(items: Sequence[Ids]) -> Packed:
             positions.extend(range(shared, shared + len(fresh)))
         before, paths[item], new_tokens[item] = items[item], path, len(fresh)
     return Packed(np.array(ids), np.array(positions), tuple(segments), tuple(paths), tuple(new_tokens))
+
+
+def passes(items: Sequence[Ids], budget: int) -> Iterator[list[int]]:
+    """Places of items in lists of about `budget` tokens each, neighbours in token order together."""
+    batch: list[int] = []
+    size = 0
+    for i in sorted(range(len(items)), key=items.__getitem__):
+        batch.append(i)
+        size += len(items[i])
+        if size >= budget:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def common_prefix(left: Ids, right: Ids) -> int:

@@ -20,7 +20,14 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from app.errors import SourceError
 from app.model.backbone import Backbone
@@ -98,6 +105,17 @@ def open_backbone(
         decoder.to(device), name=source.name, digest=place.digest, parameters=parameters, total_layers=total
     )
     return backbone, tokenizer
+
+
+def open_llm(
+    source: Source, *, cache: Path, device: torch.device, dtype: torch.dtype, progress: Progress
+) -> PreTrainedModel:
+    """The whole language model, head included: for generating, fine-tuning and loss, not for scoring."""
+    place = pull(source, layers=None, cache=cache, progress=progress)
+    if source.wheel and not AutoConfig.from_pretrained(place.path).tie_word_embeddings:
+        raise SourceError(f"{source.name}: its cached copy has no language model head")
+    llm = AutoModelForCausalLM.from_pretrained(place.path, dtype=dtype, use_safetensors=True)
+    return llm.to(device).eval()
 
 
 def pull(source: Source, *, layers: int | None, cache: Path, progress: Progress) -> Place:

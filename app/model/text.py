@@ -35,7 +35,7 @@ class Text:
         self.digest = hashlib.sha256(self.template.encode()).hexdigest()
         self.max_tokens = max_tokens
         self.max_text_chars = max_text_chars
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         state = tokenizer.backend_tokenizer.to_str()
         self._markup: Tokenizer = Tokenizer.from_str(state)
         self._content: Tokenizer = Tokenizer.from_str(state)
@@ -64,6 +64,11 @@ class Text:
     def decode(self, ids: Sequence[int]) -> list[str]:
         """The text of each token, for people to read."""
         return [str(self._content.decode([token], skip_special_tokens=False)) for token in ids]
+
+    @property
+    def padding(self) -> int:
+        """A token that never ends a conversation, for models that must be padded."""
+        return next(int(token) for token in self.tokenizer.all_special_ids if token != self._closing)
 
     def _check(self, exchange: Exchange, index: int) -> None:
         if not exchange.messages:
@@ -148,7 +153,7 @@ class Text:
     def _render(self, messages: tuple[Message, ...], *, open_turn: bool = False) -> str:
         turns = [{"role": m.role, "content": m.content} for m in messages]
         return str(
-            self._tokenizer.apply_chat_template(
+            self.tokenizer.apply_chat_template(
                 turns, chat_template=self.template, tokenize=False, add_generation_prompt=open_turn
             )
         )

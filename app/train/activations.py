@@ -1,13 +1,14 @@
 """Residual vectors of chats on disk: what an SAE is trained on.
 
-Streamed through the serving path itself. The first token, whose residual is a huge outlier, is left out.
-The store grows by whole passes, so an interrupted harvest goes on where it stopped.
+Streamed through the serving path itself. The first token, whose residual is a huge outlier, is left out;
+the last tokens of a turn, which rewards are often read from, count several times. The store grows by
+whole passes, so an interrupted harvest goes on where it stopped.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -21,20 +22,19 @@ from app.model.text import Text
 from app.types import Encoded, Exchange
 
 PASS_TOKENS = 2048
+FINAL_COPIES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far a harvest has come."""
 
-    backbone: str
-    layer: int
     documents: int = 0
     rows: int = 0
 
 
 class Store:
-    """float16 rows in one flat file, and a note of how many of them are whole."""
+    """float16 rows in one flat file, and a note of how many are whole; one folder a choice of rows."""
 
     def __init__(self, folder: Path, width: int) -> None:
         self.folder = folder
@@ -42,13 +42,9 @@ class Store:
         self._file = folder / "activations.f16"
         self._note = folder / "progress.json"
 
-    def progress(self, backbone: str, layer: int) -> Progress:
-        """Where to go on; a store of another backbone or layer starts over."""
-        if self._note.exists():
-            found = Progress(**json.loads(self._note.read_text()))
-            if (found.backbone, found.layer) == (backbone, layer):
-                return found
-        return Progress(backbone, layer)
+    def progress(self) -> Progress:
+        """Where to go on."""
+        return Progress(**json.loads(self._note.read_text())) if self._note.exists() else Progress()
 
     def append(self, rows: Tensor, progress: Progress) -> None:
         """Add rows, then say so; rows that were written but not noted are overwritten next time."""
@@ -73,26 +69,33 @@ def harvest(
     backbone: Backbone,
     text: Text,
     layer: int,
-    tokens: int,
+    rows: int,
     store: Store,
     report: Callable[[int], None],
 ) -> None:
-    """Run chats through the backbone until the store holds `tokens` rows."""
-    done = store.progress(backbone.digest, layer)
+    """Run chats through the backbone until the store holds `rows`."""
+    done = store.progress()
     report(done.rows)
     for documents, batch in _passes(islice(chats, done.documents, None), text):
-        if done.rows >= tokens:
+        if done.rows >= rows:
             return
-        rows = _residuals(batch, backbone, layer)
-        done = Progress(done.backbone, layer, done.documents + documents, done.rows + len(rows))
-        store.append(rows, done)
+        found = _residuals(batch, backbone, layer)
+        done = Progress(done.documents + documents, done.rows + len(found))
+        store.append(found, done)
         report(done.rows)
+
+
+def mixed(sources: Sequence[Iterable[Exchange]]) -> Iterator[Exchange]:
+    """One exchange of each source in turn, until all are empty."""
+    rounds = chain.from_iterable(zip_longest(*sources))
+    return (exchange for exchange in rounds if exchange is not None)
 
 
 def _residuals(batch: list[Encoded], backbone: Backbone, layer: int) -> Tensor:
     packed = pack([one.ids for one in batch])
-    kept = torch.from_numpy(packed.positions > 0)
-    return backbone.residuals(packed, [layer])[layer].cpu()[kept].clamp(-65504, 65504)
+    ends = [packed.rows(i, one.stop - 1, one.stop + 1) for i, one in enumerate(batch)]
+    rows = np.concatenate([np.flatnonzero(packed.positions > 0), *ends * (FINAL_COPIES - 1)])
+    return backbone.residuals(packed, [layer])[layer].cpu()[torch.from_numpy(rows)].clamp(-65504, 65504)
 
 
 def _passes(chats: Iterable[Exchange], text: Text) -> Iterator[tuple[int, list[Encoded]]]:

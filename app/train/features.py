@@ -1,87 +1,169 @@
-"""The frozen half over preference pairs, computed once and kept: pooled residuals and firing shares.
+"""The frozen half over preference pairs, computed once and kept: what every read-out sees of a response.
 
-Projections are linear, so any choice of directions can be read from the pooled residual later.
-Each block of pairs is saved as it is done; an interrupted run goes on with the next block.
+Projections are linear, so any choice of directions can be read from the pooled residuals later.
+Each response is kept under its own key, so runs that share responses share the work.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from app.model.backbone import Backbone
-from app.model.directions import Dictionary, pool, span
-from app.model.packing import pack
+from app.model.directions import Dictionary
+from app.model.packing import Packed, pack, passes
 from app.model.text import Text
-from app.types import Pair, ReadOut
+from app.train.shelf import Shelf
+from app.types import Encoded, Exchange, Pair, ReadOut
 
-BLOCK = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Axis 1 is (chosen, rejected): pooled residuals (N, 2, D), firing shares (N, 2, F), tokens (N, 2)."""
-
-    pooled: Tensor
-    firing: Tensor
-    tokens: Tensor
+PASS_TOKENS = 4096
+READOUTS = tuple(ReadOut)
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Everything that decides what a feature table holds."""
+    """The layers that are read, and the dictionary that reads the first of them."""
 
     backbone: Backbone
     text: Text
+    layers: tuple[int, ...]
     dictionary: Dictionary
-    layer: int
-    readout: ReadOut
     sae_sha256: str
 
     @property
-    def key(self) -> str:
-        """A digest of those things, so that a cached block is never mistaken for another's."""
-        parts = (self.backbone.digest, self.text.digest, str(self.text.max_tokens), self.sae_sha256)
-        return hashlib.sha256("/".join((*parts, str(self.layer), self.readout)).encode()).hexdigest()
+    def kinds(self) -> dict[str, str]:
+        """Digests of all that decides a residual or an activation, by what the table calls them."""
+        frozen = (self.backbone.digest, self.text.digest, str(self.text.max_tokens), str(self.backbone.dtype))
+        named = {f"residuals.{layer}": str(layer) for layer in self.layers}
+        named["latents"] = f"{self.layers[0]}/{self.sae_sha256}"
+        return {
+            name: hashlib.sha256("/".join((*frozen, *what.split("/"))).encode()).hexdigest()[:24]
+            for name, what in named.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Pairs as places in a list of unique responses, and what was read of each of those.
+
+    `place` is (N, 2), chosen first; `residuals[layer]` is (U, 3, D) over the read-outs; `latents` holds,
+    per response and read-out, which latents fired, on what share of tokens and how strongly on average.
+    """
+
+    place: Tensor
+    tokens: Tensor
+    residuals: dict[int, Tensor]
+    latents: list[dict[str, Tensor]]
+    width: int
+
+    def pooled(self, layer: int, readout: ReadOut) -> Tensor:
+        """(N, 2, D) pooled residuals."""
+        return self.residuals[layer][:, READOUTS.index(readout)][self.place]
+
+    def lengths(self) -> Tensor:
+        """(N, 2) response tokens."""
+        return self.tokens[self.place]
+
+    def firing(self, readout: ReadOut) -> Tensor:
+        """(N, 2, F) share of the read tokens on which each latent fires."""
+        return self._dense("shares", readout)[self.place]
+
+    def activations(self, readout: ReadOut) -> Tensor:
+        """(N, 2, F) mean activation of each latent over the read tokens."""
+        return self._dense("means", readout)[self.place]
+
+    def part(self, rows: list[int]) -> "Table":
+        """Some of the pairs."""
+        return Table(self.place[rows], self.tokens, self.residuals, self.latents, self.width)
+
+    def _dense(self, what: str, readout: ReadOut) -> Tensor:
+        out = torch.zeros(len(self.latents), self.width, dtype=torch.half)
+        for row, found in enumerate(self.latents):
+            out[row, found[f"{readout}.which"].long()] = found[f"{readout}.{what}"]
+        return out
 
 
 def table(pairs: list[Pair], reader: Reader, cache: Path, report: Callable[[int], None]) -> Table:
-    """Features of every pair, in order."""
-    blocks = []
-    for start in range(0, len(pairs), BLOCK):
-        blocks.append(_block(pairs[start : start + BLOCK], reader, cache))
-        report(start + len(pairs[start : start + BLOCK]))
-    return Table(*(torch.cat([block[name] for block in blocks]) for name in ("pooled", "firing", "tokens")))
+    """Features of every pair, in order; `report` hears how many responses are done.
+
+    Passes are the same whatever is on the shelf already, so that a killed run ends as an unbroken one.
+    """
+    exchanges = list(dict.fromkeys(exchange for pair in pairs for exchange in pair.exchanges))
+    items = [_item(exchange) for exchange in exchanges]
+    shelf = Shelf(cache / "features.sqlite")
+    found = {name: shelf.get(kind, items) for name, kind in reader.kinds.items()}
+    lacking = {name for name, rows in found.items() if any(item not in rows for item in items)}
+    done = 0
+    encoded = reader.text.encode(exchanges) if lacking else []
+    for some in passes([one.ids for one in encoded], PASS_TOKENS):
+        if any(items[i] not in found[name] for name in lacking for i in some):
+            rows = list(_read([encoded[i] for i in some], [items[i] for i in some], reader, lacking))
+            shelf.put([(reader.kinds[name], item, tensors) for name, item, tensors in rows])
+            for name, item, tensors in rows:
+                found[name][item] = tensors
+        done += len(some)
+        report(done)
+    report(len(exchanges))
+    return _table(pairs, exchanges, [{name: rows[i] for name, rows in found.items()} for i in items], reader)
 
 
-def _block(pairs: list[Pair], reader: Reader, cache: Path) -> dict[str, Tensor]:
-    named = hashlib.sha256("\0".join([reader.key, *map(repr, pairs)]).encode()).hexdigest()
-    file = cache / "features" / f"{named[:32]}.safetensors"
-    if file.exists():
-        return load_file(file)
-    block = _compute(pairs, reader)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(block, file.with_suffix(".tmp"))
-    file.with_suffix(".tmp").replace(file)
-    return block
+def _table(
+    pairs: list[Pair], exchanges: list[Exchange], rows: list[dict[str, dict[str, Tensor]]], reader: Reader
+) -> Table:
+    where = {exchange: i for i, exchange in enumerate(exchanges)}
+    first = f"residuals.{reader.layers[0]}"
+    return Table(
+        place=torch.tensor([[where[e] for e in pair.exchanges] for pair in pairs]),
+        tokens=torch.tensor([int(row[first]["tokens"]) for row in rows]),
+        residuals={
+            layer: torch.stack([row[f"residuals.{layer}"]["pooled"] for row in rows])
+            for layer in reader.layers
+        },
+        latents=[row["latents"] for row in rows],
+        width=len(reader.dictionary.bias),
+    )
 
 
-def _compute(pairs: list[Pair], reader: Reader) -> dict[str, Tensor]:
-    encoded = reader.text.encode([exchange for pair in pairs for exchange in pair.exchanges])
+def _read(
+    encoded: list[Encoded], items: list[str], reader: Reader, lacking: set[str]
+) -> Iterator[tuple[str, str, dict[str, Tensor]]]:
+    """The lacking kinds of row of the responses of one pass."""
     packed = pack([one.ids for one in encoded])
-    layer = reader.backbone.residuals(packed, [reader.layer])[reader.layer]
-    spans = [span(reader.readout, one) for one in encoded]
-    rows = [torch.from_numpy(packed.rows(i, *at)).to(layer.device) for i, at in enumerate(spans)]
-    lengths = [stop - start for start, stop in spans]
-    residuals = layer[torch.cat(rows)]
-    fired = (reader.dictionary.activate(residuals) > 0).float()
-    tokens = torch.tensor([one.stop - one.start for one in encoded])
-    return {
-        "pooled": pool(residuals, lengths).cpu().reshape(len(pairs), 2, -1),
-        "firing": pool(fired, lengths).cpu().half().reshape(len(pairs), 2, -1),
-        "tokens": tokens.reshape(len(pairs), 2),
-    }
+    first, *_ = reader.layers
+    layers = [layer for layer in reader.layers if f"residuals.{layer}" in lacking]
+    states = reader.backbone.residuals(packed, {*layers, *([first] if "latents" in lacking else [])})
+    for at, (one, item) in enumerate(zip(encoded, items, strict=True)):
+        for layer in layers:
+            pooled = _readouts(_rows(packed, at, one, states[layer])).cpu()
+            yield f"residuals.{layer}", item, {"pooled": pooled, "tokens": torch.tensor(one.stop - one.start)}
+        if "latents" in lacking:
+            rows = _rows(packed, at, one, states[first])
+            yield "latents", item, _latents(reader.dictionary.activate(rows))
+
+
+def _rows(packed: Packed, at: int, one: Encoded, layer: Tensor) -> Tensor:
+    """Residuals of the response's tokens and of the closing one."""
+    return layer[torch.from_numpy(packed.rows(at, one.start, one.stop + 1)).to(layer.device)]
+
+
+def _readouts(rows: Tensor) -> Tensor:
+    """Mean over the response, its last token, the closing token: the order of ReadOut."""
+    return torch.stack([rows[:-1].mean(0), rows[-2], rows[-1]])
+
+
+def _latents(activations: Tensor) -> dict[str, Tensor]:
+    shares, means = _readouts((activations > 0).float()).cpu(), _readouts(activations).cpu()
+    kept: dict[str, Tensor] = {}
+    for at, readout in enumerate(READOUTS):
+        which = shares[at].nonzero().squeeze(1)
+        kept[f"{readout}.which"] = which.int()
+        kept[f"{readout}.shares"] = shares[at, which].half()
+        kept[f"{readout}.means"] = means[at, which].half()
+    return kept
+
+
+def _item(exchange: Exchange) -> str:
+    return hashlib.sha256(repr(exchange).encode()).hexdigest()[:32]

@@ -1,24 +1,25 @@
-"""pairs → features → selection → head → calibration → bundle; reads top to bottom."""
+"""pairs → features → selection → head → calibration → names → bundle; reads top to bottom."""
 
-import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from app.errors import DataError, NonFinite
-from app.evaluate.accuracy import Accuracy, accuracy, advantage, calibration_error, margins
-from app.model import bundle
+from app.evaluate.accuracy import Judged, advantage, examine, interval, wins
 from app.model.bundle import ModelCard, Probe, RewardModel, TrainingData
 from app.model.engine import Engine
 from app.model.head import Calibration, Head
-from app.pairs import split
-from app.train import features, fit
+from app.pairs import having, split
+from app.train import features, fit, labels
+from app.train.compare import BASELINES, Arena
+from app.train.contexts import contexts
 from app.train.select import Selection, select
-from app.types import Ask, Exchange, Explain, Feature, Job, Message, Pair
+from app.types import Ask, Exchange, Explain, Feature, Job, Message, Pair, ReadOut
 
 PROBES = (
     ("What is the capital of France?", "The capital of France is Paris."),
@@ -31,92 +32,131 @@ Report = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to make: the task, its data, and the choices the method leaves open."""
+    """What to make: the task, its data, and the choices the method leaves open; limit 0 takes every pair."""
 
     name: str
     pairs: list[Pair]
     data: TrainingData
     test: list[Pair]
     sae: str
+    readout: ReadOut = ReadOut.MEAN
     k: int = 128
     limit: int = 1000
+    slices: tuple[str, ...] = ()
     calibration_share: float = 0.2
     plan: fit.Plan = field(default_factory=fit.Plan)
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
-    """What the trained model and its baselines score on the test pairs."""
+class Made:
+    """A trained model and what is known about it."""
 
-    selected: Accuracy
-    others: dict[str, Accuracy]
-    ahead: dict[str, Accuracy]
-    ece: float
+    model: RewardModel
+    findings: dict[str, Any]
+    judged: Judged | None
 
 
-def train(order: Order, reader: features.Reader, cache: Path, report: Report) -> RewardModel:
-    """Make a reward model and save nothing; `save` writes it with its report."""
+def train(
+    order: Order, reader: features.Reader, cache: Path, report: Report, neuronpedia: str | None = None
+) -> Made:
+    """Make a reward model and save nothing; `neuronpedia` is where its SAE's features can be looked up."""
+    started = time.perf_counter()
+    fitting, held_out = divide(order)
+    seen = table(fitting, reader, cache, "training pairs", report)
+    unseen = table(held_out, reader, cache, "held-out pairs", report)
+    extracted = time.perf_counter()
+    groups = [pair.group for pair in fitting]
+    chosen = select(seen.firing(order.readout), groups, order.k, seed=order.plan.seed)
+    directions = reader.dictionary.decoder[chosen.latents].cpu()
+    layer, *_ = reader.layers
+    projections, apart = (side.pooled(layer, order.readout) @ directions.T for side in (seen, unseen))
+    plan = fit.tune(projections, groups, order.plan, lambda done: report("cross-validation", done))
+    head = fit.fit(projections, groups, plan, share(report, "head", plan.epochs))
+    calibration = fit.calibrate(head, projections, apart)
+    fitted = time.perf_counter()
+    model = _assemble(replace(order, plan=plan), reader, chosen, (head, calibration), len(fitting))
+    read = contexts(fitting, reader, cache, lambda done: report("contexts for names", done))
+    sliced = model.dictionary.to(reader.backbone.device)
+    named = labels.name(model.features, sliced, read, reader.text, reader.backbone, neuronpedia)
+    model = replace(model, features=named)
+    findings: dict[str, Any] = {
+        "training": {
+            "pairs": len(fitting),
+            "prompts": len(set(groups)),
+            "calibration_pairs": len(held_out),
+            "seconds_extracting": round(extracted - started, 1),
+            "seconds_fitting": round(fitted - extracted, 1),
+            "plan": asdict(plan),
+        },
+        "selection": {"false_discovery": chosen.false_discovery, "overlap": chosen.overlap},
+        "names": _naming(named),
+    }
+    judged = None
+    if order.test:
+        tested = table(order.test, reader, cache, "test pairs", report)
+        arena = Arena(
+            fitting, seen, order.test, tested, reader.dictionary, layer, order.readout, order.k, plan
+        )
+        judged = _judged(arena, model)
+        findings |= _examined(order, arena, model, judged, report)
+        metrics = {name: findings["test"][name] for name in ("accuracy", "ci_low", "ci_high", "n", "ece")}
+        model = replace(model, card=replace(model.card, metrics=metrics))
+    return Made(replace(model, probes=_probes(model, reader)), findings, judged)
+
+
+def divide(order: Order) -> tuple[list[Pair], list[Pair]]:
+    """Pairs to fit on, and pairs of other prompts to calibrate on."""
     fitting, held_out = split(order.pairs, order.calibration_share, seed=order.plan.seed)
-    fitting = fitting[: order.limit]
-    if len(fitting) < 2 or not held_out:
+    if order.limit:
+        fitting, held_out = fitting[: order.limit], held_out[: max(order.limit // 4, 1)]
+    if len({pair.group for pair in fitting}) < fit.FOLDS or not held_out:
         raise DataError(
             f"{order.data.name}: too few prompts to train on and hold out ({len(order.pairs)} pairs)"
         )
-    held_out = held_out[: max(order.limit // 4, 1)]
-    seen = _table(fitting, reader, cache, "training pairs", report)
-    unseen = _table(held_out, reader, cache, "held-out pairs", report)
-    chosen = select(seen.firing, order.k)
-    directions = reader.dictionary.decoder[chosen.latents].cpu()
-    groups = [pair.group for pair in fitting]
-    head = fit.fit(seen.pooled @ directions.T, groups, order.plan, _share(report, "head", order.plan.epochs))
-    calibration = fit.calibrate(head, seen.pooled @ directions.T, unseen.pooled @ directions.T)
-    model = _assemble(order, reader, chosen, head, calibration)
-    if order.test:
-        tested = _table(order.test, reader, cache, "test pairs", report)
-        found = _examine(order, (seen, tested), directions, model, groups, report)
-        model = replace(model, card=replace(model.card, metrics=_metrics(found)))
-    return replace(model, probes=_probes(model, reader))
+    return fitting, held_out
 
 
-def save(model: RewardModel, folder: Path) -> None:
-    """The bundle and a report people can read."""
-    bundle.save(model, folder)
-    (folder / "report.json").write_text(json.dumps(model.card.metrics, indent=1) + "\n")
-    (folder / "report.md").write_text(_report(model.card))
-
-
-def _table(
+def table(
     pairs: list[Pair], reader: features.Reader, cache: Path, what: str, report: Report
 ) -> features.Table:
-    return features.table(pairs, reader, cache, _share(report, what, len(pairs)))
+    """Features of pairs, with progress under a name."""
+    responses = len({exchange for pair in pairs for exchange in pair.exchanges})
+    return features.table(pairs, reader, cache, share(report, what, responses))
 
 
 def _assemble(
-    order: Order, reader: features.Reader, chosen: Selection, head: Head, calibration: Calibration
+    order: Order, reader: features.Reader, chosen: Selection, trained: tuple[Head, Calibration], pairs: int
 ) -> RewardModel:
-    signs = zip(chosen.latents.tolist(), chosen.signs.tolist(), strict=True)
+    head, calibration = trained
     card = ModelCard(
         name=order.name,
         task=order.name,
         backbone=reader.backbone.name,
         backbone_digest=reader.backbone.digest,
         template_sha256=reader.text.digest,
-        layer=reader.layer,
-        readout=reader.readout,
+        layer=reader.layers[0],
+        readout=order.readout,
         directions=len(chosen.latents),
         heads=order.plan.heads,
         hidden=order.plan.hidden,
         loss=order.plan.loss,
         sae=order.sae,
         sae_sha256=reader.sae_sha256,
-        data=(order.data,),
+        data=(replace(order.data, pairs=pairs),),
         use="research use only" if "NC" in order.data.license else "see the license of the data",
         temperature=calibration.temperature,
         metrics={},
         trained_parameters=head.parameters,
         versions={name: version(name) for name in ("sparserm", "torch", "transformers", "sae-lens")},
     )
-    described = tuple(Feature(latent, int(sign)) for latent, sign in signs)
+    evidence = zip(
+        *(t.tolist() for t in (chosen.latents, chosen.signs, chosen.difference, chosen.stability)),
+        strict=True,
+    )
+    described = tuple(
+        Feature(latent, int(sign), difference=round(apart, 5), stability=round(stable, 3))
+        for latent, sign, apart, stable in evidence
+    )
     sliced = reader.dictionary.to(torch.device("cpu")).select(chosen.latents)
     return RewardModel(card, sliced, head, calibration, described, ())
 
@@ -133,69 +173,38 @@ def _probes(model: RewardModel, reader: features.Reader) -> tuple[Probe, ...]:
     return tuple(probes)
 
 
-def _examine(
-    order: Order,
-    tables: tuple[features.Table, features.Table],
-    directions: Tensor,
-    model: RewardModel,
-    groups: list[str],
-    report: Report,
-) -> Findings:
+def _naming(named: tuple[Feature, ...]) -> dict[str, Any]:
+    scores = [feature.label_score for feature in named if feature.label_score is not None]
+    agreeing = [feature.agreement for feature in named if feature.agreement is not None]
+    return {
+        "named": len(scores),
+        "directions": len(named),
+        "median_score": float(torch.tensor(scores).median()) if scores else None,
+        "projection_tells_firing": sum(a >= labels.LEAST_AGREEMENT for a in agreeing),
+    }
+
+
+def _judged(arena: Arena, model: RewardModel) -> Judged:
+    projections = arena.tested.pooled(arena.layer, arena.readout) @ model.dictionary.decoder.cpu().T
+    groups = [pair.group for pair in arena.test]
+    return Judged(fit.rewards(model.head, projections), arena.tested.lengths(), groups)
+
+
+def _examined(
+    order: Order, arena: Arena, model: RewardModel, judged: Judged, report: Report
+) -> dict[str, Any]:
     """Our accuracy beside the baselines that matter: the same pairs, the same training."""
-    seen, tested = tables
-    test_groups = [pair.group for pair in order.test]
-    generator = torch.Generator().manual_seed(order.plan.seed)
-    random = torch.nn.functional.normalize(torch.randn(directions.shape, generator=generator), dim=1)
-    ours = margins(model.head, tested.pooled @ directions.T)
-    others = {"longer_wins": (tested.tokens[:, 0] - tested.tokens[:, 1]).double()}
-    for name, basis in (("random_directions", random), ("dense", torch.eye(directions.shape[1]))):
-        progress = _share(report, name.replace("_", " "), order.plan.epochs)
-        head = fit.fit(seen.pooled @ basis.T, groups, order.plan, progress)
-        others[name] = margins(head, tested.pooled @ basis.T)
-    return Findings(
-        accuracy(ours, test_groups),
-        {name: accuracy(theirs, test_groups) for name, theirs in others.items()},
-        {name: advantage(ours, theirs, test_groups) for name, theirs in others.items()},
-        calibration_error(ours, model.calibration),
-    )
+    slices = {fact: having(order.test, fact) for fact in order.slices}
+    compared: dict[str, Any] = {}
+    for done, (name, rival) in enumerate(BASELINES.items()):
+        report("baselines", done / len(BASELINES))
+        theirs = wins(rival(arena))
+        lead = advantage(wins(judged.margins), theirs, judged.groups)
+        compared[name] = {**asdict(interval(theirs, judged.groups)), "lead": asdict(lead)}
+    report("baselines", 1.0)
+    return {"test": examine(judged, model.calibration.temperature, slices), "baselines": compared}
 
 
-def _metrics(found: Findings) -> dict[str, float]:
-    metrics = {**asdict(found.selected), "ece": found.ece}
-    for name, other in found.others.items():
-        metrics |= {f"{name}_{key}": value for key, value in asdict(other).items() if key != "n"}
-    for name, lead in found.ahead.items():
-        metrics |= {f"ahead_of_{name}_{key}": value for key, value in asdict(lead).items() if key != "n"}
-    return metrics
-
-
-def _report(card: ModelCard) -> str:
-    data = "\n".join(f"- {d.name}: {d.pairs} pairs, {d.license}, sha256 {d.sha256}" for d in card.data)
-    head = f"# {card.name}\n\n{card.use}.\n\nTrained on\n{data}\n\n"
-    if not card.metrics:
-        return head + "Not tested yet.\n"
-    m = card.metrics
-    rows = [("SparseRM", "", "")]
-    rows += [
-        (n.replace("_", " "), f"{n}_", f"ahead_of_{n}_")
-        for n in ("dense", "random_directions", "longer_wins")
-    ]
-    lines = []
-    for name, own, lead in rows:
-        cell = f"{m[own + 'accuracy']:.3f} [{m[own + 'ci_low']:.3f}, {m[own + 'ci_high']:.3f}]"
-        ahead = (
-            f"{m[lead + 'accuracy']:+.3f} [{m[lead + 'ci_low']:+.3f}, {m[lead + 'ci_high']:+.3f}]"
-            if lead
-            else ""
-        )
-        lines.append(f"| {name} | {cell} | {ahead} |")
-    table = "\n".join(lines)
-    return (
-        f"{head}Test pairs: {m['n']:.0f}. Intervals are 95 %, by bootstrap over prompts.\n\n"
-        f"| reads | accuracy | SparseRM's lead |\n|---|---|---|\n{table}\n\n"
-        f"Calibration error of the probability: {m['ece']:.3f}.\n"
-    )
-
-
-def _share(report: Report, what: str, total: int) -> Callable[[int], None]:
+def share(report: Report, what: str, total: int) -> Callable[[int], None]:
+    """A listener that turns a count into a share of a stage."""
     return lambda done: report(what, done / max(total, 1))

@@ -4,8 +4,11 @@ Everything that leaves this room is plain tensors; a packaged bundle never comes
 """
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +21,10 @@ from app.model.directions import Dictionary
 
 BATCH = 2048
 DEAD_AFTER_TOKENS = 300_000
+NORM_BATCHES = 20
+CHECKPOINT_EVERY = 250_000
+WHOLE = "whole"
+WEIGHTS = "sae_weights.safetensors"
 
 
 def train(
@@ -29,45 +36,99 @@ def train(
     samples: int,
     hook: str,
     seed: int,
+    device: torch.device,
+    checkpoints: Path,
     report: Callable[[int], None],
 ) -> None:
-    """Train a BatchTopK SAE and save it as a JumpReLU one, normalisation folded back."""
+    """Train a BatchTopK SAE and save it as a JumpReLU one, normalisation folded back.
+
+    A run that was killed goes on from its last checkpoint; they go when the result is whole.
+    """
     from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
-    from sae_lens.config import SAETrainerConfig
     from sae_lens.saes.sae import SAEMetadata
     from sae_lens.training.sae_trainer import SAETrainer
 
     torch.manual_seed(seed)
-    steps = samples // BATCH
     config = BatchTopKTrainingSAEConfig(
         d_in=rows.shape[1],
         d_sae=width,
         k=k,
         normalize_activations="expected_average_only_in",
+        device=str(device),
         metadata=SAEMetadata(hook_name=hook),
     )
-    trainer_config = SAETrainerConfig(
+    sae = BatchTopKTrainingSAE(config)
+    with torch.no_grad():
+        sae.b_dec.copy_(_center(rows, seed))
+    last = _last_checkpoint(checkpoints)
+    done = int(last.name) if last else 0
+    batches = _batches(rows, seed, report, skip=done // BATCH + NORM_BATCHES if last else 0)
+    trainer = SAETrainer(
+        _schedule(width, samples, device, checkpoints), sae, batches, save_checkpoint_fn=_keep_only_this
+    )
+    if last:
+        sae.load_weights_from_checkpoint(last)
+        trainer.load_trainer_state(last)
+        trainer.n_training_steps = done // BATCH
+        trainer.checkpoint_thresholds = [at for at in trainer.checkpoint_thresholds if at > done]
+    trainer.fit().save_inference_model(str(out))
+    _halve(out / WEIGHTS)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _schedule(width: int, samples: int, device: torch.device, checkpoints: Path) -> Any:
+    """The trainer's settings: how fast, how long, when a latent counts as dead."""
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+
+    steps = samples // BATCH
+    return SAETrainerConfig(
         total_training_samples=steps * BATCH,
         train_batch_size_samples=BATCH,
         lr=2e-4 / (width / 16384) ** 0.5,
         lr_end=0.0,
+        device=str(device),
         lr_warm_up_steps=min(200, steps // 10),
         lr_decay_steps=steps // 4,
         dead_feature_window=max(DEAD_AFTER_TOKENS // BATCH, 1),
-        n_batches_for_norm_estimate=20,
+        n_batches_for_norm_estimate=NORM_BATCHES,
+        n_checkpoints=max(samples // CHECKPOINT_EVERY, 1),
+        checkpoint_path=str(checkpoints),
+        logger=LoggingConfig(log_to_wandb=False),
     )
-    sae = BatchTopKTrainingSAE(config)
-    with torch.no_grad():
-        sample = np.sort(np.random.default_rng(seed).choice(len(rows), min(len(rows), 50_000), replace=False))
-        scale = config.d_in**0.5 / np.linalg.norm(rows[sample].astype(np.float32), axis=1).mean()
-        sae.b_dec.copy_(torch.from_numpy(rows[sample].astype(np.float32).mean(0) * scale))
-    trainer = SAETrainer(trainer_config, sae, _batches(rows, seed, report))
-    trainer.fit().save_inference_model(str(out))
-    _halve(out / "sae_weights.safetensors")
 
 
-def load(folder: Path) -> Dictionary:
-    """An SAE that sae_lens saved, as plain tensors; refuses kinds whose latents cannot be read one by one."""
+def _center(rows: NDArray[np.float16], seed: int) -> Tensor:
+    """The mean row at the scale the trainer sees, where the decoder's bias starts."""
+    sample = np.sort(np.random.default_rng(seed).choice(len(rows), min(len(rows), 50_000), replace=False))
+    some = rows[sample].astype(np.float32)
+    scale = rows.shape[1] ** 0.5 / np.linalg.norm(some, axis=1).mean()
+    return torch.from_numpy(some.mean(0) * scale)
+
+
+def _keep_only_this(checkpoint_path: Path | None) -> None:
+    """Mark a checkpoint as whole, then drop the ones before it."""
+    if checkpoint_path is None:
+        return
+    (checkpoint_path / WHOLE).touch()
+    for other in checkpoint_path.parent.iterdir():
+        if other != checkpoint_path:
+            shutil.rmtree(other)
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    whole = [marker.parent for marker in folder.glob(f"*/{WHOLE}")]
+    return max(whole, key=lambda checkpoint: int(checkpoint.name), default=None)
+
+
+class Loaded(NamedTuple):
+    """An SAE as plain tensors: its latents, and what its decoder adds to them."""
+
+    dictionary: Dictionary
+    bias: Tensor
+
+
+def load(folder: Path) -> Loaded:
+    """An SAE that sae_lens saved; refuses kinds whose latents cannot be read one by one."""
     from sae_lens import SAE
 
     sae = SAE.load_from_disk(folder, device="cpu")
@@ -82,30 +143,13 @@ def load(folder: Path) -> Dictionary:
     bias = weights["b_enc"]
     if sae.cfg.apply_b_dec_to_input:
         bias = bias - weights["b_dec"] @ weights["W_enc"]
-    return Dictionary(
+    dictionary = Dictionary(
         encoder=weights["W_enc"].T.contiguous(),
         bias=bias,
         threshold=weights.get("threshold", torch.zeros_like(bias)),
         decoder=weights["W_dec"],
     )
-
-
-def quality(rows: NDArray[np.float16], folder: Path) -> dict[str, float]:
-    """Explained variance, mean active latents and share of dead ones on the given rows."""
-    from sae_lens import SAE
-
-    sae = SAE.load_from_disk(folder, device="cpu")
-    x = torch.from_numpy(rows.astype(np.float32))
-    with torch.no_grad():
-        acts = sae.encode(x)
-        error = (x - sae.decode(acts)).pow(2).sum()
-    fired = acts > 0
-    return {
-        "explained_variance": 1 - float(error / (x - x.mean(0)).pow(2).sum()),
-        "l0": float(fired.sum(1).float().mean()),
-        "dead_share": float((~fired.any(0)).float().mean()),
-        "rows": float(len(rows)),
-    }
+    return Loaded(dictionary, weights["b_dec"])
 
 
 def note(folder: Path, **facts: object) -> None:
@@ -120,12 +164,15 @@ def _halve(file: Path) -> None:
     file.chmod(0o644)
 
 
-def _batches(rows: NDArray[np.float16], seed: int, report: Callable[[int], None]) -> Iterator[Tensor]:
-    """Endless shuffled batches; `report` hears how many rows were handed out."""
-    generator, given = np.random.default_rng(seed), 0
-    while True:
-        order = generator.permutation(len(rows))
-        for start in range(0, len(order) - BATCH + 1, BATCH):
-            yield torch.from_numpy(rows[np.sort(order[start : start + BATCH])].astype(np.float32))
-            given += BATCH
-            report(given)
+def _batches(
+    rows: NDArray[np.float16], seed: int, report: Callable[[int], None], *, skip: int
+) -> Iterator[Tensor]:
+    """Endless shuffled batches from the given one on; `report` hears how many rows were handed out."""
+    each = len(rows) // BATCH
+    for number in count(skip):
+        epoch, at = divmod(number, each)
+        if at == 0 or number == skip:
+            order = np.random.default_rng((seed, epoch)).permutation(len(rows))
+        chosen = np.sort(order[at * BATCH : (at + 1) * BATCH])
+        yield torch.from_numpy(rows[chosen].astype(np.float32))
+        report((number - NORM_BATCHES) * BATCH)

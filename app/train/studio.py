@@ -1,118 +1,93 @@
-"""From files and settings to finished artefacts: what `sparserm train` and `sparserm sae train` do."""
+"""From files and settings to finished bundles: what `sparserm train` does."""
 
-import json
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from app.errors import SourceError
-from app.model import home
+from app.evaluate import report as reports
+from app.model import bundle, home
 from app.model.bundle import RewardModel, TrainingData
 from app.model.sources import Progress, file_digest
-from app.pairs import file_sha256, read_chats, read_pairs
+from app.pairs import Bad, read_pairs, source_sha256
 from app.settings import Settings
-from app.train import activations, fit, recipe, sae
+from app.train import duel, fit, foundry, recipe, sae, standard
+from app.train.ablate import Study, run
+from app.train.compare import Arena
 from app.train.features import Reader
-from app.types import ReadOut
-
-CHAT_TOKENS = 512
-HELD_OUT_ROWS = 8192
 
 
-@dataclass(frozen=True, slots=True)
-class SaeOrder:
-    """Which SAE to make."""
+def reader(folder: Path, settings: Settings, progress: Progress, *, layers: tuple[int, ...] = ()) -> Reader:
+    """The backbone an SAE belongs to, resident and ready to be read; further layers as asked."""
+    made_from = foundry.provenance(folder)
+    first: int = made_from["layer"]
+    depth = max(first, *layers) if layers else first
+    backbone, text = home.resident(made_from["backbone"], depth, settings, progress)
+    if backbone.digest != made_from["backbone_digest"]:
+        raise SourceError(f"{folder} was trained on {made_from['backbone_digest']}, not on {backbone.digest}")
+    dictionary = sae.load(folder).dictionary.to(backbone.device)
+    others = tuple(layer for layer in layers if layer != first)
+    return Reader(backbone, text, (first, *others), dictionary, file_digest(folder / sae.WEIGHTS))
 
-    backbone: str
-    layer: int
-    width: int
-    k: float
-    tokens: int
-    samples: int
-    seed: int
+
+def make(what: recipe.Order, folder: Path, settings: Settings, progress: Progress) -> RewardModel:
+    """Train a reward model on the SAE in a folder; write its bundle and its report."""
+    neuronpedia = foundry.provenance(folder).get("neuronpedia")
+    made = recipe.train(what, reader(folder, settings, progress), settings.cache, progress, neuronpedia)
+    out = settings.models_dir / what.name
+    bundle.save(made.model, out)
+    reports.write(out, made.model.card, made.findings, made.judged)
+    return made.model
 
 
 def order(
-    pairs: Path,
-    test: Path | None,
-    *,
-    name: str,
-    terms: str,
-    sae: Path,
-    k: int,
-    limit: int,
-    seed: int,
+    name: str, pairs: str, test: str | None, *, terms: str, sae: Path, bad: Bad | None, **choices: Any
 ) -> recipe.Order:
-    """Read the data and say what to make of it."""
-    rows = read_pairs(pairs)
-    data = TrainingData(pairs.name, file_sha256(pairs), min(limit, len(rows)), terms)
-    tested = read_pairs(test) if test else []
-    return recipe.Order(name, rows, data, tested, sae.name, k, limit, plan=fit.Plan(seed=seed))
+    """Read the data and say what to make of it; `choices` are fields of Order."""
+    rows = read_pairs(pairs, bad)
+    data = TrainingData(Path(pairs).name, source_sha256(pairs), len(rows), terms)
+    tested = read_pairs(test, bad) if test else []
+    return recipe.Order(name=name, pairs=rows, data=data, test=tested, sae=sae.name, **choices)
 
 
-def make(
-    what: recipe.Order, sae_folder: Path, readout: str, settings: Settings, report: Progress
-) -> RewardModel:
-    """Train a reward model and write its bundle."""
-    made_from = _provenance(sae_folder)
-    backbone, text = home.resident(made_from["backbone"], made_from["layer"], settings, report)
-    if backbone.digest != made_from["backbone_digest"]:
-        raise SourceError(
-            f"{sae_folder} was trained on {made_from['backbone_digest']}, not on {backbone.digest}"
-        )
-    dictionary = sae.load(sae_folder).to(backbone.device)
-    digest = file_digest(sae_folder / "sae_weights.safetensors")
-    reader = Reader(backbone, text, dictionary, made_from["layer"], ReadOut(readout), digest)
-    model = recipe.train(what, reader, settings.cache, report)
-    recipe.save(model, settings.models_dir / what.name)
-    return model
+def ablate(
+    name: str,
+    pairs: str,
+    test: str,
+    folder: Path,
+    settings: Settings,
+    progress: Progress,
+    *,
+    layers: tuple[int, ...],
+    seeds: int,
+    bad: Bad | None,
+) -> None:
+    """Compare every variant of a bundle's recipe on its own data; the findings join its report."""
+    out = settings.models_dir / name
+    card = bundle.load(out).card
+    ours = reader(folder, settings, progress, layers=layers)
+    train, tested = read_pairs(pairs, bad), read_pairs(test, bad)
+    plan = fit.Plan(**reports.read(out)["training"]["plan"])
+    tables = [
+        recipe.table(rows, ours, settings.cache, what, progress)
+        for what, rows in (("training pairs", train), ("test pairs", tested))
+    ]
+    arena = Arena(
+        train, tables[0], tested, tables[1], ours.dictionary, card.layer, card.readout,
+        card.directions // 2, plan,
+    )  # fmt: skip
+    study = Study(arena, min(card.data[0].pairs, len(train)), seeds=seeds, layers=ours.layers)
+    reports.write(out, card, {"ablation": run(study, progress)})
 
 
-def make_sae(what: SaeOrder, chats: Path, out: Path, settings: Settings, report: Progress) -> dict[str, Any]:
-    """Harvest activations, train an SAE on them, and measure it on rows it has not seen."""
-    short = settings.model_copy(update={"max_tokens": CHAT_TOKENS})
-    backbone, text = home.resident(what.backbone, what.layer, short, report)
-    store = activations.Store(
-        settings.cache / "activations" / f"{what.backbone}-{what.layer}", backbone.width
-    )
-    activations.harvest(
-        read_chats(chats),
-        backbone=backbone,
-        text=text,
-        layer=what.layer,
-        tokens=what.tokens,
-        store=store,
-        report=lambda rows: report("harvesting activations", rows / what.tokens),
-    )
-    rows = store.rows()
-    train, held_out = rows[:-HELD_OUT_ROWS], rows[-HELD_OUT_ROWS:]
-    sae.train(
-        train,
-        out,
-        width=what.width,
-        k=what.k,
-        samples=what.samples,
-        hook=f"model.layers.{what.layer - 1}",
-        seed=what.seed,
-        report=lambda done: report("training the SAE", done / what.samples),
-    )
-    facts = {
-        **asdict(what),
-        "backbone_digest": backbone.digest,
-        "chats": chats.name,
-        "chats_sha256": file_sha256(chats),
-        "rows": len(train),
-        "quality": sae.quality(held_out, out),
-        "sae_lens": version("sae-lens"),
-    }
-    sae.note(out, **facts)
-    return facts
-
-
-def _provenance(folder: Path) -> dict[str, Any]:
-    file = folder / "provenance.json"
-    if not file.exists():
-        raise SourceError(f"{folder} holds no SAE of ours: provenance.json is missing")
-    found: dict[str, Any] = json.loads(file.read_text())
+def against_standard(
+    what: recipe.Order, folder: Path, sizes: list[int], epochs: int, settings: Settings, progress: Progress
+) -> dict[str, Any]:
+    """Train a StandardRM beside ours on the same pairs; the findings join the bundle's report."""
+    out = settings.models_dir / what.name
+    card = bundle.load(out).card
+    llm = home.whole(card.backbone, settings, progress)
+    ours = reader(folder, settings.model_copy(update={"max_tokens": standard.MAX_TOKENS}), progress)
+    plan = standard.StandardPlan(epochs=epochs, seed=what.plan.seed)
+    found = duel.run(what, ours, llm, sizes, plan, settings.cache, progress)
+    reports.write(out, card, {"standard": found})
     return found

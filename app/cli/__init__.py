@@ -1,0 +1,10 @@
+"""The command line: each command is a few lines that call a room."""
+
+import typer
+
+from app.cli import models, serving, training
+
+app = typer.Typer(help="SparseRM: reward models one can read.", no_args_is_help=True)
+app.add_typer(serving.app)
+app.add_typer(training.app)
+app.add_typer(models.app, name="models")

@@ -1,0 +1,146 @@
+"""What was measured about a model: report.json for machines, report.md and pictures for eyes."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from app.evaluate import plots
+from app.evaluate.accuracy import Judged
+from app.model.bundle import ModelCard
+
+Found = Mapping[str, Any]
+
+
+def write(folder: Path, card: ModelCard, findings: dict[str, Any], judged: Judged | None = None) -> None:
+    """Keep findings beside a bundle, add what is new to what was known, and draw it."""
+    file = folder / "report.json"
+    known = {**read(folder), **findings}
+    file.write_text(json.dumps(known, indent=1) + "\n")
+    if judged:
+        test = known["test"]
+        plots.calibration(folder / "calibration.png", judged, card.temperature, test["ece"])
+        plots.length(folder / "length.png", judged, test["length"])
+    if "ablation" in known:
+        _draw_ablation(folder, card, known)
+    (folder / "report.md").write_text("\n".join(_lines(card, known)) + "\n")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What is known about the model in a folder."""
+    file = folder / "report.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return found
+
+
+def _lines(card: ModelCard, known: Found) -> Iterator[str]:
+    yield f"# {card.name}\n"
+    yield f"{card.backbone}, layer {card.layer}, read-out: {card.readout}. {card.use.capitalize()}.\n"
+    if "test" in known:
+        yield from _test(known)
+    else:
+        yield "Not tested yet.\n"
+    if "ablation" in known:
+        yield from _ablation(known["ablation"])
+    if "standard" in known:
+        yield from _standard(known["standard"])
+    yield from _training(card, known)
+
+
+def _test(known: Found) -> Iterator[str]:
+    test = known["test"]
+    yield f"Test: {test['n']} pairs of unseen prompts. Intervals are 95 %, by bootstrap over prompts.\n"
+    yield "| reads | accuracy | SparseRM's lead |"
+    yield "|---|---|---|"
+    yield f"| **SparseRM** | **{_cell(test)}** | |"
+    for name, found in known["baselines"].items():
+        yield f"| {name} | {_cell(found)} | {_cell(found['lead'], sign=True)} |"
+    yield ""
+    parts = {**test["slices"]}
+    parts["chosen is longer"] = test["length"]["chosen_longer"]
+    parts["chosen is shorter"] = test["length"]["chosen_shorter"]
+    yield "| part of the test | accuracy | pairs |"
+    yield "|---|---|---|"
+    for name, found in parts.items():
+        if found:
+            yield f"| {name} | {_cell(found)} | {found['n']} |"
+    yield ""
+    yield (
+        f"Calibration error {test['ece']:.3f}, Brier score {test['brier']:.3f}; correlation of reward and "
+        f"length within a prompt {test['length']['spearman']:+.2f} (Spearman).\n"
+    )
+    yield "![calibration](calibration.png) ![length](length.png)\n"
+
+
+def _ablation(found: Found) -> Iterator[str]:
+    yield "## What matters\n"
+    yield (
+        f"{found['pairs']} training pairs, mean over {found['seeds']} seeds, each with its own pairs; "
+        "lead is the method's over the variant, on the same pairs.\n"
+    )
+    yield "| variant | accuracy | the method's lead |"
+    yield "|---|---|---|"
+    for name, row in found["variants"].items():
+        yield f"| {name} | {_cell(row)} | {_cell(row['lead'], sign=True) if 'lead' in row else ''} |"
+    yield "\n![variants](variants.png) ![data](data.png) ![directions](directions.png)\n"
+
+
+def _standard(found: Found) -> Iterator[str]:
+    plan = found["plan"]
+    yield "## Against a StandardRM\n"
+    yield (
+        "The same backbone with all of its layers, fine-tuned by LoRA with a scalar head and Bradley-Terry "
+        f"loss on the same pairs: {plan['epochs']} epochs, rate {plan['lr']:g}, rank {plan['rank']}; "
+        f"{found['threads']} threads. Seconds are from nothing to a model, features included.\n"
+    )
+    yield "| pairs | model | accuracy | SparseRM's lead | seconds | trained parameters | peak GiB |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in found["sizes"].values():
+        for name, key in (("SparseRM", "sparse"), ("StandardRM", "standard")):
+            one = row[key]
+            lead = _cell(row["lead"], sign=True) if key == "standard" else ""
+            yield (
+                f"| {row['pairs']} | {name} | {_cell(one)} | {lead} | {one['seconds']:,.0f} "
+                f"| {one['trainable']:,} | {one['peak_gib']} |"
+            )
+    yield ""
+
+
+def _training(card: ModelCard, known: Found) -> Iterator[str]:
+    yield "## How it was made\n"
+    for data in card.data:
+        yield f"- {data.name}: {data.pairs} pairs, {data.license}, sha256 {data.sha256}"
+    if "training" not in known:
+        return
+    training, selection, names = known["training"], known["selection"], known["names"]
+    yield f"- SAE {card.sae}, sha256 {card.sae_sha256}"
+    yield f"- {card.trained_parameters:,} trained parameters in {card.heads} heads"
+    yield (
+        f"- {training['prompts']} prompts to fit on, {training['calibration_pairs']} further pairs to "
+        f"calibrate on; {training['seconds_extracting']} s for features, "
+        f"{training['seconds_fitting']} s for the rest"
+    )
+    yield (
+        f"- selection: {selection['false_discovery']:.0%} of the selected latents would be selected by "
+        "chance (sides swapped at random); another sample of prompts agrees on "
+        f"{selection['overlap']:.0%} (Jaccard)"
+    )
+    yield (
+        f"- names: {names['named']} of {names['directions']} directions; "
+        f"{names['projection_tells_firing']} projections tell when their latent fires"
+    )
+
+
+def _draw_ablation(folder: Path, card: ModelCard, known: Found) -> None:
+    found, data = known["ablation"], dict(known["ablation"]["data"])
+    if "standard" in known:
+        data["StandardRM"] = {size: row["standard"] for size, row in known["standard"]["sizes"].items()}
+    title = f"{card.name}: {found['seeds']} seeds, n = {found['n']} test pairs, bands 95 %"
+    plots.bars(folder / "variants.png", list(found["variants"].items()), title)
+    plots.curves(folder / "data.png", data, ("training pairs", "log scale", title))
+    plots.curves(folder / "directions.png", found["directions"], ("directions of each sign", "K", title))
+
+
+def _cell(found: Found, *, sign: bool = False) -> str:
+    how = "+.3f" if sign else ".3f"
+    return f"{found['accuracy']:{how}} [{found['ci_low']:{how}}, {found['ci_high']:{how}}]"

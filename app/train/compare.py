@@ -1,0 +1,120 @@
+"""Other ways to read a preference from the same pairs: each takes an arena and returns test margins.
+
+All heads are trained alike, so that a difference is a difference of what they read.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from app.evaluate import baselines
+from app.model.directions import Dictionary
+from app.train.features import Table
+from app.train.fit import Plan, fit, rewards
+from app.train.select import select
+from app.types import Pair, ReadOut
+
+
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """Training and test pairs, what was read of them, and the choices a variant may change."""
+
+    train: list[Pair]
+    seen: Table
+    test: list[Pair]
+    tested: Table
+    dictionary: Dictionary
+    layer: int
+    readout: ReadOut
+    k: int
+    plan: Plan
+
+    @property
+    def groups(self) -> list[str]:
+        """Prompt groups of the training pairs."""
+        return [pair.group for pair in self.train]
+
+    @property
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """Pooled residuals of training and test pairs, (N, 2, D)."""
+        return self.seen.pooled(self.layer, self.readout), self.tested.pooled(self.layer, self.readout)
+
+
+Rival = Callable[[Arena], Tensor]
+
+
+def selected(arena: Arena) -> Tensor:
+    """The method: projections on the directions that selection picks."""
+    return projected(arena, arena.dictionary.decoder[_latents(arena)].cpu())
+
+
+def random_directions(arena: Arena) -> Tensor:
+    """As many directions drawn at random."""
+    generator = torch.Generator().manual_seed(arena.plan.seed)
+    width = arena.dictionary.decoder.shape[1]
+    return projected(arena, normalize(torch.randn(2 * arena.k, width, generator=generator), dim=1))
+
+
+def random_latents(arena: Arena) -> Tensor:
+    """As many of the dictionary's directions, drawn at random instead of selected."""
+    generator = torch.Generator().manual_seed(arena.plan.seed)
+    drawn = torch.randperm(len(arena.dictionary.decoder), generator=generator)[: 2 * arena.k]
+    return projected(arena, arena.dictionary.decoder[drawn].cpu())
+
+
+def whole_residual(arena: Arena) -> Tensor:
+    """The same head over the residual vector itself."""
+    return projected(arena, torch.eye(arena.dictionary.decoder.shape[1]))
+
+
+def activations(arena: Arena) -> Tensor:
+    """The selected latents' activations instead of the projections."""
+    latents = _latents(arena).cpu()
+    seen, tested = (
+        table.activations(arena.readout)[..., latents].float() for table in (arena.seen, arena.tested)
+    )
+    return _head(arena, seen, tested)
+
+
+def linear_probe(arena: Arena) -> Tensor:
+    """Logistic regression on the residual vector."""
+    vectors, unseen = arena.vectors
+    return baselines.probe(vectors, arena.groups, unseen)
+
+
+def words(arena: Arena) -> Tensor:
+    """Logistic regression on TF-IDF of the response."""
+    return baselines.words(arena.train, arena.test)
+
+
+def longer(arena: Arena) -> Tensor:
+    """The longer response wins."""
+    return baselines.longer(arena.tested.lengths())
+
+
+def projected(arena: Arena, basis: Tensor) -> Tensor:
+    """A head over projections of the pooled residuals on any basis (K, D)."""
+    vectors, unseen = arena.vectors
+    return _head(arena, vectors @ basis.T, unseen @ basis.T)
+
+
+def _head(arena: Arena, seen: Tensor, tested: Tensor) -> Tensor:
+    found = rewards(fit(seen, arena.groups, arena.plan, lambda _: None), tested)
+    return found[:, 0] - found[:, 1]
+
+
+def _latents(arena: Arena) -> Tensor:
+    return select(arena.seen.firing(arena.readout), arena.groups, arena.k, seed=arena.plan.seed).latents
+
+
+BASELINES: dict[str, Rival] = {
+    "same head on the whole residual": whole_residual,
+    "linear probe on the residual": linear_probe,
+    "same head on random directions": random_directions,
+    "same head on SAE activations": activations,
+    "TF-IDF of the response": words,
+    "longer response wins": longer,
+}

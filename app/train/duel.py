@@ -1,0 +1,79 @@
+"""SparseRM and StandardRM on the same pairs: accuracy, time, size and memory, from nothing to a model.
+
+Ours is timed on an empty shelf, features included, and comes first, so that the peak of memory is its own.
+"""
+
+import resource
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.evaluate.accuracy import Array, advantage, interval, wins
+from app.train import features, fit, recipe, standard
+from app.train.select import select
+from app.types import Pair
+
+
+def run(
+    order: recipe.Order,
+    reader: features.Reader,
+    llm: Path,
+    sizes: Sequence[int],
+    plan: standard.StandardPlan,
+    cache: Path,
+    report: recipe.Report,
+) -> dict[str, Any]:
+    """Both on the first pairs of each size, judged on the order's test pairs."""
+    groups = [pair.group for pair in order.test]
+    tested = recipe.table(order.test, reader, cache, "test pairs", report)
+    drawn = {size: recipe.divide(replace(order, limit=size))[0] for size in sizes}
+    ours = {size: _sparse(order, pairs, tested, reader, report) for size, pairs in drawn.items()}
+    found: dict[str, Any] = {}
+    for size, pairs in drawn.items():
+        theirs = standard.run(llm, reader.text, pairs, order.test, plan, cache, report)
+        won, costs = ours[size]
+        beaten = wins(torch.tensor(theirs.margins))
+        found[str(size)] = {
+            "pairs": len(pairs),
+            "sparse": asdict(interval(won, groups)) | costs,
+            "standard": asdict(interval(beaten, groups))
+            | {"seconds": theirs.seconds, "trainable": theirs.trainable, "peak_gib": theirs.peak_gib},
+            "lead": asdict(advantage(won, beaten, groups)),
+        }
+    return {"plan": asdict(plan), "threads": torch.get_num_threads(), "sizes": found}
+
+
+def _sparse(
+    order: recipe.Order,
+    pairs: list[Pair],
+    tested: features.Table,
+    reader: features.Reader,
+    report: recipe.Report,
+) -> tuple[Array, dict[str, Any]]:
+    """Wins on the test pairs, and what training cost."""
+    started = time.perf_counter()
+    groups = [pair.group for pair in pairs]
+    with tempfile.TemporaryDirectory() as empty:
+        seen = recipe.table(pairs, reader, Path(empty), f"SparseRM, {len(pairs)} pairs", report)
+    extracted = time.perf_counter()
+    layer, *_ = reader.layers
+    latents = select(seen.firing(order.readout), groups, order.k, seed=order.plan.seed).latents
+    directions = reader.dictionary.decoder[latents].cpu()
+    projections = seen.pooled(layer, order.readout) @ directions.T
+    plan = fit.tune(projections, groups, order.plan, lambda done: report("cross-validation", done))
+    head = fit.fit(projections, groups, plan, lambda _: None)
+    spent = time.perf_counter()
+    rewards = fit.rewards(head, tested.pooled(layer, order.readout) @ directions.T)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    costs = {
+        "seconds": round(spent - started, 1),
+        "seconds_fitting": round(spent - extracted, 1),
+        "trainable": head.parameters,
+        "peak_gib": round(peak, 2),
+    }
+    return wins(rewards[:, 0] - rewards[:, 1]), costs

@@ -1,0 +1,186 @@
+"""The reward model everybody trains: the same backbone, LoRA on every layer, a scalar head, Bradley-Terry.
+
+It sees the same token ids as ours and the same pairs. TRL trains it and keeps checkpoints, so a killed run
+goes on; what it scores on the test pairs is kept with its time, size and memory.
+"""
+
+import copy
+import hashlib
+import json
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from app.errors import SourceError
+from app.model.text import Text
+from app.types import Encoded, Pair
+
+MAX_TOKENS = 1024
+SCORED_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class StandardPlan:
+    """How it is trained: TRL's own defaults where it has them."""
+
+    epochs: int = 3
+    lr: float = 1e-4
+    batch: int = 16
+    step: int = 4
+    rank: int = 16
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Standard:
+    """What came out: margins on the test pairs, and what it cost."""
+
+    margins: list[float]
+    seconds: float
+    trainable: int
+    peak_gib: float
+
+
+def run(
+    backbone: Path,
+    text: Text,
+    train: list[Pair],
+    test: list[Pair],
+    plan: StandardPlan,
+    cache: Path,
+    report: Callable[[str, float], None],
+) -> Standard:
+    """Train on some pairs, score others; a finished run is read back, a killed one goes on."""
+    parts = (str(backbone), text.digest, asdict(plan), *map(repr, train), *map(repr, test))
+    home = cache / "standard" / hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    done = home / "result.json"
+    if done.exists():
+        return Standard(**json.loads(done.read_text()))
+    home.mkdir(parents=True, exist_ok=True)
+    clock = Clock(home / "spent.json")
+    trained = _trained(_model(backbone, text, plan), text, train, plan, clock, report)
+    spent = clock.spent
+    margins = _margins(trained, text, test, report)
+    trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    found = Standard(margins.tolist(), round(spent, 1), trainable, round(peak, 2))
+    done.write_text(json.dumps(asdict(found)))
+    return found
+
+
+class Clock:
+    """Seconds of training, those of earlier, cut runs included as far as their checkpoints go."""
+
+    def __init__(self, note: Path) -> None:
+        self.note = note
+        self._before = float(json.loads(note.read_text())) if note.exists() else 0.0
+        self._started = time.perf_counter()
+
+    @property
+    def spent(self) -> float:
+        """Seconds so far."""
+        return self._before + time.perf_counter() - self._started
+
+    def keep(self) -> None:
+        """Note them down, with a checkpoint."""
+        self.note.write_text(json.dumps(self.spent))
+
+
+def _model(backbone: Path, text: Text, plan: StandardPlan) -> PreTrainedModel:
+    torch.manual_seed(plan.seed)
+    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1, dtype=torch.float32)
+    model.config.pad_token_id = text.padding
+    return model
+
+
+def _trained(
+    model: PreTrainedModel,
+    text: Text,
+    pairs: list[Pair],
+    plan: StandardPlan,
+    clock: Clock,
+    report: Callable[[str, float], None],
+) -> PreTrainedModel:
+    try:
+        from datasets import Dataset
+        from peft import LoraConfig, TaskType
+        from transformers import PrinterCallback, TrainerCallback
+        from trl import RewardConfig, RewardTrainer
+    except ImportError as error:
+        message = f"a StandardRM needs the extra 'align': pip install 'sparserm[align]' ({error})"
+        raise SourceError(message) from error
+
+    class Heard(TrainerCallback):  # type: ignore[misc] # transformers is untyped
+        """Passes the trainer's steps on, and keeps the time with each checkpoint."""
+
+        def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+            report("StandardRM", state.global_step / max(state.max_steps, 1))
+
+        def on_save(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
+            clock.keep()
+
+    home = clock.note.parent
+    tokenizer = copy.deepcopy(text.tokenizer)
+    tokenizer.pad_token_id = text.padding
+    ids = [[one.ids for one in _encoded(text, pair)] for pair in pairs]
+    rows = [{"chosen_ids": a, "rejected_ids": b, "length": len(a) + len(b)} for a, b in ids]
+    config = RewardConfig(
+        output_dir=str(home), num_train_epochs=plan.epochs, learning_rate=plan.lr, seed=plan.seed,
+        per_device_train_batch_size=plan.step, gradient_accumulation_steps=plan.batch // plan.step,
+        save_strategy="steps", save_steps=10, save_total_limit=1, logging_strategy="no", report_to=[],
+        disable_tqdm=True, max_length=None, remove_unused_columns=False, activation_checkpointing=False,
+        train_sampling_strategy="group_by_length", length_column_name="length", warmup_steps=0.1,
+        bf16=torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(),
+    )  # fmt: skip
+    lora = LoraConfig(
+        task_type=TaskType.SEQ_CLS, r=plan.rank, lora_alpha=2 * plan.rank, lora_dropout=0.05,
+        target_modules="all-linear", modules_to_save=["score"],
+    )  # fmt: skip
+    trainer = RewardTrainer(
+        model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
+        peft_config=lora, callbacks=[Heard()],
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(home))
+    return trainer.model.eval()
+
+
+def _last_checkpoint(home: Path) -> str | None:
+    """The newest checkpoint that was written to its end."""
+    whole = [state.parent for state in home.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda found: int(found.name.partition("-")[2]))) if whole else None
+
+
+@torch.inference_mode()
+def _margins(
+    model: PreTrainedModel, text: Text, pairs: list[Pair], report: Callable[[str, float], None]
+) -> Tensor:
+    """Reward of chosen minus rejected; neighbours in length go together."""
+    encoded = [one for pair in pairs for one in _encoded(text, pair)]
+    rewards = torch.zeros(len(encoded), dtype=torch.float64)
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids))
+    done = 0
+    for start in range(0, len(order), SCORED_AT_ONCE):
+        some = order[start : start + SCORED_AT_ONCE]
+        longest = len(encoded[some[-1]].ids)
+        ids = torch.full((len(some), longest), text.padding)
+        for row, i in enumerate(some):
+            ids[row, : len(encoded[i].ids)] = torch.tensor(encoded[i].ids)
+        ids = ids.to(model.device)
+        logits = model(input_ids=ids, attention_mask=(ids != text.padding).long()).logits
+        rewards[some] = logits[:, 0].double().cpu()
+        done += len(some)
+        report("scoring the test", done / len(encoded))
+    sides = rewards.reshape(-1, 2)
+    return sides[:, 0] - sides[:, 1]
+
+
+def _encoded(text: Text, pair: Pair) -> list[Encoded]:
+    return text.encode(pair.exchanges)

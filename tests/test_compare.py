@@ -1,0 +1,113 @@
+"""Measuring: accuracy and its intervals, calibration, length; variants and the StandardRM."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.errors import DataError
+from app.evaluate.accuracy import (
+    Judged,
+    accuracy,
+    advantage,
+    calibration_error,
+    outcomes,
+    wins,
+    within_prompt,
+)
+from app.model.head import Calibration
+from app.pairs import having
+from app.settings import Settings
+from app.train import (
+    studio,
+)
+from app.types import Message, Pair
+from tests.workshop import Killed, killing_at, order, quiet
+
+
+def test_calibration_reads_as_it_says() -> None:
+    ranks = torch.linspace(0, 10, 201, dtype=torch.float64)
+    table = Calibration(2.0, ranks, torch.eye(2, dtype=torch.float64), ranks)
+    assert table.percentile(torch.tensor([-1.0, 5.0, 99.0], dtype=torch.float64)).tolist() == [0, 50, 100]
+    assert table.distance(torch.tensor([[3.0, 4.0]], dtype=torch.float64)).tolist() == [50]
+    assert table.probability(0) == 0.5
+
+
+def test_accuracy_and_its_interval_respect_groups() -> None:
+    margins = torch.tensor([1.0, -1.0] * 50)
+    alone = accuracy(margins, [str(i) for i in range(100)])
+    lumped = accuracy(margins, [str(i % 2) for i in range(100)])
+    assert alone.accuracy == lumped.accuracy == 0.5
+    assert lumped.ci_high - lumped.ci_low > alone.ci_high - alone.ci_low
+    assert accuracy(torch.zeros(4), list("abcd")).accuracy == 0.5
+    assert advantage(wins(margins), wins(margins), [str(i) for i in range(100)]).ci_high == 0
+
+
+def test_a_calibrated_model_has_little_calibration_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randn(20_000, generator=generator)
+    signs = torch.where(torch.rand(20_000, generator=generator) < torch.sigmoid(true), 1.0, -1.0)
+    assert calibration_error(*outcomes(true * signs, 1.0)) < 0.02
+    assert calibration_error(*outcomes(true * signs * 8, 1.0)) > 0.1
+
+
+def test_length_is_looked_at_within_prompts() -> None:
+    rewards = torch.tensor([[1.0, 0.0], [2.0, 1.0]]).repeat(20, 1)
+    tokens = torch.tensor([[9, 3], [90, 30]]).repeat(20, 1)
+    groups = [str(i // 2) for i in range(40)]
+    assert within_prompt(Judged(rewards, tokens, groups)) > 0.5
+    assert within_prompt(Judged(rewards, tokens.flip(1), groups)) < within_prompt(
+        Judged(rewards, tokens, groups)
+    )
+
+
+def test_every_variant_is_measured_and_joins_the_report(workshop: Settings, made_sae: Path) -> None:
+    root = workshop.models_dir.parent
+    pairs, test = str(root / "pairs.jsonl"), str(root / "test.jsonl")
+    studio.make(order(workshop, made_sae, "studied", tested=True), made_sae, workshop, quiet)
+    studio.ablate("studied", pairs, test, made_sae, workshop, quiet, layers=(2, 3, 4), seeds=2, bad=None)
+    folder = workshop.models_dir / "studied"
+    found = json.loads((folder / "report.json").read_text())
+    variants = found["ablation"]["variants"]
+    first, *others = variants
+    assert first.startswith("SparseRM: K = 16, layer 3")
+    assert {"random directions", "dense at layer 2", "read-out: end", "TF-IDF of the response"} <= set(others)
+    assert variants[first]["accuracy"] > 0.9 > variants["longer response wins"]["accuracy"] - 0.5
+    assert all(row["lead"]["n"] == row["n"] == 100 for row in map(variants.get, others) if row)
+    assert list(found["ablation"]["data"]["SparseRM"]) == ["100", "300"]
+    assert list(found["ablation"]["directions"]["selected"]) == ["16", "32", "64"]
+    assert found["test"]["n"] == 100
+    assert "## What matters" in (folder / "report.md").read_text()
+    assert {"variants.png", "data.png", "directions.png"} <= {file.name for file in folder.iterdir()}
+
+
+def test_a_standard_rm_learns_beside_ours_and_goes_on_when_killed(workshop: Settings, made_sae: Path) -> None:
+    what = order(workshop, made_sae, "duelled", tested=True)
+    studio.make(what, made_sae, workshop, quiet)
+    with pytest.raises(Killed):
+        studio.against_standard(what, made_sae, [160], 3, workshop, killing_at("StandardRM", 20))
+    (checkpoint,) = (workshop.cache / "standard").glob("*/checkpoint-*")
+    assert checkpoint.name == "checkpoint-20"
+    found = studio.against_standard(what, made_sae, [160], 3, workshop, quiet)
+    row = found["sizes"]["160"]
+    assert row["pairs"] == 160
+    assert row["sparse"]["accuracy"] > 0.9
+    assert row["standard"]["trainable"] > 10_000
+    assert row["standard"]["seconds"] > 0
+    assert "## Against a StandardRM" in (workshop.models_dir / "duelled" / "report.md").read_text()
+
+
+def test_facts_of_rows_make_slices() -> None:
+    pairs = [
+        Pair((Message("user", "q"),), "a", "b", "g", (("kind", kind), ("support", n)))
+        for kind, n in ("x1", "y3")
+    ]
+    assert having(pairs, "kind=x") == [True, False]
+    assert having(pairs, "support>=2") == [False, True]
+    assert having(pairs, "support<=2") == [True, False]
+    assert having(pairs, "other=1") == [False, False]
+    with pytest.raises(DataError, match="no condition"):
+        having(pairs, "kind")
+    with pytest.raises(DataError, match="cannot compare"):
+        having(pairs, "kind>=2")
