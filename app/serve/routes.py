@@ -215,7 +215,11 @@ def _comparison(scorer: Scorer, index: int, pair: tuple[Score, Score], top_k: in
 
 def _contribution(one: Contribution) -> dict[str, Any]:
     return {
-        **_feature(one.feature),
+        "id": one.feature.latent,
+        "sign": one.feature.sign,
+        "label": one.feature.label,
+        "label_score": one.feature.label_score,
+        "url": one.feature.url,
         "contribution": one.contribution,
         "projection": one.projection,
         "activation": one.activation,

@@ -269,13 +269,16 @@ class CardList(BaseModel):
 
 
 class FeatureCard(BaseModel):
-    """A direction of a model, without a score."""
+    """A direction of a model: its name, and the evidence for name and choice."""
 
     id: int
     sign: int
     label: str | None
     label_score: float | None
     url: str | None
+    difference: float | None
+    stability: float | None
+    agreement: float | None
 
 
 class FeatureList(BaseModel):

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Rebuilds every shipped artefact from a folder of pairs and chats; a killed run goes on where it stopped.
+# usage: models/rebuild.sh FOLDER
+#   FOLDER holds corpus_chat.jsonl.gz and {truthfulqa,safety,redteam,helpful}_{train,test}.jsonl
+set -euo pipefail
+data=$(cd "${1:?usage: models/rebuild.sh FOLDER_OF_PAIRS_AND_CHATS}" && pwd)
+cd "$(dirname "$0")/.."
+sparserm=.venv/bin/sparserm
+sae=models/sae/smollm2-135m-instruct-l18
+
+"$sparserm" sae train "$data/corpus_chat.jsonl.gz" "$data"/{truthfulqa,safety,redteam,helpful}_train.jsonl \
+    --out "$sae" --layer 18 --width 4608 --k 48 --rows 1000000 --samples 3500000
+
+make_model() { # task, file stem, license, further options
+    local task=$1 stem=$2 license=$3
+    shift 3
+    "$sparserm" train "$data/${stem}_train.jsonl" --task "$task" --test "$data/${stem}_test.jsonl" \
+        --sae "$sae" --license "$license" "$@"
+    "$sparserm" ablate "$task" "$data/${stem}_train.jsonl" "$data/${stem}_test.jsonl" --sae "$sae" \
+        --layers 12 --layers 15 --layers 21 --layers 24
+}
+
+make_model truthfulness truthfulqa "Apache-2.0" --slice kind=reference --slice kind=generated
+make_model safety safety "CC BY-NC 4.0" --slice "support>=2"
+make_model redteam redteam "MIT"
+make_model helpfulness helpful "CC BY-NC 4.0 and Apache-2.0"
