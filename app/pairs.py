@@ -1,4 +1,4 @@
-"""Preference pairs and chats: read, validate, split by prompt group.
+"""Preference pairs and chats: read, validated, grouped by prompt.
 
 Rows come from JSONL (plain or .gz), parquet, or a hub data set, and may be plain strings, message lists
 or HH-style transcripts. A bad row raises DataError with file and line, or goes to `bad` if one is given:
@@ -51,12 +51,6 @@ def read_chats(source: str | Path) -> Iterator[Exchange]:
             messages = messages[:-1]
         if len(messages) > 1 and messages[-1].content:
             yield Exchange(messages[:-1], messages[-1].content)
-
-
-def split(pairs: list[Pair], share: float, *, seed: int = 0) -> tuple[list[Pair], list[Pair]]:
-    """Two lists that share no prompt group; the second holds about `share` of the groups."""
-    held = {pair.group for pair in pairs if chance(f"{seed}/{pair.group}") < share}
-    return [p for p in pairs if p.group not in held], [p for p in pairs if p.group in held]
 
 
 def having(pairs: list[Pair], fact: str) -> list[bool]:

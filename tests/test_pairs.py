@@ -1,4 +1,4 @@
-"""Preference data: read strictly, split so that no prompt stands on both sides."""
+"""Preference data: read strictly, in every form people write it."""
 
 import gzip
 import json
@@ -9,7 +9,7 @@ import pytest
 from pyarrow import Table, parquet
 
 from app.errors import DataError
-from app.pairs import read_chats, read_pairs, split
+from app.pairs import read_chats, read_pairs
 from app.types import Message
 
 GOOD = {"prompt": "river?", "chosen": "stone", "rejected": "glass"}
@@ -100,14 +100,6 @@ def test_chats_end_with_the_last_assistant_turn(tmp_path: Path) -> None:
     file.write_bytes(gzip.compress((json.dumps({"messages": turn}) + "\n" + lonely).encode()))
     (one,) = read_chats(file)
     assert (one.messages, one.response) == ((Message("user", "user"),), "assistant")
-
-
-def test_a_split_shares_no_prompt(tmp_path: Path) -> None:
-    rows = [{**GOOD, "prompt": f"q{i % 40}", "chosen": f"c{i}"} for i in range(200)]
-    kept, held = split(read_pairs(write(tmp_path, rows)), 0.25)
-    assert len(kept) + len(held) == 200
-    assert 0.05 < len(held) / 200 < 0.5
-    assert {p.group for p in kept}.isdisjoint({p.group for p in held})
 
 
 def test_the_example_pairs_are_good() -> None:

@@ -78,8 +78,8 @@ def test_an_sae_of_another_backbone_is_refused(workshop: Settings, made_sae: Pat
 
 def test_too_few_prompts_are_refused(workshop: Settings, made_sae: Path) -> None:
     what = order(workshop, made_sae, "few")
-    with pytest.raises(DataError, match="too few prompts"):
-        recipe.divide(dataclasses.replace(what, pairs=what.pairs[:2]))
+    with pytest.raises(DataError, match="cross-validation needs more"):
+        recipe.drawn(dataclasses.replace(what, pairs=what.pairs[:2]))
 
 
 @pytest.mark.parametrize("after", [1, 4, 9, 14])

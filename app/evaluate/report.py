@@ -116,9 +116,8 @@ def _training(card: ModelCard, known: Found) -> Iterator[str]:
     yield f"- SAE {card.sae}, sha256 {card.sae_sha256}"
     yield f"- {card.trained_parameters:,} trained parameters in {card.heads} heads"
     yield (
-        f"- {training['prompts']} prompts to fit on, {training['calibration_pairs']} further pairs to "
-        f"calibrate on; {training['seconds_extracting']} s for features, "
-        f"{training['seconds_fitting']} s for the rest"
+        f"- {training['prompts']} prompts; {training['seconds_extracting']} s for features (less what was on "
+        f"the shelf), {training['seconds_fitting']} s for the rest"
     )
     yield (
         f"- selection: {selection['false_discovery']:.0%} of the selected latents would be selected by "

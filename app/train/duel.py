@@ -31,10 +31,10 @@ def run(
     """Both on the first pairs of each size, judged on the order's test pairs."""
     groups = [pair.group for pair in order.test]
     tested = recipe.table(order.test, reader, cache, "test pairs", report)
-    drawn = {size: recipe.divide(replace(order, limit=size))[0] for size in sizes}
-    ours = {size: _sparse(order, pairs, tested, reader, report) for size, pairs in drawn.items()}
+    samples = {size: recipe.drawn(replace(order, limit=size)) for size in sizes}
+    ours = {size: _sparse(order, pairs, tested, reader, report) for size, pairs in samples.items()}
     found: dict[str, Any] = {}
-    for size, pairs in drawn.items():
+    for size, pairs in samples.items():
         theirs = standard.run(llm, reader.text, pairs, order.test, plan, cache, report)
         won, costs = ours[size]
         beaten = wins(torch.tensor(theirs.margins))

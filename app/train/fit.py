@@ -1,9 +1,9 @@
 """The head: an ensemble trained together by margin loss on bootstrap samples of prompt groups.
 
 With a thousand pairs the danger is fitting their noise. So inputs are partly whitened and dropped at random,
-and how long and how gently to train is settled by cross-validation over prompts. Afterwards each member is
-shifted and scaled so that its training rewards have mean 0 and deviation 1: a reward reads as "deviations
-from a typical training response", and members can be compared.
+weights are averaged over the last steps, and how long and how gently to train is settled by cross-validation
+over prompts. Afterwards each member is shifted and scaled so that its training rewards have mean 0 and
+deviation 1: a reward reads as "deviations from a typical training response", and members can be compared.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,8 +18,9 @@ from app.model.head import Calibration, Head
 from app.pairs import chance
 
 QUANTILES = 201
-FOLDS = 3
-RATES, DECAYS, GAMMAS = (3e-4, 1e-3), (0.3, 3.0), (1.0, 3.0)
+FOLDS, CALIBRATION_FOLDS = 3, 5
+RATES, DECAYS, GAMMAS = (3e-4, 1e-3), (1.0, 5.0), (1.0, 3.0)
+MEMORY = 0.98
 EPOCHS = (5, 10, 20, 30, 45, 60)
 Loss = Callable[[Tensor, Tensor, float], Tensor]
 LOSSES: dict[str, Loss] = {
@@ -40,8 +41,8 @@ class Plan:
     epochs: int = 40
     batch: int = 128
     lr: float = 5e-4
-    weight_decay: float = 1.0
-    dropout: float = 0.5
+    weight_decay: float = 3.0
+    dropout: float = 0.8
     whitening: float = 3.0
     seed: int = 0
 
@@ -59,7 +60,7 @@ class Inputs:
 def tune(projections: Tensor, groups: list[str], plan: Plan, report: Callable[[float], None]) -> Plan:
     """The plan whose heads, trained without a third of the prompts, predict that third best."""
     inputs = _inputs(projections, plan)
-    fold = torch.tensor([int(chance(f"{plan.seed}/fold/{group}") * FOLDS) for group in groups])
+    fold = _folds(groups, FOLDS, plan.seed)
     weights = torch.stack([(fold != f).float() for f in range(FOLDS)], dim=1)
     options = [
         replace(plan, lr=lr, weight_decay=decay, gamma=gamma, epochs=max(EPOCHS))
@@ -69,8 +70,7 @@ def tune(projections: Tensor, groups: list[str], plan: Plan, report: Callable[[f
     for done, tried in enumerate(options, 1):
         for epoch, members in _descend(inputs.x, weights, tried):
             if epoch in EPOCHS:
-                with torch.no_grad():
-                    chosen, rejected = _sides(inputs.x, members)
+                chosen, rejected = _sides(inputs.x, members)
                 unseen = (chosen - rejected)[torch.arange(len(fold)), fold]
                 if _surprise(unseen.double()) < least:
                     best, least = replace(tried, epochs=epoch), _surprise(unseen.double())
@@ -84,7 +84,7 @@ def fit(projections: Tensor, groups: list[str], plan: Plan, report: Callable[[in
     members: list[Tensor] = []
     for epoch, members in _descend(inputs.x, _bootstrap(groups, plan), plan):  # noqa: B007 # the last ones stay
         report(epoch)
-    w1, b1, w2 = (tensor.detach() for tensor in members)
+    w1, b1, w2 = members
     mixed = (w1.transpose(1, 2) @ inputs.mixing.T).half()
     head = Head(inputs.center, inputs.scale, mixed, b1[:, 0], w2[..., 0], torch.zeros(plan.heads))
     return _standardised(head, projections.flatten(0, 1))
@@ -95,19 +95,29 @@ def rewards(head: Head, projections: Tensor) -> Tensor:
     return head.members(head.standardise(projections.flatten(0, 1))).mean(1).reshape(-1, 2)
 
 
-def calibrate(head: Head, fitted: Tensor, held_out: Tensor) -> Calibration:
-    """Temperature, percentiles and distances, from pairs whose prompts the head has not seen."""
-    x = head.standardise(fitted.flatten(0, 1))
-    unseen = head.standardise(held_out.flatten(0, 1))
-    rewards = head.members(unseen).mean(1)
-    whitening = _whitening(x)
+def calibrate(
+    head: Head, projections: Tensor, groups: list[str], plan: Plan, report: Callable[[float], None]
+) -> Calibration:
+    """Temperature, percentiles and distances as unseen prompts have them.
+
+    Each fifth of the prompts is scored by heads trained like this one on the other four.
+    """
+    fold = _folds(groups, CALIBRATION_FOLDS, plan.seed)
+    unseen, distances = (torch.zeros(projections.shape[:2], dtype=torch.float64) for _ in range(2))
+    for f in range(CALIBRATION_FOLDS):
+        held = fold == f
+        rest = [group for group, out in zip(groups, held.tolist(), strict=True) if not out]
+        without = fit(projections[~held], rest, plan, lambda _: None)
+        unseen[held] = rewards(without, projections[held])
+        known, new = (without.standardise(projections[side].flatten(0, 1)) for side in (~held, held))
+        distances[held] = (new @ _whitening(known)).norm(dim=1).reshape(-1, 2)
+        report((f + 1) / CALIBRATION_FOLDS)
     ranks = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
-    margins = rewards.reshape(-1, 2)
     return Calibration(
-        temperature(margins[:, 0] - margins[:, 1]),
-        torch.quantile(rewards, ranks),
-        whitening,
-        torch.quantile((unseen @ whitening).norm(dim=1), ranks),
+        temperature(unseen[:, 0] - unseen[:, 1]),
+        torch.quantile(unseen.flatten(), ranks),
+        _whitening(head.standardise(projections.flatten(0, 1))),
+        torch.quantile(distances.flatten(), ranks),
     )
 
 
@@ -139,9 +149,11 @@ def _inputs(projections: Tensor, plan: Plan) -> Inputs:
 
 
 def _descend(x: Tensor, weights: Tensor, plan: Plan) -> Iterator[tuple[int, list[Tensor]]]:
-    """Train one head a column of `weights` (N, E); yields the epoch and the members after it."""
+    """Train one head a column of `weights` (N, E); yields the epoch and the averaged members after it."""
     generator = torch.Generator().manual_seed(plan.seed)
     members = _initial(weights.shape[1], x.shape[2], plan, generator)
+    averaged = [member.detach().clone() for member in members]
+    steps = 0
     optimizer = torch.optim.AdamW(members, lr=plan.lr, weight_decay=plan.weight_decay)
     for epoch in range(plan.epochs):
         for rows in torch.split(torch.randperm(len(x), generator=generator), plan.batch):
@@ -151,7 +163,10 @@ def _descend(x: Tensor, weights: Tensor, plan: Plan) -> Iterator[tuple[int, list
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call] # torch leaves it so
             optimizer.step()
-        yield epoch + 1, members
+            steps += 1
+            for average, member in zip(averaged, members, strict=True):
+                average.lerp_(member.detach(), 1 - min(MEMORY, (1 + steps) / (10 + steps)))
+        yield epoch + 1, averaged
 
 
 def _sides(x: Tensor, members: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -159,6 +174,13 @@ def _sides(x: Tensor, members: list[Tensor]) -> tuple[Tensor, Tensor]:
     w1, b1, w2 = members
     chosen, rejected = (((side @ w1 + b1).relu() @ w2)[..., 0].T for side in x.unbind(1))
     return chosen, rejected
+
+
+def _folds(groups: list[str], count: int, seed: int) -> Tensor:
+    """A fold for each pair, whole prompt groups together, as even as can be."""
+    order = sorted(set(groups), key=lambda group: chance(f"{seed}/fold/{group}"))
+    fold = {group: at % count for at, group in enumerate(order)}
+    return torch.tensor([fold[group] for group in groups])
 
 
 def _bootstrap(groups: list[str], plan: Plan) -> Tensor:

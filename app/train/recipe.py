@@ -14,7 +14,7 @@ from app.evaluate.accuracy import Judged, advantage, examine, interval, wins
 from app.model.bundle import ModelCard, Probe, RewardModel, TrainingData
 from app.model.engine import Engine
 from app.model.head import Calibration, Head
-from app.pairs import having, split
+from app.pairs import having
 from app.train import features, fit, labels
 from app.train.compare import BASELINES, Arena
 from app.train.contexts import contexts
@@ -43,7 +43,6 @@ class Order:
     k: int = 128
     limit: int = 1000
     slices: tuple[str, ...] = ()
-    calibration_share: float = 0.2
     plan: fit.Plan = field(default_factory=fit.Plan)
 
 
@@ -61,18 +60,17 @@ def train(
 ) -> Made:
     """Make a reward model and save nothing; `neuronpedia` is where its SAE's features can be looked up."""
     started = time.perf_counter()
-    fitting, held_out = divide(order)
+    fitting = drawn(order)
     seen = table(fitting, reader, cache, "training pairs", report)
-    unseen = table(held_out, reader, cache, "held-out pairs", report)
     extracted = time.perf_counter()
     groups = [pair.group for pair in fitting]
     chosen = select(seen.firing(order.readout), groups, order.k, seed=order.plan.seed)
     directions = reader.dictionary.decoder[chosen.latents].cpu()
     layer, *_ = reader.layers
-    projections, apart = (side.pooled(layer, order.readout) @ directions.T for side in (seen, unseen))
+    projections = seen.pooled(layer, order.readout) @ directions.T
     plan = fit.tune(projections, groups, order.plan, lambda done: report("cross-validation", done))
     head = fit.fit(projections, groups, plan, share(report, "head", plan.epochs))
-    calibration = fit.calibrate(head, projections, apart)
+    calibration = fit.calibrate(head, projections, groups, plan, lambda done: report("calibration", done))
     fitted = time.perf_counter()
     model = _assemble(replace(order, plan=plan), reader, chosen, (head, calibration), len(fitting))
     read = contexts(fitting, reader, cache, lambda done: report("contexts for names", done))
@@ -83,7 +81,6 @@ def train(
         "training": {
             "pairs": len(fitting),
             "prompts": len(set(groups)),
-            "calibration_pairs": len(held_out),
             "seconds_extracting": round(extracted - started, 1),
             "seconds_fitting": round(fitted - extracted, 1),
             "plan": asdict(plan),
@@ -104,16 +101,15 @@ def train(
     return Made(replace(model, probes=_probes(model, reader)), findings, judged)
 
 
-def divide(order: Order) -> tuple[list[Pair], list[Pair]]:
-    """Pairs to fit on, and pairs of other prompts to calibrate on."""
-    fitting, held_out = split(order.pairs, order.calibration_share, seed=order.plan.seed)
-    if order.limit:
-        fitting, held_out = fitting[: order.limit], held_out[: max(order.limit // 4, 1)]
-    if len({pair.group for pair in fitting}) < fit.FOLDS or not held_out:
+def drawn(order: Order) -> list[Pair]:
+    """The pairs to train on."""
+    fitting = order.pairs[: order.limit] if order.limit else order.pairs
+    if len({pair.group for pair in fitting}) < fit.CALIBRATION_FOLDS:
         raise DataError(
-            f"{order.data.name}: too few prompts to train on and hold out ({len(order.pairs)} pairs)"
+            f"{order.data.name}: {len(fitting)} pairs of fewer than {fit.CALIBRATION_FOLDS} prompts; "
+            "cross-validation needs more"
         )
-    return fitting, held_out
+    return fitting
 
 
 def table(
