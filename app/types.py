@@ -86,6 +86,7 @@ class Ask:
     models: tuple[str, ...]
     explain: Explain = Explain.FEATURES
     top_k: int = 5
+    length_control: bool = False
     steer: Mapping[int, float] = field(default_factory=dict)
 
 
@@ -136,7 +137,10 @@ class TokenCredit:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One reward and its reasons: reward == baseline + sum of all contributions + residual."""
+    """One reward and its reasons.
+
+    reward == baseline + sum of all contributions + length_correction + residual.
+    """
 
     model: str
     reward: float
@@ -144,6 +148,7 @@ class Score:
     percentile: float
     distance: float
     baseline: float
+    length_correction: float
     residual: float
     features: tuple[Contribution, ...]
     tokens: tuple[TokenCredit, ...] | None

@@ -15,12 +15,12 @@ make_model() { # task, file stem, license, further options
     local task=$1 stem=$2 license=$3
     shift 3
     "$sparserm" train "$data/${stem}_train.jsonl" --task "$task" --test "$data/${stem}_test.jsonl" \
-        --sae "$sae" --license "$license" "$@"
+        --sae "$sae" --license "$license" --limit 0 "$@"
     "$sparserm" ablate "$task" "$data/${stem}_train.jsonl" "$data/${stem}_test.jsonl" --sae "$sae" \
         --layers 12 --layers 15 --layers 21 --layers 24
 }
 
-make_model truthfulness truthfulqa "Apache-2.0" --slice kind=reference --slice kind=generated
+make_model truthfulness truthfulqa "Apache-2.0" --k 256 --slice kind=reference --slice kind=generated
 make_model safety safety "CC BY-NC 4.0" --slice "support>=2"
 make_model redteam redteam "MIT"
 make_model helpfulness helpful "CC BY-NC 4.0 and Apache-2.0"

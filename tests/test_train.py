@@ -167,7 +167,8 @@ def test_every_head_learns_and_is_standardised(loss: str) -> None:
     x = torch.randn(200, 2, 8, generator=generator) * 3 + 5
     x[:, 0, 0] += 6
     groups = [str(i) for i in range(200)]
-    head = fit.fit(x, groups, fit.Plan(heads=4, hidden=16, loss=loss, epochs=100, lr=5e-3), quiet)
+    lesson = fit.Lesson.of(x, torch.eye(8), groups)
+    head = fit.fit(lesson, fit.Plan(heads=4, hidden=16, loss=loss, epochs=100, lr=5e-3), quiet)
     rewards = head.members(head.standardise(x.flatten(0, 1)))
     assert torch.allclose(rewards.mean(0), torch.zeros(4, dtype=torch.float64), atol=1e-3)
     assert torch.allclose(rewards.std(0), torch.ones(4, dtype=torch.float64), atol=1e-2)

@@ -103,7 +103,12 @@ def reward_model(
         rand(HEADS, HIDDEN) / HIDDEN, rand(HEADS),
     ).to(torch.device("cpu"))  # fmt: skip
     ranks = torch.linspace(-3, 3, 201, dtype=torch.float64)
-    calibration = Calibration(0.75, ranks, torch.eye(K, dtype=torch.float64), ranks + 4)
+    calibration = Calibration(
+        0.75, ranks.repeat(2, 1), torch.eye(K, dtype=torch.float64), ranks + 4,
+        torch.tensor([10.0, 20.0]).double(), torch.tensor([[1.0, 4.0, 8.0], [-0.5, 0.2, 0.4]]).double(),
+        torch.linspace(-1.3, 1.3, 9).double().repeat(K, 1),
+    )  # fmt: skip
+
     features = tuple(Feature(int(latent), 1 if i < K // 2 else -1) for i, latent in enumerate(latents))
     model = RewardModel(
         card(name, backbone, text, layer, readout, head), dictionary, head, calibration, features, ()

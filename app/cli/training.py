@@ -1,4 +1,4 @@
-"""`sparserm train`, `evaluate`, `ablate` and `sae`: from pairs and chats to models, measured."""
+"""`sparserm train`, `data`, `ablate`, `duel` and `sae`: from pairs and chats to models."""
 
 import json
 import os
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from app.cli.shared import (
     DEFAULT_BACKBONE,
@@ -54,31 +53,6 @@ def train(
             model = studio.make(order, sae, chosen, report)
     console.print((chosen.models_dir / task / "report.md").read_text(), highlight=False, markup=False)
     console.print(f"{model.card.name} is in {chosen.models_dir / task}", highlight=False)
-
-
-@app.command()
-def evaluate(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a reward model.")],
-    pairs: Annotated[str, typer.Argument(help=PAIRS_HELP)],
-    slices: Annotated[
-        list[str] | None, typer.Option("--slice", help="Also measure where this holds, e.g. kind=generated.")
-    ] = None,
-    bad: Annotated[OnBad, typer.Option(help="What to do about rows that cannot be read.")] = OnBad.STOP,
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """How often a reward model agrees with preference pairs, scored as they would be served."""
-    from app.evaluate import trial
-    from app.pairs import read_pairs
-
-    with failing_kindly():
-        rows = read_pairs(pairs, bad.reporter)
-        with progress() as report:
-            found = trial.run(bundle, rows, tuple(slices or ()), settings(), report)
-    if as_json:
-        print(json.dumps(found))  # noqa: T201 # the answer itself, for machines
-    else:
-        Console().print(trial.table(found))
 
 
 @app.command()

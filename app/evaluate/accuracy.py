@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 RESAMPLES = 2000
 BINS = 15
@@ -90,6 +91,17 @@ def interval(values: Array, groups: list[str], seed: int = 0) -> Accuracy:
     return Accuracy(float(values.mean()), float(low), float(high), len(values))
 
 
+def temperature(margins: Tensor) -> float:
+    """The T that makes sigmoid(margin / T) most likely, by search on a fine grid."""
+    grid = torch.logspace(-2, 2, 801, dtype=torch.float64)
+    return float(grid[_losses(margins, grid).argmin()])
+
+
+def surprise(margins: Tensor) -> float:
+    """Log loss of the margins at their best temperature: smoother than accuracy, blind to scale."""
+    return float(_losses(margins, torch.logspace(-2, 2, 81, dtype=torch.float64)).min())
+
+
 def outcomes(margins: Tensor, temperature: float) -> tuple[Array, Array]:
     """Said probabilities and outcomes; each pair counts in both orders.
 
@@ -117,6 +129,11 @@ def within_prompt(judged: Judged) -> float:
     x, y = (_centred_ranks(column, place) for column in columns)
     spread = float(np.sqrt((x**2).sum() * (y**2).sum()))
     return float((x * y).sum()) / spread if spread else 0.0
+
+
+def _losses(margins: Tensor, temperatures: Tensor) -> Tensor:
+    scaled = margins[None] / temperatures[:, None]
+    return binary_cross_entropy_with_logits(scaled, torch.ones_like(scaled), reduction="none").mean(1)
 
 
 def _centred_ranks(values: Array, place: NDArray[np.int64]) -> Array:

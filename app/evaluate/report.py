@@ -44,6 +44,8 @@ def _lines(card: ModelCard, known: Found) -> Iterator[str]:
         yield from _ablation(known["ablation"])
     if "standard" in known:
         yield from _standard(known["standard"])
+    if "verified" in known:
+        yield from _verified(known["verified"])
     yield from _training(card, known)
 
 
@@ -91,19 +93,75 @@ def _standard(found: Found) -> Iterator[str]:
     yield (
         "The same backbone with all of its layers, fine-tuned by LoRA with a scalar head and Bradley-Terry "
         f"loss on the same pairs: {plan['epochs']} epochs, rate {plan['lr']:g}, rank {plan['rank']}; "
-        f"{found['threads']} threads. Seconds are from nothing to a model, features included.\n"
+        f"{found['threads']} threads. From nothing to a model, features included; CPU seconds add up the "
+        "work of all cores, which the company of other programs disturbs less.\n"
     )
-    yield "| pairs | model | accuracy | SparseRM's lead | seconds | trained parameters | peak GiB |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| pairs | model | accuracy | SparseRM's lead | seconds | CPU seconds | parameters | peak GiB |"
+    yield "|---|---|---|---|---|---|---|---|"
     for row in found["sizes"].values():
         for name, key in (("SparseRM", "sparse"), ("StandardRM", "standard")):
             one = row[key]
             lead = _cell(row["lead"], sign=True) if key == "standard" else ""
             yield (
-                f"| {row['pairs']} | {name} | {_cell(one)} | {lead} | {one['seconds']:,.0f} "
+                f"| {row['pairs']} | {name} | {_cell(one)} | {lead} "
+                f"| {one['seconds']:,.0f} | {one['cpu_seconds']:,.0f} "
                 f"| {one['trainable']:,} | {one['peak_gib']} |"
             )
     yield ""
+
+
+def _verified(found: Found) -> Iterator[str]:
+    shown = found["explanations"]
+    yield "## Can it be trusted?\n"
+    yield (
+        f"On {found['n']} test pairs (explanations on {shown['n']} of their responses). Contributions are "
+        "shares of a score relative to the training mean; what they predict is tested by taking "
+        "directions away.\n"
+    )
+    yield "| explanations | figure |"
+    yield "|---|---|"
+    yield f"| largest residual of any answer | {found['residual']:.1e} |"
+    yield (
+        "| taking out the ten largest contributors moves the reward at least three times as far as ten "
+        f"random ones | {shown['ten_largest_at_least_3x']:.1%} of responses; in the median "
+        f"{shown['ten_largest_over_random']:.1f} times |"
+    )
+    yield (
+        "| contribution against what the reward loses when its direction leaves the residual (Spearman) "
+        f"| {shown['intervention_spearman']:.3f} |"
+    )
+    yield f"| the same against a head with its inputs mixed up | {shown['shuffled_head_spearman']:+.3f} |"
+    yield f"| sizes of contributions over the size of their sum | {shown['cancellation']:.1f} |"
+    yield f"| pairs of directions closer than a cosine of .8 | {shown['near_parallel_directions']} |"
+    yield f"| of the five features shown, named | {shown['shown_named']:.0%} |"
+    if shown["shown_named"]:
+        yield f"| of those, projection tells when the latent fires | {shown['shown_tracking']:.0%} |"
+        yield f"| of those, median balanced accuracy of the name | {shown['shown_name_score']:.2f} |"
+    yield "\n| sign of doubt | finds errors (AUROC) | accuracy on the surer half | on all |"
+    yield "|---|---|---|---|"
+    for name, row in found["doubt"].items():
+        kept = row["accuracy_at_coverage"]
+        auroc = "" if row["auroc"] is None else f"{row['auroc']:.3f}"
+        yield f"| {name} | {auroc} | {kept['0.5']:.3f} | {kept['1.0']:.3f} |"
+    yield "\n| strange responses | told by the distance (AUROC) |"
+    yield "|---|---|"
+    for kind, auroc in found["strangers"].items():
+        yield f"| {kind} | {auroc:.3f} |"
+    yield "\n| length control | accuracy | chosen is longer | chosen is shorter | reward and length |"
+    yield "|---|---|---|---|---|"
+    for what, row in found["length"].items():
+        length = row["length"]
+        parts = [_cell(one) if one else "" for one in (length["chosen_longer"], length["chosen_shorter"])]
+        yield f"| {what} | {_cell(row)} | {parts[0]} | {parts[1]} | {length['spearman']:+.2f} |"
+    yield "\n| steered cluster | directions | factor | its target moves | the rest moves |"
+    yield "|---|---|---|---|---|"
+    for row in found["steering"][:5]:
+        yield (
+            f"| {row['cluster']} | {row['directions']} | {row['factor']:g} | {row['target']:+.2f} "
+            f"| {row['rest']:+.3f} |"
+        )
+    errors = ", ".join(f"{name} {ece:.3f}" for name, ece in found["calibration"].items())
+    yield f"\nCalibration error: {errors}.\n"
 
 
 def _training(card: ModelCard, known: Found) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """A bundle before a jury: preference pairs scored by the engine that would serve them."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from app.model.packing import passes
 from app.model.sources import Progress
 from app.pairs import having
 from app.settings import Settings
-from app.types import Ask, Exchange, Explain, Job, Pair
+from app.types import Ask, Encoded, Exchange, Explain, Job, Pair, Score
 
 PASS_TOKENS = 4096
 
@@ -22,36 +23,74 @@ PASS_TOKENS = 4096
 def run(
     folder: Path, pairs: list[Pair], slices: tuple[str, ...], settings: Settings, report: Progress
 ) -> dict[str, Any]:
-    """What `examine` finds about a bundle on these pairs."""
+    """What `examine` finds about a bundle on these pairs, without and with length control."""
+    engine, name = alone(folder, settings, report)
+    model = engine.models[name]
+    masks = {fact: having(pairs, fact) for fact in slices}
+    scores = score(engine, name, responses(pairs), report)
+    plain, controlled = (judged(engine, name, pairs, scores, length_control=on) for on in (False, True))
+    return {
+        "model": name,
+        **examine(plain, model.card.temperature, masks),
+        "length_controlled": length(controlled),
+    }
+
+
+def alone(folder: Path, settings: Settings, report: Progress) -> tuple[Engine, str]:
+    """An engine with nothing but the bundle in a folder, its probes passed."""
     model = bundle.load(folder)
     backbone, text = home.resident(model.card.backbone, model.card.layer, settings, report)
     engine = Engine(backbone, text, {model.card.name: model})
     engine.verify()
-    masks = {fact: having(pairs, fact) for fact in slices}
-    return {
-        "model": model.card.name,
-        **examine(judge(engine, model.card.name, pairs, report), model.card.temperature, masks),
-    }
+    return engine, model.card.name
 
 
-def judge(engine: Engine, name: str, pairs: list[Pair], report: Progress) -> Judged:
-    """Every response scored once, however many pairs it stands in."""
-    exchanges = list(dict.fromkeys(exchange for pair in pairs for exchange in pair.exchanges))
+def responses(pairs: Iterable[Pair]) -> list[Exchange]:
+    """Every response once, however many pairs it stands in."""
+    return list(dict.fromkeys(exchange for pair in pairs for exchange in pair.exchanges))
+
+
+def score(
+    engine: Engine, name: str, exchanges: list[Exchange], report: Progress, stage: str = "scoring"
+) -> dict[Exchange, Score]:
+    """What the engine says of each."""
     encoded = engine.encode(exchanges)
-    rewards: dict[Exchange, float] = {}
+    found: dict[Exchange, Score] = {}
     for some in passes([one.ids for one in encoded], PASS_TOKENS):
         jobs = [Job(encoded[i], Ask((name,), Explain.NONE)) for i in some]
         for i, scored in zip(some, engine.score(jobs), strict=True):
             if isinstance(scored, NonFinite):
                 raise scored
-            rewards[exchanges[i]] = scored.scores[0].reward
-        report("scoring", len(rewards) / len(exchanges))
-    lengths = {e: one.stop - one.start for e, one in zip(exchanges, encoded, strict=True)}
-    return Judged(
-        torch.tensor([[rewards[e] for e in pair.exchanges] for pair in pairs], dtype=torch.float64),
-        torch.tensor([[lengths[e] for e in pair.exchanges] for pair in pairs]),
-        [pair.group for pair in pairs],
-    )
+            found[exchanges[i]] = scored.scores[0]
+        report(stage, len(found) / len(exchanges))
+    return found
+
+
+def judged(
+    engine: Engine,
+    name: str,
+    pairs: list[Pair],
+    scores: Mapping[Exchange, Score],
+    *,
+    length_control: bool = False,
+) -> Judged:
+    """Pairs with the rewards of their responses."""
+    lengths = _lengths(list(scores), engine.encode(list(scores)))
+    tokens = torch.tensor([[lengths[e] for e in pair.exchanges] for pair in pairs])
+    rewards = torch.tensor([[scores[e].reward for e in pair.exchanges] for pair in pairs]).double()
+    if length_control:
+        rewards = rewards + engine.models[name].calibration.correction(tokens).cpu()
+    return Judged(rewards, tokens, [pair.group for pair in pairs])
+
+
+def length(judged: Judged) -> dict[str, Any]:
+    """Accuracy, and what length has to do with it."""
+    found = examine(judged, 1.0, {})
+    return {key: found[key] for key in ("accuracy", "ci_low", "ci_high", "n", "length")}
+
+
+def _lengths(exchanges: list[Exchange], encoded: list[Encoded]) -> dict[Exchange, int]:
+    return {e: one.stop - one.start for e, one in zip(exchanges, encoded, strict=True)}
 
 
 def table(found: dict[str, Any]) -> Table:

@@ -19,7 +19,8 @@ from app.model.directions import Dictionary
 from app.model.head import Calibration, Head
 from app.types import Exchange, Feature, ReadOut
 
-SCHEMA = 1
+SCHEMA = 2
+TABLES = ("rewards", "whitening", "distances", "usual", "length", "projections")
 SEALED = ("manifest.json", "weights.safetensors", "features.json", "probes.json")
 STRICT = {"extra": "forbid"}
 
@@ -119,9 +120,11 @@ def load(folder: Path) -> RewardModel:
         raise BundleError(f"{folder.name}: bundle schema {card.schema}; this version reads schema {SCHEMA}")
     weights = load_file(folder / "weights.safetensors")
     try:
-        dictionary = Dictionary(*(weights[f"sae.{n}"] for n in ("encoder", "bias", "threshold", "decoder")))
+        dictionary = Dictionary(
+            *(weights[f"sae.{n}"] for n in ("encoder", "bias", "threshold", "directions"))
+        )
         head = Head(*(weights[f"head.{n}"] for n in ("center", "scale", "w1", "b1", "w2", "b2")))
-        tables = [weights[f"calibration.{n}"] for n in ("rewards", "whitening", "distances")]
+        tables = [weights[f"calibration.{n}"] for n in TABLES]
     except KeyError as error:
         raise BundleError(f"{folder.name}: weights.safetensors lacks {error}") from error
     return RewardModel(
@@ -166,9 +169,9 @@ def _check_digests(folder: Path) -> None:
 def _tensors(model: RewardModel) -> dict[str, torch.Tensor]:
     dictionary, head, calibration = model.dictionary, model.head, model.calibration
     tensors = {
-        **{f"sae.{n}": getattr(dictionary, n) for n in ("encoder", "bias", "threshold", "decoder")},
+        **{f"sae.{n}": getattr(dictionary, n) for n in ("encoder", "bias", "threshold", "directions")},
         **{f"head.{n}": getattr(head, n) for n in ("center", "scale", "w1", "b1", "w2", "b2")},
-        **{f"calibration.{n}": getattr(calibration, n) for n in ("rewards", "whitening", "distances")},
+        **{f"calibration.{n}": getattr(calibration, n) for n in TABLES},
     }
     return {
         name: tensor.to(torch.half if name == "head.w1" else torch.float).contiguous()

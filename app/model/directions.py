@@ -3,7 +3,7 @@
 p is what the head sees; f says whether the latent a direction was named for fired at all.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -11,29 +11,44 @@ from torch import Tensor
 
 from app.types import Encoded, ReadOut
 
+LEAST_EIGENVALUE = 1e-3
+
 
 @dataclass(frozen=True, slots=True)
 class Dictionary:
-    """A sparse autoencoder's latents, or some of them: JumpReLU encoder columns and decoder vectors."""
+    """A sparse autoencoder's latents, or some of them: JumpReLU encoder columns, and a direction for each.
+
+    The directions are the decoder vectors; a reward model keeps them untangled.
+    """
 
     encoder: Tensor
     bias: Tensor
     threshold: Tensor
-    decoder: Tensor
+    directions: Tensor
 
     def select(self, latents: Tensor) -> "Dictionary":
         """Only these latents; exact, because a JumpReLU latent does not depend on the others."""
         return Dictionary(
-            self.encoder[latents], self.bias[latents], self.threshold[latents], self.decoder[latents]
+            self.encoder[latents], self.bias[latents], self.threshold[latents], self.directions[latents]
         )
+
+    def untangled(self) -> "Dictionary":
+        """The same latents with the orthonormal directions nearest to theirs: the same span, no overlap.
+
+        So what a direction contributes is what the reward loses when it is taken out of the residual.
+        """
+        directions = self.directions.double()
+        values, vectors = torch.linalg.eigh(directions @ directions.T)
+        inverse_root = vectors / values.clamp(min=LEAST_EIGENVALUE).sqrt() @ vectors.T
+        return replace(self, directions=(inverse_root @ directions).float())
 
     def to(self, device: torch.device) -> "Dictionary":
         """The same latents on another device."""
-        return Dictionary(*(t.to(device) for t in (self.encoder, self.bias, self.threshold, self.decoder)))
+        return Dictionary(*(t.to(device) for t in (self.encoder, self.bias, self.threshold, self.directions)))
 
     def project(self, residuals: Tensor) -> Tensor:
-        """Alignment of each residual with each decoder direction."""
-        return residuals @ self.decoder.T
+        """Alignment of each residual with each direction."""
+        return residuals @ self.directions.T
 
     def activate(self, residuals: Tensor) -> Tensor:
         """Latent activations: zero unless the threshold is passed."""

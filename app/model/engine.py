@@ -135,15 +135,16 @@ class Engine:
         layer = residuals[model.card.layer]
         mine = [i for i, job in enumerate(prepared.jobs) if model.card.name in job.ask.models]
         reading = self._read(model, layer, prepared, mine)
+        plain = model.head.standardise(reading.projections)
         factors = self._factors(model, [prepared.jobs[i].ask for i in mine])
-        x = model.head.standardise(reading.projections) * factors
+        x = plain * factors
         origin = torch.zeros_like(x[:1])
         baseline = float(model.head.members(origin).mean())
         shares = model.head.contributions(x, origin).cpu()
-        numbers = _numbers(model, x)
+        numbers = _numbers(model, plain, x, [prepared.jobs[i] for i in mine])
         reading = Reading(*(tensor.cpu() for tensor in reading))
         for at, i in enumerate(mine):
-            ask, (reward, uncertainty, percentile, distance) = prepared.jobs[i].ask, numbers[at]
+            ask, (reward, uncertainty, percentile, distance, correction) = prepared.jobs[i].ask, numbers[at]
             shown = ask.top_k if ask.explain is not Explain.NONE else 0
             scores[i][model.card.name] = Score(
                 model=model.card.name,
@@ -152,7 +153,8 @@ class Engine:
                 percentile=percentile,
                 distance=distance,
                 baseline=baseline,
-                residual=reward - baseline - float(shares[at].sum()),
+                length_correction=correction,
+                residual=reward - baseline - float(shares[at].sum()) - correction,
                 features=_top(model, shares[at], reading, at, shown),
                 tokens=self._credits(model, layer, prepared, i, factors[at], baseline),
                 projections=reading.projections[at].numpy(),
@@ -191,15 +193,19 @@ class Engine:
         return tuple(TokenCredit(text, credit) for text, credit in zip(texts, earned, strict=True))
 
 
-def _numbers(model: RewardModel, x: Tensor) -> list[list[float]]:
-    """Reward, uncertainty, percentile and distance of each standardised reading."""
-    rewards = model.head.members(x)
-    mean = rewards.mean(1)
+def _numbers(model: RewardModel, plain: Tensor, steered: Tensor, jobs: list[Job]) -> list[list[float]]:
+    """Reward, uncertainty, percentile, distance and length correction of each standardised reading."""
+    tokens = torch.tensor([job.encoded.stop - job.encoded.start for job in jobs], device=plain.device)
+    controlled = torch.tensor([job.ask.length_control for job in jobs], device=plain.device)
+    members = model.head.members(steered)
+    correction = model.calibration.correction(tokens) * controlled
+    rewards = members.mean(1) + correction
     columns = (
-        mean,
-        rewards.std(1, correction=0),
-        model.calibration.percentile(mean),
-        model.calibration.distance(x),
+        rewards,
+        members.std(1, correction=0),
+        model.calibration.percentile(rewards, controlled),
+        model.calibration.distance(plain, tokens),
+        correction,
     )
     numbers: list[list[float]] = torch.stack(columns, dim=1).tolist()
     return numbers

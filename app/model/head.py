@@ -58,35 +58,57 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What makes a raw reward readable: probability, percentile, and distance from the training data."""
+    """What makes a raw reward readable; every table comes from responses to prompts not trained on.
+
+    `rewards` (2, Q) are quantiles without and with length control, `distances` (Q) those of the distance,
+    `usual` the a and b of a squared distance expected to be a + b / tokens, `length` (2, L) the trend of
+    reward with log2 tokens, as knots and values, `projections` (K, 9) deciles of standardised projections.
+    """
 
     temperature: float
     rewards: Tensor
     whitening: Tensor
     distances: Tensor
+    usual: Tensor
+    length: Tensor
+    projections: Tensor
 
     def probability(self, margin: float) -> float:
         """How likely people prefer the response that is `margin` ahead."""
         return float(torch.sigmoid(torch.tensor(margin / self.temperature, dtype=torch.float64)))
 
-    def percentile(self, rewards: Tensor) -> Tensor:
-        """Share of training responses with a lower reward, 0 to 100."""
-        return _rank(rewards, self.rewards)
+    def percentile(self, rewards: Tensor, controlled: Tensor) -> Tensor:
+        """Share of those responses with a lower reward, 0 to 100; `controlled` says which are by length."""
+        plain, evened = (_rank(rewards, table) for table in self.rewards)
+        return torch.where(controlled, evened, plain)
 
-    def distance(self, x: Tensor) -> Tensor:
-        """Mahalanobis distance as a percentile of the training responses' own, 0 to 100."""
-        return _rank((x @ self.whitening).norm(dim=1), self.distances)
+    def distance(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Mahalanobis distance, for its length, as a percentile of those responses' own, 0 to 100."""
+        usual = (self.usual[0] + self.usual[1] / tokens).sqrt()
+        return _rank((x @ self.whitening).norm(dim=1) / usual, self.distances)
+
+    def correction(self, tokens: Tensor) -> Tensor:
+        """What length control adds to the reward of a response of so many tokens."""
+        return -interpolate(tokens.double().log2(), *self.length)
 
     def to(self, device: torch.device) -> "Calibration":
         """The same tables on another device."""
-        tensors = (self.rewards, self.whitening, self.distances)
-        return Calibration(self.temperature, *(tensor.to(device, torch.float64) for tensor in tensors))
+        tables = (
+            self.rewards, self.whitening, self.distances, self.usual, self.length, self.projections,
+        )  # fmt: skip
+        return Calibration(self.temperature, *(table.to(device, torch.float64) for table in tables))
+
+
+def interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """A line through (knots, values), level beyond its ends."""
+    upper = torch.searchsorted(knots, at.contiguous()).clamp(1, len(knots) - 1)
+    low, high = knots[upper - 1], knots[upper]
+    inside = ((at - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    return values[upper - 1] + inside * (values[upper] - values[upper - 1])
 
 
 def _rank(values: Tensor, quantiles: Tensor) -> Tensor:
     """Interpolated position of each value in a table of evenly spaced quantiles."""
     last = len(quantiles) - 1
-    upper = torch.searchsorted(quantiles, values).clamp(1, last)
-    low, high = quantiles[upper - 1], quantiles[upper]
-    inside = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
-    return (upper - 1 + inside) * 100 / last
+    ranks = torch.linspace(0, 100, last + 1, dtype=torch.float64, device=values.device)
+    return interpolate(values, quantiles, ranks)

@@ -13,12 +13,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app.errors import Closing, NotFound
 from app.model.bundle import RewardModel
-from app.serve import schemas
+from app.serve import answers, requests
 from app.serve.scoring import Outcome, Scorer
 from app.types import Ask, Contribution, Encoded, Explain, Feature, Score
 
 T = TypeVar("T")
-router = APIRouter(responses=schemas.ERRORS)
+router = APIRouter(responses=answers.ERRORS)
 
 
 def _scorer(request: Request) -> Scorer:
@@ -29,13 +29,15 @@ def _scorer(request: Request) -> Scorer:
 TheScorer = Annotated[Scorer, Depends(_scorer)]
 
 
-@router.post("/v1/rewards", response_model=schemas.RewardsAnswer, operation_id="rewards")
-async def rewards(body: schemas.RewardsRequest, request: Request, scorer: TheScorer) -> Response:
+@router.post("/v1/rewards", response_model=answers.RewardsAnswer, operation_id="rewards")
+async def rewards(body: requests.RewardsRequest, request: Request, scorer: TheScorer) -> Response:
     """Score responses; each reward comes with the features that made it."""
     placed = [(i, one) for i, item in enumerate(body.inputs) for one in item.exchanges(i)]
     names = [body.model] if isinstance(body.model, str) else body.model or [request.app.state.default_model]
     steer = {int(latent): factor for latent, factor in body.steer.items()}
-    ask = Ask(tuple(dict.fromkeys(names)), body.explain, body.top_k, steer)
+    ask = Ask(
+        tuple(dict.fromkeys(names)), body.explain, body.top_k, length_control=body.length_control, steer=steer
+    )
     work = scorer.score([one for _, one in placed], ask, truncate=body.truncate)
     outcome = await _unless_gone(request, work)
     answer = {
@@ -47,12 +49,13 @@ async def rewards(body: schemas.RewardsRequest, request: Request, scorer: TheSco
     return JSONResponse(answer)
 
 
-@router.post("/v1/compare", response_model=schemas.CompareAnswer, operation_id="compare")
-async def compare(body: schemas.CompareRequest, request: Request, scorer: TheScorer) -> Response:
+@router.post("/v1/compare", response_model=answers.CompareAnswer, operation_id="compare")
+async def compare(body: requests.CompareRequest, request: Request, scorer: TheScorer) -> Response:
     """Which of two responses is better, how surely, and which features make the difference."""
     placed = [one for i, pair in enumerate(body.pairs) for one in pair.exchanges(i)]
     name = body.model or request.app.state.default_model
-    work = scorer.score(placed, Ask((name,), Explain.NONE), truncate=body.truncate)
+    ask = Ask((name,), Explain.NONE, length_control=body.length_control)
+    work = scorer.score(placed, ask, truncate=body.truncate)
     outcome = await _unless_gone(request, work)
     scores = [scored.scores[0] for scored in outcome.scored]
     data = [
@@ -65,20 +68,20 @@ async def compare(body: schemas.CompareRequest, request: Request, scorer: TheSco
     return JSONResponse({**_frame(outcome), "model": name, "data": data})
 
 
-@router.get("/v1/models", response_model=schemas.CardList, operation_id="list_models")
+@router.get("/v1/models", response_model=answers.CardList, operation_id="list_models")
 async def models(scorer: TheScorer) -> Response:
     """The reward models served here, and what each was made from."""
     cards = [_card(name, model) for name, model in scorer.engine.models.items()]
     return JSONResponse({"object": "list", "data": cards})
 
 
-@router.get("/v1/models/{id}", response_model=schemas.CardBody, operation_id="get_model")
+@router.get("/v1/models/{id}", response_model=answers.CardBody, operation_id="get_model")
 async def model(id: str, scorer: TheScorer) -> Response:  # noqa: A002 - the path says {id}
     """One reward model's card."""
     return JSONResponse(_card(id, _model(scorer, id)))
 
 
-@router.get("/v1/models/{id}/features", response_model=schemas.FeatureList, operation_id="list_features")
+@router.get("/v1/models/{id}/features", response_model=answers.FeatureList, operation_id="list_features")
 async def features(
     id: str,  # noqa: A002 - the path says {id}
     scorer: TheScorer,
@@ -92,7 +95,7 @@ async def features(
 
 
 @router.get(
-    "/v1/models/{id}/features/{latent}", response_model=schemas.FeatureCard, operation_id="get_feature"
+    "/v1/models/{id}/features/{latent}", response_model=answers.FeatureCard, operation_id="get_feature"
 )
 async def feature(id: str, latent: int, scorer: TheScorer) -> Response:  # noqa: A002 - the path says {id}
     """One direction of a model."""
@@ -185,6 +188,7 @@ def _reward(score: Score, encoded: Encoded) -> dict[str, Any]:
         "percentile": score.percentile,
         "distance": score.distance,
         "baseline_reward": score.baseline,
+        "length_correction": score.length_correction,
         "residual": score.residual,
         "features": [_contribution(one) for one in score.features],
         "prompt_tokens": encoded.start,
@@ -199,6 +203,7 @@ def _reward(score: Score, encoded: Encoded) -> dict[str, Any]:
 def _comparison(scorer: Scorer, index: int, pair: tuple[Score, Score], top_k: int) -> dict[str, Any]:
     chosen, rejected = pair
     margin = chosen.reward - rejected.reward
+    correction = chosen.length_correction - rejected.length_correction
     model = scorer.engine.models[chosen.model]
     shares = scorer.engine.contrast(chosen.model, chosen, rejected, len(model.features))
     return {
@@ -208,7 +213,8 @@ def _comparison(scorer: Scorer, index: int, pair: tuple[Score, Score], top_k: in
         "chosen_reward": chosen.reward,
         "rejected_reward": rejected.reward,
         "uncertainty": (chosen.uncertainty**2 + rejected.uncertainty**2) ** 0.5,
-        "residual": margin - sum(one.contribution for one in shares),
+        "length_correction": correction,
+        "residual": margin - correction - sum(one.contribution for one in shares),
         "features": [_contribution(one) for one in shares[:top_k]],
     }
 

@@ -12,7 +12,7 @@ from app.errors import InvalidInput, SparseRMError
 from app.model.engine import Engine
 from app.serve.batcher import Batcher
 from app.serve.metrics import Metrics
-from app.serve.schemas import Place
+from app.serve.requests import Place
 from app.types import Ask, Encoded, Exchange, Job, Score, Scored
 
 

@@ -101,7 +101,7 @@ def _data(study: Study, report: Report) -> dict[str, dict[str, Any]]:
 def _directions(study: Study, report: Report) -> dict[str, dict[str, Any]]:
     """Accuracy against the number of directions of each sign."""
     lines = {"selected": compare.selected, "random directions": compare.random_directions}
-    latents = len(study.arena.dictionary.decoder)
+    latents = len(study.arena.dictionary.directions)
     points = {str(k): (_moved(k=k), study.pairs) for k in study.ks if 2 * k <= latents}
     return _curves(study, lines, points, report, "directions")
 

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from app.evaluate import baselines
 from app.model.directions import Dictionary
 from app.train.features import Table
-from app.train.fit import Plan, fit, rewards
+from app.train.fit import Lesson, Plan, fit, rewards
 from app.train.select import select
 from app.types import Pair, ReadOut
 
@@ -48,26 +48,26 @@ Rival = Callable[[Arena], Tensor]
 
 def selected(arena: Arena) -> Tensor:
     """The method: projections on the directions that selection picks."""
-    return projected(arena, arena.dictionary.decoder[_latents(arena)].cpu())
+    return projected(arena, arena.dictionary.select(_latents(arena)).untangled().directions.cpu())
 
 
 def random_directions(arena: Arena) -> Tensor:
     """As many directions drawn at random."""
     generator = torch.Generator().manual_seed(arena.plan.seed)
-    width = arena.dictionary.decoder.shape[1]
+    width = arena.dictionary.directions.shape[1]
     return projected(arena, normalize(torch.randn(2 * arena.k, width, generator=generator), dim=1))
 
 
 def random_latents(arena: Arena) -> Tensor:
     """As many of the dictionary's directions, drawn at random instead of selected."""
     generator = torch.Generator().manual_seed(arena.plan.seed)
-    drawn = torch.randperm(len(arena.dictionary.decoder), generator=generator)[: 2 * arena.k]
-    return projected(arena, arena.dictionary.decoder[drawn].cpu())
+    drawn = torch.randperm(len(arena.dictionary.directions), generator=generator)[: 2 * arena.k]
+    return projected(arena, arena.dictionary.directions[drawn].cpu())
 
 
 def whole_residual(arena: Arena) -> Tensor:
     """The same head over the residual vector itself."""
-    return projected(arena, torch.eye(arena.dictionary.decoder.shape[1]))
+    return projected(arena, torch.eye(arena.dictionary.directions.shape[1]))
 
 
 def activations(arena: Arena) -> Tensor:
@@ -76,7 +76,7 @@ def activations(arena: Arena) -> Tensor:
     seen, tested = (
         table.activations(arena.readout)[..., latents].float() for table in (arena.seen, arena.tested)
     )
-    return _head(arena, seen, tested)
+    return _head(arena, seen, tested, torch.eye(len(latents)))
 
 
 def linear_probe(arena: Arena) -> Tensor:
@@ -98,11 +98,12 @@ def longer(arena: Arena) -> Tensor:
 def projected(arena: Arena, basis: Tensor) -> Tensor:
     """A head over projections of the pooled residuals on any basis (K, D)."""
     vectors, unseen = arena.vectors
-    return _head(arena, vectors @ basis.T, unseen @ basis.T)
+    return _head(arena, vectors, unseen, basis)
 
 
-def _head(arena: Arena, seen: Tensor, tested: Tensor) -> Tensor:
-    found = rewards(fit(seen, arena.groups, arena.plan, lambda _: None), tested)
+def _head(arena: Arena, seen: Tensor, tested: Tensor, basis: Tensor) -> Tensor:
+    head = fit(Lesson.of(seen, basis, arena.groups), arena.plan, lambda _: None)
+    found = rewards(head, tested @ basis.T)
     return found[:, 0] - found[:, 1]
 
 

@@ -1,6 +1,6 @@
 """The head: an ensemble trained together by margin loss on bootstrap samples of prompt groups.
 
-With a thousand pairs the danger is fitting their noise. So inputs are partly whitened and dropped at random,
+With a thousand pairs the danger is fitting their noise. So inputs are evened out and dropped at random,
 weights are averaged over the last steps, and how long and how gently to train is settled by cross-validation
 over prompts. Afterwards each member is shifted and scaled so that its training rewards have mean 0 and
 deviation 1: a reward reads as "deviations from a typical training response", and members can be compared.
@@ -12,15 +12,16 @@ from itertools import product
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+from torch.nn.functional import logsigmoid
 
-from app.model.head import Calibration, Head
+from app.evaluate.accuracy import surprise
+from app.model.head import Head
 from app.pairs import chance
 
-QUANTILES = 201
-FOLDS, CALIBRATION_FOLDS = 3, 5
+FOLDS = 3
 RATES, DECAYS, GAMMAS = (3e-4, 1e-3), (1.0, 5.0), (1.0, 3.0)
 MEMORY = 0.98
+EVENNESS = 0.1
 EPOCHS = (5, 10, 20, 30, 45, 60)
 Loss = Callable[[Tensor, Tensor, float], Tensor]
 LOSSES: dict[str, Loss] = {
@@ -48,8 +49,32 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Lesson:
+    """What heads learn from: (N, 2, K) projections of chosen and rejected, and each pair's prompt group.
+
+    `metric` (K, K) is how projections would vary together if the residual's coordinates varied alone:
+    what of their correlation is geometry, and not the data's.
+    """
+
+    projections: Tensor
+    groups: list[str]
+    metric: Tensor
+
+    @classmethod
+    def of(cls, vectors: Tensor, basis: Tensor, groups: list[str]) -> "Lesson":
+        """(N, 2, D) vectors projected on the rows of a basis (K, D)."""
+        spread = vectors.flatten(0, 1).var(0)
+        return cls(vectors @ basis.T, groups, (basis * spread) @ basis.T)
+
+    def part(self, kept: Tensor) -> "Lesson":
+        """Some of the pairs, by mask."""
+        groups = [group for group, keep in zip(self.groups, kept.tolist(), strict=True) if keep]
+        return replace(self, projections=self.projections[kept], groups=groups)
+
+
+@dataclass(frozen=True, slots=True)
 class Inputs:
-    """Projections as training sees them, and how to get there: standardised, then partly whitened."""
+    """Projections as training sees them, and how to get there: standardised, then mixed."""
 
     x: Tensor
     center: Tensor
@@ -57,10 +82,10 @@ class Inputs:
     mixing: Tensor
 
 
-def tune(projections: Tensor, groups: list[str], plan: Plan, report: Callable[[float], None]) -> Plan:
+def tune(lesson: Lesson, plan: Plan, report: Callable[[float], None]) -> Plan:
     """The plan whose heads, trained without a third of the prompts, predict that third best."""
-    inputs = _inputs(projections, plan)
-    fold = _folds(groups, FOLDS, plan.seed)
+    inputs = _inputs(lesson, plan)
+    fold = folds(lesson.groups, FOLDS, plan.seed)
     weights = torch.stack([(fold != f).float() for f in range(FOLDS)], dim=1)
     options = [
         replace(plan, lr=lr, weight_decay=decay, gamma=gamma, epochs=max(EPOCHS))
@@ -72,22 +97,23 @@ def tune(projections: Tensor, groups: list[str], plan: Plan, report: Callable[[f
             if epoch in EPOCHS:
                 chosen, rejected = _sides(inputs.x, members)
                 unseen = (chosen - rejected)[torch.arange(len(fold)), fold]
-                if _surprise(unseen.double()) < least:
-                    best, least = replace(tried, epochs=epoch), _surprise(unseen.double())
+                if surprise(unseen.double()) < least:
+                    best, least = replace(tried, epochs=epoch), surprise(unseen.double())
         report(done / len(options))
     return best
 
 
-def fit(projections: Tensor, groups: list[str], plan: Plan, report: Callable[[int], None]) -> Head:
-    """Train E heads on (N, 2, K) projections of chosen and rejected responses."""
-    inputs = _inputs(projections, plan)
+def fit(lesson: Lesson, plan: Plan, report: Callable[[int], None]) -> Head:
+    """Train E heads."""
+    inputs = _inputs(lesson, plan)
     members: list[Tensor] = []
-    for epoch, members in _descend(inputs.x, _bootstrap(groups, plan), plan):  # noqa: B007 # the last ones stay
+    weights = _bootstrap(lesson.groups, plan)
+    for epoch, members in _descend(inputs.x, weights, plan):  # noqa: B007 # the last ones stay
         report(epoch)
     w1, b1, w2 = members
     mixed = (w1.transpose(1, 2) @ inputs.mixing.T).half()
     head = Head(inputs.center, inputs.scale, mixed, b1[:, 0], w2[..., 0], torch.zeros(plan.heads))
-    return _standardised(head, projections.flatten(0, 1))
+    return _standardised(head, lesson.projections.flatten(0, 1))
 
 
 def rewards(head: Head, projections: Tensor) -> Tensor:
@@ -95,57 +121,30 @@ def rewards(head: Head, projections: Tensor) -> Tensor:
     return head.members(head.standardise(projections.flatten(0, 1))).mean(1).reshape(-1, 2)
 
 
-def calibrate(
-    head: Head, projections: Tensor, groups: list[str], plan: Plan, report: Callable[[float], None]
-) -> Calibration:
-    """Temperature, percentiles and distances as unseen prompts have them.
-
-    Each fifth of the prompts is scored by heads trained like this one on the other four.
-    """
-    fold = _folds(groups, CALIBRATION_FOLDS, plan.seed)
-    unseen, distances = (torch.zeros(projections.shape[:2], dtype=torch.float64) for _ in range(2))
-    for f in range(CALIBRATION_FOLDS):
-        held = fold == f
-        rest = [group for group, out in zip(groups, held.tolist(), strict=True) if not out]
-        without = fit(projections[~held], rest, plan, lambda _: None)
-        unseen[held] = rewards(without, projections[held])
-        known, new = (without.standardise(projections[side].flatten(0, 1)) for side in (~held, held))
-        distances[held] = (new @ _whitening(known)).norm(dim=1).reshape(-1, 2)
-        report((f + 1) / CALIBRATION_FOLDS)
-    ranks = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
-    return Calibration(
-        temperature(unseen[:, 0] - unseen[:, 1]),
-        torch.quantile(unseen.flatten(), ranks),
-        _whitening(head.standardise(projections.flatten(0, 1))),
-        torch.quantile(distances.flatten(), ranks),
-    )
+def folds(groups: list[str], count: int, seed: int) -> Tensor:
+    """A fold for each pair, whole prompt groups together, as even as can be."""
+    order = sorted(set(groups), key=lambda group: chance(f"{seed}/fold/{group}"))
+    fold = {group: at % count for at, group in enumerate(order)}
+    return torch.tensor([fold[group] for group in groups])
 
 
-def temperature(margins: Tensor) -> float:
-    """The T that makes sigmoid(margin / T) most likely, by search on a fine grid."""
-    grid = torch.logspace(-2, 2, 801, dtype=torch.float64)
-    return float(grid[_losses(margins, grid).argmin()])
-
-
-def _surprise(margins: Tensor) -> float:
-    """Log loss of the margins at their best temperature: smoother than accuracy, blind to scale."""
-    return float(_losses(margins, torch.logspace(-2, 2, 81, dtype=torch.float64)).min())
-
-
-def _losses(margins: Tensor, temperatures: Tensor) -> Tensor:
-    scaled = margins[None] / temperatures[:, None]
-    return binary_cross_entropy_with_logits(scaled, torch.ones_like(scaled), reduction="none").mean(1)
-
-
-def _inputs(projections: Tensor, plan: Plan) -> Inputs:
-    flat = projections.flatten(0, 1)
+def _inputs(lesson: Lesson, plan: Plan) -> Inputs:
+    """Projections evened out: first their geometry, then, partly, how the data vary."""
+    flat = lesson.projections.flatten(0, 1)
     center, scale = flat.mean(0), flat.std(0).clamp(min=1e-6)
-    x = (projections - center) / scale
-    flat = x.flatten(0, 1).double()
-    values, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))
-    softened = (values.clamp(min=0) + plan.whitening * values.mean()).sqrt()
-    mixing = (vectors / softened @ vectors.T).float() * (1 + plan.whitening) ** 0.5
+    x = (lesson.projections - center) / scale
+    even = _inverse_root(lesson.metric.double() / scale.outer(scale), EVENNESS)
+    flat = x.flatten(0, 1).double() @ even
+    mixing = even @ _inverse_root(flat.T @ flat / len(flat), plan.whitening)
+    mixing = (mixing / (x.flatten(0, 1).double() @ mixing).std()).float()
     return Inputs(x @ mixing, center, scale, mixing)
+
+
+def _inverse_root(matrix: Tensor, ridge: float) -> Tensor:
+    """The inverse square root of a covariance; the ridge, in mean variances, spares its small directions."""
+    values, vectors = torch.linalg.eigh(matrix)
+    root: Tensor = vectors / (values.clamp(min=0) + ridge * values.mean()).sqrt() @ vectors.T
+    return root
 
 
 def _descend(x: Tensor, weights: Tensor, plan: Plan) -> Iterator[tuple[int, list[Tensor]]]:
@@ -176,13 +175,6 @@ def _sides(x: Tensor, members: list[Tensor]) -> tuple[Tensor, Tensor]:
     return chosen, rejected
 
 
-def _folds(groups: list[str], count: int, seed: int) -> Tensor:
-    """A fold for each pair, whole prompt groups together, as even as can be."""
-    order = sorted(set(groups), key=lambda group: chance(f"{seed}/fold/{group}"))
-    fold = {group: at % count for at, group in enumerate(order)}
-    return torch.tensor([fold[group] for group in groups])
-
-
 def _bootstrap(groups: list[str], plan: Plan) -> Tensor:
     """How often each pair counts for each head, (N, E): whole prompt groups are drawn."""
     generator = torch.Generator().manual_seed(plan.seed)
@@ -206,12 +198,3 @@ def _standardised(head: Head, flat: Tensor) -> Head:
     mean, deviation = rewards.mean(0), rewards.std(0).clamp(min=1e-6)
     w2, b2 = exact.w2 / deviation[:, None], (exact.b2 - mean) / deviation
     return Head(head.center, head.scale, head.w1, head.b1, w2.float(), b2.float()).to(torch.device("cpu"))
-
-
-def _whitening(x: Tensor) -> Tensor:
-    """A matrix whose product with x has identity covariance; a tenth of shrinkage keeps it stable."""
-    covariance = x.T @ x / len(x)
-    ridge = 0.1 * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=x.dtype)
-    values, vectors = torch.linalg.eigh(0.9 * covariance + ridge)
-    whitening: Tensor = vectors / values.sqrt()
-    return whitening

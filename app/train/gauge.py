@@ -23,7 +23,7 @@ Rebuild = Callable[[Tensor], Tensor]
 
 def rebuilding(dictionary: Dictionary, bias: Tensor) -> Rebuild:
     """Residuals → what the dictionary makes of them."""
-    return lambda rows: dictionary.activate(rows) @ dictionary.decoder + bias
+    return lambda rows: dictionary.activate(rows) @ dictionary.directions + bias
 
 
 def fidelity(
@@ -64,7 +64,7 @@ def recovered(chats: list[Encoded], llm: PreTrainedModel, layer: int, rebuild: R
 
 def agreement(ours: Dictionary, theirs: Dictionary) -> float:
     """Share of our directions that another seed found too (cosine above 0.7)."""
-    a, b = (torch.nn.functional.normalize(d.decoder, dim=1) for d in (ours, theirs))
+    a, b = (torch.nn.functional.normalize(d.directions, dim=1) for d in (ours, theirs))
     return float(((a @ b.T).amax(1) > SAME).float().mean())
 
 

@@ -63,7 +63,7 @@ def name(
     fired = (dictionary.activate(contexts.residuals) > 0).cpu().numpy()
     projected = dictionary.project(contexts.residuals).cpu().numpy()
     lexicon = _lexicon(contexts, text)
-    spoken = _spoken_for(dictionary.decoder, backbone, contexts, text)
+    spoken = _spoken_for(dictionary.directions, backbone, contexts, text)
     named = []
     for k, feature in enumerate(features):
         found = replace(feature, agreement=_auroc(projected[:, k], fired[:, k]))
@@ -162,11 +162,13 @@ def _scopes(named: str, here: Mask, contexts: Contexts) -> list[Candidate]:
     return [Candidate(named, here), Candidate(f"after {named}", lately)]
 
 
-def _spoken_for(decoder: Tensor, backbone: Backbone, contexts: Contexts, text: Text) -> list[list[Candidate]]:
+def _spoken_for(
+    directions: Tensor, backbone: Backbone, contexts: Contexts, text: Text
+) -> list[list[Candidate]]:
     """Before the tokens a direction raises most in the vocabulary, where the model ties its embeddings."""
-    logits = backbone.spoken(decoder)
+    logits = backbone.spoken(directions)
     if logits is None:
-        return [[] for _ in decoder]
+        return [[] for _ in directions]
     following = np.append(contexts.ids[1:], -1)
     found: list[list[Candidate]] = []
     for spoken in logits.topk(SPOKEN_FOR).indices.cpu().numpy():

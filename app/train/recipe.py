@@ -13,9 +13,10 @@ from app.errors import DataError, NonFinite
 from app.evaluate.accuracy import Judged, advantage, examine, interval, wins
 from app.model.bundle import ModelCard, Probe, RewardModel, TrainingData
 from app.model.engine import Engine
-from app.model.head import Calibration, Head
+from app.model.head import Head
 from app.pairs import having
 from app.train import features, fit, labels
+from app.train.calibrate import FOLDS, calibrate
 from app.train.compare import BASELINES, Arena
 from app.train.contexts import contexts
 from app.train.select import Selection, select
@@ -65,17 +66,18 @@ def train(
     extracted = time.perf_counter()
     groups = [pair.group for pair in fitting]
     chosen = select(seen.firing(order.readout), groups, order.k, seed=order.plan.seed)
-    directions = reader.dictionary.decoder[chosen.latents].cpu()
+    sliced = reader.dictionary.to(torch.device("cpu")).select(chosen.latents).untangled()
     layer, *_ = reader.layers
-    projections = seen.pooled(layer, order.readout) @ directions.T
-    plan = fit.tune(projections, groups, order.plan, lambda done: report("cross-validation", done))
-    head = fit.fit(projections, groups, plan, share(report, "head", plan.epochs))
-    calibration = fit.calibrate(head, projections, groups, plan, lambda done: report("calibration", done))
+    lesson = fit.Lesson.of(seen.pooled(layer, order.readout), sliced.directions, groups)
+    plan = fit.tune(lesson, order.plan, lambda done: report("cross-validation", done))
+    head = fit.fit(lesson, plan, share(report, "head", plan.epochs))
+    calibration = calibrate(head, lesson, seen.lengths(), plan, lambda done: report("calibration", done))
     fitted = time.perf_counter()
-    model = _assemble(replace(order, plan=plan), reader, chosen, (head, calibration), len(fitting))
+    card = _card(replace(order, plan=plan), reader, head, calibration.temperature, len(fitting))
+    model = RewardModel(card, sliced, head, calibration, _described(chosen), ())
     read = contexts(fitting, reader, cache, lambda done: report("contexts for names", done))
-    sliced = model.dictionary.to(reader.backbone.device)
-    named = labels.name(model.features, sliced, read, reader.text, reader.backbone, neuronpedia)
+    resident = sliced.to(reader.backbone.device)
+    named = labels.name(model.features, resident, read, reader.text, reader.backbone, neuronpedia)
     model = replace(model, features=named)
     findings: dict[str, Any] = {
         "training": {
@@ -104,9 +106,9 @@ def train(
 def drawn(order: Order) -> list[Pair]:
     """The pairs to train on."""
     fitting = order.pairs[: order.limit] if order.limit else order.pairs
-    if len({pair.group for pair in fitting}) < fit.CALIBRATION_FOLDS:
+    if len({pair.group for pair in fitting}) < FOLDS:
         raise DataError(
-            f"{order.data.name}: {len(fitting)} pairs of fewer than {fit.CALIBRATION_FOLDS} prompts; "
+            f"{order.data.name}: {len(fitting)} pairs of fewer than {FOLDS} prompts; "
             "cross-validation needs more"
         )
     return fitting
@@ -120,11 +122,8 @@ def table(
     return features.table(pairs, reader, cache, share(report, what, responses))
 
 
-def _assemble(
-    order: Order, reader: features.Reader, chosen: Selection, trained: tuple[Head, Calibration], pairs: int
-) -> RewardModel:
-    head, calibration = trained
-    card = ModelCard(
+def _card(order: Order, reader: features.Reader, head: Head, temperature: float, pairs: int) -> ModelCard:
+    return ModelCard(
         name=order.name,
         task=order.name,
         backbone=reader.backbone.name,
@@ -132,7 +131,7 @@ def _assemble(
         template_sha256=reader.text.digest,
         layer=reader.layers[0],
         readout=order.readout,
-        directions=len(chosen.latents),
+        directions=len(head.center),
         heads=order.plan.heads,
         hidden=order.plan.hidden,
         loss=order.plan.loss,
@@ -140,21 +139,19 @@ def _assemble(
         sae_sha256=reader.sae_sha256,
         data=(replace(order.data, pairs=pairs),),
         use="research use only" if "NC" in order.data.license else "see the license of the data",
-        temperature=calibration.temperature,
+        temperature=temperature,
         metrics={},
         trained_parameters=head.parameters,
         versions={name: version(name) for name in ("sparserm", "torch", "transformers", "sae-lens")},
     )
-    evidence = zip(
-        *(t.tolist() for t in (chosen.latents, chosen.signs, chosen.difference, chosen.stability)),
-        strict=True,
-    )
-    described = tuple(
+
+
+def _described(chosen: Selection) -> tuple[Feature, ...]:
+    evidence = (chosen.latents, chosen.signs, chosen.difference, chosen.stability)
+    return tuple(
         Feature(latent, int(sign), difference=round(apart, 5), stability=round(stable, 3))
-        for latent, sign, apart, stable in evidence
+        for latent, sign, apart, stable in zip(*(t.tolist() for t in evidence), strict=True)
     )
-    sliced = reader.dictionary.to(torch.device("cpu")).select(chosen.latents)
-    return RewardModel(card, sliced, head, calibration, described, ())
 
 
 def _probes(model: RewardModel, reader: features.Reader) -> tuple[Probe, ...]:
@@ -181,7 +178,7 @@ def _naming(named: tuple[Feature, ...]) -> dict[str, Any]:
 
 
 def _judged(arena: Arena, model: RewardModel) -> Judged:
-    projections = arena.tested.pooled(arena.layer, arena.readout) @ model.dictionary.decoder.cpu().T
+    projections = arena.tested.pooled(arena.layer, arena.readout) @ model.dictionary.directions.cpu().T
     groups = [pair.group for pair in arena.test]
     return Judged(fit.rewards(model.head, projections), arena.tested.lengths(), groups)
 

@@ -147,7 +147,7 @@ def load(folder: Path) -> Loaded:
         encoder=weights["W_enc"].T.contiguous(),
         bias=bias,
         threshold=weights.get("threshold", torch.zeros_like(bias)),
-        decoder=weights["W_dec"],
+        directions=weights["W_dec"],
     )
     return Loaded(dictionary, weights["b_dec"])
 

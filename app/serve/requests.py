@@ -1,6 +1,6 @@
-"""The native API's bodies, as clients see them in /docs. Unknown fields are errors."""
+"""What the native API takes, as clients see it in /docs. Unknown fields are errors."""
 
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -114,6 +114,10 @@ class RewardsRequest(Body):
         max_length=1000,
         description="Scale a latent's deviation from the baseline before the head; 0 silences it.",
     )
+    length_control: bool = Field(
+        default=False,
+        description="Take out of each reward what goes with its length among training responses.",
+    )
     truncate: bool = Field(
         default=True, description="Cut over-long text from the left instead of refusing it."
     )
@@ -140,156 +144,8 @@ class CompareRequest(Body):
     model: Name | None = None
     pairs: Annotated[list[PairBody], Field(min_length=1)]
     top_k: int = Field(5, ge=0, le=1000)
+    length_control: bool = Field(
+        default=False,
+        description="Take out of each reward what goes with its length among training responses.",
+    )
     truncate: bool = True
-
-
-class FeatureBody(BaseModel):
-    """A feature's share of a reward (or of a margin), relative to the baseline."""
-
-    id: int
-    sign: int
-    label: str | None
-    label_score: float | None
-    contribution: float
-    projection: float
-    activation: float
-    fired: bool
-    url: str | None
-
-
-class TokenBody(BaseModel):
-    """What a response token added to the running reward."""
-
-    text: str
-    credit: float
-
-
-class RewardBody(BaseModel):
-    """One reward; reward == baseline_reward + all contributions + residual."""
-
-    index: int
-    input: int
-    response: int
-    model: str
-    reward: float
-    uncertainty: float
-    percentile: float
-    distance: float
-    baseline_reward: float
-    residual: float
-    features: list[FeatureBody]
-    tokens: list[TokenBody] | None = None
-    prompt_tokens: int
-    response_tokens: int
-    truncated: bool
-
-
-class Usage(BaseModel):
-    """Tokens asked for, and tokens really computed after sharing prefixes."""
-
-    prompt_tokens: int
-    response_tokens: int
-    computed_tokens: int
-
-
-class Timings(BaseModel):
-    """The slowest item's stages in milliseconds."""
-
-    encode_ms: float
-    wait_ms: float
-    device_ms: float
-
-
-class RewardsAnswer(BaseModel):
-    """Answer of POST /v1/rewards: one flat entry a response and model, in input order."""
-
-    id: str
-    object: Literal["list"] = "list"
-    models: list[str]
-    steer: dict[str, float] | None = None
-    data: list[RewardBody]
-    usage: Usage
-    timings: Timings
-
-
-class ComparisonBody(BaseModel):
-    """How two responses differ; margin == all contributions + residual."""
-
-    index: int
-    margin: float
-    probability: float
-    chosen_reward: float
-    rejected_reward: float
-    uncertainty: float
-    residual: float
-    features: list[FeatureBody]
-    truncated: bool
-
-
-class CompareAnswer(BaseModel):
-    """Answer of POST /v1/compare."""
-
-    id: str
-    object: Literal["list"] = "list"
-    model: str
-    data: list[ComparisonBody]
-    usage: Usage
-    timings: Timings
-
-
-class ErrorDetail(BaseModel):
-    """What went wrong."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
-class ErrorBody(BaseModel):
-    """The envelope of every error."""
-
-    error: ErrorDetail
-
-
-class CardBody(BaseModel):
-    """A reward model as the manifest describes it."""
-
-    model_config = ConfigDict(extra="allow")
-
-    id: str
-    object: Literal["model"] = "model"
-
-
-class CardList(BaseModel):
-    """GET /v1/models."""
-
-    object: Literal["list"] = "list"
-    data: list[CardBody]
-
-
-class FeatureCard(BaseModel):
-    """A direction of a model: its name, and the evidence for name and choice."""
-
-    id: int
-    sign: int
-    label: str | None
-    label_score: float | None
-    url: str | None
-    difference: float | None
-    stability: float | None
-    agreement: float | None
-
-
-class FeatureList(BaseModel):
-    """GET /v1/models/{id}/features."""
-
-    object: Literal["list"] = "list"
-    total: int
-    offset: int
-    data: list[FeatureCard]
-
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorBody} for code in (400, 404, 413, 422, 429, 500, 503)
-}

@@ -1,0 +1,94 @@
+"""What a model's users rely on, tested: explanations, doubt, calibration, length control, steering."""
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.evaluate import doubt, faith, report, steering, strange, trial
+from app.evaluate.accuracy import Judged, calibration_error, outcomes
+from app.model.bundle import RewardModel
+from app.model.directions import pool, span
+from app.model.engine import Engine
+from app.model.packing import pack, passes
+from app.model.sources import Progress
+from app.settings import Settings
+from app.types import Exchange, Pair, Score
+
+SAMPLE = 200
+STRANGERS = 100
+
+
+def run(
+    folder: Path, pairs: list[Pair], shifted: list[Pair], settings: Settings, progress: Progress
+) -> dict[str, Any]:
+    """Every figure, added to the bundle's report; `shifted` are pairs unlike those it was trained on."""
+    engine, name = trial.alone(folder, settings, progress)
+    model = engine.models[name]
+    exchanges = trial.responses(pairs)
+    scores = trial.score(engine, name, exchanges, progress, "test pairs")
+    drawn = Random(0).sample(exchanges, min(SAMPLE, len(exchanges)))  # noqa: S311 # chance, not a secret
+    found: dict[str, Any] = {
+        "n": len(pairs),
+        "residual": max(abs(score.residual) for score in scores.values()),
+        "explanations": faith.examine(model, residuals(engine, name, drawn, progress)),
+        "doubt": doubt.on_errors([(scores[a], scores[b]) for a, b in (pair.exchanges for pair in pairs)]),
+        "strangers": _strangers(engine, name, drawn, scores, progress),
+        "calibration": {"test": _ece(trial.judged(engine, name, pairs, scores), model)},
+        "length": {
+            what: trial.length(trial.judged(engine, name, pairs, scores, length_control=on))
+            for what, on in (("plain", False), ("controlled", True))
+        },
+        "steering": steering.examine(model, *readings([scores[one] for one in exchanges])),
+    }
+    if shifted:
+        others = trial.score(engine, name, trial.responses(shifted), progress, "shifted pairs")
+        found["calibration"]["shifted"] = _ece(trial.judged(engine, name, shifted, others), model)
+    report.write(folder, model.card, {"verified": found})
+    return found
+
+
+@torch.inference_mode()
+def residuals(engine: Engine, name: str, exchanges: list[Exchange], progress: Progress) -> Tensor:
+    """Pooled residuals of responses, as the model reads them, (B, D)."""
+    card = engine.models[name].card
+    encoded = engine.encode(exchanges)
+    found: list[Tensor] = [torch.empty(0)] * len(encoded)
+    done = 0
+    for some in passes([one.ids for one in encoded], trial.PASS_TOKENS):
+        packed = pack([encoded[i].ids for i in some])
+        layer = engine.backbone.residuals(packed, {card.layer})[card.layer]
+        for at, i in enumerate(some):
+            start, stop = span(card.readout, encoded[i])
+            rows = torch.from_numpy(packed.rows(at, start, stop)).to(layer.device)
+            found[i] = pool(layer[rows], [stop - start])[0]
+        done += len(some)
+        progress("residuals", done / len(encoded))
+    return torch.stack(found)
+
+
+def readings(scores: list[Score]) -> tuple[Tensor, Tensor]:
+    """Projections and activations of scored responses, (B, K) each."""
+    return (
+        torch.from_numpy(np.stack([score.projections for score in scores])),
+        torch.from_numpy(np.stack([score.activations for score in scores])),
+    )
+
+
+def _strangers(
+    engine: Engine, name: str, drawn: list[Exchange], scores: dict[Exchange, Score], progress: Progress
+) -> dict[str, float]:
+    rng = Random(0)  # noqa: S311 # chance, not a secret
+    asked = drawn[:STRANGERS]
+    found = {}
+    for kind, say in strange.KINDS.items():
+        odd = [Exchange(one.messages, say(one.messages[-1].content, rng)) for one in asked]
+        found[kind] = list(trial.score(engine, name, odd, progress, kind).values())
+    return doubt.on_strangers([scores[one] for one in drawn], found)
+
+
+def _ece(judged: Judged, model: RewardModel) -> float:
+    return calibration_error(*outcomes(judged.margins, model.card.temperature))

@@ -1,0 +1,159 @@
+"""What the native API answers, as clients see it in /docs."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class FeatureBody(BaseModel):
+    """A feature's share of a reward (or of a margin), relative to the baseline."""
+
+    id: int
+    sign: int
+    label: str | None
+    label_score: float | None
+    contribution: float
+    projection: float
+    activation: float
+    fired: bool
+    url: str | None
+
+
+class TokenBody(BaseModel):
+    """What a response token added to the running reward."""
+
+    text: str
+    credit: float
+
+
+class RewardBody(BaseModel):
+    """One reward; reward == baseline_reward + all contributions + length_correction + residual."""
+
+    index: int
+    input: int
+    response: int
+    model: str
+    reward: float
+    uncertainty: float
+    percentile: float
+    distance: float
+    baseline_reward: float
+    length_correction: float
+    residual: float
+    features: list[FeatureBody]
+    tokens: list[TokenBody] | None = None
+    prompt_tokens: int
+    response_tokens: int
+    truncated: bool
+
+
+class Usage(BaseModel):
+    """Tokens asked for, and tokens really computed after sharing prefixes."""
+
+    prompt_tokens: int
+    response_tokens: int
+    computed_tokens: int
+
+
+class Timings(BaseModel):
+    """The slowest item's stages in milliseconds."""
+
+    encode_ms: float
+    wait_ms: float
+    device_ms: float
+
+
+class RewardsAnswer(BaseModel):
+    """Answer of POST /v1/rewards: one flat entry a response and model, in input order."""
+
+    id: str
+    object: Literal["list"] = "list"
+    models: list[str]
+    steer: dict[str, float] | None = None
+    data: list[RewardBody]
+    usage: Usage
+    timings: Timings
+
+
+class ComparisonBody(BaseModel):
+    """How two responses differ; margin == all contributions + length_correction + residual."""
+
+    index: int
+    margin: float
+    probability: float
+    chosen_reward: float
+    rejected_reward: float
+    uncertainty: float
+    length_correction: float
+    residual: float
+    features: list[FeatureBody]
+    truncated: bool
+
+
+class CompareAnswer(BaseModel):
+    """Answer of POST /v1/compare."""
+
+    id: str
+    object: Literal["list"] = "list"
+    model: str
+    data: list[ComparisonBody]
+    usage: Usage
+    timings: Timings
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(BaseModel):
+    """The envelope of every error."""
+
+    error: ErrorDetail
+
+
+class CardBody(BaseModel):
+    """A reward model as the manifest describes it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    object: Literal["model"] = "model"
+
+
+class CardList(BaseModel):
+    """GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[CardBody]
+
+
+class FeatureCard(BaseModel):
+    """A direction of a model: its name, and the evidence for name and choice."""
+
+    id: int
+    sign: int
+    label: str | None
+    label_score: float | None
+    url: str | None
+    difference: float | None
+    stability: float | None
+    agreement: float | None
+
+
+class FeatureList(BaseModel):
+    """GET /v1/models/{id}/features."""
+
+    object: Literal["list"] = "list"
+    total: int
+    offset: int
+    data: list[FeatureCard]
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorBody} for code in (400, 404, 413, 422, 429, 500, 503)
+}
