@@ -1,5 +1,6 @@
 """From files and settings to finished bundles: what `sparserm train` does."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def against_standard(
     llm = home.whole(card.backbone, settings, progress)
     ours = reader(folder, settings.model_copy(update={"max_tokens": standard.MAX_TOKENS}), progress)
     plan = standard.StandardPlan(epochs=epochs, seed=what.plan.seed)
-    found = duel.run(what, ours, llm, sizes, plan, settings.cache, progress)
+    alike = replace(what, k=card.directions // 2, readout=card.readout)
+    found = duel.run(alike, ours, llm, sizes, plan, settings.cache, progress)
     reports.write(out, card, {"standard": found})
     return found
