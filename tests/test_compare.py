@@ -28,15 +28,14 @@ from tests.workshop import Killed, killing_at, order, quiet
 
 def test_calibration_reads_as_it_says() -> None:
     ranks = torch.linspace(0, 10, 201, dtype=torch.float64)
-    usual, trend = torch.tensor([[1.0, 3.0], [1.0, 9.0]]).double().unbind()
+    apart, trend = torch.tensor([1.0, 1.0]).double(), torch.tensor([[1.0, 3.0], [1.0, 9.0]]).double()
     table = Calibration(
-        2.0, torch.stack([ranks, ranks / 2]), torch.eye(2, dtype=torch.float64), ranks, usual,
-        torch.stack([usual, trend]), torch.zeros(2, 9),
-    )  # fmt: skip
+        2.0, torch.stack([ranks, ranks / 2]), torch.eye(2).double(), apart, ranks, trend, torch.zeros(2, 9)
+    )
     rewards = torch.tensor([-1.0, 5.0, 99.0, 2.5], dtype=torch.float64)
     controlled = torch.tensor([False, False, False, True])
     assert table.percentile(rewards, controlled).tolist() == [0, 50, 100, 50]
-    away = torch.tensor([[6.0, 8.0], [3.0, 4.0]], dtype=torch.float64)
+    away = torch.tensor([[50**0.5, 0.0], [3.0, 4.0]], dtype=torch.float64)
     assert table.distance(away, torch.tensor([1, 10**9])).tolist() == pytest.approx([50, 50])
     assert table.correction(torch.tensor([2, 4, 8, 10**6])).tolist() == [-1, -5, -9, -9]
     assert table.probability(0) == 0.5

@@ -104,8 +104,9 @@ def reward_model(
     ).to(torch.device("cpu"))  # fmt: skip
     ranks = torch.linspace(-3, 3, 201, dtype=torch.float64)
     calibration = Calibration(
-        0.75, ranks.repeat(2, 1), torch.eye(K, dtype=torch.float64), ranks + 4,
-        torch.tensor([10.0, 20.0]).double(), torch.tensor([[1.0, 4.0, 8.0], [-0.5, 0.2, 0.4]]).double(),
+        0.75, ranks.repeat(2, 1), torch.eye(K, dtype=torch.float64), torch.full((K,), 0.5).double(),
+        ranks + 4,
+        torch.tensor([[1.0, 4.0, 8.0], [-0.5, 0.2, 0.4]]).double(),
         torch.linspace(-1.3, 1.3, 9).double().repeat(K, 1),
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ from app.model.head import Calibration, Head
 from app.types import Exchange, Feature, ReadOut
 
 SCHEMA = 2
-TABLES = ("rewards", "whitening", "distances", "usual", "length", "projections")
+TABLES = ("rewards", "axes", "apart", "distances", "length", "projections")
 SEALED = ("manifest.json", "weights.safetensors", "features.json", "probes.json")
 STRICT = {"extra": "forbid"}
 

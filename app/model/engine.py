@@ -196,6 +196,8 @@ class Engine:
 def _numbers(model: RewardModel, plain: Tensor, steered: Tensor, jobs: list[Job]) -> list[list[float]]:
     """Reward, uncertainty, percentile, distance and length correction of each standardised reading."""
     tokens = torch.tensor([job.encoded.stop - job.encoded.start for job in jobs], device=plain.device)
+    spans = [span(model.card.readout, job.encoded) for job in jobs]
+    read_tokens = torch.tensor([stop - start for start, stop in spans], device=plain.device)
     controlled = torch.tensor([job.ask.length_control for job in jobs], device=plain.device)
     members = model.head.members(steered)
     correction = model.calibration.correction(tokens) * controlled
@@ -204,7 +206,7 @@ def _numbers(model: RewardModel, plain: Tensor, steered: Tensor, jobs: list[Job]
         rewards,
         members.std(1, correction=0),
         model.calibration.percentile(rewards, controlled),
-        model.calibration.distance(plain, tokens),
+        model.calibration.distance(plain, read_tokens),
         correction,
     )
     numbers: list[list[float]] = torch.stack(columns, dim=1).tolist()

@@ -60,16 +60,16 @@ class Head:
 class Calibration:
     """What makes a raw reward readable; every table comes from responses to prompts not trained on.
 
-    `rewards` (2, Q) are quantiles without and with length control, `distances` (Q) those of the distance,
-    `usual` the a and b of a squared distance expected to be a + b / tokens, `length` (2, L) the trend of
-    reward with log2 tokens, as knots and values, `projections` (K, 9) deciles of standardised projections.
+    `rewards` (2, Q) are quantiles without and with length control; `axes` (K, K) and `apart` (K) say how
+    projections usually scatter, `distances` (Q) how far; `length` (2, L) is the trend of reward with log2
+    tokens, as knots and values; `projections` (K, 9) are deciles of standardised projections.
     """
 
     temperature: float
     rewards: Tensor
-    whitening: Tensor
+    axes: Tensor
+    apart: Tensor
     distances: Tensor
-    usual: Tensor
     length: Tensor
     projections: Tensor
 
@@ -82,10 +82,9 @@ class Calibration:
         plain, evened = (_rank(rewards, table) for table in self.rewards)
         return torch.where(controlled, evened, plain)
 
-    def distance(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """Mahalanobis distance, for its length, as a percentile of those responses' own, 0 to 100."""
-        usual = (self.usual[0] + self.usual[1] / tokens).sqrt()
-        return _rank((x @ self.whitening).norm(dim=1) / usual, self.distances)
+    def distance(self, x: Tensor, read: Tensor) -> Tensor:
+        """How far a mean of so many read tokens strays, as a percentile of those responses' own, 0 to 100."""
+        return _rank(stray(x, read, self.axes, self.apart), self.distances)
 
     def correction(self, tokens: Tensor) -> Tensor:
         """What length control adds to the reward of a response of so many tokens."""
@@ -94,9 +93,15 @@ class Calibration:
     def to(self, device: torch.device) -> "Calibration":
         """The same tables on another device."""
         tables = (
-            self.rewards, self.whitening, self.distances, self.usual, self.length, self.projections,
+            self.rewards, self.axes, self.apart, self.distances, self.length, self.projections,
         )  # fmt: skip
         return Calibration(self.temperature, *(table.to(device, torch.float64) for table in tables))
+
+
+def stray(x: Tensor, read: Tensor, axes: Tensor, apart: Tensor) -> Tensor:
+    """Mahalanobis distance of means of `read` tokens, where tokens scatter by 1 and responses by `apart`."""
+    usual = apart + 1 / read.double()[:, None]
+    return ((x @ axes) ** 2 / usual).sum(1).sqrt()
 
 
 def interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:

@@ -5,14 +5,14 @@ come the temperature, the percentiles, what distance is usual, and how reward go
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
 from app.evaluate.accuracy import temperature
-from app.model.head import Calibration, Head, interpolate
+from app.model.head import Calibration, Head, interpolate, stray
 from app.train.fit import Lesson, Plan, fit, folds, rewards
 
 FOLDS = 5
@@ -20,39 +20,57 @@ QUANTILES = 201
 DECILES = 9
 KNOTS = 6
 STIFFNESS = 1.0
+SHRINKAGE = 0.1
+LEAST_APART = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Of each response (N, 2): its tokens, and how many of them the read-out pools."""
+
+    tokens: Tensor
+    read: Tensor
 
 
 def calibrate(
-    head: Head, lesson: Lesson, tokens: Tensor, plan: Plan, report: Callable[[float], None]
+    head: Head, lesson: Lesson, lengths: Lengths, single: Tensor, plan: Plan, report: Callable[[float], None]
 ) -> Calibration:
-    """The tables of a head; `tokens` (N, 2) are the lengths of the responses."""
-    unseen, distances = _unseen(lesson, plan, report)
-    usual = _usual_square(distances, tokens)
-    knots, slope = trend(unseen, tokens, lesson.groups)
-    evened = unseen - interpolate(tokens.double().log2(), knots, slope)
+    """The tables of a head; `single` (T, K) are projections of single response tokens."""
+    unseen, distances = _unseen(lesson, lengths, single, plan, report)
+    knots, slope = trend(unseen, lengths.tokens, lesson.groups)
+    evened = unseen - interpolate(lengths.tokens.double().log2(), knots, slope)
     known = head.standardise(lesson.projections.flatten(0, 1))
     return Calibration(
         temperature(unseen[:, 0] - unseen[:, 1]),
         torch.stack([_quantiles(unseen), _quantiles(evened)]),
-        whitening(known),
-        _quantiles(distances / (usual[0] + usual[1] / tokens).sqrt()),
-        usual,
+        *axes(known, lengths.read, head.standardise(single)),
+        _quantiles(distances),
         torch.stack([knots, slope]),
         torch.quantile(known, torch.linspace(0, 1, DECILES + 2, dtype=torch.float64)[1:-1], dim=0).T,
     )
 
 
-def whitening(x: Tensor) -> Tensor:
-    """A matrix whose product with x has identity covariance; a tenth of shrinkage keeps it stable."""
-    covariance = x.T @ x / len(x)
-    ridge = 0.1 * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=x.dtype)
-    values, vectors = torch.linalg.eigh(0.9 * covariance + ridge)
-    found: Tensor = vectors / values.sqrt()
-    return found
+def axes(known: Tensor, read: Tensor, single: Tensor) -> tuple[Tensor, Tensor]:
+    """Axes on which tokens of a response scatter by 1, and how far responses differ along each.
+
+    A mean of n tokens then varies by the latter plus 1 / n: short responses may stray further.
+    """
+    total = known.T @ known / len(known)
+    short = float((1 / read.double()).mean())
+    within = total if short == 1 else (torch.cov(single.T) - total) / (1 - short)
+    values, vectors = torch.linalg.eigh(within)
+    values = (1 - SHRINKAGE) * values.clamp(min=0) + SHRINKAGE * values.clamp(min=0).mean()
+    between = total - short * (vectors * values) @ vectors.T
+    between = (1 - SHRINKAGE) * between + SHRINKAGE * between.diagonal().mean() * torch.eye(len(total))
+    even = vectors / values.sqrt()
+    apart, turned = torch.linalg.eigh(even.T @ between @ even)
+    return even @ turned, apart.clamp(min=LEAST_APART)
 
 
-def _unseen(lesson: Lesson, plan: Plan, report: Callable[[float], None]) -> tuple[Tensor, Tensor]:
-    """Rewards and Mahalanobis distances of every response, by heads that did not see its prompt, (N, 2)."""
+def _unseen(
+    lesson: Lesson, lengths: Lengths, single: Tensor, plan: Plan, report: Callable[[float], None]
+) -> tuple[Tensor, Tensor]:
+    """Rewards and distances of every response, by heads that did not see its prompt, (N, 2)."""
     fold = folds(lesson.groups, FOLDS, plan.seed)
     unseen, distances = (torch.zeros(lesson.projections.shape[:2], dtype=torch.float64) for _ in range(2))
     for f in range(FOLDS):
@@ -60,20 +78,10 @@ def _unseen(lesson: Lesson, plan: Plan, report: Callable[[float], None]) -> tupl
         without = fit(rest, plan, lambda _: None)
         unseen[fold == f] = rewards(without, held)
         known, new = (without.standardise(side.flatten(0, 1)) for side in (rest.projections, held))
-        distances[fold == f] = (new @ whitening(known)).norm(dim=1).reshape(-1, 2)
+        around = axes(known, lengths.read[fold != f], without.standardise(single))
+        distances[fold == f] = stray(new, lengths.read[fold == f].flatten(), *around).reshape(-1, 2)
         report((f + 1) / FOLDS)
     return unseen, distances
-
-
-def _usual_square(distances: Tensor, tokens: Tensor) -> Tensor:
-    """The squared distance expected of n tokens, as the a and b of a + b / n: short texts scatter more."""
-    squares = (distances.flatten() ** 2).numpy()
-    parts = np.stack([np.ones(len(squares)), 1 / tokens.flatten().double().numpy()], axis=1)
-    weights = np.ones(len(squares))
-    for _ in range(3):
-        found, _ = nnls(parts * weights[:, None], squares * weights)
-        weights = 1 / (parts @ found)
-    return torch.from_numpy(found)
 
 
 def trend(unseen: Tensor, tokens: Tensor, groups: list[str]) -> tuple[Tensor, Tensor]:

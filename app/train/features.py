@@ -67,6 +67,11 @@ class Table:
         """(N, 2) response tokens."""
         return self.tokens[self.place]
 
+    def read(self, readout: ReadOut) -> Tensor:
+        """(N, 2) tokens a read-out pools."""
+        lengths = self.lengths()
+        return lengths if readout is ReadOut.MEAN else torch.ones_like(lengths)
+
     def firing(self, readout: ReadOut) -> Tensor:
         """(N, 2, F) share of the read tokens on which each latent fires."""
         return self._dense("shares", readout)[self.place]

@@ -21,7 +21,7 @@ from app.train.concepts import concepts
 from app.train.contexts import Contexts
 from app.types import Feature
 
-LEAST_SCORE, LEAST_AGREEMENT = 0.65, 0.8
+LEAST_SCORE, LEAST_AGREEMENT = 0.70, 0.8
 LEAST_FIRINGS, MOST_EXAMPLES = 20, 1000
 COMMON_IDS, COMMON_TOKENS = 6000, 600
 NEAR, OPENING, SPOKEN_FOR, KEYWORDS = 4, 4, 10, 3

@@ -16,7 +16,7 @@ from app.model.engine import Engine
 from app.model.head import Head
 from app.pairs import having
 from app.train import features, fit, labels
-from app.train.calibrate import FOLDS, calibrate
+from app.train.calibrate import FOLDS, Lengths, calibrate
 from app.train.compare import BASELINES, Arena
 from app.train.contexts import contexts
 from app.train.select import Selection, select
@@ -71,11 +71,13 @@ def train(
     lesson = fit.Lesson.of(seen.pooled(layer, order.readout), sliced.directions, groups)
     plan = fit.tune(lesson, order.plan, lambda done: report("cross-validation", done))
     head = fit.fit(lesson, plan, share(report, "head", plan.epochs))
-    calibration = calibrate(head, lesson, seen.lengths(), plan, lambda done: report("calibration", done))
+    read = contexts(fitting, reader, cache, lambda done: report("single tokens", done))
+    single = sliced.project(read.residuals[torch.from_numpy(read.since >= 0)].cpu())
+    counted = Lengths(seen.lengths(), seen.read(order.readout))
+    calibration = calibrate(head, lesson, counted, single, plan, lambda done: report("calibration", done))
     fitted = time.perf_counter()
     card = _card(replace(order, plan=plan), reader, head, calibration.temperature, len(fitting))
     model = RewardModel(card, sliced, head, calibration, _described(chosen), ())
-    read = contexts(fitting, reader, cache, lambda done: report("contexts for names", done))
     resident = sliced.to(reader.backbone.device)
     named = labels.name(model.features, resident, read, reader.text, reader.backbone, neuronpedia)
     model = replace(model, features=named)
