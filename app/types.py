@@ -7,6 +7,7 @@ F latents of the dictionary, K selected directions (both signs), H hidden units,
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,14 +81,25 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True)
+class Profile:
+    """A saved way to ask a model: what is steered, latents by number or clusters by name, and how."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    about: str = ""
+    steer: Mapping[str, float] = field(default_factory=dict)
+    length_control: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
-    """What a caller wants to know about an exchange."""
+    """What a caller wants to know about an exchange; models may name a profile, as in safety@strict."""
 
     models: tuple[str, ...]
     explain: Explain = Explain.FEATURES
     top_k: int = 5
     length_control: bool = False
-    steer: Mapping[int, float] = field(default_factory=dict)
+    clusters: bool = False
+    steer: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +140,15 @@ class Contribution:
 
 
 @dataclass(frozen=True, slots=True)
+class Cluster:
+    """The directions of one name, and their share of a reward together; those without a name are one too."""
+
+    name: str | None
+    directions: int
+    contribution: float
+
+
+@dataclass(frozen=True, slots=True)
 class TokenCredit:
     """What one response token added to the reward of the text before it."""
 
@@ -150,7 +171,9 @@ class Score:
     baseline: float
     length_correction: float
     residual: float
+    steer: Mapping[str, float]
     features: tuple[Contribution, ...]
+    clusters: tuple[Cluster, ...]
     tokens: tuple[TokenCredit, ...] | None
     projections: Floats
     activations: Floats

@@ -16,6 +16,12 @@ from tests import workshop as workshops
 
 
 @pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """What runs async tests."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny backbone and three bundles; not to be changed."""
     return tmp_path_factory.mktemp("tiny")

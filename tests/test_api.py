@@ -19,11 +19,6 @@ PAIR = {"prompt": "amber river", "response": "quiet stone"}
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 async def client(engine: Engine, settings: Settings) -> Any:
     async with server(engine, settings) as client:
         yield client
@@ -191,7 +186,8 @@ BAD: dict[str, tuple[Any, int, str]] = {
     "unknown model": ({"inputs": [PAIR], "model": "nobody"}, 404, "model"),
     "no models": ({"inputs": [PAIR], "model": []}, 422, "model"),
     "unknown latent": ({"inputs": [PAIR], "steer": {"999": 1}}, 422, "steer.999"),
-    "latent not a number": ({"inputs": [PAIR], "steer": {"x": 1}}, 422, "steer"),
+    "unknown cluster": ({"inputs": [PAIR], "steer": {"x": 1}}, 422, "steer.x"),
+    "unknown profile": ({"inputs": [PAIR], "model": "alpha@x"}, 404, "model"),
     "NaN factor": (b'{"inputs":[{"prompt":"a","response":"b"}],"steer":{"1":NaN}}', 422, "steer"),
     "infinite factor": (b'{"inputs":[{"prompt":"a","response":"b"}],"steer":{"1":1e999}}', 422, "steer"),
     "huge factor": ({"inputs": [PAIR], "steer": {"1": 1e9}}, 422, "steer"),

@@ -19,11 +19,6 @@ pytestmark = pytest.mark.anyio
 POISON = 666
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Bench:
     """A device that notes its batches, waits at a gate, and chokes on poison."""
 

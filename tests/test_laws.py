@@ -108,7 +108,7 @@ def test_token_credits_sum_to_the_reward(engine: Engine) -> None:
 def test_contrast_features_sum_to_the_margin(engine: Engine) -> None:
     better, worse = tiny.scores(engine, tiny.babble(2), ALL)
     for chosen, rejected in zip(better, worse, strict=True):
-        shares = engine.contrast(chosen.model, chosen, rejected, tiny.K)
+        shares = engine.contrast(chosen, rejected, tiny.K)
         assert abs(sum(s.contribution for s in shares) - (chosen.reward - rejected.reward)) <= 1e-6
 
 
@@ -135,7 +135,7 @@ def test_silencing_a_feature_removes_its_contribution(engine: Engine) -> None:
     one = tiny.babble(1)
     score = tiny.scores(engine, one, Ask(("alpha",), top_k=tiny.K))[0][0]
     latent = score.features[0].feature.latent
-    steered = tiny.scores(engine, one, Ask(("alpha",), top_k=tiny.K, steer={latent: 0.0}))[0][0]
+    steered = tiny.scores(engine, one, Ask(("alpha",), top_k=tiny.K, steer={str(latent): 0.0}))[0][0]
     assert {f.feature.latent: f.contribution for f in steered.features}[latent] == 0
     assert steered.reward != score.reward
 

@@ -115,7 +115,7 @@ def test_steering_reports_clusters_by_name(engine: Engine) -> None:
         replace(feature, label="river" if i in {2, 5} else None) for i, feature in enumerate(model.features)
     )
     model = replace(model, features=named)
-    assert steering.clusters(model) == {"river": [2, 5]}
+    assert model.clusters == {"river": [2, 5]}
     scores = [one for (one,) in tiny.scores(engine, tiny.babble(60), Ask(("alpha",)))]
     (found,) = steering.examine(model, *verify.readings(scores))
     assert found["directions"] == 2

@@ -21,7 +21,7 @@ def examine(model: RewardModel, projections: Tensor, activations: Tensor) -> lis
     x = model.head.standardise(projections)
     before = model.head.members(x).mean(1)
     found = []
-    for name, places in clusters(model).items():
+    for name, places in model.clusters.items():
         active = activations[:, places].sum(1)
         count = max(int(TARGET_SHARE * len(active)), 1)
         target = torch.zeros(len(active), dtype=torch.bool)
@@ -38,12 +38,3 @@ def examine(model: RewardModel, projections: Tensor, activations: Tensor) -> lis
                 )  # fmt: skip
                 break
     return sorted(found, key=lambda one: abs(one["rest"]) / max(abs(one["target"]), 1e-9))
-
-
-def clusters(model: RewardModel) -> dict[str, list[int]]:
-    """Places of the directions that share a name."""
-    found: dict[str, list[int]] = {}
-    for place, feature in enumerate(model.features):
-        if feature.label:
-            found.setdefault(feature.label, []).append(place)
-    return found

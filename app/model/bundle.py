@@ -6,7 +6,8 @@ the model was trained on. The probes, a few exchanges with known rewards, are ru
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from app.errors import BundleError
 from app.model.directions import Dictionary
 from app.model.head import Calibration, Head
-from app.types import Exchange, Feature, ReadOut
+from app.types import Exchange, Feature, Profile, ReadOut
 
 SCHEMA = 2
+MOST_STEERING = 1000.0
 TABLES = ("rewards", "axes", "apart", "distances", "length", "projections")
 SEALED = ("manifest.json", "weights.safetensors", "features.json", "probes.json")
 STRICT = {"extra": "forbid"}
@@ -82,20 +84,31 @@ class RewardModel:
     calibration: Calibration
     features: tuple[Feature, ...]
     probes: tuple[Probe, ...]
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
     index: dict[int, int] = field(init=False)
+    clusters: dict[str, list[int]] = field(init=False)
 
     def __post_init__(self) -> None:
+        named: dict[str, list[int]] = {}
+        for place, feature in enumerate(self.features):
+            if feature.label:
+                named.setdefault(feature.label, []).append(place)
         object.__setattr__(self, "index", {f.latent: i for i, f in enumerate(self.features)})
+        object.__setattr__(self, "clusters", named)
+
+    def places(self, key: str) -> list[int]:
+        """The directions a key means: a latent by number, or a cluster by name; none if it means nothing."""
+        if key.isdecimal() and int(key) in self.index:
+            return [self.index[int(key)]]
+        return self.clusters.get(key, [])
 
     def to(self, device: torch.device) -> "RewardModel":
         """The same model with its tensors on another device."""
-        return RewardModel(
-            self.card,
-            self.dictionary.to(device),
-            self.head.to(device),
-            self.calibration.to(device),
-            self.features,
-            self.probes,
+        return replace(
+            self,
+            dictionary=self.dictionary.to(device),
+            head=self.head.to(device),
+            calibration=self.calibration.to(device),
         )
 
 
@@ -127,7 +140,7 @@ def load(folder: Path) -> RewardModel:
         tables = [weights[f"calibration.{n}"] for n in TABLES]
     except KeyError as error:
         raise BundleError(f"{folder.name}: weights.safetensors lacks {error}") from error
-    return RewardModel(
+    model = RewardModel(
         card,
         dictionary,
         head.to(torch.device("cpu")),
@@ -135,6 +148,7 @@ def load(folder: Path) -> RewardModel:
         _parse(folder / "features.json", tuple[Feature, ...]),
         _parse(folder / "probes.json", tuple[Probe, ...]),
     )
+    return replace(model, profiles=_profiles(model, folder / "profiles"))
 
 
 def check_home(card: ModelCard, *, backbone: str, template: str) -> None:
@@ -150,6 +164,18 @@ def check_home(card: ModelCard, *, backbone: str, template: str) -> None:
 def names(models_dir: Path) -> list[str]:
     """The bundles in a folder."""
     return sorted(manifest.parent.name for manifest in models_dir.glob("*/manifest.json"))
+
+
+def _profiles(model: RewardModel, folder: Path) -> dict[str, Profile]:
+    """Profiles are users' own files: not sealed, but read as strictly."""
+    found = {file.stem: _parse(file, Profile) for file in sorted(folder.glob("*.json"))}
+    for name, profile in found.items():
+        for key, factor in profile.steer.items():
+            if not model.places(key):
+                raise BundleError(f"{model.card.name}@{name}: no latent or cluster {key!r} in this model")
+            if not abs(factor) <= MOST_STEERING:
+                raise BundleError(f"{model.card.name}@{name}: factor {factor} of {key!r} is not within ±1000")
+    return found
 
 
 def _check_digests(folder: Path) -> None:

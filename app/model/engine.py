@@ -7,6 +7,7 @@ and every reading is pooled per item.
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,19 @@ from app.model.bundle import RewardModel, check_home
 from app.model.directions import Reading, read, running, span, steps
 from app.model.packing import Packed, pack
 from app.model.text import Text
-from app.types import Ask, Contribution, Encoded, Exchange, Explain, Job, Score, Scored, TokenCredit
+from app.types import (
+    Ask,
+    Cluster,
+    Contribution,
+    Encoded,
+    Exchange,
+    Explain,
+    Job,
+    Profile,
+    Score,
+    Scored,
+    TokenCredit,
+)
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 
@@ -47,18 +60,31 @@ class Engine:
 
     def check(self, ask: Ask) -> None:
         """Refuse what no batch could answer: unknown models and latents."""
-        for name in ask.models:
-            if name not in self.models:
-                raise NotFound(
-                    f"no model {name!r}; there are: {', '.join(self.models)}", "model", "unknown_model"
-                )
-        for latent in ask.steer:
-            if not any(latent in self.models[name].index for name in ask.models):
+        asked = [self.find(name)[0] for name in ask.models]
+        for key in ask.steer:
+            if not any(model.places(key) for model in asked):
                 raise InvalidInput(
-                    f"latent {latent} is not among the directions of {', '.join(ask.models)}",
-                    f"steer.{latent}",
+                    f"{key!r} is neither a latent nor a cluster of {', '.join(ask.models)}",
+                    f"steer.{key}",
                     "unknown_latent",
                 )
+
+    def find(self, name: str) -> tuple[RewardModel, Profile]:
+        """A model by name, and the profile named after an @."""
+        base, at, profile = name.partition("@")
+        model = self.models.get(base)
+        if model is None or (at and profile not in model.profiles):
+            raise NotFound(f"no model {name!r}; there are: {', '.join(self.names)}", "model", "unknown_model")
+        return model, model.profiles[profile] if at else Profile()
+
+    @property
+    def names(self) -> list[str]:
+        """Everything that can be asked for: models, and models under a profile."""
+        return [
+            name
+            for base, model in self.models.items()
+            for name in (base, *(f"{base}@{profile}" for profile in model.profiles))
+        ]
 
     def score(self, jobs: Sequence[Job]) -> list[Scored | NonFinite]:
         """Rewards and reasons of a batch, in order; an item whose numbers overflow gets its error."""
@@ -87,23 +113,27 @@ class Engine:
         jobs, packed = prepared
         started = time.perf_counter()
         wanted = {name for job in jobs for name in job.ask.models}
-        layers = {self.models[name].card.layer for name in wanted}
+        layers = {self.find(name)[0].card.layer for name in wanted}
         residuals = self.backbone.residuals(packed, layers)
         forwarded = time.perf_counter()
         scores: list[dict[str, Score]] = [{} for _ in jobs]
         for name in sorted(wanted):
-            self._apply(self.models[name], residuals, prepared, scores)
+            self._apply(name, residuals, prepared, scores)
         times = (forwarded - started, time.perf_counter() - forwarded)
         return [
             _checked(job, found, new, times)
             for job, found, new in zip(jobs, scores, packed.new_tokens, strict=True)
         ]
 
-    def contrast(self, name: str, chosen: Score, rejected: Score, top_k: int) -> tuple[Contribution, ...]:
+    def contrast(self, chosen: Score, rejected: Score, top_k: int) -> tuple[Contribution, ...]:
         """The features that make the margin between two responses; all of them together sum to it."""
-        model = self.models[name]
-        p, q = (torch.from_numpy(s.projections).to(self.backbone.device)[None] for s in (chosen, rejected))
-        shares = model.head.contributions(model.head.standardise(p), model.head.standardise(q))
+        model, _ = self.find(chosen.model)
+        factors = _factors(model, [Profile(steer=chosen.steer)]).to(self.backbone.device)
+        p, q = (
+            model.head.standardise(torch.from_numpy(score.projections).to(self.backbone.device)) * factors
+            for score in (chosen, rejected)
+        )
+        shares = model.head.contributions(p, q)
         apart = Reading(
             torch.from_numpy(chosen.projections - rejected.projections)[None],
             torch.from_numpy(chosen.activations - rejected.activations)[None],
@@ -126,28 +156,31 @@ class Engine:
 
     def _apply(
         self,
-        model: RewardModel,
+        name: str,
         residuals: dict[int, Tensor],
         prepared: Prepared,
         scores: list[dict[str, Score]],
     ) -> None:
-        """Score the jobs that asked for this model."""
+        """Score the jobs that asked for this model under this profile."""
+        model, profile = self.find(name)
         layer = residuals[model.card.layer]
-        mine = [i for i, job in enumerate(prepared.jobs) if model.card.name in job.ask.models]
+        mine = [i for i, job in enumerate(prepared.jobs) if name in job.ask.models]
+        wishes = [wish(prepared.jobs[i].ask, model, profile) for i in mine]
         reading = self._read(model, layer, prepared, mine)
         plain = model.head.standardise(reading.projections)
-        factors = self._factors(model, [prepared.jobs[i].ask for i in mine])
+        factors = _factors(model, wishes).to(plain.device)
         x = plain * factors
         origin = torch.zeros_like(x[:1])
         baseline = float(model.head.members(origin).mean())
         shares = model.head.contributions(x, origin).cpu()
-        numbers = _numbers(model, plain, x, [prepared.jobs[i] for i in mine])
+        encoded = [prepared.jobs[i].encoded for i in mine]
+        numbers = _numbers(model, (plain, x), encoded, [one.length_control for one in wishes])
         reading = Reading(*(tensor.cpu() for tensor in reading))
         for at, i in enumerate(mine):
             ask, (reward, uncertainty, percentile, distance, correction) = prepared.jobs[i].ask, numbers[at]
             shown = ask.top_k if ask.explain is not Explain.NONE else 0
-            scores[i][model.card.name] = Score(
-                model=model.card.name,
+            scores[i][name] = Score(
+                model=name,
                 reward=reward,
                 uncertainty=uncertainty,
                 percentile=percentile,
@@ -155,7 +188,9 @@ class Engine:
                 baseline=baseline,
                 length_correction=correction,
                 residual=reward - baseline - float(shares[at].sum()) - correction,
+                steer=wishes[at].steer,
                 features=_top(model, shares[at], reading, at, shown),
+                clusters=_clusters(model, shares[at]) if ask.clusters else (),
                 tokens=self._credits(model, layer, prepared, i, factors[at], baseline),
                 projections=reading.projections[at].numpy(),
                 activations=reading.activations[at].numpy(),
@@ -167,15 +202,6 @@ class Engine:
         rows = np.concatenate([prepared.packed.rows(i, *at) for i, at in zip(mine, spans, strict=True)])
         residuals = layer[torch.from_numpy(rows).to(layer.device)]
         return read(model.dictionary, residuals, [stop - start for start, stop in spans])
-
-    def _factors(self, model: RewardModel, asks: list[Ask]) -> Tensor:
-        """How much of each direction's deviation from the baseline is let through, (B, K)."""
-        factors = torch.ones(len(asks), len(model.features), dtype=torch.float64)
-        for row, ask in enumerate(asks):
-            for latent, factor in ask.steer.items():
-                if latent in model.index:
-                    factors[row, model.index[latent]] = factor
-        return factors.to(self.backbone.device)
 
     def _credits(
         self, model: RewardModel, layer: Tensor, prepared: Prepared, i: int, factors: Tensor, baseline: float
@@ -193,12 +219,31 @@ class Engine:
         return tuple(TokenCredit(text, credit) for text, credit in zip(texts, earned, strict=True))
 
 
-def _numbers(model: RewardModel, plain: Tensor, steered: Tensor, jobs: list[Job]) -> list[list[float]]:
-    """Reward, uncertainty, percentile, distance and length correction of each standardised reading."""
-    tokens = torch.tensor([job.encoded.stop - job.encoded.start for job in jobs], device=plain.device)
-    spans = [span(model.card.readout, job.encoded) for job in jobs]
+def wish(ask: Ask, model: RewardModel, profile: Profile) -> Profile:
+    """A profile with what a request asks on top of it."""
+    mine = {key: factor for key, factor in ask.steer.items() if model.places(key)}
+    steer = {**profile.steer, **mine}
+    return replace(profile, steer=steer, length_control=profile.length_control or ask.length_control)
+
+
+def _factors(model: RewardModel, wishes: list[Profile]) -> Tensor:
+    """How much of each direction's deviation from the baseline is let through, (B, K)."""
+    factors = torch.ones(len(wishes), len(model.features), dtype=torch.float64)
+    for row, wished in enumerate(wishes):
+        for key, factor in wished.steer.items():
+            factors[row, model.places(key)] = factor
+    return factors
+
+
+def _numbers(
+    model: RewardModel, readings: tuple[Tensor, Tensor], encoded: list[Encoded], control: list[bool]
+) -> list[list[float]]:
+    """Reward, uncertainty, percentile, distance and length correction of readings, plain and steered."""
+    plain, steered = readings
+    tokens = torch.tensor([one.stop - one.start for one in encoded], device=plain.device)
+    spans = [span(model.card.readout, one) for one in encoded]
     read_tokens = torch.tensor([stop - start for start, stop in spans], device=plain.device)
-    controlled = torch.tensor([job.ask.length_control for job in jobs], device=plain.device)
+    controlled = torch.tensor(control, device=plain.device)
     members = model.head.members(steered)
     correction = model.calibration.correction(tokens) * controlled
     rewards = members.mean(1) + correction
@@ -211,6 +256,18 @@ def _numbers(model: RewardModel, plain: Tensor, steered: Tensor, jobs: list[Job]
     )
     numbers: list[list[float]] = torch.stack(columns, dim=1).tolist()
     return numbers
+
+
+def _clusters(model: RewardModel, shares: Tensor) -> tuple[Cluster, ...]:
+    """What each cluster contributes, largest first; together they are the sum of all contributions."""
+    named = {place for places in model.clusters.values() for place in places}
+    rest = [place for place in range(len(shares)) if place not in named]
+    found = [
+        Cluster(name, len(places), float(shares[places].sum()))
+        for name, places in (*model.clusters.items(), (None, rest))
+        if places
+    ]
+    return tuple(sorted(found, key=lambda one: -abs(one.contribution)))
 
 
 def _checked(

@@ -19,6 +19,14 @@ class FeatureBody(BaseModel):
     url: str | None
 
 
+class ClusterBody(BaseModel):
+    """The directions of one name together; null holds those without one. All clusters sum as features do."""
+
+    name: str | None
+    directions: int
+    contribution: float
+
+
 class TokenBody(BaseModel):
     """What a response token added to the running reward."""
 
@@ -40,7 +48,9 @@ class RewardBody(BaseModel):
     baseline_reward: float
     length_correction: float
     residual: float
+    steer: dict[str, float] | None
     features: list[FeatureBody]
+    clusters: list[ClusterBody] | None = None
     tokens: list[TokenBody] | None = None
     prompt_tokens: int
     response_tokens: int

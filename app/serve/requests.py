@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from app.types import Exchange, Explain, Message
 
 Name = Annotated[str, Field(max_length=200)]
-Latent = Annotated[str, Field(pattern=r"^\d{1,9}$")]
+Direction = Annotated[str, Field(min_length=1, max_length=200)]
 Factor = Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False)]
 Texts = Annotated[list[str], Field(min_length=1)]
 
@@ -109,10 +109,11 @@ class RewardsRequest(Body):
     inputs: Annotated[list[Input], Field(min_length=1)]
     top_k: int = Field(5, ge=0, le=1000, description="How many contributing features to list.")
     explain: Explain = Explain.FEATURES
-    steer: dict[Latent, Factor] = Field(
+    clusters: bool = Field(default=False, description="Also sum up the contributions of each name.")
+    steer: dict[Direction, Factor] = Field(
         default_factory=dict,
         max_length=1000,
-        description="Scale a latent's deviation from the baseline before the head; 0 silences it.",
+        description="Scale how far latents (by number) or clusters (by name) leave the baseline; 0 silences.",
     )
     length_control: bool = Field(
         default=False,

@@ -34,10 +34,10 @@ async def rewards(body: requests.RewardsRequest, request: Request, scorer: TheSc
     """Score responses; each reward comes with the features that made it."""
     placed = [(i, one) for i, item in enumerate(body.inputs) for one in item.exchanges(i)]
     names = [body.model] if isinstance(body.model, str) else body.model or [request.app.state.default_model]
-    steer = {int(latent): factor for latent, factor in body.steer.items()}
     ask = Ask(
-        tuple(dict.fromkeys(names)), body.explain, body.top_k, length_control=body.length_control, steer=steer
-    )
+        tuple(dict.fromkeys(names)), body.explain, body.top_k,
+        length_control=body.length_control, clusters=body.clusters, steer=body.steer,
+    )  # fmt: skip
     work = scorer.score([one for _, one in placed], ask, truncate=body.truncate)
     outcome = await _unless_gone(request, work)
     answer = {
@@ -190,11 +190,14 @@ def _reward(score: Score, encoded: Encoded) -> dict[str, Any]:
         "baseline_reward": score.baseline,
         "length_correction": score.length_correction,
         "residual": score.residual,
+        "steer": dict(score.steer) or None,
         "features": [_contribution(one) for one in score.features],
         "prompt_tokens": encoded.start,
         "response_tokens": encoded.stop - encoded.start,
         "truncated": encoded.truncated,
     }
+    if score.clusters:
+        row["clusters"] = [asdict(cluster) for cluster in score.clusters]
     if score.tokens is not None:
         row["tokens"] = [asdict(token) for token in score.tokens]
     return row
@@ -204,8 +207,8 @@ def _comparison(scorer: Scorer, index: int, pair: tuple[Score, Score], top_k: in
     chosen, rejected = pair
     margin = chosen.reward - rejected.reward
     correction = chosen.length_correction - rejected.length_correction
-    model = scorer.engine.models[chosen.model]
-    shares = scorer.engine.contrast(chosen.model, chosen, rejected, len(model.features))
+    model, _ = scorer.engine.find(chosen.model)
+    shares = scorer.engine.contrast(chosen, rejected, len(model.features))
     return {
         "index": index,
         "margin": margin,
@@ -239,7 +242,8 @@ def _feature(feature: Feature) -> dict[str, Any]:
 
 
 def _card(name: str, model: RewardModel) -> dict[str, Any]:
-    return {"id": name, "object": "model", **asdict(model.card)}
+    profiles = {profile: asdict(found) for profile, found in model.profiles.items()}
+    return {"id": name, "object": "model", **asdict(model.card), "profiles": profiles}
 
 
 def _model(scorer: Scorer, name: str) -> RewardModel:
