@@ -8,7 +8,7 @@ from random import Random
 import pytest
 import torch
 
-from app.evaluate import attacks, doubt, faith, steering, strange, transforms, verify
+from app.evaluate import attacks, doubt, faith, steering, strange, stress, transforms, verify
 from app.model import bundle
 from app.model.directions import Dictionary
 from app.model.engine import Engine
@@ -142,3 +142,18 @@ def test_attacks_dress_up_the_answer(name: str) -> None:
 @pytest.mark.parametrize("kind", list(strange.KINDS))
 def test_strangers_are_never_empty(kind: str) -> None:
     assert all(strange.KINDS[kind]("What is rain?", Random(seed)) for seed in range(20))
+
+
+def test_a_stressed_bundle_says_so_in_its_report(workshop: Settings, made_sae: Path) -> None:
+    studio.make(order(workshop, made_sae, "stressed"), made_sae, workshop, quiet)
+    folder = workshop.models_dir / "stressed"
+    found = stress.run(folder, read_pairs(workshop.models_dir.parent / "test.jsonl"), 30, workshop, quiet)
+    assert found["n"] == 30
+    assert set(found["transforms"]) == {*transforms.RESPONSES, *transforms.PROMPTS}
+    assert set(found["attacks"]) == set(attacks.ATTACKS)
+    assert found["transforms"]["trailing newline"]["flips"] <= 0.2
+    assert found["climb"]["gain"][0] == 0
+    assert found["climb"]["gain"] == sorted(found["climb"]["gain"])
+    assert found["climb"]["gain"][-1] > 0
+    assert all(0 <= row["overtakes_unnoticed"] <= row["overtakes"] for row in found["attacks"].values())
+    assert "## Under pressure" in (folder / "report.md").read_text()

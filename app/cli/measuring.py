@@ -1,4 +1,4 @@
-"""`sparserm evaluate` and `verify`: whether a model is any good, and whether it can be trusted."""
+"""`sparserm evaluate`, `verify` and `stress`: whether a model is any good, and can be trusted."""
 
 import json
 from pathlib import Path
@@ -54,5 +54,24 @@ def verify(
         rows, others = (read_pairs(one, bad.reporter) if one else [] for one in (pairs, shifted))
         with progress() as report:
             found = room.run(bundle, rows, others, settings(), report)
+    Console().print_json(json.dumps(found))
+    console.print(f"added to {bundle / 'report.md'}", highlight=False)
+
+
+@app.command()
+def stress(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a reward model.")],
+    pairs: Annotated[str, typer.Argument(help=PAIRS_HELP)],
+    sample: Annotated[int, typer.Option(min=1, help="Most pairs to put under pressure.")] = 200,
+    bad: Annotated[OnBad, typer.Option(help="What to do about rows that cannot be read.")] = OnBad.STOP,
+) -> None:
+    """Say the same otherwise, dress up bad answers, climb the reward; the figures join the report."""
+    from app.evaluate import stress as room
+    from app.pairs import read_pairs
+
+    with failing_kindly():
+        rows = read_pairs(pairs, bad.reporter)
+        with progress() as report:
+            found = room.run(bundle, rows, sample, settings(), report)
     Console().print_json(json.dumps(found))
     console.print(f"added to {bundle / 'report.md'}", highlight=False)

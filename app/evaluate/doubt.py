@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 from app.evaluate.accuracy import Array, wins
 from app.types import Score
 
+STRANGE = 99.0
 COVERAGES = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 

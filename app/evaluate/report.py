@@ -46,6 +46,8 @@ def _lines(card: ModelCard, known: Found) -> Iterator[str]:
         yield from _standard(known["standard"])
     if "verified" in known:
         yield from _verified(known["verified"])
+    if "stress" in known:
+        yield from _stress(known["stress"])
     yield from _training(card, known)
 
 
@@ -162,6 +164,33 @@ def _verified(found: Found) -> Iterator[str]:
         )
     errors = ", ".join(f"{name} {ece:.3f}" for name, ece in found["calibration"].items())
     yield f"\nCalibration error: {errors}.\n"
+
+
+def _stress(found: Found) -> Iterator[str]:
+    yield "## Under pressure\n"
+    changes = found["transforms"].values()
+    drop, flips = (sum(row[key] for row in changes) / len(changes) for key in ("drop", "flips"))
+    yield f"{found['n']} test pairs, both answers said otherwise; on average {drop:+.3f} and {flips:.1%}.\n"
+    yield "| the same said otherwise | accuracy | lost | pairs that change sides |"
+    yield "|---|---|---|---|"
+    for what, row in found["transforms"].items():
+        yield f"| {what} | {row['accuracy']:.3f} | {row['drop']:+.3f} | {row['flips']:.1%} |"
+    yield (
+        f"\nBad answers dressed up, on the {found['attacked']} pairs ranked right before. An answer is "
+        "noticed where its distance is at the 99th percentile or beyond.\n"
+    )
+    yield "| attack | overtakes the good answer | is noticed | overtakes unnoticed |"
+    yield "|---|---|---|---|"
+    for what, row in found["attacks"].items():
+        shares = (row["overtakes"], row["strange"], row["overtakes_unnoticed"])
+        yield f"| {what} | {' | '.join(f'{share:.1%}' for share in shares)} |"
+    climb = found["climb"]
+    yield (
+        f"\nAn attacker who may edit {climb['edits']} words, keeping what raises the reward, gains "
+        f"{climb['gain'][-1]:.2f} deviations on average over {climb['answers']} bad answers; "
+        f"{climb['gain_unnoticed']:.2f} before the distance notices, as it does in the end in "
+        f"{climb['strange_at_the_end']:.0%}.\n"
+    )
 
 
 def _training(card: ModelCard, known: Found) -> Iterator[str]:

@@ -1,0 +1,124 @@
+"""What a reward does under pressure: the same said otherwise, bad answers dressed up, and a patient attacker.
+
+An attack wins a pair when the dressed-up bad answer overtakes the good one; it is caught when the distance
+calls it strange.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from app.errors import NonFinite
+from app.evaluate import attacks, doubt, report, transforms, trial
+from app.evaluate.climb import climb
+from app.model.engine import Engine
+from app.model.packing import passes
+from app.model.sources import Progress
+from app.pairs import chance
+from app.settings import Settings
+from app.types import Ask, Exchange, Explain, Job, Message, Pair, Score
+
+KEYWORDS, WITNESSES = 40, 100
+CLIMBERS = 12
+
+
+def run(
+    folder: Path, pairs: list[Pair], sample: int, settings: Settings, progress: Progress
+) -> dict[str, Any]:
+    """Every transform and attack on a sample of the pairs; the figures join the bundle's report."""
+    engine, name = trial.alone(folder, settings, progress)
+    drawn = sorted(pairs, key=lambda pair: chance(f"stress/{pair.group}/{pair.rejected}"))[:sample]
+    scores = trial.score(engine, name, trial.responses(drawn), progress, "as they are")
+    keywords = _keywords(engine, name, drawn[:WITNESSES], progress)
+    beaten = [pair for pair in drawn if _margin(pair, scores) > 0]
+    found = {
+        "n": len(drawn),
+        "transforms": _transformed(engine, name, drawn, scores, progress),
+        "attacks": _attacked(engine, name, beaten, scores, keywords, progress),
+        "attacked": len(beaten),
+        "climb": climb(engine, name, [pair.exchanges[1] for pair in beaten[:CLIMBERS]], keywords, progress),
+    }
+    report.write(folder, engine.models[name].card, {"stress": found})
+    return found
+
+
+def _transformed(
+    engine: Engine, name: str, pairs: list[Pair], scores: Mapping[Exchange, Score], progress: Progress
+) -> dict[str, Any]:
+    """Accuracy after each transform, what it lost, and how many pairs changed sides."""
+    before = np.array([_margin(pair, scores) > 0 for pair in pairs])
+    found = {}
+    for what, change in (*transforms.RESPONSES.items(), *transforms.PROMPTS.items()):
+        rng = Random(0)  # noqa: S311 # chance, not a secret
+        changed = [_changed(pair, what, change, rng) for pair in pairs]
+        said = trial.score(engine, name, trial.responses(changed), progress, what)
+        after = np.array([_margin(pair, said) > 0 for pair in changed])
+        found[what] = {
+            "accuracy": float(after.mean()),
+            "drop": float(before.mean() - after.mean()),
+            "flips": float((before != after).mean()),
+        }
+    return found
+
+
+def _changed(pair: Pair, what: str, change: transforms.Rewrite, rng: Random) -> Pair:
+    if what in transforms.PROMPTS:
+        *turns, last = pair.messages
+        messages = (*turns, Message(last.role, change(last.content, rng)))
+        return Pair(messages, pair.chosen, pair.rejected, pair.group)
+    chosen, rejected = (change(text, rng) for text in (pair.chosen, pair.rejected))
+    return Pair(pair.messages, chosen, rejected, pair.group)
+
+
+def _attacked(
+    engine: Engine,
+    name: str,
+    pairs: list[Pair],
+    scores: Mapping[Exchange, Score],
+    keywords: list[str],
+    progress: Progress,
+) -> dict[str, Any]:
+    """For each attack: how many bad answers overtake, and how many do so without looking strange."""
+    found = {}
+    for what, attack in attacks.ATTACKS.items():
+        rng = Random(0)  # noqa: S311 # chance, not a secret
+        dressed = [
+            Exchange(p.messages, attack(p.messages[-1].content, p.rejected, keywords, rng)) for p in pairs
+        ]
+        said = trial.score(engine, name, list(dict.fromkeys(dressed)), progress, what)
+        goods = [scores[pair.exchanges[0]].reward for pair in pairs]
+        wins = np.array([said[one].reward > good for one, good in zip(dressed, goods, strict=True)])
+        strange = np.array([said[one].distance >= doubt.STRANGE for one in dressed])
+        found[what] = {
+            "overtakes": float(wins.mean()),
+            "strange": float(strange.mean()),
+            "overtakes_unnoticed": float((wins & ~strange).mean()),
+        }
+    return found
+
+
+def _keywords(engine: Engine, name: str, pairs: list[Pair], progress: Progress) -> list[str]:
+    """The words that earn most in good answers: what an attacker who can ask would learn."""
+    earned: defaultdict[str, float] = defaultdict(float)
+    encoded = engine.encode([pair.exchanges[0] for pair in pairs])
+    done = 0
+    for some in passes([one.ids for one in encoded], trial.PASS_TOKENS):
+        results = engine.score([Job(encoded[i], Ask((name,), Explain.TOKENS, top_k=0)) for i in some])
+        for result in results:
+            if isinstance(result, NonFinite):
+                raise result
+            for token in result.scores[0].tokens or ():
+                if token.text.strip().isalpha():
+                    earned[token.text.strip()] += token.credit
+        done += len(some)
+        progress("keywords", done / len(encoded))
+    return sorted(earned, key=lambda word: -earned[word])[:KEYWORDS]
+
+
+def _margin(pair: Pair, scores: Mapping[Exchange, Score]) -> float:
+    chosen, rejected = pair.exchanges
+    return scores[chosen].reward - scores[rejected].reward
