@@ -164,6 +164,33 @@ class FeatureList(BaseModel):
     data: list[FeatureCard]
 
 
+class DriftedFeature(BaseModel):
+    """A direction whose projections moved."""
+
+    id: int
+    label: str | None
+    psi: float
+
+
+class CallerDrift(BaseModel):
+    """One caller's window: population stability indices, once there are enough responses."""
+
+    responses: int
+    enough: bool
+    reward: float | None = None
+    distance: float | None = None
+    projections: float | None = None
+    features: list[DriftedFeature] | None = None
+
+
+class DriftAnswer(BaseModel):
+    """GET /v1/models/{id}/drift."""
+
+    object: Literal["drift"] = "drift"
+    model: str
+    callers: dict[str, CallerDrift]
+
+
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorBody} for code in (400, 404, 413, 422, 429, 500, 503)
 }

@@ -12,6 +12,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
+        self._of_models(registry)
         self.requests = Counter(
             "sparserm_requests", "Requests answered.", ["route", "method", "code"], registry=registry
         )
@@ -26,15 +27,6 @@ class Metrics:
         self.stage_seconds = Histogram(
             "sparserm_stage_seconds", "Time of one stage: encode, wait, forward, head.", ["stage"],
             buckets=SECONDS, registry=registry,
-        )  # fmt: skip
-        self.scored = Counter("sparserm_scored", "Rewards given.", ["model"], registry=registry)
-        self.rewards = Histogram(
-            "sparserm_reward", "Rewards given, in training deviations.", ["model"],
-            buckets=REWARDS, registry=registry,
-        )  # fmt: skip
-        self.active = Histogram(
-            "sparserm_active_features", "Selected latents that fired on a response.", ["model"],
-            buckets=POWERS, registry=registry,
         )  # fmt: skip
         self.queue_items = Gauge("sparserm_queue_items", "Items waiting for the device.", registry=registry)
         self.queue_tokens = Gauge("sparserm_queue_tokens", "Tokens waiting.", registry=registry)
@@ -63,6 +55,23 @@ class Metrics:
         self.non_finite = Counter(
             "sparserm_non_finite", "Items whose reward was NaN or infinite.", registry=registry
         )
+
+    def _of_models(self, registry: CollectorRegistry) -> None:
+        """What is said about reward models and their rewards."""
+        self.scored = Counter("sparserm_scored", "Rewards given.", ["model"], registry=registry)
+        self.rewards = Histogram(
+            "sparserm_reward", "Rewards given, in training deviations.", ["model"],
+            buckets=REWARDS, registry=registry,
+        )  # fmt: skip
+        self.active = Histogram(
+            "sparserm_active_features", "Selected latents that fired on a response.", ["model"],
+            buckets=POWERS, registry=registry,
+        )  # fmt: skip
+        self.drift = Gauge(
+            "sparserm_drift_psi",
+            "How far a window of responses is from the training ones: reward, distance, projections.",
+            ["model", "caller", "of"], registry=registry,
+        )  # fmt: skip
         self.info = Gauge(
             "sparserm_model_info", "One for each model served.",
             ["model", "task", "backbone", "backbone_digest", "sae_sha256", "layer"], registry=registry,

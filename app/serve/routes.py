@@ -7,13 +7,14 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app.errors import Closing, NotFound
 from app.model.bundle import RewardModel
 from app.serve import answers, requests
+from app.serve.drift import ANYONE
 from app.serve.scoring import Outcome, Scorer
 from app.types import Ask, Contribution, Encoded, Explain, Feature, Score
 
@@ -27,10 +28,19 @@ def _scorer(request: Request) -> Scorer:
 
 
 TheScorer = Annotated[Scorer, Depends(_scorer)]
+Caller = Annotated[
+    str,
+    Header(
+        alias="X-SparseRM-Caller", pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="Who asks, for watching drift by caller.",
+    ),
+]  # fmt: skip
 
 
 @router.post("/v1/rewards", response_model=answers.RewardsAnswer, operation_id="rewards")
-async def rewards(body: requests.RewardsRequest, request: Request, scorer: TheScorer) -> Response:
+async def rewards(
+    body: requests.RewardsRequest, request: Request, scorer: TheScorer, caller: Caller = ANYONE
+) -> Response:
     """Score responses; each reward comes with the features that made it."""
     placed = [(i, one) for i, item in enumerate(body.inputs) for one in item.exchanges(i)]
     names = [body.model] if isinstance(body.model, str) else body.model or [request.app.state.default_model]
@@ -38,7 +48,7 @@ async def rewards(body: requests.RewardsRequest, request: Request, scorer: TheSc
         tuple(dict.fromkeys(names)), body.explain, body.top_k,
         length_control=body.length_control, clusters=body.clusters, steer=body.steer,
     )  # fmt: skip
-    work = scorer.score([one for _, one in placed], ask, truncate=body.truncate)
+    work = scorer.score([one for _, one in placed], ask, truncate=body.truncate, caller=caller)
     outcome = await _unless_gone(request, work)
     answer = {
         **_frame(outcome),
@@ -50,12 +60,14 @@ async def rewards(body: requests.RewardsRequest, request: Request, scorer: TheSc
 
 
 @router.post("/v1/compare", response_model=answers.CompareAnswer, operation_id="compare")
-async def compare(body: requests.CompareRequest, request: Request, scorer: TheScorer) -> Response:
+async def compare(
+    body: requests.CompareRequest, request: Request, scorer: TheScorer, caller: Caller = ANYONE
+) -> Response:
     """Which of two responses is better, how surely, and which features make the difference."""
     placed = [one for i, pair in enumerate(body.pairs) for one in pair.exchanges(i)]
     name = body.model or request.app.state.default_model
     ask = Ask((name,), Explain.NONE, length_control=body.length_control)
-    work = scorer.score(placed, ask, truncate=body.truncate)
+    work = scorer.score(placed, ask, truncate=body.truncate, caller=caller)
     outcome = await _unless_gone(request, work)
     scores = [scored.scores[0] for scored in outcome.scored]
     data = [
@@ -103,6 +115,13 @@ async def feature(id: str, latent: int, scorer: TheScorer) -> Response:  # noqa:
     if latent not in found.index:
         raise NotFound(f"model {id!r} does not read latent {latent}", "latent", "unknown_latent")
     return JSONResponse(_feature(found.features[found.index[latent]]))
+
+
+@router.get("/v1/models/{id}/drift", response_model=answers.DriftAnswer, operation_id="get_drift")
+async def drift(id: str, scorer: TheScorer) -> Response:  # noqa: A002 - the path says {id}
+    """How far what each caller sent lately is from what the model was made on."""
+    _model(scorer, id)
+    return JSONResponse({"object": "drift", "model": id, "callers": scorer.drift.report(id)})
 
 
 @router.get("/health", operation_id="health")

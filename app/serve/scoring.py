@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from app.errors import InvalidInput, SparseRMError
 from app.model.engine import Engine
 from app.serve.batcher import Batcher
+from app.serve.drift import ANYONE, Drift
 from app.serve.metrics import Metrics
 from app.serve.requests import Place
 from app.types import Ask, Encoded, Exchange, Job, Score, Scored
@@ -36,6 +37,7 @@ class Scorer:
 
     def __init__(self, engine: Engine, batcher: Batcher, metrics: Metrics, *, max_items: int) -> None:
         self.engine = engine
+        self.drift = Drift(engine.models, metrics)
         self._batcher = batcher
         self._metrics = metrics
         self._max_items = max_items
@@ -45,7 +47,9 @@ class Scorer:
         """Whether a request sent now would be served."""
         return self._batcher.accepting
 
-    async def score(self, placed: Sequence[tuple[Exchange, Place]], ask: Ask, *, truncate: bool) -> Outcome:
+    async def score(
+        self, placed: Sequence[tuple[Exchange, Place]], ask: Ask, *, truncate: bool, caller: str = ANYONE
+    ) -> Outcome:
         """Score exchanges; an error names the place its exchange came from."""
         if len(placed) > self._max_items:
             raise InvalidInput(
@@ -68,10 +72,10 @@ class Scorer:
                 raise type(answer.result)(answer.result.message, place.whole, answer.result.code)
         scored = [answer.result for answer in answers if isinstance(answer.result, Scored)]
         outcome = Outcome(encoded, scored, encode_s, max(answer.wait_s for answer in answers))
-        self._measure(outcome)
+        self._measure(outcome, caller)
         return outcome
 
-    def _measure(self, outcome: Outcome) -> None:
+    def _measure(self, outcome: Outcome, caller: str) -> None:
         metrics = self._metrics
         metrics.stage_seconds.labels("encode").observe(outcome.encode_s)
         metrics.stage_seconds.labels("wait").observe(outcome.wait_s)
@@ -82,6 +86,7 @@ class Scorer:
         metrics.truncated.inc(sum(one.truncated for one in outcome.encoded))
         for score in (score for scored in outcome.scored for score in scored.scores):
             self._measure_score(score)
+            self.drift.observe(score, caller)
 
     def _measure_score(self, score: Score) -> None:
         self._metrics.scored.labels(score.model).inc()
