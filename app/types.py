@@ -130,8 +130,9 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """A feature's share of one reward, relative to the baseline."""
+    """A feature's share of one reward, relative to the baseline; `model` says whose feature it is."""
 
+    model: str
     feature: Feature
     contribution: float
     projection: float
@@ -157,16 +158,27 @@ class TokenCredit:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """One reward and its reasons.
+class Part:
+    """What one head adds to a composite: its reward, brought to scale and weighed; all parts sum to it."""
 
-    reward == baseline + sum of all contributions + length_correction + residual.
+    model: str
+    weight: float
+    reward: float
+    contribution: float
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One reward and its reasons; of a composite also its parts, and the heads' own scores.
+
+    reward == baseline + sum of all contributions + length_correction - penalty + residual.
     """
 
     model: str
     reward: float
     uncertainty: float
-    percentile: float
+    percentile: float | None
     distance: float
     baseline: float
     length_correction: float
@@ -177,6 +189,10 @@ class Score:
     tokens: tuple[TokenCredit, ...] | None
     projections: Floats
     activations: Floats
+    length_control: bool = False
+    penalty: float = 0.0
+    parts: tuple[Part, ...] = ()
+    heads: "tuple[Score, ...]" = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from app.errors import BundleError, InvalidInput, NonFinite, NotFound
+from app.model import reasons
 from app.model.backbone import Backbone
 from app.model.bundle import RewardModel, check_home
+from app.model.composite import Composite, blend
 from app.model.directions import Reading, read, running, span, steps
 from app.model.packing import Packed, pack
 from app.model.text import Text
 from app.types import (
     Ask,
-    Cluster,
     Contribution,
     Encoded,
     Exchange,
@@ -47,12 +48,20 @@ class Prepared(NamedTuple):
 class Engine:
     """A resident backbone and the reward models that read it."""
 
-    def __init__(self, backbone: Backbone, text: Text, models: Mapping[str, RewardModel]) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        text: Text,
+        models: Mapping[str, RewardModel],
+        composites: Mapping[str, Composite] | None = None,
+    ) -> None:
         for model in models.values():
             check_home(model.card, backbone=backbone.digest, template=text.digest)
         self.backbone = backbone
         self.text = text
         self.models = {name: model.to(backbone.device) for name, model in models.items()}
+        self.composites = dict(composites or {})
+        self._check_composites()
 
     def encode(self, exchanges: Sequence[Exchange], *, truncate: bool = True) -> list[Encoded]:
         """Exchanges as token ids; InvalidInput names the first that cannot be scored."""
@@ -60,7 +69,7 @@ class Engine:
 
     def check(self, ask: Ask) -> None:
         """Refuse what no batch could answer: unknown models and latents."""
-        asked = [self.find(name)[0] for name in ask.models]
+        asked = [self.find(head)[0] for name in ask.models for head in self.heads(name)]
         for key in ask.steer:
             if not any(model.places(key) for model in asked):
                 raise InvalidInput(
@@ -68,6 +77,10 @@ class Engine:
                     f"steer.{key}",
                     "unknown_latent",
                 )
+
+    def heads(self, name: str) -> tuple[str, ...]:
+        """What a name is made of: a composite's heads, or itself."""
+        return tuple(self.composites[name].weights) if name in self.composites else (name,)
 
     def find(self, name: str) -> tuple[RewardModel, Profile]:
         """A model by name, and the profile named after an @."""
@@ -79,12 +92,13 @@ class Engine:
 
     @property
     def names(self) -> list[str]:
-        """Everything that can be asked for: models, and models under a profile."""
-        return [
+        """Everything that can be asked for: models, models under a profile, composites."""
+        single = [
             name
             for base, model in self.models.items()
             for name in (base, *(f"{base}@{profile}" for profile in model.profiles))
         ]
+        return [*single, *self.composites]
 
     def score(self, jobs: Sequence[Job]) -> list[Scored | NonFinite]:
         """Rewards and reasons of a batch, in order; an item whose numbers overflow gets its error."""
@@ -112,7 +126,7 @@ class Engine:
         """One forward pass, then every model over the jobs that asked for it."""
         jobs, packed = prepared
         started = time.perf_counter()
-        wanted = {name for job in jobs for name in job.ask.models}
+        wanted = {head for job in jobs for name in job.ask.models for head in self.heads(name)}
         layers = {self.find(name)[0].card.layer for name in wanted}
         residuals = self.backbone.residuals(packed, layers)
         forwarded = time.perf_counter()
@@ -121,14 +135,23 @@ class Engine:
             self._apply(name, residuals, prepared, scores)
         times = (forwarded - started, time.perf_counter() - forwarded)
         return [
-            _checked(job, found, new, times)
+            _checked([self._score(name, found, job.ask.top_k) for name in job.ask.models], new, times)
             for job, found, new in zip(jobs, scores, packed.new_tokens, strict=True)
         ]
 
+    def _score(self, name: str, found: Mapping[str, Score], top_k: int) -> Score:
+        if name not in self.composites:
+            return found[name]
+        heads = self.heads(name)
+        tables = [self.find(head)[0].calibration for head in heads]
+        return blend(name, self.composites[name], [found[head] for head in heads], tables, top_k)
+
     def contrast(self, chosen: Score, rejected: Score, top_k: int) -> tuple[Contribution, ...]:
         """The features that make the margin between two responses; all of them together sum to it."""
+        if chosen.heads:
+            return self._contrast_of_parts(chosen, rejected, top_k)
         model, _ = self.find(chosen.model)
-        factors = _factors(model, [Profile(steer=chosen.steer)]).to(self.backbone.device)
+        factors = reasons.factors(model, [Profile(steer=chosen.steer)]).to(self.backbone.device)
         p, q = (
             model.head.standardise(torch.from_numpy(score.projections).to(self.backbone.device)) * factors
             for score in (chosen, rejected)
@@ -138,7 +161,36 @@ class Engine:
             torch.from_numpy(chosen.projections - rejected.projections)[None],
             torch.from_numpy(chosen.activations - rejected.activations)[None],
         )
-        return _top(model, shares[0].cpu(), apart, 0, top_k)
+        return reasons.top(model, shares[0].cpu(), apart, 0, top_k)
+
+    def probability(self, name: str, margin: float) -> float | None:
+        """How likely people prefer the response ahead by a margin; a composite has no data to say so."""
+        return None if name in self.composites else self.find(name)[0].calibration.probability(margin)
+
+    def _contrast_of_parts(self, chosen: Score, rejected: Score, top_k: int) -> tuple[Contribution, ...]:
+        if [part.scale for part in chosen.parts] != [part.scale for part in rejected.parts]:
+            raise InvalidInput(
+                f"{chosen.model} judged the two responses by different heads, so no features explain the "
+                "difference; compare under its heads",
+                "model",
+                "no_common_head",
+            )
+        shares = [
+            replace(one, contribution=part.scale * one.contribution)
+            for part, a, b in zip(chosen.parts, chosen.heads, rejected.heads, strict=True)
+            for one in self.contrast(a, b, top_k)
+        ]
+        return tuple(sorted(shares, key=lambda one: -abs(one.contribution))[:top_k])
+
+    def _check_composites(self) -> None:
+        for name, composite in self.composites.items():
+            if name in self.models:
+                raise BundleError(f"composites.toml: {name} is also the name of a model")
+            for head in composite.weights:
+                try:
+                    self.find(head)
+                except NotFound as error:
+                    raise BundleError(f"composites.toml: {name}: {error}") from error
 
     def verify(self) -> None:
         """Score every model's probes and refuse to serve if one is off."""
@@ -164,17 +216,21 @@ class Engine:
         """Score the jobs that asked for this model under this profile."""
         model, profile = self.find(name)
         layer = residuals[model.card.layer]
-        mine = [i for i, job in enumerate(prepared.jobs) if name in job.ask.models]
-        wishes = [wish(prepared.jobs[i].ask, model, profile) for i in mine]
+        mine = [
+            i
+            for i, job in enumerate(prepared.jobs)
+            if any(name in self.heads(asked) for asked in job.ask.models)
+        ]
+        wishes = [reasons.wish(prepared.jobs[i].ask, model, profile) for i in mine]
         reading = self._read(model, layer, prepared, mine)
         plain = model.head.standardise(reading.projections)
-        factors = _factors(model, wishes).to(plain.device)
+        factors = reasons.factors(model, wishes).to(plain.device)
         x = plain * factors
         origin = torch.zeros_like(x[:1])
         baseline = float(model.head.members(origin).mean())
         shares = model.head.contributions(x, origin).cpu()
         encoded = [prepared.jobs[i].encoded for i in mine]
-        numbers = _numbers(model, (plain, x), encoded, [one.length_control for one in wishes])
+        numbers = reasons.numbers(model, (plain, x), encoded, [one.length_control for one in wishes])
         reading = Reading(*(tensor.cpu() for tensor in reading))
         for at, i in enumerate(mine):
             ask, (reward, uncertainty, percentile, distance, correction) = prepared.jobs[i].ask, numbers[at]
@@ -189,11 +245,12 @@ class Engine:
                 length_correction=correction,
                 residual=reward - baseline - float(shares[at].sum()) - correction,
                 steer=wishes[at].steer,
-                features=_top(model, shares[at], reading, at, shown),
-                clusters=_clusters(model, shares[at]) if ask.clusters else (),
+                features=reasons.top(model, shares[at], reading, at, shown),
+                clusters=reasons.clusters(model, shares[at]) if ask.clusters else (),
                 tokens=self._credits(model, layer, prepared, i, factors[at], baseline),
                 projections=reading.projections[at].numpy(),
                 activations=reading.activations[at].numpy(),
+                length_control=wishes[at].length_control,
             )
 
     def _read(self, model: RewardModel, layer: Tensor, prepared: Prepared, mine: list[int]) -> Reading:
@@ -219,78 +276,7 @@ class Engine:
         return tuple(TokenCredit(text, credit) for text, credit in zip(texts, earned, strict=True))
 
 
-def wish(ask: Ask, model: RewardModel, profile: Profile) -> Profile:
-    """A profile with what a request asks on top of it."""
-    mine = {key: factor for key, factor in ask.steer.items() if model.places(key)}
-    steer = {**profile.steer, **mine}
-    return replace(profile, steer=steer, length_control=profile.length_control or ask.length_control)
-
-
-def _factors(model: RewardModel, wishes: list[Profile]) -> Tensor:
-    """How much of each direction's deviation from the baseline is let through, (B, K)."""
-    factors = torch.ones(len(wishes), len(model.features), dtype=torch.float64)
-    for row, wished in enumerate(wishes):
-        for key, factor in wished.steer.items():
-            factors[row, model.places(key)] = factor
-    return factors
-
-
-def _numbers(
-    model: RewardModel, readings: tuple[Tensor, Tensor], encoded: list[Encoded], control: list[bool]
-) -> list[list[float]]:
-    """Reward, uncertainty, percentile, distance and length correction of readings, plain and steered."""
-    plain, steered = readings
-    tokens = torch.tensor([one.stop - one.start for one in encoded], device=plain.device)
-    spans = [span(model.card.readout, one) for one in encoded]
-    read_tokens = torch.tensor([stop - start for start, stop in spans], device=plain.device)
-    controlled = torch.tensor(control, device=plain.device)
-    members = model.head.members(steered)
-    correction = model.calibration.correction(tokens) * controlled
-    rewards = members.mean(1) + correction
-    columns = (
-        rewards,
-        members.std(1, correction=0),
-        model.calibration.percentile(rewards, controlled),
-        model.calibration.distance(plain, read_tokens),
-        correction,
-    )
-    numbers: list[list[float]] = torch.stack(columns, dim=1).tolist()
-    return numbers
-
-
-def _clusters(model: RewardModel, shares: Tensor) -> tuple[Cluster, ...]:
-    """What each cluster contributes, largest first; together they are the sum of all contributions."""
-    named = {place for places in model.clusters.values() for place in places}
-    rest = [place for place in range(len(shares)) if place not in named]
-    found = [
-        Cluster(name, len(places), float(shares[places].sum()))
-        for name, places in (*model.clusters.items(), (None, rest))
-        if places
-    ]
-    return tuple(sorted(found, key=lambda one: -abs(one.contribution)))
-
-
-def _checked(
-    job: Job, found: dict[str, Score], new_tokens: int, times: tuple[float, float]
-) -> Scored | NonFinite:
-    scores = tuple(found[name] for name in job.ask.models)
+def _checked(scores: list[Score], new_tokens: int, times: tuple[float, float]) -> Scored | NonFinite:
     if all(math.isfinite(s.reward) and math.isfinite(s.uncertainty) for s in scores):
-        return Scored(scores, new_tokens, *times)
+        return Scored(tuple(scores), new_tokens, *times)
     return NonFinite("the backbone produced NaN or infinity for this item", code="non_finite")
-
-
-def _top(
-    model: RewardModel, shares: Tensor, reading: Reading, row: int, count: int
-) -> tuple[Contribution, ...]:
-    """The `count` largest contributions by size."""
-    best = shares.abs().topk(min(count, len(shares))).indices.tolist()
-    return tuple(
-        Contribution(
-            model.features[k],
-            float(shares[k]),
-            float(reading.projections[row, k]),
-            float(reading.activations[row, k]),
-            bool(reading.activations[row, k] != 0),
-        )
-        for k in best
-    )

@@ -7,9 +7,10 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from app.errors import BundleError
-from app.model import bundle, sources
+from app.model import bundle, composite, sources
 from app.model.backbone import Backbone
 from app.model.bundle import RewardModel
+from app.model.composite import Composite
 from app.model.engine import Engine
 from app.model.sources import Progress
 from app.model.text import Text
@@ -24,7 +25,11 @@ def engine(settings: Settings, progress: Progress) -> Engine:
         raise BundleError(f"one server holds one backbone, but these were found: {', '.join(backbones)}")
     layers = max(model.card.layer for model in models.values())
     backbone, text = resident(backbones[0], layers, settings, progress)
-    return Engine(backbone, text, models)
+    made = Engine(backbone, text, models, _composites(settings, set(models)))
+    if settings.default_model and settings.default_model not in made.names:
+        known = ", ".join(made.names)
+        raise BundleError(f"no reward model {settings.default_model!r} to be the default; there are: {known}")
+    return made
 
 
 def resident(name: str, layers: int | None, settings: Settings, progress: Progress) -> tuple[Backbone, Text]:
@@ -73,7 +78,7 @@ def depth(backbone: str, settings: Settings) -> int | None:
 def _models(settings: Settings) -> dict[str, RewardModel]:
     found = bundle.names(settings.models_dir)
     wanted = settings.model_names or tuple(found)
-    for name in {*wanted, *filter(None, [settings.default_model])}:
+    for name in wanted:
         if name not in found:
             raise BundleError(
                 f"no reward model {name!r} in {settings.models_dir}; there are: {found or 'none'}"
@@ -81,6 +86,14 @@ def _models(settings: Settings) -> dict[str, RewardModel]:
     if not wanted:
         raise BundleError(f"no reward models in {settings.models_dir}; make one with `sparserm train`")
     return {name: bundle.load(settings.models_dir / name) for name in wanted}
+
+
+def _composites(settings: Settings, served: set[str]) -> dict[str, Composite]:
+    """Those whose heads are all served; what is missing altogether is an error of the file."""
+    found = composite.load(settings.models_dir / "composites.toml")
+    known = set(bundle.names(settings.models_dir))
+    heads = {name: {head.partition("@")[0] for head in one.weights} for name, one in found.items()}
+    return {name: one for name, one in found.items() if heads[name] <= served or not heads[name] <= known}
 
 
 def _device(settings: Settings) -> torch.device:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 class FeatureBody(BaseModel):
     """A feature's share of a reward (or of a margin), relative to the baseline."""
 
+    model: str
     id: int
     sign: int
     label: str | None
@@ -27,6 +28,16 @@ class ClusterBody(BaseModel):
     contribution: float
 
 
+class PartBody(BaseModel):
+    """What one head adds to a composite; all parts sum to its reward."""
+
+    model: str
+    weight: float
+    reward: float
+    contribution: float
+    scale: float
+
+
 class TokenBody(BaseModel):
     """What a response token added to the running reward."""
 
@@ -35,7 +46,7 @@ class TokenBody(BaseModel):
 
 
 class RewardBody(BaseModel):
-    """One reward; reward == baseline_reward + all contributions + length_correction + residual."""
+    """One reward; reward == baseline_reward + all contributions + length_correction - penalty + residual."""
 
     index: int
     input: int
@@ -43,14 +54,16 @@ class RewardBody(BaseModel):
     model: str
     reward: float
     uncertainty: float
-    percentile: float
+    percentile: float | None
     distance: float
     baseline_reward: float
     length_correction: float
+    penalty: float
     residual: float
     steer: dict[str, float] | None
     features: list[FeatureBody]
     clusters: list[ClusterBody] | None = None
+    parts: list[PartBody] | None = None
     tokens: list[TokenBody] | None = None
     prompt_tokens: int
     response_tokens: int
@@ -86,15 +99,16 @@ class RewardsAnswer(BaseModel):
 
 
 class ComparisonBody(BaseModel):
-    """How two responses differ; margin == all contributions + length_correction + residual."""
+    """How two responses differ; margin == all contributions + length_correction - penalty + residual."""
 
     index: int
     margin: float
-    probability: float
+    probability: float | None
     chosen_reward: float
     rejected_reward: float
     uncertainty: float
     length_correction: float
+    penalty: float
     residual: float
     features: list[FeatureBody]
     truncated: bool

@@ -56,6 +56,8 @@ class Drift:
 
     def observe(self, score: Score, caller: str) -> None:
         """Count a score, unless it was steered: what a profile does is no drift."""
+        for head in score.heads:
+            self.observe(head, caller)
         name = score.model.partition("@")[0]
         if score.steer or name not in self._edges:
             return

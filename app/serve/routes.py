@@ -19,6 +19,7 @@ from app.serve.scoring import Outcome, Scorer
 from app.types import Ask, Contribution, Encoded, Explain, Feature, Score
 
 T = TypeVar("T")
+ALL = 10**6
 router = APIRouter(responses=answers.ERRORS)
 
 
@@ -83,14 +84,16 @@ async def compare(
 @router.get("/v1/models", response_model=answers.CardList, operation_id="list_models")
 async def models(scorer: TheScorer) -> Response:
     """The reward models served here, and what each was made from."""
-    cards = [_card(name, model) for name, model in scorer.engine.models.items()]
+    cards = [_card(name, scorer) for name in (*scorer.engine.models, *scorer.engine.composites)]
     return JSONResponse({"object": "list", "data": cards})
 
 
 @router.get("/v1/models/{id}", response_model=answers.CardBody, operation_id="get_model")
 async def model(id: str, scorer: TheScorer) -> Response:  # noqa: A002 - the path says {id}
     """One reward model's card."""
-    return JSONResponse(_card(id, _model(scorer, id)))
+    if id not in scorer.engine.composites:
+        _model(scorer, id)
+    return JSONResponse(_card(id, scorer))
 
 
 @router.get("/v1/models/{id}/features", response_model=answers.FeatureList, operation_id="list_features")
@@ -208,6 +211,7 @@ def _reward(score: Score, encoded: Encoded) -> dict[str, Any]:
         "distance": score.distance,
         "baseline_reward": score.baseline,
         "length_correction": score.length_correction,
+        "penalty": score.penalty,
         "residual": score.residual,
         "steer": dict(score.steer) or None,
         "features": [_contribution(one) for one in score.features],
@@ -215,6 +219,8 @@ def _reward(score: Score, encoded: Encoded) -> dict[str, Any]:
         "response_tokens": encoded.stop - encoded.start,
         "truncated": encoded.truncated,
     }
+    if score.parts:
+        row["parts"] = [asdict(part) for part in score.parts]
     if score.clusters:
         row["clusters"] = [asdict(cluster) for cluster in score.clusters]
     if score.tokens is not None:
@@ -226,23 +232,25 @@ def _comparison(scorer: Scorer, index: int, pair: tuple[Score, Score], top_k: in
     chosen, rejected = pair
     margin = chosen.reward - rejected.reward
     correction = chosen.length_correction - rejected.length_correction
-    model, _ = scorer.engine.find(chosen.model)
-    shares = scorer.engine.contrast(chosen, rejected, len(model.features))
+    penalty = chosen.penalty - rejected.penalty
+    shares = scorer.engine.contrast(chosen, rejected, ALL)
     return {
         "index": index,
         "margin": margin,
-        "probability": model.calibration.probability(margin),
+        "probability": scorer.engine.probability(chosen.model, margin),
         "chosen_reward": chosen.reward,
         "rejected_reward": rejected.reward,
         "uncertainty": (chosen.uncertainty**2 + rejected.uncertainty**2) ** 0.5,
         "length_correction": correction,
-        "residual": margin - correction - sum(one.contribution for one in shares),
+        "penalty": penalty,
+        "residual": margin - correction + penalty - sum(one.contribution for one in shares),
         "features": [_contribution(one) for one in shares[:top_k]],
     }
 
 
 def _contribution(one: Contribution) -> dict[str, Any]:
     return {
+        "model": one.model,
         "id": one.feature.latent,
         "sign": one.feature.sign,
         "label": one.feature.label,
@@ -260,12 +268,18 @@ def _feature(feature: Feature) -> dict[str, Any]:
     return {"id": described.pop("latent"), **described}
 
 
-def _card(name: str, model: RewardModel) -> dict[str, Any]:
+def _card(name: str, scorer: Scorer) -> dict[str, Any]:
+    if name in scorer.engine.composites:
+        return {"id": name, "object": "model", "composite": asdict(scorer.engine.composites[name])}
+    model = scorer.engine.models[name]
     profiles = {profile: asdict(found) for profile, found in model.profiles.items()}
     return {"id": name, "object": "model", **asdict(model.card), "profiles": profiles}
 
 
 def _model(scorer: Scorer, name: str) -> RewardModel:
+    if name in scorer.engine.composites:
+        heads = ", ".join(scorer.engine.heads(name))
+        raise NotFound(f"{name!r} is a composite; ask its heads: {heads}", "id", "composite")
     if name not in scorer.engine.models:
         raise NotFound(
             f"no model {name[:200]!r}; there are: {', '.join(scorer.engine.models)}", "id", "unknown_model"
