@@ -18,6 +18,8 @@ make_model() { # task, file stem, license, further options
         --sae "$sae" --license "$license" --limit 0 "$@"
     "$sparserm" ablate "$task" "$data/${stem}_train.jsonl" "$data/${stem}_test.jsonl" --sae "$sae" \
         --layers 12 --layers 15 --layers 21 --layers 24
+    "$sparserm" verify "models/$task" "$data/${stem}_test.jsonl"
+    "$sparserm" stress "models/$task" "$data/${stem}_test.jsonl"
 }
 
 make_model truthfulness truthfulqa "Apache-2.0" --k 256 --slice kind=reference --slice kind=generated
