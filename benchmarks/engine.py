@@ -1,4 +1,4 @@
-"""make bench: shared prefixes against padded batches, and HTTP against the bare engine.
+"""make bench: shared prefixes against padded batches, the price of reasons, HTTP against the engine.
 
 Everything is measured in one run, interleaved, with the machine's matrix-product peak and load
 average beside it. Figures are medians; read the ratios, not the times.
@@ -14,17 +14,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import numpy as np
 import torch
 import uvicorn
 from prometheus_client import CollectorRegistry
 from transformers import AutoModel
 
 from app.model import home, sources
+from app.model.directions import pool, span
 from app.model.engine import Engine
 from app.model.packing import pack
+from app.serve.drift import Drift
+from app.serve.metrics import Metrics
 from app.serve.server import create_app
 from app.settings import Settings
-from app.types import Ask, Exchange, Job, Message
+from app.types import Ask, Exchange, Job, Message, Scored
 
 ROUNDS = 5
 PROMPTS, RESPONSES = 4, 8
@@ -40,6 +44,7 @@ def main() -> None:
         f"load average {os.getloadavg()[0]:.2f}, {torch.get_num_threads()} threads, {engine.backbone.dtype}"
     )
     sharing(engine, settings)
+    reasons(engine)
     latency(engine, settings)
 
 
@@ -63,6 +68,35 @@ def sharing(engine: Engine, settings: Settings) -> None:
         print(f"  {name:<24} {useful / statistics.median(seconds):8.0f} useful tokens/s {_spread(seconds)}")
     ours, theirs = (statistics.median(seconds) for seconds in times.values())
     print(f"  ratio {theirs / ours:.2f}; GEMM peak in this run {peak:.0f} GFLOP/s")
+
+
+def reasons(engine: Engine) -> None:
+    """32 different pairs: all that an answer says, and the drift monitor, against the reward alone."""
+    rng = random.Random(2)
+    name, model = next(iter(engine.models.items()))
+    exchanges = [Exchange((Message("user", _text(rng, 60)),), _text(rng, 60)) for _ in range(32)]
+    encoded = engine.encode(exchanges)
+    drift = Drift(engine.models, Metrics(CollectorRegistry()))
+
+    @torch.inference_mode()
+    def bare() -> None:
+        packed = pack([one.ids for one in encoded])
+        layer = engine.backbone.residuals(packed, [model.card.layer])[model.card.layer]
+        spans = [span(model.card.readout, one) for one in encoded]
+        rows = np.concatenate([packed.rows(i, *at) for i, at in enumerate(spans)])
+        projected = model.dictionary.project(layer[torch.from_numpy(rows).to(layer.device)])
+        model.head.members(model.head.standardise(pool(projected, [b - a for a, b in spans]))).mean(1)
+
+    def whole() -> None:
+        for result in engine.score([Job(one, Ask((name,))) for one in encoded]):
+            if isinstance(result, Scored):
+                drift.observe(result.scores[0], "bench")
+
+    times = _interleaved({"reward alone": bare, "reasons, doubt, drift": whole})
+    alone, everything = (statistics.median(seconds) for seconds in times.values())
+    print(f"\n32 pairs of {sum(len(one.ids) for one in encoded)} tokens, {name}")
+    print(f"  reward alone {alone * 1e3:.0f} ms {_spread(times['reward alone'])}")
+    print(f"  with reasons, doubt and drift {everything * 1e3:.0f} ms; ratio {everything / alone:.3f}")
 
 
 def latency(engine: Engine, settings: Settings) -> None:
