@@ -88,7 +88,8 @@ async def test_token_credits_sum_to_the_reward(client: httpx.AsyncClient, model:
 
 async def test_a_contribution_carries_what_a_reader_needs_and_no_more(client: httpx.AsyncClient) -> None:
     (row,) = (await rewards(client, inputs=[PAIR]))["data"]
-    told = {"id", "sign", "label", "label_score", "url", "contribution", "projection", "activation", "fired"}
+    told = {"model", "id", "sign", "label", "label_score", "url"}
+    told |= {"contribution", "projection", "activation", "fired"}
     assert all(set(feature) == told for feature in row["features"])
     listed = (await client.get(f"/v1/models/{row['model']}/features")).json()["data"]
     assert {"difference", "stability", "agreement"} <= set(listed[0])
