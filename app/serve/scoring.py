@@ -91,4 +91,5 @@ class Scorer:
     def _measure_score(self, score: Score) -> None:
         self._metrics.scored.labels(score.model).inc()
         self._metrics.rewards.labels(score.model).observe(score.reward)
-        self._metrics.active.labels(score.model).observe(int((score.activations > 0).sum()))
+        for single in score.heads or (score,):
+            self._metrics.active.labels(single.model).observe(int((single.activations > 0).sum()))
