@@ -7,12 +7,13 @@ F latents of the dictionary, K selected directions (both signs), H hidden units,
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+STRICT = {"extra": "forbid"}
+LEAST_AGREEMENT = 0.8
 
 
 class Explain(StrEnum):
@@ -84,7 +85,7 @@ class Encoded:
 class Profile:
     """A saved way to ask a model: what is steered, latents by number or clusters by name, and how."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    __pydantic_config__ = STRICT
     about: str = ""
     steer: Mapping[str, float] = field(default_factory=dict)
     length_control: bool = False
@@ -126,6 +127,11 @@ class Feature:
     difference: float | None = None
     stability: float | None = None
     agreement: float | None = None
+
+    @property
+    def tracks(self) -> bool:
+        """Whether the projection tells well enough when the latent fires."""
+        return (self.agreement or 0.0) >= LEAST_AGREEMENT
 
 
 @dataclass(frozen=True, slots=True)

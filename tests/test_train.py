@@ -24,7 +24,7 @@ from app.train import (
     studio,
 )
 from app.train.select import select
-from app.types import Ask, ReadOut
+from app.types import LEAST_AGREEMENT, Ask, ReadOut
 from tests import tiny
 from tests.workshop import Killed, killing, order, quiet
 
@@ -158,7 +158,7 @@ def test_a_name_must_tell_when_its_latent_fires(workshop: Settings, made_sae: Pa
         assert (feature.label is None) == (feature.label_score is None)
         if feature.label_score is not None:
             assert feature.label_score >= labels.LEAST_SCORE
-            assert (feature.agreement or 0) >= labels.LEAST_AGREEMENT
+            assert (feature.agreement or 0) >= LEAST_AGREEMENT
 
 
 @pytest.mark.parametrize("loss", list(fit.LOSSES))

@@ -24,7 +24,7 @@ def climb(
     for step in range(STEPS):
         options = [[one, *(_edited(one, words, rng) for _ in range(TRIES))] for one in here]
         flat = list(dict.fromkeys(option for some in options for option in some))
-        said = trial.score(engine, name, flat, _silent, "")
+        said = trial.score(engine, name, flat, lambda *_: None)
         here = [max(some, key=lambda one: said[one].reward) for some in options]
         states.append([said[one] for one in here])
         progress("climbing", (step + 1) / STEPS)
@@ -57,7 +57,3 @@ def _edited(answer: Exchange, words: list[str], rng: Random) -> Exchange:
         parts.pop(place)
     text = " ".join(parts)
     return Exchange(answer.messages, text) if text.strip() else answer
-
-
-def _silent(_stage: str, _share: float) -> None:
-    """Progress nobody needs to hear of."""

@@ -18,31 +18,33 @@ DRAWS = 20
 TEN = 10
 SHOWN = 5
 PARALLEL = 0.8
-LEAST_AGREEMENT = 0.8
 
 
 def examine(model: RewardModel, residuals: Tensor, seed: int = 0) -> dict[str, Any]:
     """Figures on explanations of responses whose pooled residuals (B, D) are given."""
     generator = torch.Generator().manual_seed(seed)
     x = model.head.standardise(model.dictionary.project(residuals))
-    shares = model.head.contributions(x, torch.zeros_like(x[:1]))
-    reward = _reward(model.head, x)
-    side = torch.sign(reward - _reward(model.head, torch.zeros_like(x[:1])))[:, None]
+    origin = torch.zeros_like(x[:1])
+    shares = model.head.contributions(x, origin)
+    reward, baseline = _reward(model.head, x), _reward(model.head, origin)
+    side = torch.sign(reward - baseline)[:, None]
     orders = {
         "largest": (shares * side).argsort(dim=1, descending=True),
         "random": torch.rand(x.shape, generator=generator).argsort(dim=1),
         "smallest": (shares * side).argsort(dim=1),
     }
-    moved = [_without(model.head, x, orders["largest"][:, :TEN]) - reward]
+    moved = _without(model.head, x, orders["largest"][:, :TEN]) - reward
     drawn = [
         _without(model.head, x, torch.rand(x.shape, generator=generator).argsort(dim=1)[:, :TEN]) - reward
         for _ in range(DRAWS)
     ]
-    ratio = moved[0].abs() / torch.stack(drawn).abs().mean(0).clamp(min=1e-12)
+    ratio = moved.abs() / torch.stack(drawn).abs().mean(0).clamp(min=1e-12)
     return {
         "n": len(x),
-        "deletion": {name: _deletion(model.head, x, order, side) for name, order in orders.items()},
-        "insertion": {name: _insertion(model.head, x, order, side) for name, order in orders.items()},
+        "deletion": {name: _deletion(model.head, x, order, reward, side) for name, order in orders.items()},
+        "insertion": {
+            name: _insertion(model.head, x, order, baseline, side) for name, order in orders.items()
+        },
         "ten_largest_over_random": float(ratio.median()),
         "ten_largest_at_least_3x": float((ratio >= 3).double().mean()),
         "intervention_spearman": _intervened(model, residuals, shares, reward),
@@ -62,18 +64,17 @@ def _without(head: Head, x: Tensor, places: Tensor) -> Tensor:
     return _reward(head, x.scatter(1, places, 0.0))
 
 
-def _deletion(head: Head, x: Tensor, order: Tensor, side: Tensor) -> dict[str, float]:
+def _deletion(head: Head, x: Tensor, order: Tensor, reward: Tensor, side: Tensor) -> dict[str, float]:
     """How far the reward falls back to the baseline, in deviations, as directions are taken away."""
     return {
-        str(n): float(((_reward(head, x) - _without(head, x, order[:, :n])) * side[:, 0]).mean())
+        str(n): float(((reward - _without(head, x, order[:, :n])) * side[:, 0]).mean())
         for n in STEPS
         if n <= x.shape[1]
     }
 
 
-def _insertion(head: Head, x: Tensor, order: Tensor, side: Tensor) -> dict[str, float]:
+def _insertion(head: Head, x: Tensor, order: Tensor, baseline: Tensor, side: Tensor) -> dict[str, float]:
     """How far it leaves the baseline as directions are put in."""
-    baseline = _reward(head, torch.zeros_like(x[:1]))
     return {
         str(n): float(((_without(head, x, order[:, n:]) - baseline) * side[:, 0]).mean())
         for n in STEPS
@@ -116,7 +117,7 @@ def _shown(model: RewardModel, shares: Tensor) -> dict[str, Any]:
     places = shares.abs().topk(min(SHOWN, shares.shape[1]), dim=1).indices.flatten().tolist()
     named = [model.features[k] for k in places if model.features[k].label]
     scores = torch.tensor([one.label_score or 0.0 for one in named])
-    tracking = [(one.agreement or 0.0) >= LEAST_AGREEMENT for one in named]
+    tracking = [one.tracks for one in named]
     return {
         "shown_named": len(named) / max(len(places), 1),
         "shown_tracking": sum(tracking) / len(named) if named else None,

@@ -134,11 +134,19 @@ def _verified(found: Found) -> Iterator[str]:
     )
     yield f"| the same against a head with its inputs mixed up | {shown['shuffled_head_spearman']:+.3f} |"
     yield f"| sizes of contributions over the size of their sum | {shown['cancellation']:.1f} |"
-    yield f"| pairs of directions closer than a cosine of .8 | {shown['near_parallel_directions']} |"
+    parallel = shown["near_parallel_directions"]
+    yield f"| pairs of directions closer than a cosine of .8, once made orthonormal | {parallel} |"
     yield f"| of the five features shown, named | {shown['shown_named']:.0%} |"
     if shown["shown_named"]:
         yield f"| of those, projection tells when the latent fires | {shown['shown_tracking']:.0%} |"
         yield f"| of those, median balanced accuracy of the name | {shown['shown_name_score']:.2f} |"
+    yield from _doubt(found)
+    yield from _control(found)
+    errors = ", ".join(f"{name} {ece:.3f}" for name, ece in found["calibration"].items())
+    yield f"\nCalibration error: {errors}.\n"
+
+
+def _doubt(found: Found) -> Iterator[str]:
     yield "\n| sign of doubt | finds errors (AUROC) | accuracy on the surer half | on all |"
     yield "|---|---|---|---|"
     for name, row in found["doubt"].items():
@@ -149,6 +157,9 @@ def _verified(found: Found) -> Iterator[str]:
     yield "|---|---|"
     for kind, auroc in found["strangers"].items():
         yield f"| {kind} | {auroc:.3f} |"
+
+
+def _control(found: Found) -> Iterator[str]:
     yield "\n| length control | accuracy | chosen is longer | chosen is shorter | reward and length |"
     yield "|---|---|---|---|---|"
     for what, row in found["length"].items():
@@ -162,8 +173,6 @@ def _verified(found: Found) -> Iterator[str]:
             f"| {row['cluster']} | {row['directions']} | {row['factor']:g} | {row['target']:+.2f} "
             f"| {row['rest']:+.3f} |"
         )
-    errors = ", ".join(f"{name} {ece:.3f}" for name, ece in found["calibration"].items())
-    yield f"\nCalibration error: {errors}.\n"
 
 
 def _stress(found: Found) -> Iterator[str]:

@@ -12,15 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from app.errors import NonFinite
 from app.evaluate import attacks, doubt, report, transforms, trial
 from app.evaluate.climb import climb
 from app.model.engine import Engine
-from app.model.packing import passes
 from app.model.sources import Progress
 from app.pairs import chance
 from app.settings import Settings
-from app.types import Ask, Exchange, Explain, Job, Message, Pair, Score
+from app.types import Exchange, Explain, Message, Pair, Score
 
 KEYWORDS, WITNESSES = 40, 100
 CLIMBERS = 12
@@ -104,18 +102,11 @@ def _attacked(
 def _keywords(engine: Engine, name: str, pairs: list[Pair], progress: Progress) -> list[str]:
     """The words that earn most in good answers: what an attacker who can ask would learn."""
     earned: defaultdict[str, float] = defaultdict(float)
-    encoded = engine.encode([pair.exchanges[0] for pair in pairs])
-    done = 0
-    for some in passes([one.ids for one in encoded], trial.PASS_TOKENS):
-        results = engine.score([Job(encoded[i], Ask((name,), Explain.TOKENS, top_k=0)) for i in some])
-        for result in results:
-            if isinstance(result, NonFinite):
-                raise result
-            for token in result.scores[0].tokens or ():
-                if token.text.strip().isalpha():
-                    earned[token.text.strip()] += token.credit
-        done += len(some)
-        progress("keywords", done / len(encoded))
+    goods = list(dict.fromkeys(pair.exchanges[0] for pair in pairs))
+    said = trial.score(engine, name, goods, progress, "keywords", explain=Explain.TOKENS)
+    for token in (token for pair in pairs for token in said[pair.exchanges[0]].tokens or ()):
+        if token.text.strip().isalpha():
+            earned[token.text.strip()] += token.credit
     return sorted(earned, key=lambda word: -earned[word])[:KEYWORDS]
 
 

@@ -1,6 +1,7 @@
 """A bundle before a jury: preference pairs scored by the engine that would serve them."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ from rich.table import Table
 from app.errors import NonFinite
 from app.evaluate.accuracy import Judged, examine
 from app.model import bundle, home
+from app.model.bundle import RewardModel
 from app.model.engine import Engine
 from app.model.packing import passes
 from app.model.sources import Progress
 from app.pairs import having
 from app.settings import Settings
-from app.types import Ask, Encoded, Exchange, Explain, Job, Pair, Score
+from app.types import Ask, Exchange, Explain, Job, Pair, Score
 
 PASS_TOKENS = 4096
 
@@ -28,11 +30,11 @@ def run(
     model = engine.models[name]
     masks = {fact: having(pairs, fact) for fact in slices}
     scores = score(engine, name, responses(pairs), report)
-    plain, controlled = (judged(engine, name, pairs, scores, length_control=on) for on in (False, True))
+    plain = judged(engine, pairs, scores)
     return {
         "model": name,
         **examine(plain, model.card.temperature, masks),
-        "length_controlled": length(controlled),
+        "length_controlled": length(controlled(plain, model)),
     }
 
 
@@ -51,13 +53,19 @@ def responses(pairs: Iterable[Pair]) -> list[Exchange]:
 
 
 def score(
-    engine: Engine, name: str, exchanges: list[Exchange], report: Progress, stage: str = "scoring"
+    engine: Engine,
+    name: str,
+    exchanges: list[Exchange],
+    report: Progress,
+    stage: str = "scoring",
+    *,
+    explain: Explain = Explain.NONE,
 ) -> dict[Exchange, Score]:
     """What the engine says of each."""
     encoded = engine.encode(exchanges)
     found: dict[Exchange, Score] = {}
     for some in passes([one.ids for one in encoded], PASS_TOKENS):
-        jobs = [Job(encoded[i], Ask((name,), Explain.NONE)) for i in some]
+        jobs = [Job(encoded[i], Ask((name,), explain)) for i in some]
         for i, scored in zip(some, engine.score(jobs), strict=True):
             if isinstance(scored, NonFinite):
                 raise scored
@@ -66,31 +74,24 @@ def score(
     return found
 
 
-def judged(
-    engine: Engine,
-    name: str,
-    pairs: list[Pair],
-    scores: Mapping[Exchange, Score],
-    *,
-    length_control: bool = False,
-) -> Judged:
-    """Pairs with the rewards of their responses."""
-    lengths = _lengths(list(scores), engine.encode(list(scores)))
-    tokens = torch.tensor([[lengths[e] for e in pair.exchanges] for pair in pairs])
+def judged(engine: Engine, pairs: list[Pair], scores: Mapping[Exchange, Score]) -> Judged:
+    """Pairs with the rewards and lengths of their responses."""
+    encoded = zip(scores, engine.encode(list(scores)), strict=True)
+    lengths = {exchange: one.stop - one.start for exchange, one in encoded}
     rewards = torch.tensor([[scores[e].reward for e in pair.exchanges] for pair in pairs]).double()
-    if length_control:
-        rewards = rewards + engine.models[name].calibration.correction(tokens).cpu()
+    tokens = torch.tensor([[lengths[e] for e in pair.exchanges] for pair in pairs])
     return Judged(rewards, tokens, [pair.group for pair in pairs])
+
+
+def controlled(plain: Judged, model: RewardModel) -> Judged:
+    """The same pairs under length control."""
+    return replace(plain, rewards=plain.rewards + model.calibration.correction(plain.tokens).cpu())
 
 
 def length(judged: Judged) -> dict[str, Any]:
     """Accuracy, and what length has to do with it."""
     found = examine(judged, 1.0, {})
     return {key: found[key] for key in ("accuracy", "ci_low", "ci_high", "n", "length")}
-
-
-def _lengths(exchanges: list[Exchange], encoded: list[Encoded]) -> dict[Exchange, int]:
-    return {e: one.stop - one.start for e, one in zip(exchanges, encoded, strict=True)}
 
 
 def table(found: dict[str, Any]) -> Table:

@@ -30,6 +30,7 @@ def run(
     model = engine.models[name]
     exchanges = trial.responses(pairs)
     scores = trial.score(engine, name, exchanges, progress, "test pairs")
+    judged = trial.judged(engine, pairs, scores)
     drawn = Random(0).sample(exchanges, min(SAMPLE, len(exchanges)))  # noqa: S311 # chance, not a secret
     found: dict[str, Any] = {
         "n": len(pairs),
@@ -37,16 +38,16 @@ def run(
         "explanations": faith.examine(model, residuals(engine, name, drawn, progress)),
         "doubt": doubt.on_errors([(scores[a], scores[b]) for a, b in (pair.exchanges for pair in pairs)]),
         "strangers": _strangers(engine, name, drawn, scores, progress),
-        "calibration": {"test": _ece(trial.judged(engine, name, pairs, scores), model)},
+        "calibration": {"test": _ece(judged, model)},
         "length": {
-            what: trial.length(trial.judged(engine, name, pairs, scores, length_control=on))
-            for what, on in (("plain", False), ("controlled", True))
+            "plain": trial.length(judged),
+            "controlled": trial.length(trial.controlled(judged, model)),
         },
         "steering": steering.examine(model, *readings([scores[one] for one in exchanges])),
     }
     if shifted:
         others = trial.score(engine, name, trial.responses(shifted), progress, "shifted pairs")
-        found["calibration"]["shifted"] = _ece(trial.judged(engine, name, shifted, others), model)
+        found["calibration"]["shifted"] = _ece(trial.judged(engine, shifted, others), model)
     report.write(folder, model.card, {"verified": found})
     return found
 

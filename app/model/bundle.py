@@ -18,13 +18,12 @@ from safetensors.torch import load_file, save_file
 from app.errors import BundleError
 from app.model.directions import Dictionary
 from app.model.head import Calibration, Head
-from app.types import Exchange, Feature, Profile, ReadOut
+from app.types import STRICT, Exchange, Feature, Profile, ReadOut
 
 SCHEMA = 2
 MOST_STEERING = 1000.0
 TABLES = ("rewards", "axes", "apart", "distances", "length", "projections")
 SEALED = ("manifest.json", "weights.safetensors", "features.json", "probes.json")
-STRICT = {"extra": "forbid"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,16 +10,17 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import zip_longest
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from app.errors import BundleError
 from app.model.head import Calibration
-from app.types import Cluster, Contribution, Part, Score, TokenCredit
+from app.types import STRICT, Cluster, Contribution, Part, Score, TokenCredit
 
 LEAST_SPREAD = 1e-6
+Level = tuple[float, float]
+Levels = tuple[Level, Level]
 NOTHING = np.zeros(0, dtype=np.float32)
 
 
@@ -35,7 +36,7 @@ class Mode(StrEnum):
 class Composite:
     """Heads by name with their weights; `penalty` is how many uncertainties a cautious one takes off."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    __pydantic_config__ = STRICT
     weights: Mapping[str, float]
     mode: Mode = Mode.MEAN
     penalty: float = 1.0
@@ -68,10 +69,10 @@ class Head:
 
 
 def blend(
-    name: str, composite: Composite, scores: Sequence[Score], tables: Sequence[Calibration], top_k: int
+    name: str, composite: Composite, scores: Sequence[Score], levels: Sequence[Levels], top_k: int
 ) -> Score:
     """One score of several, on the same exchange and in the order of the weights."""
-    heads = _weighed(composite, scores, tables)
+    heads = _weighed(composite, scores, levels)
     penalty = composite.penalty if composite.mode is Mode.CAUTIOUS else 0.0
     parts = tuple(_part(head, penalty) for head in heads)
     features = [_feature(one, head) for head in heads for one in head.score.features]
@@ -96,19 +97,25 @@ def blend(
     )
 
 
-def _weighed(composite: Composite, scores: Sequence[Score], tables: Sequence[Calibration]) -> list[Head]:
-    """Weights sum to 1, in the worst case all of it on the lowest head; scales are of held-out responses."""
-    rewards = [table.rewards[int(score.length_control)] for score, table in zip(scores, tables, strict=True)]
-    means = [float(one.mean()) for one in rewards]
-    spreads = [max(float(one.std()), LEAST_SPREAD) for one in rewards]
+def levels(calibration: Calibration) -> Levels:
+    """Mean and deviation of what held-out responses got, without and with length control."""
+    plain, controlled = (
+        (float(one.mean()), max(float(one.std()), LEAST_SPREAD)) for one in calibration.rewards
+    )
+    return plain, controlled
+
+
+def _weighed(composite: Composite, scores: Sequence[Score], levels: Sequence[Levels]) -> list[Head]:
+    """Weights sum to 1, in the worst case all of it on the lowest head."""
+    usual = [level[score.length_control] for score, level in zip(scores, levels, strict=True)]
     if composite.mode is Mode.WORST:
-        levels = [(s.reward - m) / d for s, m, d in zip(scores, means, spreads, strict=True)]
-        weights = [float(at == levels.index(min(levels))) for at in range(len(levels))]
+        raised = [(score.reward - mean) / spread for score, (mean, spread) in zip(scores, usual, strict=True)]
+        weights = [float(at == raised.index(min(raised))) for at in range(len(raised))]
     else:
         weights = [weight / sum(composite.weights.values()) for weight in composite.weights.values()]
     return [
         Head(score, weight, mean, weight / spread)
-        for score, weight, mean, spread in zip(scores, weights, means, spreads, strict=True)
+        for score, weight, (mean, spread) in zip(scores, weights, usual, strict=True)
     ]
 
 

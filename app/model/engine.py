@@ -18,7 +18,7 @@ from app.errors import BundleError, InvalidInput, NonFinite, NotFound
 from app.model import reasons
 from app.model.backbone import Backbone
 from app.model.bundle import RewardModel, check_home
-from app.model.composite import Composite, blend
+from app.model.composite import Composite, blend, levels
 from app.model.directions import Reading, read, running, span, steps
 from app.model.packing import Packed, pack
 from app.model.text import Text
@@ -61,6 +61,7 @@ class Engine:
         self.text = text
         self.models = {name: model.to(backbone.device) for name, model in models.items()}
         self.composites = dict(composites or {})
+        self._levels = {name: levels(model.calibration) for name, model in models.items()}
         self._check_composites()
 
     def encode(self, exchanges: Sequence[Exchange], *, truncate: bool = True) -> list[Encoded]:
@@ -126,13 +127,15 @@ class Engine:
         """One forward pass, then every model over the jobs that asked for it."""
         jobs, packed = prepared
         started = time.perf_counter()
-        wanted = {head for job in jobs for name in job.ask.models for head in self.heads(name)}
+        needed = [{head for name in job.ask.models for head in self.heads(name)} for job in jobs]
+        wanted = set().union(*needed)
         layers = {self.find(name)[0].card.layer for name in wanted}
         residuals = self.backbone.residuals(packed, layers)
         forwarded = time.perf_counter()
         scores: list[dict[str, Score]] = [{} for _ in jobs]
         for name in sorted(wanted):
-            self._apply(name, residuals, prepared, scores)
+            mine = [i for i, heads in enumerate(needed) if name in heads]
+            self._apply(name, residuals, prepared, mine, scores)
         times = (forwarded - started, time.perf_counter() - forwarded)
         return [
             _checked([self._score(name, found, job.ask.top_k) for name in job.ask.models], new, times)
@@ -143,8 +146,8 @@ class Engine:
         if name not in self.composites:
             return found[name]
         heads = self.heads(name)
-        tables = [self.find(head)[0].calibration for head in heads]
-        return blend(name, self.composites[name], [found[head] for head in heads], tables, top_k)
+        usual = [self._levels[head.partition("@")[0]] for head in heads]
+        return blend(name, self.composites[name], [found[head] for head in heads], usual, top_k)
 
     def contrast(self, chosen: Score, rejected: Score, top_k: int) -> tuple[Contribution, ...]:
         """The features that make the margin between two responses; all of them together sum to it."""
@@ -211,16 +214,12 @@ class Engine:
         name: str,
         residuals: dict[int, Tensor],
         prepared: Prepared,
+        mine: list[int],
         scores: list[dict[str, Score]],
     ) -> None:
         """Score the jobs that asked for this model under this profile."""
         model, profile = self.find(name)
         layer = residuals[model.card.layer]
-        mine = [
-            i
-            for i, job in enumerate(prepared.jobs)
-            if any(name in self.heads(asked) for asked in job.ask.models)
-        ]
         wishes = [reasons.wish(prepared.jobs[i].ask, model, profile) for i in mine]
         reading = self._read(model, layer, prepared, mine)
         plain = model.head.standardise(reading.projections)

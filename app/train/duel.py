@@ -14,7 +14,6 @@ import torch
 
 from app.evaluate.accuracy import Array, advantage, interval, wins
 from app.train import features, fit, recipe, standard
-from app.train.select import select
 from app.types import Pair
 
 
@@ -56,24 +55,19 @@ def _sparse(
 ) -> tuple[Array, dict[str, Any]]:
     """Wins on the test pairs, and what training cost."""
     started = standard.clocks()
-    groups = [pair.group for pair in pairs]
     with tempfile.TemporaryDirectory() as empty:
         seen = recipe.table(pairs, reader, Path(empty), f"SparseRM, {len(pairs)} pairs", report)
     extracted = standard.clocks()
-    layer, *_ = reader.layers
-    latents = select(seen.firing(order.readout), groups, order.k, seed=order.plan.seed).latents
-    directions = reader.dictionary.select(latents).untangled().directions.cpu()
-    lesson = fit.Lesson.of(seen.pooled(layer, order.readout), directions, groups)
-    plan = fit.tune(lesson, order.plan, lambda done: report("cross-validation", done))
-    head = fit.fit(lesson, plan, lambda _: None)
+    learnt = recipe.learn(order, pairs, seen, reader, report)
     fitted = standard.clocks()
-    rewards = fit.rewards(head, tested.pooled(layer, order.readout) @ directions.T)
+    vectors = tested.pooled(reader.layers[0], order.readout)
+    rewards = fit.rewards(learnt.head, learnt.dictionary.project(vectors))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     costs = {
         "seconds": round(fitted[0] - started[0], 1),
         "seconds_fitting": round(fitted[0] - extracted[0], 1),
         "cpu_seconds": round(fitted[1] - started[1], 1),
-        "trainable": head.parameters,
+        "trainable": learnt.head.parameters,
         "peak_gib": round(peak, 2),
     }
     return wins(rewards[:, 0] - rewards[:, 1]), costs

@@ -21,7 +21,7 @@ from app.train.concepts import concepts
 from app.train.contexts import Contexts
 from app.types import Feature
 
-LEAST_SCORE, LEAST_AGREEMENT = 0.70, 0.8
+LEAST_SCORE = 0.70
 LEAST_FIRINGS, MOST_EXAMPLES = 20, 1000
 COMMON_IDS, COMMON_TOKENS = 6000, 600
 NEAR, OPENING, SPOKEN_FOR, KEYWORDS = 4, 4, 10, 3
@@ -92,7 +92,7 @@ def _named(
         key=lambda candidate: float(_balanced(candidate.mask, chosen_on)),
     )
     score = float(_balanced(best.mask, scored_on))
-    holds = score >= LEAST_SCORE and (feature.agreement or 0) >= LEAST_AGREEMENT
+    holds = score >= LEAST_SCORE and feature.tracks
     return replace(feature, label=best.name, label_score=round(score, 3)) if holds else feature
 
 

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from app.errors import DataError, NonFinite
 from app.evaluate.accuracy import Judged, advantage, examine, interval, wins
 from app.model.bundle import ModelCard, Probe, RewardModel, TrainingData
+from app.model.directions import Dictionary
 from app.model.engine import Engine
 from app.model.head import Head
 from app.pairs import having
@@ -56,6 +57,16 @@ class Made:
     judged: Judged | None
 
 
+class Learnt(NamedTuple):
+    """Directions and a head over them, with what they were learnt from and how."""
+
+    chosen: Selection
+    dictionary: Dictionary
+    lesson: fit.Lesson
+    plan: fit.Plan
+    head: Head
+
+
 def train(
     order: Order, reader: features.Reader, cache: Path, report: Report, neuronpedia: str | None = None
 ) -> Made:
@@ -64,13 +75,7 @@ def train(
     fitting = drawn(order)
     seen = table(fitting, reader, cache, "training pairs", report)
     extracted = time.perf_counter()
-    groups = [pair.group for pair in fitting]
-    chosen = select(seen.firing(order.readout), groups, order.k, seed=order.plan.seed)
-    sliced = reader.dictionary.to(torch.device("cpu")).select(chosen.latents).untangled()
-    layer, *_ = reader.layers
-    lesson = fit.Lesson.of(seen.pooled(layer, order.readout), sliced.directions, groups)
-    plan = fit.tune(lesson, order.plan, lambda done: report("cross-validation", done))
-    head = fit.fit(lesson, plan, share(report, "head", plan.epochs))
+    chosen, sliced, lesson, plan, head = learn(order, fitting, seen, reader, report)
     read = contexts(fitting, reader, cache, lambda done: report("single tokens", done))
     single = sliced.project(read.residuals[torch.from_numpy(read.since >= 0)].cpu())
     counted = Lengths(seen.lengths(), seen.read(order.readout))
@@ -84,7 +89,7 @@ def train(
     findings: dict[str, Any] = {
         "training": {
             "pairs": len(fitting),
-            "prompts": len(set(groups)),
+            "prompts": len(set(lesson.groups)),
             "seconds_extracting": round(extracted - started, 1),
             "seconds_fitting": round(fitted - extracted, 1),
             "plan": asdict(plan),
@@ -95,6 +100,7 @@ def train(
     judged = None
     if order.test:
         tested = table(order.test, reader, cache, "test pairs", report)
+        layer, *_ = reader.layers
         arena = Arena(
             fitting, seen, order.test, tested, reader.dictionary, layer, order.readout, order.k, plan
         )
@@ -103,6 +109,19 @@ def train(
         metrics = {name: findings["test"][name] for name in ("accuracy", "ci_low", "ci_high", "n", "ece")}
         model = replace(model, card=replace(model.card, metrics=metrics))
     return Made(replace(model, probes=_probes(model, reader)), findings, judged)
+
+
+def learn(
+    order: Order, fitting: list[Pair], seen: features.Table, reader: features.Reader, report: Report
+) -> Learnt:
+    """Select directions and train a head on them, its plan tuned."""
+    groups = [pair.group for pair in fitting]
+    chosen = select(seen.firing(order.readout), groups, order.k, seed=order.plan.seed)
+    sliced = reader.dictionary.to(torch.device("cpu")).select(chosen.latents).untangled()
+    lesson = fit.Lesson.of(seen.pooled(reader.layers[0], order.readout), sliced.directions, groups)
+    plan = fit.tune(lesson, order.plan, lambda done: report("cross-validation", done))
+    head = fit.fit(lesson, plan, share(report, "head", plan.epochs))
+    return Learnt(chosen, sliced, lesson, plan, head)
 
 
 def drawn(order: Order) -> list[Pair]:
@@ -170,12 +189,11 @@ def _probes(model: RewardModel, reader: features.Reader) -> tuple[Probe, ...]:
 
 def _naming(named: tuple[Feature, ...]) -> dict[str, Any]:
     scores = [feature.label_score for feature in named if feature.label_score is not None]
-    agreeing = [feature.agreement for feature in named if feature.agreement is not None]
     return {
         "named": len(scores),
         "directions": len(named),
         "median_score": float(torch.tensor(scores).median()) if scores else None,
-        "projection_tells_firing": sum(a >= labels.LEAST_AGREEMENT for a in agreeing),
+        "projection_tells_firing": sum(feature.tracks for feature in named),
     }
 
 
