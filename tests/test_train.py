@@ -3,12 +3,14 @@
 import dataclasses
 import json
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 
 from app.errors import DataError, SourceError
 from app.evaluate import trial
+from app.evaluate.attacks import ATTACKS
 from app.model import bundle, home
 from app.model.directions import span
 from app.model.packing import pack
@@ -17,6 +19,7 @@ from app.settings import Settings
 from app.train import (
     compare,
     contexts,
+    drills,
     features,
     fit,
     labels,
@@ -106,9 +109,9 @@ def test_features_are_kept_and_shared_between_runs(
 ) -> None:
     reader = studio.reader(made_sae, workshop, quiet)
     pairs = order(workshop, made_sae, "x").pairs[:40]
-    first = features.table(pairs, reader, tmp_path, quiet)
+    first = features.table([pair.exchanges for pair in pairs], reader, tmp_path, quiet)
     monkeypatch.setattr(type(reader.backbone), "residuals", killing(0))
-    again = features.table(pairs[:30], reader, tmp_path, quiet)
+    again = features.table([pair.exchanges for pair in pairs[:30]], reader, tmp_path, quiet)
     for readout in ReadOut:
         assert torch.equal(first.pooled(3, readout)[:30], again.pooled(3, readout))
         assert torch.equal(first.firing(readout)[:30], again.firing(readout))
@@ -118,7 +121,7 @@ def test_features_are_kept_and_shared_between_runs(
 def test_features_are_what_the_engine_reads(workshop: Settings, made_sae: Path, tmp_path: Path) -> None:
     reader = studio.reader(made_sae, workshop, quiet)
     pair = order(workshop, made_sae, "x").pairs[0]
-    table = features.table([pair], reader, tmp_path, quiet)
+    table = features.table([pair.exchanges], reader, tmp_path, quiet)
     chosen, _ = reader.text.encode(pair.exchanges)
     packed = pack([chosen.ids])
     rows = reader.backbone.residuals(packed, [3])[3]
@@ -178,3 +181,45 @@ def test_every_head_learns_and_is_standardised(loss: str) -> None:
 
 def test_bundles_found_by_name(workshop: Settings) -> None:
     assert "sae" not in bundle.names(workshop.models_dir)
+
+
+def test_drills_teach_not_to_pay_for_a_dress() -> None:
+    generator = torch.Generator().manual_seed(0)
+    honest = torch.randn(300, 2, 6, generator=generator)
+    honest[:, 0, :2] += 1.0
+    dressed = honest.clone()
+    dressed[:, 1, 1] += 4.0
+    groups = [str(i) for i in range(300)]
+    plain = fit.Lesson.of(honest, torch.eye(6), groups)
+    drilled = plain.with_drills(dressed[:150], groups[:150])
+    plan = fit.Plan(heads=4, hidden=16, epochs=60, lr=3e-3, dropout=0.2)
+    overtaken = []
+    for lesson in (plain, drilled):
+        head = fit.fit(lesson, plan, quiet)
+        rewards = head.members(head.standardise(honest.flatten(0, 1)))
+        assert torch.allclose(rewards.mean(0), torch.zeros(4, dtype=torch.float64), atol=1e-3)
+        assert torch.allclose(rewards.std(0), torch.ones(4, dtype=torch.float64), atol=1e-2)
+        unseen = fit.rewards(head, dressed[150:])
+        overtaken.append(float((unseen[:, 1] > unseen[:, 0]).double().mean()))
+    assert overtaken[0] > 0.8
+    assert overtaken[1] < 0.4
+
+
+def test_a_drill_depends_on_its_pair_alone(workshop: Settings, made_sae: Path) -> None:
+    pairs = order(workshop, made_sae, "x").pairs
+    every = drills.drills(pairs, 1.0)
+    assert [i for i, _ in every] == list(range(len(pairs)))
+    assert drills.drills(pairs[5:], 1.0) == [(i - 5, exchange) for i, exchange in every if i >= 5]
+    half = drills.drills(pairs, 0.5)
+    assert set(half) < set(every)
+    assert 0.3 < len(half) / len(every) < 0.7
+    assert drills.drills(pairs, 0.0) == []
+
+
+def test_drills_are_not_what_the_stress_suite_attacks_with() -> None:
+    taught = {*drills.TALK, *drills.PRAISE, *drills.GRADES, *drills.ORDERS, *drills.REGRETS, *drills.SHAPES}
+    rng = Random(0)
+    for attack in ATTACKS.values():
+        assert not any(text in attack("why?", "so.", ("a",), rng) for text in taught)
+    for dress in drills.DRILLS:
+        assert dress("why?", "so.", ("a",), rng) != "so."

@@ -34,6 +34,9 @@ def train(
     readout: Annotated[ReadOut, typer.Option(help="Which residuals of a response are read.")] = ReadOut.MEAN,
     k: Annotated[int, typer.Option(min=1, help="Directions of each sign.")] = 128,
     limit: Annotated[int, typer.Option(min=0, help="Most pairs to train on; 0 takes all.")] = 1000,
+    drills: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of pairs learnt from again, the bad answer dressed up.")
+    ] = 0.5,
     slices: Annotated[
         list[str] | None, typer.Option("--slice", help="Also measure where this holds, e.g. kind=generated.")
     ] = None,
@@ -47,7 +50,8 @@ def train(
     with failing_kindly():
         order = studio.order(
             task, pairs, test, terms=data_license, sae=sae, bad=bad.reporter,
-            readout=readout, k=k, limit=limit, slices=tuple(slices or ()), plan=fit.Plan(seed=seed),
+            readout=readout, k=k, limit=limit, drills=drills, slices=tuple(slices or ()),
+            plan=fit.Plan(seed=seed),
         )  # fmt: skip
         with progress() as report:
             model = studio.make(order, sae, chosen, report)

@@ -1,7 +1,8 @@
 """What in the method matters: every variant on the same pairs, the same seeds, the same test.
 
 Each seed draws its own training pairs, so intervals speak of another thousand pairs as well as of other
-prompts; wins are averaged over seeds before prompts are resampled.
+prompts; wins are averaged over seeds before prompts are resampled. Only the variant named so learns from
+drills.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,11 +42,14 @@ class Study:
 
 def run(study: Study, report: Report) -> dict[str, Any]:
     """Every variant, the data-efficiency curve and the curve over K, ready for JSON."""
+    drilling, study = study, replace(study, arena=replace(study.arena, drilled=None))
     rivals = _variants(study)
     won = {}
     for done, (name, rival) in enumerate(rivals.items()):
         report("variants", done / len(rivals))
         won[name] = _wins(study, rival, study.pairs)
+    if drilling.arena.drilled:
+        won["with drills"] = _wins(drilling, compare.selected, study.pairs)
     report("variants", 1.0)
     ours = next(iter(won.values()))
     return {
@@ -137,6 +141,7 @@ def _drawn(arena: Arena, pairs: int, seed: int) -> Arena:
         arena,
         train=[arena.train[i] for i in order],
         seen=arena.seen.part(order),
+        drilled=arena.drilled.of(set(order)) if arena.drilled else None,
         plan=replace(arena.plan, seed=seed),
     )
 

@@ -37,6 +37,7 @@ def calibrate(
 ) -> Calibration:
     """The tables of a head; `single` (T, K) are projections of single response tokens."""
     unseen, distances = _unseen(lesson, lengths, single, plan, report)
+    lesson = lesson.honest
     knots, slope = trend(unseen, lengths.tokens, lesson.groups)
     evened = unseen - interpolate(lengths.tokens.double().log2(), knots, slope)
     known = head.standardise(lesson.projections.flatten(0, 1))
@@ -70,16 +71,17 @@ def axes(known: Tensor, read: Tensor, single: Tensor) -> tuple[Tensor, Tensor]:
 def _unseen(
     lesson: Lesson, lengths: Lengths, single: Tensor, plan: Plan, report: Callable[[float], None]
 ) -> tuple[Tensor, Tensor]:
-    """Rewards and distances of every response, by heads that did not see its prompt, (N, 2)."""
-    fold = folds(lesson.groups, FOLDS, plan.seed)
-    unseen, distances = (torch.zeros(lesson.projections.shape[:2], dtype=torch.float64) for _ in range(2))
+    """Rewards and distances of every honest response, by heads that did not see its prompt, (N, 2)."""
+    everywhere = folds(lesson.groups, FOLDS, plan.seed)
+    honest, fold = lesson.honest.projections, everywhere[~lesson.drill]
+    unseen, distances = (torch.zeros(honest.shape[:2], dtype=torch.float64) for _ in range(2))
     for f in range(FOLDS):
-        held, rest = lesson.projections[fold == f], lesson.part(fold != f)
-        without = fit(rest, plan, lambda _: None)
-        unseen[fold == f] = rewards(without, held)
-        known, new = (without.standardise(side.flatten(0, 1)) for side in (rest.projections, held))
-        around = axes(known, lengths.read[fold != f], without.standardise(single))
-        distances[fold == f] = stray(new, lengths.read[fold == f].flatten(), *around).reshape(-1, 2)
+        held = fold == f
+        without = fit(lesson.part(everywhere != f), plan, lambda _: None)
+        unseen[held] = rewards(without, honest[held])
+        known, new = (without.standardise(honest[rows].flatten(0, 1)) for rows in (~held, held))
+        around = axes(known, lengths.read[~held], without.standardise(single))
+        distances[held] = stray(new, lengths.read[held].flatten(), *around).reshape(-1, 2)
         report((f + 1) / FOLDS)
     return unseen, distances
 

@@ -1,9 +1,10 @@
 """Other ways to read a preference from the same pairs: each takes an arena and returns test margins.
 
-All heads are trained alike, so that a difference is a difference of what they read.
+All heads are trained alike, drills included where there are any, so that a difference is a difference of
+what they read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,20 @@ from app.types import Pair, ReadOut
 
 
 @dataclass(frozen=True, slots=True)
+class Drilled:
+    """Drills made of training pairs: which pair each is of, its prompt group, and what was read of them."""
+
+    owners: list[int]
+    groups: list[str]
+    table: Table
+
+    def of(self, rows: Collection[int]) -> "Drilled":
+        """Those made of some of the pairs."""
+        kept = [at for at, owner in enumerate(self.owners) if owner in rows]
+        return Drilled([self.owners[i] for i in kept], [self.groups[i] for i in kept], self.table.part(kept))
+
+
+@dataclass(frozen=True, slots=True)
 class Arena:
     """Training and test pairs, what was read of them, and the choices a variant may change."""
 
@@ -31,6 +46,7 @@ class Arena:
     readout: ReadOut
     k: int
     plan: Plan
+    drilled: Drilled | None = None
 
     @property
     def groups(self) -> list[str]:
@@ -73,10 +89,9 @@ def whole_residual(arena: Arena) -> Tensor:
 def activations(arena: Arena) -> Tensor:
     """The selected latents' activations instead of the projections."""
     latents = _latents(arena).cpu()
-    seen, tested = (
-        table.activations(arena.readout)[..., latents].float() for table in (arena.seen, arena.tested)
+    return _head(
+        arena, lambda table: table.activations(arena.readout)[..., latents].float(), torch.eye(len(latents))
     )
-    return _head(arena, seen, tested, torch.eye(len(latents)))
 
 
 def linear_probe(arena: Arena) -> Tensor:
@@ -97,13 +112,14 @@ def longer(arena: Arena) -> Tensor:
 
 def projected(arena: Arena, basis: Tensor) -> Tensor:
     """A head over projections of the pooled residuals on any basis (K, D)."""
-    vectors, unseen = arena.vectors
-    return _head(arena, vectors, unseen, basis)
+    return _head(arena, lambda table: table.pooled(arena.layer, arena.readout), basis)
 
 
-def _head(arena: Arena, seen: Tensor, tested: Tensor, basis: Tensor) -> Tensor:
-    head = fit(Lesson.of(seen, basis, arena.groups), arena.plan, lambda _: None)
-    found = rewards(head, tested @ basis.T)
+def _head(arena: Arena, vectors: Callable[[Table], Tensor], basis: Tensor) -> Tensor:
+    lesson = Lesson.of(vectors(arena.seen), basis, arena.groups)
+    if arena.drilled:
+        lesson = lesson.with_drills(vectors(arena.drilled.table) @ basis.T, arena.drilled.groups)
+    found = rewards(fit(lesson, arena.plan, lambda _: None), vectors(arena.tested) @ basis.T)
     return found[:, 0] - found[:, 1]
 
 

@@ -1,6 +1,7 @@
 """SparseRM and StandardRM on the same pairs: accuracy, time, size and memory, from nothing to a model.
 
 Ours is timed on an empty shelf, features included, and comes first, so that the peak of memory is its own.
+Neither learns from drills.
 """
 
 import resource
@@ -58,7 +59,7 @@ def _sparse(
     with tempfile.TemporaryDirectory() as empty:
         seen = recipe.table(pairs, reader, Path(empty), f"SparseRM, {len(pairs)} pairs", report)
     extracted = standard.clocks()
-    learnt = recipe.learn(order, pairs, seen, reader, report)
+    learnt = recipe.learn(order, pairs, seen, None, reader, report)
     fitted = standard.clocks()
     vectors = tested.pooled(reader.layers[0], order.readout)
     rewards = fit.rewards(learnt.head, learnt.dictionary.project(vectors))

@@ -5,7 +5,7 @@ Each response is kept under its own key, so runs that share responses share the 
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from app.model.directions import Dictionary
 from app.model.packing import Packed, pack, passes
 from app.model.text import Text
 from app.train.shelf import Shelf
-from app.types import Encoded, Exchange, Pair, ReadOut
+from app.types import Encoded, Exchange, ReadOut
 
 PASS_TOKENS = 4096
 READOUTS = tuple(ReadOut)
@@ -49,8 +49,9 @@ class Reader:
 class Table:
     """Pairs as places in a list of unique responses, and what was read of each of those.
 
-    `place` is (N, 2), chosen first; `residuals[layer]` is (U, 3, D) over the read-outs; `latents` holds,
-    per response and read-out, which latents fired, on what share of tokens and how strongly on average.
+    `place` is (N, 2), chosen first, or (N, M) for other rows of responses; `residuals[layer]` is (U, 3, D)
+    over the read-outs; `latents` holds, per response and read-out, which latents fired, on what share of
+    tokens and how strongly on average.
     """
 
     place: Tensor
@@ -80,9 +81,19 @@ class Table:
         """(N, 2, F) mean activation of each latent over the read tokens."""
         return self._dense("means", readout)[self.place]
 
-    def part(self, rows: list[int]) -> "Table":
+    def part(self, rows: Sequence[int]) -> "Table":
         """Some of the pairs."""
-        return Table(self.place[rows], self.tokens, self.residuals, self.latents, self.width)
+        return Table(self.place[list(rows)], self.tokens, self.residuals, self.latents, self.width)
+
+    def against(self, rows: Sequence[int], others: "Table") -> "Table":
+        """What some pairs prefer, each against the one response of a row of another table."""
+        return Table(
+            torch.cat([self.place[list(rows), :1], others.place + len(self.tokens)], dim=1),
+            torch.cat([self.tokens, others.tokens]),
+            {layer: torch.cat([self.residuals[layer], read]) for layer, read in others.residuals.items()},
+            self.latents + others.latents,
+            self.width,
+        )
 
     def _dense(self, what: str, readout: ReadOut) -> Tensor:
         out = torch.zeros(len(self.latents), self.width, dtype=torch.half)
@@ -91,12 +102,15 @@ class Table:
         return out
 
 
-def table(pairs: list[Pair], reader: Reader, cache: Path, report: Callable[[int], None]) -> Table:
-    """Features of every pair, in order; `report` hears how many responses are done.
+def table(
+    responses: Sequence[tuple[Exchange, ...]], reader: Reader, cache: Path, report: Callable[[int], None]
+) -> Table:
+    """Features of rows of responses, pairs mostly; `report` hears how many responses are done.
 
-    Passes are the same whatever is on the shelf already, so that a killed run ends as an unbroken one.
+    Passes are the same whatever is on the shelf already, and what is there stays, so that a killed run ends
+    as an unbroken one.
     """
-    exchanges = list(dict.fromkeys(exchange for pair in pairs for exchange in pair.exchanges))
+    exchanges = list(dict.fromkeys(exchange for row in responses for exchange in row))
     items = [_item(exchange) for exchange in exchanges]
     shelf = Shelf(cache / "features.sqlite")
     found = {name: shelf.get(kind, items) for name, kind in reader.kinds.items()}
@@ -105,23 +119,23 @@ def table(pairs: list[Pair], reader: Reader, cache: Path, report: Callable[[int]
     encoded = reader.text.encode(exchanges) if lacking else []
     for some in passes([one.ids for one in encoded], PASS_TOKENS):
         if any(items[i] not in found[name] for name in lacking for i in some):
-            rows = list(_read([encoded[i] for i in some], [items[i] for i in some], reader, lacking))
+            read = _read([encoded[i] for i in some], [items[i] for i in some], reader, lacking)
+            rows = [(name, item, tensors) for name, item, tensors in read if item not in found[name]]
             shelf.put([(reader.kinds[name], item, tensors) for name, item, tensors in rows])
             for name, item, tensors in rows:
                 found[name][item] = tensors
         done += len(some)
         report(done)
     report(len(exchanges))
-    return _table(pairs, exchanges, [{name: rows[i] for name, rows in found.items()} for i in items], reader)
-
-
-def _table(
-    pairs: list[Pair], exchanges: list[Exchange], rows: list[dict[str, dict[str, Tensor]]], reader: Reader
-) -> Table:
     where = {exchange: i for i, exchange in enumerate(exchanges)}
+    place = torch.tensor([[where[exchange] for exchange in row] for row in responses])
+    return _table(place, [{name: rows[i] for name, rows in found.items()} for i in items], reader)
+
+
+def _table(place: Tensor, rows: list[dict[str, dict[str, Tensor]]], reader: Reader) -> Table:
     first = f"residuals.{reader.layers[0]}"
     return Table(
-        place=torch.tensor([[where[e] for e in pair.exchanges] for pair in pairs]),
+        place=place,
         tokens=torch.tensor([int(row[first]["tokens"]) for row in rows]),
         residuals={
             layer: torch.stack([row[f"residuals.{layer}"]["pooled"] for row in rows])

@@ -2,8 +2,10 @@
 
 With a thousand pairs the danger is fitting their noise. So inputs are evened out and dropped at random,
 weights are averaged over the last steps, and how long and how gently to train is settled by cross-validation
-over prompts. Afterwards each member is shifted and scaled so that its training rewards have mean 0 and
-deviation 1: a reward reads as "deviations from a typical training response", and members can be compared.
+over prompts. Drills (bad answers dressed up) are learnt from, at less weight, and measured by nothing: what
+is usual is what honest pairs have. Afterwards each member is shifted and scaled so that its training rewards
+have mean 0 and deviation 1: a reward reads as "deviations from a typical training response", and members can
+be compared.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ FOLDS = 3
 RATES, DECAYS, GAMMAS = (3e-4, 1e-3), (1.0, 5.0), (1.0, 3.0)
 MEMORY = 0.98
 EVENNESS = 0.1
+DRILL_WEIGHT = 0.4
 EPOCHS = (5, 10, 20, 30, 45, 60)
 Loss = Callable[[Tensor, Tensor, float], Tensor]
 LOSSES: dict[str, Loss] = {
@@ -52,24 +55,39 @@ class Plan:
 class Lesson:
     """What heads learn from: (N, 2, K) projections of chosen and rejected, and each pair's prompt group.
 
-    `metric` (K, K) is how projections would vary together if the residual's coordinates varied alone:
-    what of their correlation is geometry, and not the data's.
+    `drill` (N,) marks the pairs that are drills. `metric` (K, K) is how projections would vary together if
+    the residual's coordinates varied alone: what of their correlation is geometry, and not the data's.
     """
 
     projections: Tensor
     groups: list[str]
     metric: Tensor
+    drill: Tensor
 
     @classmethod
     def of(cls, vectors: Tensor, basis: Tensor, groups: list[str]) -> "Lesson":
         """(N, 2, D) vectors projected on the rows of a basis (K, D)."""
         spread = vectors.flatten(0, 1).var(0)
-        return cls(vectors @ basis.T, groups, (basis * spread) @ basis.T)
+        return cls(vectors @ basis.T, groups, (basis * spread) @ basis.T, torch.zeros(len(groups)).bool())
+
+    def with_drills(self, projections: Tensor, groups: list[str]) -> "Lesson":
+        """The same and more pairs, which are drills."""
+        return replace(
+            self,
+            projections=torch.cat([self.projections, projections]),
+            groups=self.groups + groups,
+            drill=torch.cat([self.drill, torch.ones(len(groups)).bool()]),
+        )
+
+    @property
+    def honest(self) -> "Lesson":
+        """The pairs that are no drills."""
+        return self.part(~self.drill)
 
     def part(self, kept: Tensor) -> "Lesson":
         """Some of the pairs, by mask."""
         groups = [group for group, keep in zip(self.groups, kept.tolist(), strict=True) if keep]
-        return replace(self, projections=self.projections[kept], groups=groups)
+        return replace(self, projections=self.projections[kept], groups=groups, drill=self.drill[kept])
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +104,7 @@ def tune(lesson: Lesson, plan: Plan, report: Callable[[float], None]) -> Plan:
     """The plan whose heads, trained without a third of the prompts, predict that third best."""
     inputs = _inputs(lesson, plan)
     fold = folds(lesson.groups, FOLDS, plan.seed)
-    weights = torch.stack([(fold != f).float() for f in range(FOLDS)], dim=1)
+    weights = torch.stack([(fold != f).float() for f in range(FOLDS)], dim=1) * _weight(lesson)
     options = [
         replace(plan, lr=lr, weight_decay=decay, gamma=gamma, epochs=max(EPOCHS))
         for lr, decay, gamma in product(RATES, DECAYS, GAMMAS if plan.loss == "margin" else GAMMAS[:1])
@@ -96,7 +114,7 @@ def tune(lesson: Lesson, plan: Plan, report: Callable[[float], None]) -> Plan:
         for epoch, members in _descend(inputs.x, weights, tried):
             if epoch in EPOCHS:
                 chosen, rejected = _sides(inputs.x, members)
-                unseen = (chosen - rejected)[torch.arange(len(fold)), fold]
+                unseen = (chosen - rejected)[torch.arange(len(fold)), fold][~lesson.drill]
                 if surprise(unseen.double()) < least:
                     best, least = replace(tried, epochs=epoch), surprise(unseen.double())
         report(done / len(options))
@@ -107,13 +125,13 @@ def fit(lesson: Lesson, plan: Plan, report: Callable[[int], None]) -> Head:
     """Train E heads."""
     inputs = _inputs(lesson, plan)
     members: list[Tensor] = []
-    weights = _bootstrap(lesson.groups, plan)
+    weights = _bootstrap(lesson.groups, plan) * _weight(lesson)
     for epoch, members in _descend(inputs.x, weights, plan):  # noqa: B007 # the last ones stay
         report(epoch)
     w1, b1, w2 = members
     mixed = (w1.transpose(1, 2) @ inputs.mixing.T).half()
     head = Head(inputs.center, inputs.scale, mixed, b1[:, 0], w2[..., 0], torch.zeros(plan.heads))
-    return _standardised(head, lesson.projections.flatten(0, 1))
+    return _standardised(head, lesson.honest.projections.flatten(0, 1))
 
 
 def rewards(head: Head, projections: Tensor) -> Tensor:
@@ -130,14 +148,19 @@ def folds(groups: list[str], count: int, seed: int) -> Tensor:
 
 def _inputs(lesson: Lesson, plan: Plan) -> Inputs:
     """Projections evened out: first their geometry, then, partly, how the data vary."""
-    flat = lesson.projections.flatten(0, 1)
-    center, scale = flat.mean(0), flat.std(0).clamp(min=1e-6)
-    x = (lesson.projections - center) / scale
+    honest = lesson.honest.projections.flatten(0, 1)
+    center, scale = honest.mean(0), honest.std(0).clamp(min=1e-6)
+    honest = ((honest - center) / scale).double()
     even = _inverse_root(lesson.metric.double() / scale.outer(scale), EVENNESS)
-    flat = x.flatten(0, 1).double() @ even
+    flat = honest @ even
     mixing = even @ _inverse_root(flat.T @ flat / len(flat), plan.whitening)
-    mixing = (mixing / (x.flatten(0, 1).double() @ mixing).std()).float()
-    return Inputs(x @ mixing, center, scale, mixing)
+    mixing = (mixing / (honest @ mixing).std()).float()
+    return Inputs((lesson.projections - center) / scale @ mixing, center, scale, mixing)
+
+
+def _weight(lesson: Lesson) -> Tensor:
+    """How much each pair counts, (N, 1)."""
+    return torch.where(lesson.drill, DRILL_WEIGHT, 1.0)[:, None]
 
 
 def _inverse_root(matrix: Tensor, ridge: float) -> Tensor:

@@ -18,8 +18,9 @@ from app.model.head import Head
 from app.pairs import having
 from app.train import features, fit, labels
 from app.train.calibrate import FOLDS, Lengths, calibrate
-from app.train.compare import BASELINES, Arena
+from app.train.compare import BASELINES, Arena, Drilled
 from app.train.contexts import contexts
+from app.train.drills import drills
 from app.train.select import Selection, select
 from app.types import Ask, Exchange, Explain, Feature, Job, Message, Pair, ReadOut
 
@@ -29,12 +30,16 @@ PROBES = (
     ("How many legs does a spider have?", "Nobody knows; some say six, some say a hundred."),
     ("Write one sentence about autumn.", "Autumn turns the hills copper and the mornings quiet."),
 )
+DRILLS = 0.5
 Report = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to make: the task, its data, and the choices the method leaves open; limit 0 takes every pair."""
+    """What to make: the task, its data, and the choices the method leaves open.
+
+    Limit 0 takes every pair; `drills` is the share of pairs learnt from once more, dressed up.
+    """
 
     name: str
     pairs: list[Pair]
@@ -44,6 +49,7 @@ class Order:
     readout: ReadOut = ReadOut.MEAN
     k: int = 128
     limit: int = 1000
+    drills: float = DRILLS
     slices: tuple[str, ...] = ()
     plan: fit.Plan = field(default_factory=fit.Plan)
 
@@ -74,8 +80,9 @@ def train(
     started = time.perf_counter()
     fitting = drawn(order)
     seen = table(fitting, reader, cache, "training pairs", report)
+    dressed = drilled(order.drills, fitting, seen, reader, cache, report)
     extracted = time.perf_counter()
-    chosen, sliced, lesson, plan, head = learn(order, fitting, seen, reader, report)
+    chosen, sliced, lesson, plan, head = learn(order, fitting, seen, dressed, reader, report)
     read = contexts(fitting, reader, cache, lambda done: report("single tokens", done))
     single = sliced.project(read.residuals[torch.from_numpy(read.since >= 0)].cpu())
     counted = Lengths(seen.lengths(), seen.read(order.readout))
@@ -89,6 +96,7 @@ def train(
     findings: dict[str, Any] = {
         "training": {
             "pairs": len(fitting),
+            "drills": len(dressed.owners) if dressed else 0,
             "prompts": len(set(lesson.groups)),
             "seconds_extracting": round(extracted - started, 1),
             "seconds_fitting": round(fitted - extracted, 1),
@@ -102,7 +110,7 @@ def train(
         tested = table(order.test, reader, cache, "test pairs", report)
         layer, *_ = reader.layers
         arena = Arena(
-            fitting, seen, order.test, tested, reader.dictionary, layer, order.readout, order.k, plan
+            fitting, seen, order.test, tested, reader.dictionary, layer, order.readout, order.k, plan, dressed
         )
         judged = _judged(arena, model)
         findings |= _examined(order, arena, model, judged, report)
@@ -112,15 +120,24 @@ def train(
 
 
 def learn(
-    order: Order, fitting: list[Pair], seen: features.Table, reader: features.Reader, report: Report
+    order: Order,
+    fitting: list[Pair],
+    seen: features.Table,
+    dressed: Drilled | None,
+    reader: features.Reader,
+    report: Report,
 ) -> Learnt:
     """Select directions and train a head on them, its plan tuned."""
     groups = [pair.group for pair in fitting]
     chosen = select(seen.firing(order.readout), groups, order.k, seed=order.plan.seed)
     sliced = reader.dictionary.to(torch.device("cpu")).select(chosen.latents).untangled()
-    lesson = fit.Lesson.of(seen.pooled(reader.layers[0], order.readout), sliced.directions, groups)
+    layer, *_ = reader.layers
+    lesson = fit.Lesson.of(seen.pooled(layer, order.readout), sliced.directions, groups)
+    if dressed:
+        vectors = dressed.table.pooled(layer, order.readout)
+        lesson = lesson.with_drills(sliced.project(vectors), dressed.groups)
     plan = fit.tune(lesson, order.plan, lambda done: report("cross-validation", done))
-    head = fit.fit(lesson, plan, share(report, "head", plan.epochs))
+    head = fit.fit(lesson, plan, _share(report, "head", plan.epochs))
     return Learnt(chosen, sliced, lesson, plan, head)
 
 
@@ -135,12 +152,30 @@ def drawn(order: Order) -> list[Pair]:
     return fitting
 
 
+def drilled(
+    share: float,
+    pairs: list[Pair],
+    seen: features.Table,
+    reader: features.Reader,
+    cache: Path,
+    report: Report,
+) -> Drilled | None:
+    """A share of the pairs with the rejected response dressed up, and what is read of them."""
+    made = drills(pairs, share)
+    if not made:
+        return None
+    owners, dressed = [i for i, _ in made], [(exchange,) for _, exchange in made]
+    found = features.table(dressed, reader, cache, _share(report, "drills", len(set(dressed))))
+    return Drilled(owners, [pairs[i].group for i in owners], seen.against(owners, found))
+
+
 def table(
     pairs: list[Pair], reader: features.Reader, cache: Path, what: str, report: Report
 ) -> features.Table:
     """Features of pairs, with progress under a name."""
-    responses = len({exchange for pair in pairs for exchange in pair.exchanges})
-    return features.table(pairs, reader, cache, share(report, what, responses))
+    responses = [pair.exchanges for pair in pairs]
+    count = len({exchange for row in responses for exchange in row})
+    return features.table(responses, reader, cache, _share(report, what, count))
 
 
 def _card(order: Order, reader: features.Reader, head: Head, temperature: float, pairs: int) -> ModelCard:
@@ -218,6 +253,6 @@ def _examined(
     return {"test": examine(judged, model.calibration.temperature, slices), "baselines": compared}
 
 
-def share(report: Report, what: str, total: int) -> Callable[[int], None]:
+def _share(report: Report, what: str, total: int) -> Callable[[int], None]:
     """A listener that turns a count into a share of a stage."""
     return lambda done: report(what, done / max(total, 1))

@@ -72,9 +72,11 @@ def ablate(
         recipe.table(rows, ours, settings.cache, what, progress)
         for what, rows in (("training pairs", train), ("test pairs", tested))
     ]
+    shallow = replace(ours, layers=ours.layers[:1])
+    dressed = recipe.drilled(recipe.DRILLS, train, tables[0], shallow, settings.cache, progress)
     arena = Arena(
         train, tables[0], tested, tables[1], ours.dictionary, card.layer, card.readout,
-        card.directions // 2, plan,
+        card.directions // 2, plan, dressed,
     )  # fmt: skip
     study = Study(arena, min(card.data[0].pairs, len(train)), seeds=seeds, layers=ours.layers)
     reports.write(out, card, {"ablation": run(study, progress)})
