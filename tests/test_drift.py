@@ -7,9 +7,10 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
+from app.evaluate.shift import stability
 from app.model.engine import Engine
 from app.serve import drift
-from app.serve.drift import Drift, Window, stability
+from app.serve.drift import Drift, Window
 from app.serve.metrics import Metrics
 from app.settings import Settings
 from app.types import Ask, Score

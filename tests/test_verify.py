@@ -156,4 +156,5 @@ def test_a_stressed_bundle_says_so_in_its_report(workshop: Settings, made_sae: P
     assert found["climb"]["gain"] == sorted(found["climb"]["gain"])
     assert found["climb"]["gain"][-1] > 0
     assert all(0 <= row["overtakes_unnoticed"] <= row["overtakes"] for row in found["attacks"].values())
+    assert found["attacks"]["keyword stuffing"]["psi"] > found["honest_psi"]
     assert "## Under pressure" in (folder / "report.md").read_text()

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from app.evaluate import plots
+from app.evaluate import plots, shift
 from app.evaluate.accuracy import Judged
 from app.model.bundle import ModelCard
 
@@ -186,13 +186,15 @@ def _stress(found: Found) -> Iterator[str]:
         yield f"| {what} | {row['accuracy']:.3f} | {row['drop']:+.3f} | {row['flips']:.1%} |"
     yield (
         f"\nBad answers dressed up, on the {found['attacked']} pairs ranked right before. An answer is "
-        "noticed where its distance is at the 99th percentile or beyond.\n"
+        "noticed where its distance is at the 99th percentile or beyond. Drift is the largest stability "
+        f"index of the monitor when a policy answers all {found['n']} prompts so (honest bad answers: "
+        f"{found['honest_psi']:.2f}; the example alert fires above {shift.MOVED}).\n"
     )
-    yield "| attack | overtakes the good answer | is noticed | overtakes unnoticed |"
-    yield "|---|---|---|---|"
+    yield "| attack | overtakes the good answer | is noticed | overtakes unnoticed | drift |"
+    yield "|---|---|---|---|---|"
     for what, row in found["attacks"].items():
         shares = (row["overtakes"], row["strange"], row["overtakes_unnoticed"])
-        yield f"| {what} | {' | '.join(f'{share:.1%}' for share in shares)} |"
+        yield f"| {what} | {' | '.join(f'{share:.1%}' for share in shares)} | {row['psi']:.2f} |"
     climb = found["climb"]
     yield (
         f"\nAn attacker who may edit {climb['edits']} words, keeping what raises the reward, gains "

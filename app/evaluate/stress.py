@@ -1,7 +1,7 @@
 """What a reward does under pressure: the same said otherwise, bad answers dressed up, and a patient attacker.
 
-An attack wins a pair when the dressed-up bad answer overtakes the good one; it is caught when the distance
-calls it strange.
+An attack wins a pair when the dressed-up bad answer overtakes the good one. It is caught when the distance
+calls the answer strange, or, if a policy answers like that every time, when the drift monitor says so.
 """
 
 from collections import defaultdict
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from app.evaluate import attacks, doubt, report, transforms, trial
+from app.evaluate import attacks, doubt, report, shift, transforms, trial
 from app.evaluate.climb import climb
 from app.model.engine import Engine
 from app.model.sources import Progress
@@ -36,7 +36,8 @@ def run(
     found = {
         "n": len(drawn),
         "transforms": _transformed(engine, name, drawn, scores, progress),
-        "attacks": _attacked(engine, name, beaten, scores, keywords, progress),
+        "attacks": _attacked(engine, name, drawn, scores, keywords, progress),
+        "honest_psi": _moved(engine, name, [scores[pair.exchanges[1]] for pair in drawn]),
         "attacked": len(beaten),
         "climb": climb(engine, name, [pair.exchanges[1] for pair in beaten[:CLIMBERS]], keywords, progress),
     }
@@ -80,8 +81,12 @@ def _attacked(
     keywords: list[str],
     progress: Progress,
 ) -> dict[str, Any]:
-    """For each attack: how many bad answers overtake, and how many do so without looking strange."""
+    """For each attack: how many bad answers that lost overtake, how many do so without looking strange.
+
+    And how far all of them together have moved, as the drift monitor measures it.
+    """
     found = {}
+    beaten = np.array([_margin(pair, scores) > 0 for pair in pairs])
     for what, attack in attacks.ATTACKS.items():
         rng = Random(0)  # noqa: S311 # chance, not a secret
         dressed = [
@@ -92,11 +97,21 @@ def _attacked(
         wins = np.array([said[one].reward > good for one, good in zip(dressed, goods, strict=True)])
         strange = np.array([said[one].distance >= doubt.STRANGE for one in dressed])
         found[what] = {
-            "overtakes": float(wins.mean()),
-            "strange": float(strange.mean()),
-            "overtakes_unnoticed": float((wins & ~strange).mean()),
+            "overtakes": float(wins[beaten].mean()),
+            "strange": float(strange[beaten].mean()),
+            "overtakes_unnoticed": float((wins & ~strange)[beaten].mean()),
+            "psi": _moved(engine, name, [said[one] for one in dressed]),
         }
     return found
+
+
+def _moved(engine: Engine, name: str, scores: list[Score]) -> float:
+    """The largest stability index the drift monitor would show after these responses."""
+    between = shift.edges(engine.models[name])
+    counts = np.zeros((len(between), shift.BINS), dtype=np.int64)
+    for score in scores:
+        shift.add(counts, shift.bins(score, between))
+    return max(shift.overall(counts).values())
 
 
 def _keywords(engine: Engine, name: str, pairs: list[Pair], progress: Progress) -> list[str]:
