@@ -23,6 +23,6 @@ make_model() { # task, file stem, license, further options
 }
 
 make_model truthfulness truthfulqa "Apache-2.0" --k 256 --slice kind=reference --slice kind=generated
-make_model safety safety "CC BY-NC 4.0" --slice "support>=2"
-make_model redteam redteam "MIT"
-make_model helpfulness helpful "CC BY-NC 4.0 and Apache-2.0"
+make_model safety safety "CC BY-NC 4.0" --heads 16 --slice "support>=2"
+make_model redteam redteam "MIT" --heads 16
+make_model helpfulness helpful "CC BY-NC 4.0 and Apache-2.0" --heads 16

@@ -33,6 +33,7 @@ def train(
     data_license: Annotated[str, typer.Option("--license", help="License of the pairs.")] = "not stated",
     readout: Annotated[ReadOut, typer.Option(help="Which residuals of a response are read.")] = ReadOut.MEAN,
     k: Annotated[int, typer.Option(min=1, help="Directions of each sign.")] = 128,
+    heads: Annotated[int, typer.Option(min=1, max=64, help="Heads in the ensemble.")] = 8,
     limit: Annotated[int, typer.Option(min=0, help="Most pairs to train on; 0 takes all.")] = 1000,
     drills: Annotated[
         float, typer.Option(min=0, max=1, help="Share of pairs learnt from again, the bad answer dressed up.")
@@ -51,7 +52,7 @@ def train(
         order = studio.order(
             task, pairs, test, terms=data_license, sae=sae, bad=bad.reporter,
             readout=readout, k=k, limit=limit, drills=drills, slices=tuple(slices or ()),
-            plan=fit.Plan(seed=seed),
+            plan=fit.Plan(heads=heads, seed=seed),
         )  # fmt: skip
         with progress() as report:
             model = studio.make(order, sae, chosen, report)
