@@ -19,9 +19,10 @@ serve: setup
 	$(BIN)/sparserm serve --host $(HOST) --port $(PORT)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not trainers"
 
-test-all: test check
+test-all: setup check
+	$(BIN)/python -m pytest
 
 check: setup
 	$(BIN)/ruff check .

@@ -37,6 +37,13 @@ class Malformed(SparseRMError):
     type = "invalid_request_error"
 
 
+class Unauthorized(SparseRMError):
+    """No key that this server knows."""
+
+    status = 401
+    type = "authentication_error"
+
+
 class NotFound(SparseRMError):
     """No such model, latent or route."""
 
@@ -72,6 +79,10 @@ class NonFinite(SparseRMError):
 
 class BundleError(SparseRMError):
     """A reward model on disk that must not be served; the message names what differs."""
+
+
+class Exposed(SparseRMError):
+    """Settings that would open the server to strangers; the message says how to mean it."""
 
 
 class SourceError(SparseRMError):

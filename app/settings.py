@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -14,9 +14,22 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; loopback by default.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    api_keys: SecretStr = Field(
+        SecretStr(""), description="Comma-separated keys, one of which a request must carry; empty: none."
+    )
+    without_keys: bool = Field(
+        default=False, description="Listen beyond loopback although there are no keys."
+    )
     models_dir: Path = Field(Path("models"), description="Folder that holds the reward models.")
     models: str = Field("", description="Comma-separated names to serve; empty serves every one found.")
     default_model: str = Field("", description="Model used when a request names none; empty: the first.")
+    dialects: str = Field(
+        "all", description="Comma-separated dialects to speak beside the native API; empty: none."
+    )
+    rendered: Literal["retemplate", "split", "as-is"] = Field(
+        "retemplate",
+        description="Text from a trainer's template: recognise its turns, split by its prompt, or neither.",
+    )
     cache_dir: Path = Field(
         Path("~/.cache/sparserm"), description="Where fetched and converted backbones are kept."
     )
@@ -40,6 +53,16 @@ class Settings(BaseSettings):
     def cache(self) -> Path:
         """The cache folder with ~ resolved."""
         return self.cache_dir.expanduser()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys in `api_keys`."""
+        return tuple(key.strip() for key in self.api_keys.get_secret_value().split(",") if key.strip())
+
+    @property
+    def dialect_names(self) -> tuple[str, ...]:
+        """The names in `dialects`; what "all" means, the server knows."""
+        return tuple(name.strip() for name in self.dialects.split(",") if name.strip())
 
     @property
     def model_names(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from app.model.engine import Engine
 from app.settings import Settings
 from tests import tiny
 from tests import workshop as workshops
+from tests.serving import listening
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +39,13 @@ def settings(root: Path) -> Settings:
 def engine(settings: Settings) -> Engine:
     """A tiny engine with three models at three depths."""
     return home.engine(settings, lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def address(engine: Engine, settings: Settings) -> Iterator[str]:
+    """A tiny server on a socket of its own."""
+    with listening(engine, settings) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -5,15 +5,12 @@ import os
 import re
 import shutil
 import subprocess
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
-import uvicorn
 from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
@@ -22,10 +19,10 @@ from app.model import home
 from app.model.bundle import save
 from app.serve import openapi
 from app.serve.metrics import Metrics
-from app.serve.server import create_app
 from app.settings import Settings
 from app.types import ReadOut
 from tests import tiny
+from tests.serving import listening
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -82,15 +79,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     model = tiny.reward_model("truthfulness", backbone, text, layer=4, readout=ReadOut.MEAN, seed=0)
     save(model, settings.models_dir / "truthfulness")
-    app = create_app(home.engine(settings, lambda *_: None), settings, CollectorRegistry())
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with listening(home.engine(settings, lambda *_: None), settings) as found:
+        yield found
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed here")

@@ -20,6 +20,7 @@ def serve(
     from prometheus_client import REGISTRY
 
     from app.model import home
+    from app.serve.gate import refuse_exposure
     from app.serve.server import create_app
 
     given: dict[str, Any] = {
@@ -28,6 +29,7 @@ def serve(
     chosen = settings(**given)
     logging.basicConfig(level=chosen.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     with failing_kindly(), progress() as report:
+        refuse_exposure(chosen)
         served = create_app(home.engine(chosen, report), chosen, REGISTRY)
     uvicorn.run(
         served,

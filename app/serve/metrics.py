@@ -45,6 +45,10 @@ class Metrics:
         self.tokens_saved = Counter(
             "sparserm_tokens_saved", "Tokens not computed because a prefix was shared.", registry=registry
         )
+        self.rendered = Counter(
+            "sparserm_rendered", "Texts that came through a trainer's template, by what was recognised.",
+            ["route", "mode", "family"], registry=registry,
+        )  # fmt: skip
         self.truncated = Counter("sparserm_truncated", "Items whose text was cut.", registry=registry)
         self.dropped = Counter(
             "sparserm_dropped", "Items dropped because their caller had gone.", registry=registry

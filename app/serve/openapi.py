@@ -7,12 +7,14 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from app.serve import routes
+from app.serve.adapters import DIALECTS
 
 
 def render() -> str:
     """The OpenAPI document, stable between runs."""
     app = FastAPI(title="SparseRM", version="1")
-    app.include_router(routes.router)
+    for router in (routes.router, *DIALECTS.values()):
+        app.include_router(router)
     return json.dumps(app.openapi(), indent=1, sort_keys=True) + "\n"
 
 

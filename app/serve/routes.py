@@ -1,41 +1,24 @@
 """The native API: rewards with reasons, comparisons, model cards, health."""
 
-import asyncio
 import uuid
-from collections.abc import Coroutine
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app.errors import Closing, NotFound
 from app.model.bundle import RewardModel
 from app.serve import answers, requests
+from app.serve.asking import Caller, TheScorer, meant, unless_gone
 from app.serve.drift import ANYONE
 from app.serve.scoring import Outcome, Scorer
 from app.types import Ask, Contribution, Encoded, Explain, Feature, Score
 
-T = TypeVar("T")
 ALL = 10**6
 router = APIRouter(responses=answers.ERRORS)
-
-
-def _scorer(request: Request) -> Scorer:
-    scorer: Scorer = request.app.state.scorer
-    return scorer
-
-
-TheScorer = Annotated[Scorer, Depends(_scorer)]
-Caller = Annotated[
-    str,
-    Header(
-        alias="X-SparseRM-Caller", pattern=r"^[A-Za-z0-9._-]{1,64}$",
-        description="Who asks, for watching drift by caller.",
-    ),
-]  # fmt: skip
 
 
 @router.post("/v1/rewards", response_model=answers.RewardsAnswer, operation_id="rewards")
@@ -44,13 +27,13 @@ async def rewards(
 ) -> Response:
     """Score responses; each reward comes with the features that made it."""
     placed = [(i, one) for i, item in enumerate(body.inputs) for one in item.exchanges(i)]
-    names = [body.model] if isinstance(body.model, str) else body.model or [request.app.state.default_model]
+    names = [meant(request, body.model)] if isinstance(body.model, str | None) else body.model
     ask = Ask(
         tuple(dict.fromkeys(names)), body.explain, body.top_k,
         length_control=body.length_control, clusters=body.clusters, steer=body.steer,
     )  # fmt: skip
     work = scorer.score([one for _, one in placed], ask, truncate=body.truncate, caller=caller)
-    outcome = await _unless_gone(request, work)
+    outcome = await unless_gone(request, work)
     answer = {
         **_frame(outcome),
         "models": list(ask.models),
@@ -66,10 +49,10 @@ async def compare(
 ) -> Response:
     """Which of two responses is better, how surely, and which features make the difference."""
     placed = [one for i, pair in enumerate(body.pairs) for one in pair.exchanges(i)]
-    name = body.model or request.app.state.default_model
+    name = meant(request, body.model)
     ask = Ask((name,), Explain.NONE, length_control=body.length_control)
     work = scorer.score(placed, ask, truncate=body.truncate, caller=caller)
-    outcome = await _unless_gone(request, work)
+    outcome = await unless_gone(request, work)
     scores = [scored.scores[0] for scored in outcome.scored]
     data = [
         {
@@ -141,6 +124,19 @@ async def ready(scorer: TheScorer) -> dict[str, str]:
     return {"status": "ready"}
 
 
+@router.get("/ping", operation_id="ping")
+async def ping() -> dict[str, str]:
+    """The same, as other servers name it."""
+    return {"status": "alive"}
+
+
+@router.get("/load", operation_id="load")
+async def load(request: Request) -> dict[str, int]:
+    """Requests being answered now, as vLLM's clients ask for it."""
+    inside = request.app.state.registry.get_sample_value("sparserm_requests_in_flight")
+    return {"server_load": int(inside or 1) - 1}
+
+
 @router.get("/version", operation_id="version")
 async def versions(scorer: TheScorer) -> dict[str, str]:
     """What runs here."""
@@ -158,20 +154,6 @@ async def versions(scorer: TheScorer) -> dict[str, str]:
 async def metrics(request: Request) -> Response:
     """Prometheus series."""
     return Response(generate_latest(request.app.state.registry), media_type=CONTENT_TYPE_LATEST)
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do the work, or drop it as soon as nobody waits for the answer."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(request.receive())
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-        return await task
-    finally:
-        gone.cancel()
-        task.cancel()
 
 
 def _frame(outcome: Outcome) -> dict[str, Any]:

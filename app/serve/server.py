@@ -12,11 +12,14 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 
-from app.errors import InvalidInput, Malformed, NotFound, Overloaded, SparseRMError, TooLarge
+from app.errors import InvalidInput, Malformed, NotFound, SparseRMError, TooLarge
 from app.model.engine import Engine
 from app.serve import routes
+from app.serve.adapters import spoken
 from app.serve.batcher import Batcher
 from app.serve.door import Door
+from app.serve.failures import envelope, first_problem, waiting
+from app.serve.gate import Gate
 from app.serve.metrics import Metrics
 from app.serve.scoring import Scorer
 from app.settings import Settings
@@ -46,8 +49,12 @@ def create_app(engine: Engine, settings: Settings, registry: CollectorRegistry) 
         lifespan=lifespan,
     )
     app.state.registry = registry
+    app.state.metrics, app.state.settings = metrics, settings
     app.state.default_model = settings.default_model or next(iter(engine.models))
     app.include_router(routes.router)
+    for router in spoken(settings.dialect_names):
+        app.include_router(router)
+    app.add_middleware(Gate, metrics=metrics, keys=settings.keys)
     app.add_middleware(Door, metrics=metrics, max_body_bytes=settings.max_body_bytes)
     _answer_errors(app, metrics)
     return app
@@ -58,15 +65,15 @@ def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
 
     def answer(error: SparseRMError) -> JSONResponse:
         metrics.errors.labels(error.code).inc()
-        headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Overloaded) else None
-        return JSONResponse(envelope(error), error.status, headers)
+        return JSONResponse(envelope(error), error.status, waiting(error))
 
     async def ours(_: Request, error: Exception) -> JSONResponse:
         return answer(error if isinstance(error, SparseRMError) else SparseRMError("internal error"))
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
-        details = error.errors() if isinstance(error, RequestValidationError) else [{}]
-        return answer(_first_problem(details[0]))
+        if isinstance(error, RequestValidationError):
+            return answer(first_problem(error))
+        return await unexpected(_, error)
 
     async def http(_: Request, error: Exception) -> JSONResponse:
         status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
@@ -83,33 +90,6 @@ def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, unexpected)
-
-
-def envelope(error: SparseRMError) -> dict[str, object]:
-    """The OpenAI-style error body."""
-    return {
-        "error": {
-            "message": _printable(error.message),
-            "type": error.type,
-            "param": None if error.param is None else _printable(error.param),
-            "code": error.code,
-        }
-    }
-
-
-def _first_problem(detail: dict[str, object]) -> SparseRMError:
-    """A validation error as one sentence about one field; the value itself is never repeated."""
-    kind, place = str(detail.get("type", "invalid")), detail.get("loc", ())
-    if kind == "json_invalid":
-        return Malformed("the body is not JSON", "body", kind)
-    parts = [part for part in place if part != "body"] if isinstance(place, tuple) else []
-    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
-    message = str(detail.get("msg", "invalid")).removeprefix("Value error, ")
-    return InvalidInput(f"{param or 'body'}: {message}", param or "body", kind)
-
-
-def _printable(text: str) -> str:
-    return text[:500].encode(errors="replace").decode()
 
 
 def _describe(engine: Engine, metrics: Metrics) -> None:

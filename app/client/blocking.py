@@ -1,0 +1,73 @@
+"""The client that blocks."""
+
+import json
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from app.client import wire
+
+
+class Client:
+    """Blocking; threads may share it, and pickling leaves its connections behind."""
+
+    def __init__(self, url: str = wire.HERE, **choices: Any) -> None:
+        self.server = wire.Server(url, **choices)
+        self._http: httpx.Client | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __getstate__(self) -> wire.Server:
+        return self.server
+
+    def __setstate__(self, server: wire.Server) -> None:
+        self.server, self._http = server, None
+
+    def close(self) -> None:
+        """Let the connections go."""
+        if self._http is not None:
+            self._http.close()
+            self._http = None
+
+    def rewards(self, asks: Sequence[wire.Ask], *, top_k: int = 0) -> list[wire.Reward]:
+        """Score responses, in order; `top_k` features come with each."""
+        found: list[wire.Reward] = []
+        for some in wire.portions(asks):
+            found += wire.rewards(
+                self.post("/v1/rewards", wire.body(some, self.server.model, top_k)), len(some)
+            )
+        return found
+
+    def rendered(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> list[float]:
+        """Score texts that went through a policy's chat template."""
+        found: list[float] = []
+        for places in wire.portions(range(len(texts))):
+            body = wire.rendered(
+                [texts[i] for i in places], prompts and [prompts[i] for i in places], self.server
+            )
+            found += self.post("/get_reward", body)["rewards"]
+        return found
+
+    def post(self, path: str, body: Any) -> Any:
+        """Send a body until there is an answer, as long as patience lasts."""
+        if self._http is None:
+            self._http = httpx.Client(**self.server.options)
+        patience = wire.Patience(self.server.patience_s)
+        while True:
+            try:
+                response = self._http.post(path, content=json.dumps(body))
+            except httpx.TransportError as error:
+                time.sleep(patience.wait(error=error))
+                continue
+            if response.status_code not in wire.PASSING:
+                return wire.answered(response)
+            time.sleep(patience.wait(response))

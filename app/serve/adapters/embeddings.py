@@ -1,0 +1,47 @@
+"""OpenAI's POST /v1/embeddings, as SGLang serves reward models and verl reads them: one raw reward each."""
+
+import base64
+import struct
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from app.serve.failures import as_vllm
+from app.serve.foreign import Heard, listen, speaking, understood
+
+
+class Embeddings(BaseModel):
+    """Rendered texts."""
+
+    model: str | None = None
+    input: str | Annotated[list[str], Field(min_length=1)]
+    encoding_format: Literal["float", "base64"] = "float"
+
+
+def read(body: Embeddings) -> list[tuple[str, str | None]]:
+    """Each text; where its response begins, nobody says."""
+    return [(one, None) for one in ([body.input] if isinstance(body.input, str) else body.input)]
+
+
+def write(body: Embeddings, heard: Heard) -> dict[str, Any]:
+    """The OpenAI client asks for base64 unless told otherwise: little-endian float32."""
+    data = [
+        {"object": "embedding", "index": i, "embedding": _vector(reward, body.encoding_format)}
+        for i, reward in enumerate(heard.rewards)
+    ]
+    return {"object": "list", "data": data, "model": heard.model, "usage": heard.usage}
+
+
+def _vector(reward: float, form: str) -> list[float] | str:
+    return [reward] if form == "float" else base64.b64encode(struct.pack("<f", reward)).decode()
+
+
+router = APIRouter(route_class=speaking(as_vllm), tags=["SGLang and OpenAI"])
+
+
+@router.post("/v1/embeddings", response_model=dict[str, Any], operation_id="embeddings")
+async def embeddings(body: Embeddings, request: Request) -> Response:
+    """Rewards as embeddings of width one, for verl with SGLang and the OpenAI client."""
+    return JSONResponse(write(body, await listen(request, understood(request, read(body)), body.model)))

@@ -1,0 +1,85 @@
+"""NeMo-Gym's resources server: POST /verify and /seed_session."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.errors import InvalidInput, SparseRMError
+from app.serve.failures import envelope
+from app.serve.foreign import Heard, listen, speaking
+from app.serve.rendered import BLANK
+from app.types import Exchange, Message
+
+ROLES = {"developer": "system"}
+
+
+class Params(BaseModel):
+    """What the policy was asked: text, or turns in OpenAI's Responses format."""
+
+    model_config = ConfigDict(extra="allow")
+    input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
+
+
+class Said(BaseModel):
+    """What it answered: items, of which the messages count."""
+
+    model_config = ConfigDict(extra="allow")
+    output: list[dict[str, Any]]
+
+
+class Verify(BaseModel):
+    """A rollout; everything in it is sent back beside the reward."""
+
+    model_config = ConfigDict(extra="allow")
+    responses_create_params: Params
+    response: Said
+
+
+def read(body: Verify) -> Exchange:
+    """The turns that were asked, and all text of the answer."""
+    asked = body.responses_create_params.input
+    turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+    messages = [Message(_role(turn), _text(turn)) for turn in turns if "content" in turn]
+    if not messages:
+        raise InvalidInput("no message in it", "responses_create_params.input", "empty")
+    said = [_text(item) for item in body.response.output if item.get("type") == "message"]
+    return Exchange(tuple(messages), "\n".join(said) or BLANK)
+
+
+def write(body: Verify, heard: Heard) -> dict[str, Any]:
+    """The request, the reward and, for each model, its part."""
+    [reward] = heard.rewards
+    return {**body.model_dump(), "reward": reward, "reward_components": {heard.model: reward}}
+
+
+def failed(error: SparseRMError, _body: Any) -> tuple[int, Any]:
+    """An error that nobody can take for a reward."""
+    return error.status, envelope(error)
+
+
+def _role(turn: dict[str, Any]) -> str:
+    role = str(turn.get("role", "user"))
+    return ROLES.get(role, role)
+
+
+def _text(turn: dict[str, Any]) -> str:
+    content = turn.get("content")
+    parts = content if isinstance(content, list) else [{"text": content or ""}]
+    return "".join(str(part["text"]) for part in parts if isinstance(part, dict) and "text" in part)
+
+
+router = APIRouter(route_class=speaking(failed), tags=["NeMo-Gym"])
+
+
+@router.post("/verify", response_model=dict[str, Any], operation_id="nemo_gym_verify")
+async def verify(body: Verify, request: Request) -> Response:
+    """The reward of one rollout."""
+    return JSONResponse(write(body, await listen(request, [read(body)], None)))
+
+
+@router.post("/seed_session", operation_id="nemo_gym_seed_session")
+async def seed_session() -> dict[str, Any]:
+    """Nothing to prepare."""
+    return {}

@@ -1,0 +1,77 @@
+"""OpenRLHF's remote reward model: POST /get_reward, `--reward.remote_url http://HOST:PORT/get_reward`.
+
+Its client takes lists only, logs every key of `extra_logs` (so those are few, fixed and numeric) and ignores
+what else stands beside them: there the reasons go.
+"""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from app.errors import SparseRMError
+from app.serve.failures import envelope
+from app.serve.foreign import TOP, Heard, listen, reasons, sigmoid, speaking, understood
+from app.types import Score
+
+
+class Query(BaseModel):
+    """Rendered conversations; where prompts come along, they tell where each response begins."""
+
+    query: list[str] | str
+    prompts: list[str] | str | None = None
+    model: str | None = None
+
+
+class Rewards(BaseModel):
+    """What the trainer reads; `scores` rank the rewards from 0 to 1, for its dynamic filtering."""
+
+    rewards: list[float]
+    scores: list[float]
+    extra_logs: dict[str, list[float]]
+    explanations: list[list[dict[str, Any]]]
+
+
+def read(body: Query) -> list[tuple[str, str | None]]:
+    """Each text, and its prompt if it came along."""
+    texts = [body.query] if isinstance(body.query, str) else body.query
+    given = [body.prompts] if isinstance(body.prompts, str) else body.prompts or []
+    prompts: list[str | None] = [*given[: len(texts)], *[None] * (len(texts) - len(given))]
+    return list(zip(texts, prompts, strict=True))
+
+
+def write(heard: Heard) -> dict[str, Any]:
+    """Lists as long as the query, in its order."""
+    scores = heard.scores
+    return {
+        "rewards": heard.rewards,
+        "scores": [_rank(score) for score in scores],
+        "extra_logs": {
+            "rm/uncertainty": [score.uncertainty for score in scores],
+            "rm/distance": [score.distance for score in scores],
+            "rm/truncated": [float(one.truncated) for one in heard.encoded],
+        },
+        "explanations": [reasons(score) for score in scores],
+    }
+
+
+def _rank(score: Score) -> float:
+    return sigmoid(score.reward) if score.percentile is None else score.percentile / 100
+
+
+def failed(error: SparseRMError, _body: Any) -> tuple[int, Any]:
+    """Its client retries whatever goes wrong; people read the log."""
+    return error.status, envelope(error)
+
+
+router = APIRouter(route_class=speaking(failed), tags=["OpenRLHF"])
+
+
+@router.post("/get_reward", response_model=Rewards, operation_id="openrlhf_get_reward")
+async def get_reward(body: Query, request: Request) -> Response:
+    """Rewards for OpenRLHF; an empty query, which some versions send to spare servers, gets empty lists."""
+    texts = read(body)
+    if not texts:
+        return JSONResponse(write(Heard("", [], [])))
+    return JSONResponse(write(await listen(request, understood(request, texts), body.model, top_k=TOP)))

@@ -1,0 +1,69 @@
+"""slime and miles: POST /slime, `--rm-type remote_rm --rm-url http://HOST:PORT/slime`.
+
+The whole answer is the reward, a bare number; with `?key=reward` it is an object, for `--reward-key reward`.
+"""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from app.errors import SparseRMError
+from app.serve.failures import envelope
+from app.serve.foreign import TOP, Heard, listen, reasons, speaking, understood
+from app.serve.rendered import BLANK
+from app.serve.requests import Turn
+from app.types import Exchange, Message
+
+
+class Sample(BaseModel):
+    """One sample: a prompt, rendered or in messages, and what the policy said."""
+
+    prompt: str | Annotated[list[Turn], Field(min_length=1)]
+    response: str
+
+
+class Reward(BaseModel):
+    """With ?key=NAME: the reward under that name, and its reasons."""
+
+    reward: float
+    uncertainty: float
+    top: list[dict[str, Any]]
+
+
+def read(body: Sample) -> tuple[str, str] | Exchange:
+    """A text with its prompt, or a conversation."""
+    if isinstance(body.prompt, str):
+        return body.prompt + body.response, body.prompt
+    return Exchange(tuple(Message(turn.role, turn.content) for turn in body.prompt), body.response or BLANK)
+
+
+def write(heard: Heard, key: str | None) -> Any:
+    """A number, or an object that holds it under a key."""
+    [score] = heard.scores
+    if key is None:
+        return score.reward
+    return {"uncertainty": score.uncertainty, "top": reasons(score), key: score.reward}
+
+
+def failed(error: SparseRMError, _body: Any) -> tuple[int, Any]:
+    """Its client retries whatever goes wrong; people read the log."""
+    return error.status, envelope(error)
+
+
+router = APIRouter(route_class=speaking(failed), tags=["slime and miles"])
+
+
+@router.post("/slime", response_model=float | Reward, operation_id="slime_reward")
+async def reward(
+    body: Sample,
+    request: Request,
+    key: Annotated[
+        str | None, Query(pattern=r"^\w{1,64}$", description="Name of the reward in an object.")
+    ] = None,
+) -> Response:
+    """The reward of one sample, for slime and miles."""
+    found = read(body)
+    exchanges = [found] if isinstance(found, Exchange) else understood(request, [found])
+    return JSONResponse(write(await listen(request, exchanges, None, top_k=TOP if key else 0), key))

@@ -1,0 +1,67 @@
+"""A failure, said so that a caller knows what to mend; texts of a request are never repeated."""
+
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+
+from app.errors import InvalidInput, Malformed, Overloaded, SparseRMError
+
+LONGEST = 500
+VLLM_TYPES = {
+    400: "BadRequestError", 404: "NotFoundError", 413: "BadRequestError", 429: "RateLimitError",
+    503: "ServiceUnavailableError",
+}  # fmt: skip
+TEI_TYPES = {
+    400: "Empty", 404: "Validation", 413: "Validation", 422: "Validation", 424: "Backend", 429: "Overloaded",
+    503: "Unhealthy",
+}  # fmt: skip
+
+
+def envelope(error: SparseRMError) -> dict[str, Any]:
+    """The OpenAI-style error body."""
+    return {
+        "error": {
+            "message": printable(error.message),
+            "type": error.type,
+            "param": None if error.param is None else printable(error.param),
+            "code": error.code,
+        }
+    }
+
+
+def waiting(error: SparseRMError) -> dict[str, str] | None:
+    """The header that says when to come back."""
+    return {"Retry-After": str(error.retry_after_s)} if isinstance(error, Overloaded) else None
+
+
+def first_problem(error: RequestValidationError) -> SparseRMError:
+    """A validation error as one sentence about one field; the value itself is never repeated."""
+    detail: dict[str, Any] = next(iter(error.errors()), {})
+    kind, place = str(detail.get("type", "invalid")), detail.get("loc", ())
+    if kind == "json_invalid":
+        return Malformed("the body is not JSON", "body", kind)
+    parts = [part for part in place if part != "body"] if isinstance(place, tuple) else []
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
+    message = str(detail.get("msg", "invalid")).removeprefix("Value error, ")
+    return InvalidInput(f"{param or 'body'}: {message}", param or "body", kind)
+
+
+def printable(text: str) -> str:
+    """No longer than a line or two, and fit for JSON."""
+    return text[:LONGEST].encode(errors="replace").decode()
+
+
+def as_vllm(error: SparseRMError, _body: Any = None) -> tuple[int, Any]:
+    """As vLLM says it: what cannot be read is 400, and the code is the status."""
+    status = 400 if error.status == 422 else error.status
+    param = None if error.param is None else printable(error.param)
+    kind = VLLM_TYPES.get(status, "InternalServerError")
+    return status, {
+        "error": {"message": printable(error.message), "type": kind, "param": param, "code": status}
+    }
+
+
+def as_tei(error: SparseRMError) -> tuple[int, Any]:
+    """As text-embeddings-inference says it."""
+    status = {400: 422, 500: 424}.get(error.status, error.status)
+    return status, {"error": printable(error.message), "error_type": TEI_TYPES.get(status, "Backend")}

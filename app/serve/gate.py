@@ -1,0 +1,99 @@
+"""Who may come in, and what a path says before the route begins: /k/KEY/… and /m/MODEL/….
+
+Trainers that cannot send a header carry the key in the path or in the URL's user part; those that cannot name
+a model carry that in the path too.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+from contextlib import suppress
+
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import Exposed, Unauthorized
+from app.serve.asking import PATH_MODEL
+from app.serve.failures import envelope
+from app.serve.metrics import Metrics
+from app.settings import Settings
+
+OPEN = frozenset({"/health", "/ready", "/ping"})
+
+
+class Gate:
+    """Middleware that reads the prefixes of a path and checks the key."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, keys: tuple[str, ...]) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._known = [_digest(key) for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or answer 401."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path, named = _prefixes(scope["path"])
+        given = [named["k"]] if "k" in named else _carried(Headers(scope=scope))
+        if self._known and path not in OPEN and not any(self._knows(key) for key in given):
+            error = Unauthorized(
+                "no key, or an unknown one: send Authorization: Bearer KEY", code="unauthorized"
+            )
+            self._metrics.errors.labels(error.code).inc()
+            refusal = JSONResponse(envelope(error), error.status, {"WWW-Authenticate": "Bearer"})
+            await refusal(scope, receive, send)
+            return
+        scope.update({"path": path, "raw_path": path.encode(), PATH_MODEL: named.get("m")})
+        await self._app(scope, receive, send)
+
+    def _knows(self, key: str) -> bool:
+        """Compare with every key, in constant time."""
+        found = [hmac.compare_digest(_digest(key), known) for known in self._known]
+        return any(found)
+
+
+def refuse_exposure(settings: Settings) -> None:
+    """Beyond loopback there must be a key, unless it is said twice that there shall be none."""
+    if settings.keys or settings.without_keys or _is_loopback(settings.host):
+        return
+    raise Exposed(
+        f"{settings.host} can be reached by others: set SPARSERM_API_KEYS, "
+        "or SPARSERM_WITHOUT_KEYS=true if everybody may ask"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _prefixes(path: str) -> tuple[str, dict[str, str]]:
+    """The route, and what stood before it under k and m."""
+    named: dict[str, str] = {}
+    parts = path.split("/")
+    while len(parts) > 3 and parts[0] == "" and parts[1] in ("k", "m") and parts[1] not in named:
+        named[parts[1]] = parts[2]
+        parts = ["", *parts[3:]]
+    return "/".join(parts), named
+
+
+def _carried(headers: Headers) -> list[str]:
+    """The keys in a request's headers: X-API-Key, Bearer, or either half of Basic."""
+    found = [headers["x-api-key"]] if "x-api-key" in headers else []
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        found.append(value.strip())
+    if scheme.lower() == "basic":
+        with suppress(binascii.Error, UnicodeDecodeError):
+            found += base64.b64decode(value, validate=True).decode().split(":", 1)
+    return found
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode(errors="replace")).digest()

@@ -1,0 +1,16 @@
+"""Rerank with the cohere client: URL, prompt, responses → JSON."""
+
+import json
+import sys
+from importlib.metadata import version
+
+import cohere
+
+client = cohere.ClientV2(api_key="none", base_url=sys.argv[1])
+documents = json.loads(sys.argv[3])
+found = client.rerank(model="alpha", query=sys.argv[2], documents=documents, top_n=2)
+print(
+    json.dumps(
+        {"version": version("cohere"), "rewards": [[one.index, one.relevance_score] for one in found.results]}
+    )
+)

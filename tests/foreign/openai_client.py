@@ -1,0 +1,10 @@
+"""Ask for rewards as embeddings with the openai client: URL, texts → JSON."""
+
+import json
+import sys
+
+import openai
+
+client = openai.OpenAI(base_url=f"{sys.argv[1]}/v1", api_key="none")
+found = client.embeddings.create(model="alpha", input=json.loads(sys.argv[2]))
+print(json.dumps({"version": openai.__version__, "rewards": [one.embedding[0] for one in found.data]}))
