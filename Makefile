@@ -19,7 +19,7 @@ serve: setup
 	$(BIN)/sparserm serve --host $(HOST) --port $(PORT)
 
 test: setup
-	$(BIN)/python -m pytest -m "not trainers"
+	$(BIN)/python -m pytest -m "not heavy"
 
 test-all: setup check
 	$(BIN)/python -m pytest
@@ -32,6 +32,7 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.storm
 
 docs: setup
 	$(BIN)/python -m app.serve.openapi docs/openapi.json

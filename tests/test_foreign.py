@@ -14,7 +14,7 @@ from app.client import Ask, Client
 from app.trainers import AsyncTrlReward, TrlReward
 from tests import tiny
 
-pytestmark = pytest.mark.trainers
+pytestmark = pytest.mark.heavy
 ROOT = Path(__file__).parent.parent
 PROMPT, SAID = "amber river", ["quiet stone", "glass", "seven maple"]
 RENDERED = f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n"

@@ -6,15 +6,14 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from app.serve import routes
-from app.serve.adapters import DIALECTS
+from app.serve import adapters, routes
 
 
 def render() -> str:
     """The OpenAPI document, stable between runs."""
     app = FastAPI(title="SparseRM", version="1")
-    for router in (routes.router, *DIALECTS.values()):
-        app.include_router(router)
+    app.include_router(routes.router)
+    adapters.add(app)
     return json.dumps(app.openapi(), indent=1, sort_keys=True) + "\n"
 
 

@@ -14,8 +14,7 @@ from starlette.exceptions import HTTPException
 
 from app.errors import InvalidInput, Malformed, NotFound, SparseRMError, TooLarge
 from app.model.engine import Engine
-from app.serve import routes
-from app.serve.adapters import spoken
+from app.serve import adapters, routes
 from app.serve.batcher import Batcher
 from app.serve.door import Door
 from app.serve.failures import envelope, first_problem, waiting
@@ -52,8 +51,7 @@ def create_app(engine: Engine, settings: Settings, registry: CollectorRegistry) 
     app.state.metrics, app.state.settings = metrics, settings
     app.state.default_model = settings.default_model or next(iter(engine.models))
     app.include_router(routes.router)
-    for router in spoken(settings.dialect_names):
-        app.include_router(router)
+    adapters.add(app, settings.dialect_names)
     app.add_middleware(Gate, metrics=metrics, keys=settings.keys)
     app.add_middleware(Door, metrics=metrics, max_body_bytes=settings.max_body_bytes)
     _answer_errors(app, metrics)
@@ -80,6 +78,7 @@ def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
         known: dict[int, type[SparseRMError]] = {400: Malformed, 404: NotFound, 413: TooLarge}
         response = answer(known.get(status, InvalidInput)(detail, code=f"http_{status}"))
         response.status_code = status
+        response.headers.update((error.headers if isinstance(error, HTTPException) else None) or {})
         return response
 
     async def unexpected(_: Request, error: Exception) -> JSONResponse:

@@ -1,6 +1,8 @@
 """One file a dialect: what it sends → exchanges; rewards → what it reads; a route."""
 
-from fastapi import APIRouter
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
 
 from app.errors import SourceError
 from app.serve.adapters import (
@@ -28,6 +30,23 @@ DIALECTS: dict[str, APIRouter] = {
     "tei": tei.router,
     "nemo-gym": nemo_gym.router,
 }
+
+
+STATUSES = {
+    400: "Cannot be read.", 401: "No key, or an unknown one.", 404: "No such model.", 413: "Too large.",
+    422: "Cannot be scored.", 424: "The backend failed.", 429: "Busy.", 500: "Failed.",
+    503: "Starting or closing.",
+}  # fmt: skip
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"description": why, "content": {"application/json": {"schema": {"type": "object"}}}}
+    for status, why in STATUSES.items()
+}
+
+
+def add(app: FastAPI, names: tuple[str, ...] = ("all",)) -> None:
+    """Teach an app some dialects by name, or all."""
+    for router in spoken(names):
+        app.include_router(router, responses=REFUSALS)
 
 
 def spoken(names: tuple[str, ...]) -> list[APIRouter]:

@@ -24,14 +24,6 @@ class Sample(BaseModel):
     response: str
 
 
-class Reward(BaseModel):
-    """With ?key=NAME: the reward under that name, and its reasons."""
-
-    reward: float
-    uncertainty: float
-    top: list[dict[str, Any]]
-
-
 def read(body: Sample) -> tuple[str, str] | Exchange:
     """A text with its prompt, or a conversation."""
     if isinstance(body.prompt, str):
@@ -55,7 +47,7 @@ def failed(error: SparseRMError, _body: Any) -> tuple[int, Any]:
 router = APIRouter(route_class=speaking(failed), tags=["slime and miles"])
 
 
-@router.post("/slime", response_model=float | Reward, operation_id="slime_reward")
+@router.post("/slime", response_model=float | dict[str, Any], operation_id="slime_reward")
 async def reward(
     body: Sample,
     request: Request,

@@ -1,0 +1,100 @@
+"""make bench, second part: 300 requests of one sample, each on its own connection, against one of 300.
+
+The server is a process of its own, started for this on a free port of the loopback.
+"""
+
+import asyncio
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+SAMPLES, ROUNDS = 300, 3
+WORDS = Path(__file__).read_text().split()
+
+
+def main() -> None:
+    """Print the throughput of both and their ratio."""
+    with _server() as url:
+        times: dict[str, list[float]] = {"one by one": [], "together": []}
+        batches = []
+        for round_ in range(ROUNDS):
+            queries = _queries(random.Random(round_))
+            before = _passes(url)
+            started = time.perf_counter()
+            asyncio.run(_storm(url, queries))
+            times["one by one"].append(time.perf_counter() - started)
+            batches.append(SAMPLES / (_passes(url) - before))
+            started = time.perf_counter()
+            _post(url, _queries(random.Random(round_)))
+            times["together"].append(time.perf_counter() - started)
+    print(f"\n{SAMPLES} samples at once, each its own connection; load average {os.getloadavg()[0]:.2f}")
+    for name, seconds in times.items():
+        print(f"  {name:<12} {SAMPLES / statistics.median(seconds):6.1f} samples/s")
+    ratio = statistics.median(times["together"]) / statistics.median(times["one by one"])
+    print(f"  ratio {ratio:.2f}; mean batch {statistics.median(batches):.1f} samples")
+
+
+async def _storm(url: str, queries: list[str]) -> None:
+    async def ask(query: str) -> None:
+        async with httpx.AsyncClient(timeout=180) as client:
+            answer = await client.post(f"{url}/get_reward", json={"query": [query]})
+            answer.raise_for_status()
+
+    await asyncio.gather(*(ask(query) for query in queries))
+
+
+def _post(url: str, queries: list[str]) -> None:
+    httpx.post(f"{url}/get_reward", json={"query": queries}, timeout=180).raise_for_status()
+
+
+def _queries(rng: random.Random) -> list[str]:
+    """Rendered conversations that share no words of their prompts."""
+    head = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}"
+    asked = (" ".join(rng.choices(WORDS, k=15)) for _ in range(SAMPLES))
+    return [head.format(one, " ".join(rng.choices(WORDS, k=rng.randint(10, 40)))) for one in asked]
+
+
+def _passes(url: str) -> float:
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("sparserm_batch_items_count"))
+
+
+@contextmanager
+def _server() -> Iterator[str]:
+    """`sparserm serve` on a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    program = [
+        sys.executable,
+        "-c",
+        "from app.cli import app; app()",
+        "serve",
+        "--port",
+        url.rpartition(":")[2],
+    ]
+    process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while True:
+            try:
+                if httpx.get(f"{url}/ready").is_success:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+if __name__ == "__main__":
+    main()
