@@ -187,7 +187,7 @@ def _stress(found: Found) -> Iterator[str]:
     yield (
         f"\nBad answers dressed up, on the {found['attacked']} pairs ranked right before. An answer is "
         "noticed where its distance is at the 99th percentile or beyond. Drift is the largest stability "
-        f"index of the monitor when a policy answers all {found['n']} prompts so (honest bad answers: "
+        f"index of the monitor when a policy answers all {found['n']} prompts so (the answers as they are: "
         f"{found['honest_psi']:.2f}; the example alert fires above {shift.MOVED}).\n"
     )
     yield "| attack | overtakes the good answer | is noticed | overtakes unnoticed | drift |"

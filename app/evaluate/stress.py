@@ -37,7 +37,7 @@ def run(
         "n": len(drawn),
         "transforms": _transformed(engine, name, drawn, scores, progress),
         "attacks": _attacked(engine, name, drawn, scores, keywords, progress),
-        "honest_psi": _moved(engine, name, [scores[pair.exchanges[1]] for pair in drawn]),
+        "honest_psi": _moved(engine, name, list(scores.values())),
         "attacked": len(beaten),
         "climb": climb(engine, name, [pair.exchanges[1] for pair in beaten[:CLIMBERS]], keywords, progress),
     }
