@@ -108,6 +108,7 @@ WRONG: list[tuple[str, Any, int, Any]] = [
     ("/rerank", {"query": "x"}, 400, lambda a: a["error"]["param"] == "documents"),
     ("/rerank", {"query": "x", "texts": []}, 422, lambda a: a["error_type"] == "Validation"),
     ("/predict", {"inputs": [["a", "b", "c"]]}, 422, lambda a: a["error_type"] == "Validation"),
+    ("/get_reward?mode=guess", {"query": ["x"]}, 422, lambda a: a["error"]["param"] == "mode"),
     ("/verify", {"response": SAID}, 422, lambda a: a["error"]["param"] == "responses_create_params"),
 ]
 
@@ -152,6 +153,20 @@ async def test_golden_requests_get_golden_answers(file: Path, client: httpx.Asyn
 
 def test_every_dialect_has_a_golden_file() -> None:
     assert {file.stem.partition(".")[0] for file in GOLDEN} == set(DIALECTS)
+
+
+async def test_broken_and_oversized_bodies_are_refused_in_the_dialect(
+    engine: Engine, settings: Settings
+) -> None:
+    small = settings.model_copy(update={"max_body_bytes": 2000})
+    for text, statuses in (("{", (400, 422)), (json.dumps({"inputs": "x" * 3000}), (413,))):
+        async with server(engine, small) as client:
+            tei = await client.post("/predict", content=text, headers={"Content-Type": "application/json"})
+            vllm = await client.post("/classify", content=text, headers={"Content-Type": "application/json"})
+        assert tei.status_code in statuses
+        assert tei.json()["error_type"] == "Validation"
+        assert vllm.status_code in statuses
+        assert vllm.json()["error"]["code"] == vllm.status_code
 
 
 async def test_an_empty_query_gets_empty_lists(client: httpx.AsyncClient) -> None:
@@ -212,6 +227,8 @@ async def test_the_model_comes_from_the_body_or_the_path_or_by_default(client: h
         answer = (await client.post(path, json=body)).json()
         assert answer["rewards"][0] == pytest.approx(mine[wanted], abs=1e-5), path
     assert (await client.post("/m/nobody/get_reward", json={"query": [TEXT]})).status_code == 404
+    assert (await client.get("/m/nobody/info")).json()["error_type"] == "Validation"
+    assert (await client.get("/m/beta/info")).json()["model_id"] == "beta"
 
 
 async def test_the_mode_comes_from_the_url_and_is_counted(client: httpx.AsyncClient) -> None:

@@ -3,8 +3,9 @@
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 
-from app.errors import InvalidInput, Malformed, Overloaded, SparseRMError
+from app.errors import InvalidInput, Malformed, NotFound, Overloaded, SparseRMError, TooLarge
 
 LONGEST = 500
 VLLM_TYPES = {
@@ -32,6 +33,12 @@ def envelope(error: SparseRMError) -> dict[str, Any]:
 def waiting(error: SparseRMError) -> dict[str, str] | None:
     """The header that says when to come back."""
     return {"Retry-After": str(error.retry_after_s)} if isinstance(error, Overloaded) else None
+
+
+def from_http(error: HTTPException) -> SparseRMError:
+    """What the framework refused, as one of ours."""
+    known: dict[int, type[SparseRMError]] = {400: Malformed, 404: NotFound, 413: TooLarge}
+    return known.get(error.status_code, InvalidInput)(error.detail, code=f"http_{error.status_code}")
 
 
 def first_problem(error: RequestValidationError) -> SparseRMError:

@@ -10,11 +10,12 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 
 from app.errors import InvalidInput, SparseRMError
 from app.serve.asking import meant, scorer, unless_gone
 from app.serve.drift import ANYONE
-from app.serve.failures import first_problem, waiting
+from app.serve.failures import first_problem, from_http, waiting
 from app.serve.rendered import BLANK, Mode, understand
 from app.serve.requests import Place, Turn
 from app.types import Ask, Encoded, Exchange, Explain, Message, Score
@@ -58,11 +59,13 @@ def speaking(failed: Failed) -> type[APIRoute]:
                 try:
                     return await handle(request)
                 except RequestValidationError as error:
-                    found, body = first_problem(error), error.body
+                    found = first_problem(error)
+                except HTTPException as error:
+                    found = from_http(error)
                 except SparseRMError as error:
-                    found, body = error, await request.json()
+                    found = error
                 request.app.state.metrics.errors.labels(found.code).inc()
-                status, said = failed(found, body)
+                status, said = failed(found, await _sent(request))
                 return JSONResponse(said, status, waiting(found))
 
             return spoken
@@ -72,8 +75,10 @@ def speaking(failed: Failed) -> type[APIRoute]:
 
 def mode(request: Request) -> Mode:
     """How rendered text is read: by the URL's ?mode=, else by the setting."""
-    asked = request.query_params.get("mode")
-    return Mode(asked if asked in list(Mode) else request.app.state.settings.rendered)
+    asked = request.query_params.get("mode", request.app.state.settings.rendered)
+    if asked not in list(Mode):
+        raise InvalidInput(f"unknown mode; use one of {', '.join(Mode)}", "mode", "unknown_mode")
+    return Mode(asked)
 
 
 def understood(request: Request, texts: Sequence[tuple[str, str | None]]) -> list[Exchange]:
@@ -126,6 +131,14 @@ def reasons(score: Score) -> list[dict[str, Any]]:
 def sigmoid(reward: float) -> float:
     """Between 0 and 1, for clients that expect a probability; never overflows."""
     return 0.5 * (1 + tanh(reward / 2))
+
+
+async def _sent(request: Request) -> Any:
+    """The body, as far as it was read and JSON."""
+    try:
+        return await request.json()
+    except (ValueError, HTTPException):
+        return None
 
 
 def new_id(kind: str) -> str:

@@ -12,12 +12,12 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 
-from app.errors import InvalidInput, Malformed, NotFound, SparseRMError, TooLarge
+from app.errors import SparseRMError
 from app.model.engine import Engine
 from app.serve import adapters, routes
 from app.serve.batcher import Batcher
 from app.serve.door import Door
-from app.serve.failures import envelope, first_problem, waiting
+from app.serve.failures import envelope, first_problem, from_http, waiting
 from app.serve.gate import Gate
 from app.serve.metrics import Metrics
 from app.serve.scoring import Scorer
@@ -74,11 +74,11 @@ def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
         return await unexpected(_, error)
 
     async def http(_: Request, error: Exception) -> JSONResponse:
-        status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
-        known: dict[int, type[SparseRMError]] = {400: Malformed, 404: NotFound, 413: TooLarge}
-        response = answer(known.get(status, InvalidInput)(detail, code=f"http_{status}"))
-        response.status_code = status
-        response.headers.update((error.headers if isinstance(error, HTTPException) else None) or {})
+        if not isinstance(error, HTTPException):
+            return await unexpected(_, error)
+        response = answer(from_http(error))
+        response.status_code = error.status_code
+        response.headers.update(error.headers or {})
         return response
 
     async def unexpected(_: Request, error: Exception) -> JSONResponse:

@@ -15,6 +15,7 @@ from app.errors import SparseRMError
 from app.serve.asking import TheScorer, meant
 from app.serve.failures import as_tei
 from app.serve.foreign import Heard, exchange, listen, sigmoid, speaking, understood
+from app.types import Ask
 
 LABEL = "LABEL_0"
 Group = Annotated[list[str], Field(min_length=1, max_length=2)]
@@ -68,8 +69,10 @@ async def predict(body: Predict, request: Request) -> Response:
 async def info(request: Request, scorer: TheScorer) -> dict[str, Any]:
     """What is served, as TEI's clients ask for it."""
     settings, backbone = request.app.state.settings, scorer.engine.backbone
+    name = meant(request, None)
+    scorer.engine.check(Ask((name,)))
     return {
-        "model_id": meant(request, None),
+        "model_id": name,
         "model_sha": backbone.digest,
         "model_dtype": str(backbone.dtype).removeprefix("torch."),
         "model_type": {"classifier": {"id2label": {"0": LABEL}, "label2id": {LABEL: 0}}},
