@@ -6,12 +6,12 @@ has the flag or the YAML for each.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 from app.client import HERE, Ask, AsyncClient, Client, Reward, Share
 
 TOP = 3
+_kept: dict[tuple[tuple[str, Any], ...], Client] = {}
 
 
 class TrlReward:
@@ -140,14 +140,16 @@ def skyrl_env(base: type) -> type:
     return SparseRMEnv
 
 
-@lru_cache(maxsize=32)
-def _kept(choices: tuple[tuple[str, Any], ...]) -> Client:
-    return Client(**dict(choices))
+def forget() -> None:
+    """Close the connections that functions have kept."""
+    while _kept:
+        _kept.popitem()[1].close()
 
 
 def _client(**choices: Any) -> Client:
-    """One client for each way to ask, with its connections."""
-    return _kept(tuple(sorted(_environment(**choices).items())))
+    """One client for each way to ask, kept with its connections."""
+    given = _environment(**choices)
+    return _kept.setdefault(tuple(sorted(given.items())), Client(**given))
 
 
 def _environment(**choices: Any) -> dict[str, Any]:

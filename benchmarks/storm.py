@@ -7,6 +7,7 @@ import asyncio
 import os
 import random
 import socket
+import ssl
 import statistics
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import httpx
 
-SAMPLES, ROUNDS = 300, 3
+SAMPLES, ROUNDS = 300, 2
 WORDS = Path(__file__).read_text().split()
 
 
@@ -44,8 +45,11 @@ def main() -> None:
 
 
 async def _storm(url: str, queries: list[str]) -> None:
+    """A connection each; the certificates, which nobody needs here, are set up once and not 300 times."""
+    plain = ssl.create_default_context()
+
     async def ask(query: str) -> None:
-        async with httpx.AsyncClient(timeout=180) as client:
+        async with httpx.AsyncClient(timeout=180, verify=plain) as client:
             answer = await client.post(f"{url}/get_reward", json={"query": [query]})
             answer.raise_for_status()
 
@@ -59,8 +63,8 @@ def _post(url: str, queries: list[str]) -> None:
 def _queries(rng: random.Random) -> list[str]:
     """Rendered conversations that share no words of their prompts."""
     head = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}"
-    asked = (" ".join(rng.choices(WORDS, k=15)) for _ in range(SAMPLES))
-    return [head.format(one, " ".join(rng.choices(WORDS, k=rng.randint(10, 40)))) for one in asked]
+    asked = (" ".join(rng.choices(WORDS, k=8)) for _ in range(SAMPLES))
+    return [head.format(one, " ".join(rng.choices(WORDS, k=rng.randint(6, 20)))) for one in asked]
 
 
 def _passes(url: str) -> float:

@@ -1,10 +1,12 @@
 """The trainers' own code against a live server, each from its own wheel in a folder of its own."""
 
+import gc
 import json
 import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,13 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def wanted(address: str) -> list[float]:
     with Client(address) as client:
         return [one.reward for one in client.rewards([Ask(PROMPT, said) for said in SAID])]
+
+
+@pytest.fixture
+def swept() -> Iterator[None]:
+    """What a trainer leaves behind goes here, and not during somebody else's test."""
+    yield
+    gc.collect()
 
 
 def run(script: str, paths: list[Path], *arguments: str) -> Any:
@@ -102,6 +111,7 @@ def test_the_hub_s_client_reads_predictions(address: str, wanted: list[float]) -
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TRL never ends its loop
+@pytest.mark.usefixtures("swept")
 @pytest.mark.parametrize("awaited", [False, True])
 def test_trl_trains_with_our_rewards(awaited: bool, address: str, root: Path, tmp_path: Path) -> None:  # noqa: FBT001 # a parameter of the test
     from trl import GRPOConfig, GRPOTrainer
@@ -118,6 +128,7 @@ def test_trl_trains_with_our_rewards(awaited: bool, address: str, root: Path, tm
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # nor its reward functions
+@pytest.mark.usefixtures("swept")
 def test_trl_rloo_trains_with_our_rewards(address: str, root: Path, tmp_path: Path) -> None:
     from trl import RLOOConfig, RLOOTrainer
 

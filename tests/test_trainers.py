@@ -2,6 +2,7 @@
 
 import asyncio
 import pickle
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,12 +17,13 @@ RENDERED = f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.fixture
-def wanted(address: str, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def wanted(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """The rewards that every callable should give; the environment names the server."""
     monkeypatch.setenv("SPARSERM_URL", address)
     monkeypatch.setenv("SPARSERM_MODEL", "beta")
     with Client(address, model="beta") as client:
-        return [one.reward for one in client.rewards([Ask(PROMPT, said) for said in SAID])]
+        yield [one.reward for one in client.rewards([Ask(PROMPT, said) for said in SAID])]
+    trainers.forget()
 
 
 def close(values: Any) -> Any:
