@@ -4,7 +4,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: setup serve test test-all check bench docs
+.PHONY: setup serve test test-all audit check bench docs
 
 setup: .venv/ready
 
@@ -24,7 +24,10 @@ test: setup
 test-all: setup check
 	$(BIN)/python -m pytest
 
-check: setup
+audit: setup
+	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip --progress-spinner off
+
+check: setup audit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -44,11 +44,32 @@ class Unauthorized(SparseRMError):
     type = "authentication_error"
 
 
+class Forbidden(SparseRMError):
+    """A known key that may do less than this."""
+
+    status = 403
+    type = "permission_error"
+
+
 class NotFound(SparseRMError):
     """No such model, latent or route."""
 
     status = 404
     type = "not_found_error"
+
+
+class TooSlow(SparseRMError):
+    """The request did not arrive in time."""
+
+    status = 408
+    type = "timeout_error"
+
+
+class Conflict(SparseRMError):
+    """What is asked does not fit what is served now; nothing was changed."""
+
+    status = 409
+    type = "conflict_error"
 
 
 class TooLarge(SparseRMError):
@@ -58,19 +79,35 @@ class TooLarge(SparseRMError):
     type = "invalid_request_error"
 
 
+@dataclass
 class Overloaded(SparseRMError):
-    """Not now: the queue is full."""
+    """Not now: more work is promised than can be done in time."""
+
+    retry_after_s: int = 1
 
     status = 429
     type = "overloaded_error"
-    retry_after_s: ClassVar[int] = 1
 
 
+@dataclass
 class Closing(SparseRMError):
-    """Not now: the server is starting or draining."""
+    """Not now: the server is starting, draining or dead."""
+
+    retry_after_s: int = 5
 
     status = 503
     type = "unavailable_error"
+
+
+class Late(SparseRMError):
+    """The caller's time was over before its items were scored."""
+
+    status = 504
+    type = "timeout_error"
+
+
+class DeviceLost(SparseRMError):
+    """The device does not compute any more, or computes wrongly; only a new process helps."""
 
 
 class NonFinite(SparseRMError):

@@ -15,7 +15,12 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; loopback by default.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     api_keys: SecretStr = Field(
-        SecretStr(""), description="Comma-separated keys, one of which a request must carry; empty: none."
+        SecretStr(""),
+        description="Comma-separated keys, one of which a request must carry; admin=KEY and metrics=KEY open "
+        "more and less.",
+    )
+    keys_file: Path | None = Field(
+        None, description="File of hashed keys (`sparserm keys new`), read again when it changes."
     )
     without_keys: bool = Field(
         default=False, description="Listen beyond loopback although there are no keys."
@@ -39,12 +44,27 @@ class Settings(BaseSettings):
     )
     threads: int = Field(0, ge=0, description="Compute threads on a CPU; 0 uses every core.")
     max_tokens: int = Field(2048, ge=16, description="Longest item in tokens; older prompt text is cut.")
-    max_items: int = Field(4096, ge=1, description="Most responses in one request.")
+    max_items: int = Field(16_384, ge=1, description="Most responses in one request.")
     max_text_chars: int = Field(1_000_000, ge=1, description="Longest single text in characters.")
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body in bytes.")
+    held_bytes: int = Field(
+        512 * 2**20, ge=1024, description="Request bodies held in memory together before 429 is answered."
+    )
+    slow_s: int = Field(
+        30, ge=1, description="Seconds a client may take to send its head, each part of its body, or to read."
+    )
+    timeout_s: float = Field(
+        110.0, gt=0, description="Seconds a request may take, if it does not say X-SparseRM-Timeout."
+    )
+    hang_s: float = Field(
+        120.0, gt=0, description="Seconds after which a device that does not answer is given up."
+    )
     batch_tokens: int = Field(1024, ge=1, description="New tokens one forward pass takes at most.")
-    queue_tokens: int = Field(4_000_000, ge=1, description="Tokens that may wait before 429 is answered.")
+    queue_tokens: int = Field(4_000_000, ge=1, description="Tokens promised at most, before 429 is answered.")
     drain_s: int = Field(30, ge=0, description="Seconds granted to requests in flight at shutdown.")
+    otlp_endpoint: str = Field(
+        "", description="Address of an OpenTelemetry collector (OTLP over HTTP); empty: no traces."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe message that is logged."
     )

@@ -17,18 +17,21 @@ _kept: dict[tuple[tuple[str, Any], ...], Client] = {}
 class TrlReward:
     """A reward function for TRL's GRPO, RLOO and online DPO trainers; it can be pickled.
 
-    Where the trainer offers it, the features of each reward are logged beside the completions.
+    Where the trainer offers it, the features of each reward are logged beside the completions. A completion
+    that the server could not score gets None, which TRL leaves out.
     """
 
     def __init__(self, url: str = HERE, **choices: Any) -> None:
         self.client = Client(url, **choices)
         self.__name__ = _name(self.client.server.model)
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **given: Any) -> list[float]:
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **given: Any
+    ) -> list[float | None]:
         """One reward a completion."""
         found = self.client.rewards(_asks(prompts, completions), top_k=TOP)
         _log(found, given)
-        return [one.reward for one in found]
+        return [None if one.error else one.reward for one in found]
 
 
 class AsyncTrlReward:
@@ -38,11 +41,13 @@ class AsyncTrlReward:
         self.client = AsyncClient(url, **choices)
         self.__name__ = _name(self.client.server.model)
 
-    async def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **given: Any) -> list[float]:
+    async def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **given: Any
+    ) -> list[float | None]:
         """One reward a completion."""
         found = await self.client.rewards(_asks(prompts, completions), top_k=TOP)
         _log(found, given)
-        return [one.reward for one in found]
+        return [None if one.error else one.reward for one in found]
 
 
 class SwiftReward:
@@ -53,7 +58,7 @@ class SwiftReward:
 
     def __call__(self, completions: Sequence[str], messages: Sequence[Any] = (), **_: Any) -> list[float]:
         """One reward a completion; the prompt is what stands before it in `messages`."""
-        return [one.reward for one in self.client.rewards(_swift_asks(completions, messages))]
+        return [one.known for one in self.client.rewards(_swift_asks(completions, messages))]
 
 
 class AsyncSwiftReward:
@@ -67,7 +72,7 @@ class AsyncSwiftReward:
     ) -> list[float]:
         """One reward a completion; every step has a loop of its own, so connections end with it."""
         async with AsyncClient(**_environment()) as client:
-            return [one.reward for one in await client.rewards(_swift_asks(completions, messages))]
+            return [one.known for one in await client.rewards(_swift_asks(completions, messages))]
 
 
 class RewardBenchPipeline:
@@ -91,7 +96,7 @@ def compute_score(
     """
     prompt = (extra_info or {}).get("prompt", "")
     [found] = _client(**choices).rewards([Ask(prompt, solution_str)])
-    return {"score": found.reward, "uncertainty": found.uncertainty, "distance": found.distance}
+    return {"score": found.known, "uncertainty": found.uncertainty, "distance": found.distance}
 
 
 def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Any, **_: Any) -> dict[str, Any]:
@@ -111,7 +116,7 @@ async def custom_rm(args: Any, sample: Any, **_: Any) -> Any:
             found = await client.rendered(texts, [one.prompt for one in samples])
         else:
             rewards = await client.rewards([Ask(one.prompt, one.response) for one in samples])
-            found = [one.reward for one in rewards]
+            found = [one.known for one in rewards]
     return found if isinstance(sample, list) else found[0]
 
 
@@ -135,7 +140,7 @@ def skyrl_env(base: type) -> type:
             """The reward of a response, and the end."""
             [found] = _client().rewards([Ask(self.prompt, action)])
             facts = {"uncertainty": found.uncertainty, "distance": found.distance}
-            return {"observations": [], "reward": found.reward, "done": True, "metadata": facts}
+            return {"observations": [], "reward": found.known, "done": True, "metadata": facts}
 
     return SparseRMEnv
 
@@ -184,9 +189,10 @@ def _log(found: Sequence[Reward], given: Mapping[str, Any]) -> None:
     if extra:
         extra("features", [", ".join(_shown(share) for share in one.features) for one in found])
         extra("uncertainty", [one.uncertainty for one in found])
-    if metric and found:
-        metric("uncertainty", sum(one.uncertainty for one in found) / len(found))
-        metric("distance", sum(one.distance for one in found) / len(found))
+    scored = [one for one in found if not one.error]
+    if metric and scored:
+        metric("uncertainty", sum(one.uncertainty for one in scored) / len(scored))
+        metric("distance", sum(one.distance for one in scored) / len(scored))
 
 
 def _shown(share: Share) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 STRICT = {"extra": "forbid"}
 LEAST_AGREEMENT = 0.8
+ANYONE = "default"
 
 
 class Explain(StrEnum):
@@ -109,6 +110,21 @@ class Job:
 
     encoded: Encoded
     ask: Ask
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a caller wants to be served: as whom, before others or not, and how long it waits."""
+
+    caller: str = ANYONE
+    host: str = ""
+    urgent: bool = False
+    patience_s: float = 110.0
+
+    @property
+    def who(self) -> str:
+        """Whom to be fair to: the caller by name, or else by address."""
+        return self.host if self.caller == ANYONE else self.caller
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,17 +6,14 @@ The server is a process of its own, started for this on a free port of the loopb
 import asyncio
 import os
 import random
-import socket
 import ssl
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+
+from benchmarks.server import serving
 
 SAMPLES, ROUNDS = 300, 2
 WORDS = Path(__file__).read_text().split()
@@ -24,16 +21,17 @@ WORDS = Path(__file__).read_text().split()
 
 def main() -> None:
     """Print the throughput of both and their ratio."""
-    with _server() as url:
+    with serving() as server:
+        url = server.url
         times: dict[str, list[float]] = {"one by one": [], "together": []}
         batches = []
         for round_ in range(ROUNDS):
             queries = _queries(random.Random(round_))
-            before = _passes(url)
+            before = server.metric("sparserm_batch_items_count")
             started = time.perf_counter()
             asyncio.run(_storm(url, queries))
             times["one by one"].append(time.perf_counter() - started)
-            batches.append(SAMPLES / (_passes(url) - before))
+            batches.append(SAMPLES / (server.metric("sparserm_batch_items_count") - before))
             started = time.perf_counter()
             _post(url, _queries(random.Random(round_)))
             times["together"].append(time.perf_counter() - started)
@@ -65,39 +63,6 @@ def _queries(rng: random.Random) -> list[str]:
     head = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}"
     asked = (" ".join(rng.choices(WORDS, k=8)) for _ in range(SAMPLES))
     return [head.format(one, " ".join(rng.choices(WORDS, k=rng.randint(6, 20)))) for one in asked]
-
-
-def _passes(url: str) -> float:
-    lines = httpx.get(f"{url}/metrics").text.splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("sparserm_batch_items_count"))
-
-
-@contextmanager
-def _server() -> Iterator[str]:
-    """`sparserm serve` on a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    program = [
-        sys.executable,
-        "-c",
-        "from app.cli import app; app()",
-        "serve",
-        "--port",
-        url.rpartition(":")[2],
-    ]
-    process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while True:
-            try:
-                if httpx.get(f"{url}/ready").is_success:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.2)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
 
 
 if __name__ == "__main__":

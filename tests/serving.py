@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from app.model.engine import Engine
@@ -17,7 +18,13 @@ from app.settings import Settings
 @asynccontextmanager
 async def server(engine: Engine, settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     """The app after its start-up, and a client for it."""
-    app = create_app(engine, settings, CollectorRegistry())
+    async with serving(create_app(engine, settings, CollectorRegistry())) as client:
+        yield client
+
+
+@asynccontextmanager
+async def serving(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """An app after its start-up, and a client for it."""
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:

@@ -192,7 +192,7 @@ BAD: dict[str, tuple[Any, int, str]] = {
     "NaN factor": (b'{"inputs":[{"prompt":"a","response":"b"}],"steer":{"1":NaN}}', 422, "steer"),
     "infinite factor": (b'{"inputs":[{"prompt":"a","response":"b"}],"steer":{"1":1e999}}', 422, "steer"),
     "huge factor": ({"inputs": [PAIR], "steer": {"1": 1e9}}, 422, "steer"),
-    "too many items": ({"inputs": [PAIR] * 10_000}, 422, "inputs"),
+    "too many items": ({"inputs": [PAIR] * 20_000}, 422, "inputs"),
     "negative top_k": ({"inputs": [PAIR], "top_k": -1}, 422, "top_k"),
     "unknown explain": ({"inputs": [PAIR], "explain": "because"}, 422, "explain"),
 }
@@ -212,8 +212,8 @@ async def test_bad_input_is_refused_by_name(client: httpx.AsyncClient, name: str
 
 
 async def test_limits_are_named(client: httpx.AsyncClient) -> None:
-    answer = await client.post("/v1/rewards", json={"inputs": [PAIR] * 10_000})
-    assert "4096" in answer.json()["error"]["message"]
+    answer = await client.post("/v1/rewards", json={"inputs": [PAIR] * 20_000})
+    assert "16384" in answer.json()["error"]["message"]
 
 
 async def test_a_body_that_is_too_large_is_not_read(engine: Engine, settings: Settings) -> None:

@@ -2,21 +2,25 @@
 
 import asyncio
 import threading
-from collections import deque
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from app.errors import Closing, InvalidInput, NonFinite, Overloaded, SparseRMError
+from app.errors import BundleError, Closing, InvalidInput, Late, NonFinite, Overloaded, SparseRMError
 from app.model.packing import Trie, pack
-from app.serve.batcher import Batcher, Entry, next_batch
+from app.serve.batcher import Answer, Batcher, next_batch
+from app.serve.line import Entry, Line
 from app.serve.metrics import Metrics
-from app.types import Ask, Encoded, Job, Scored
+from app.types import Ask, Encoded, Job, Scored, Terms
 
 pytestmark = pytest.mark.anyio
-POISON = 666
+POISON, HUGE, DEATH = 666, 777, 888
+PATIENT = Terms(patience_s=60)
+CROWD, SINGLE = Terms("crowd"), Terms("single")
 
 
 class Bench:
@@ -27,6 +31,13 @@ class Bench:
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
+        self.dead = False
+        self.verified = 0
+
+    def verify(self) -> None:
+        self.verified += 1
+        if self.dead:
+            raise BundleError("probe 0 is off")
 
     def prepare(self, jobs: Sequence[Job]) -> Sequence[Job]:
         return jobs
@@ -35,8 +46,12 @@ class Bench:
         self.batches.append([job.encoded.ids[0] for job in prepared])
         self.entered.set()
         self.gate.wait(10)
-        if any(POISON in job.encoded.ids for job in prepared):
+        ids = {job.encoded.ids[0] for job in prepared}
+        self.dead = self.dead or DEATH in ids
+        if self.dead or POISON in ids:
             raise RuntimeError("poison")
+        if HUGE in ids and len(prepared) > 2:
+            raise MemoryError
         return [Scored((), len(job.encoded.ids), float(job.encoded.ids[0]), 0.0) for job in prepared]
 
     @contextmanager
@@ -52,8 +67,34 @@ def job(first: int, length: int = 4) -> Job:
     return Job(Encoded((first,) * length, 1), Ask(("m",)))
 
 
-def batcher(bench: Bench, batch_tokens: int = 1000, queue_tokens: int = 10_000) -> Batcher:
-    return Batcher(bench, Metrics(CollectorRegistry()), batch_tokens=batch_tokens, queue_tokens=queue_tokens)
+class Queue(Batcher):
+    """A batcher before one bench, for jobs of one kind of caller."""
+
+    def __init__(self, bench: Bench, registry: CollectorRegistry, **choices: Any) -> None:
+        super().__init__(Metrics(registry), **choices)
+        self.bench = bench
+        self.registry = registry
+
+    async def ask(
+        self, jobs: Sequence[Job], terms: Terms = PATIENT, bench: Bench | None = None
+    ) -> list[Answer]:
+        with self.room(sum(len(job.encoded.ids) for job in jobs), terms) as room:
+            return await self.submit(jobs, bench or self.bench, room)
+
+    def told(self, name: str) -> float:
+        return self.registry.get_sample_value(f"sparserm_{name}") or 0.0
+
+
+def batcher(bench: Bench, batch_tokens: int = 1000, queue_tokens: int = 10_000, **choices: Any) -> Queue:
+    limits = {"batch_tokens": batch_tokens, "queue_tokens": queue_tokens}
+    return Queue(bench, CollectorRegistry(), **limits, **choices)
+
+
+def lined(*jobs: Job) -> Line:
+    line, loop = Line(), asyncio.get_running_loop()
+    until = time.monotonic() + 60
+    line.join([Entry(one, None, loop.create_future(), until) for one in jobs], PATIENT)
+    return line
 
 
 async def wait_for(event: threading.Event) -> None:
@@ -62,7 +103,7 @@ async def wait_for(event: threading.Event) -> None:
 
 async def test_answers_come_in_order() -> None:
     async with batcher(Bench()) as one:
-        answers = await one.submit([job(n) for n in (5, 3, 9)])
+        answers = await one.ask([job(n) for n in (5, 3, 9)])
     assert [a.result.forward_s for a in answers if isinstance(a.result, Scored)] == [5, 3, 9]
 
 
@@ -70,9 +111,9 @@ async def test_an_idle_device_is_used_at_once_and_a_busy_one_gathers() -> None:
     bench = Bench()
     async with batcher(bench) as one:
         with bench.held():
-            first = asyncio.create_task(one.submit([job(1)]))
+            first = asyncio.create_task(one.ask([job(1)]))
             await wait_for(bench.entered)
-            rest = [asyncio.create_task(one.submit([job(n)])) for n in range(2, 9)]
+            rest = [asyncio.create_task(one.ask([job(n)])) for n in range(2, 9)]
             await asyncio.sleep(0.05)
         await asyncio.gather(first, *rest)
     assert bench.batches == [[1], [2, 3, 4, 5, 6, 7, 8]]
@@ -82,9 +123,9 @@ async def test_a_full_batch_is_sealed_ahead_and_later_items_wait_for_the_next() 
     bench = Bench()
     async with batcher(bench, batch_tokens=8) as one:
         with bench.held():
-            first = asyncio.create_task(one.submit([job(1)]))
+            first = asyncio.create_task(one.ask([job(1)]))
             await wait_for(bench.entered)
-            rest = [asyncio.create_task(one.submit([job(n)])) for n in range(2, 7)]
+            rest = [asyncio.create_task(one.ask([job(n)])) for n in range(2, 7)]
             await asyncio.sleep(0.05)
         await asyncio.gather(first, *rest)
     assert bench.batches == [[1], [2, 3], [4, 5], [6]]
@@ -94,9 +135,9 @@ async def test_one_poison_item_fails_alone() -> None:
     bench = Bench()
     async with batcher(bench) as one:
         with bench.held():
-            first = asyncio.create_task(one.submit([job(1)]))
+            first = asyncio.create_task(one.ask([job(1)]))
             await wait_for(bench.entered)
-            mixed = asyncio.create_task(one.submit([job(2), job(POISON), job(3)]))
+            mixed = asyncio.create_task(one.ask([job(2), job(POISON), job(3)]))
             await asyncio.sleep(0.05)
         await first
         results = [answer.result for answer in await mixed]
@@ -109,10 +150,10 @@ async def test_items_of_a_caller_that_left_are_dropped() -> None:
     bench = Bench()
     async with batcher(bench) as one:
         with bench.held():
-            first = asyncio.create_task(one.submit([job(1)]))
+            first = asyncio.create_task(one.ask([job(1)]))
             await wait_for(bench.entered)
-            gone = asyncio.create_task(one.submit([job(2)]))
-            stays = asyncio.create_task(one.submit([job(3)]))
+            gone = asyncio.create_task(one.ask([job(2)]))
+            stays = asyncio.create_task(one.ask([job(3)]))
             await asyncio.sleep(0.05)
             gone.cancel()
         await asyncio.gather(first, stays)
@@ -122,15 +163,15 @@ async def test_items_of_a_caller_that_left_are_dropped() -> None:
 async def test_a_full_queue_says_not_now_and_an_impossible_request_never() -> None:
     bench = Bench()
     async with batcher(bench, queue_tokens=10) as one:
-        with pytest.raises(InvalidInput, match="the queue holds 10"):
-            await one.submit([job(1, 11)])
+        with pytest.raises(InvalidInput, match="this server holds 10"):
+            await one.ask([job(1, 11)])
         with bench.held():
-            first = asyncio.create_task(one.submit([job(1)]))
+            first = asyncio.create_task(one.ask([job(1)]))
             await wait_for(bench.entered)
-            second = asyncio.create_task(one.submit([job(2, 8)]))
+            second = asyncio.create_task(one.ask([job(2, 6)]))
             await asyncio.sleep(0.05)
             with pytest.raises(Overloaded):
-                await one.submit([job(3)])
+                await one.ask([job(3)])
         await asyncio.gather(first, second)
 
 
@@ -138,21 +179,136 @@ async def test_closing_answers_what_waits_and_refuses_the_rest() -> None:
     bench = Bench()
     one = batcher(bench)
     async with one:
-        waiting = [asyncio.create_task(one.submit([job(n)])) for n in range(1, 5)]
+        waiting = [asyncio.create_task(one.ask([job(n)])) for n in range(1, 5)]
         await asyncio.sleep(0)
     answers = await asyncio.gather(*waiting)
     assert all(isinstance(answer.result, Scored) for (answer,) in answers)
     with pytest.raises(Closing):
-        await one.submit([job(9)])
+        await one.ask([job(9)])
+
+
+async def test_a_batch_that_does_not_fit_is_halved_and_passes_become_smaller() -> None:
+    bench = Bench()
+    async with batcher(bench, batch_tokens=1024) as one:
+        with bench.held():
+            first = asyncio.create_task(one.ask([job(1)]))
+            await wait_for(bench.entered)
+            rest = asyncio.create_task(one.ask([job(n, 128) for n in (2, 3, 4, 5, 6, HUGE, 8, 9)]))
+            await asyncio.sleep(0.05)
+        await first
+        assert all(isinstance(answer.result, Scored) for answer in await rest)
+        assert one.told("batch_budget_tokens") < 1024
+        for _ in range(200):
+            await one.ask([job(1)])
+        assert one.told("batch_budget_tokens") == 1024
+
+
+async def test_a_device_that_fails_at_everything_is_given_up() -> None:
+    bench, given_up = Bench(), []
+    one = batcher(bench, give_up=lambda: given_up.append(1))
+    async with one:
+        await one.ask([job(1)])
+        with bench.held():
+            bench.entered.clear()
+            dying = asyncio.create_task(one.ask([job(DEATH), job(2)]))
+            await wait_for(bench.entered)
+            waiting = asyncio.create_task(one.ask([job(3)]))
+            await asyncio.sleep(0.05)
+        answers = [*await dying, *await waiting]
+        assert all(isinstance(answer.result, Closing) for answer in answers)
+        assert given_up == [1]
+        assert not one.accepting
+        with pytest.raises(Closing, match="lost"):
+            await one.ask([job(4)])
+
+
+async def test_one_hopeless_item_does_not_condemn_the_device() -> None:
+    bench = Bench()
+    async with batcher(bench) as one:
+        [answer] = await one.ask([job(POISON)])
+        assert isinstance(answer.result, SparseRMError)
+        assert bench.verified == 1
+        [after] = await one.ask([job(1)])
+    assert isinstance(after.result, Scored)
+
+
+async def test_a_device_that_hangs_is_given_up() -> None:
+    bench, given_up = Bench(), []
+    one = batcher(bench, hang_s=0.2, give_up=lambda: given_up.append(1))
+    async with one:
+        with bench.held():
+            [answer] = await one.ask([job(1)])
+            assert isinstance(answer.result, Closing)
+        assert given_up == [1]
+
+
+async def test_what_is_late_is_not_computed() -> None:
+    bench = Bench()
+    async with batcher(bench) as one:
+        with bench.held():
+            first = asyncio.create_task(one.ask([job(1)]))
+            await wait_for(bench.entered)
+            late = asyncio.create_task(one.ask([job(2)], Terms(patience_s=0.05)))
+            stays = asyncio.create_task(one.ask([job(3)]))
+            await asyncio.sleep(0.1)
+        await asyncio.gather(first, stays)
+        [answer] = await late
+    assert isinstance(answer.result, Late)
+    assert bench.batches == [[1], [3]]
+
+
+async def test_a_single_item_does_not_wait_behind_ten_thousand() -> None:
+    bench, many = Bench(), [job(1)] * 10_000
+    async with batcher(bench, batch_tokens=8, queue_tokens=10**6) as one:
+        with bench.held():
+            crowd = asyncio.create_task(one.ask(many, CROWD))
+            await wait_for(bench.entered)
+            single = asyncio.create_task(one.ask([job(2)], SINGLE))
+            await asyncio.sleep(0.05)
+        await single
+        assert sum(2 in batch for batch in bench.batches) == 1
+        assert len(bench.batches) < 20
+        crowd.cancel()
+        await asyncio.gather(crowd, return_exceptions=True)
+
+
+async def test_a_batch_never_mixes_two_engines() -> None:
+    old, new = Bench(), Bench()
+    async with batcher(old) as one:
+        with old.held():
+            first = asyncio.create_task(one.ask([job(1)]))
+            await wait_for(old.entered)
+            rest = [asyncio.create_task(one.ask([job(n)], bench=(old, new)[n % 2])) for n in range(2, 8)]
+            await asyncio.sleep(0.05)
+        await asyncio.gather(first, *rest)
+    assert sorted(n for batch in new.batches for n in batch) == [3, 5, 7]
+    assert sorted(n for batch in old.batches for n in batch) == [1, 2, 4, 6]
+
+
+async def test_room_comes_back_whatever_becomes_of_a_request() -> None:
+    bench = Bench()
+    async with batcher(bench) as one:
+        await one.ask([job(1), job(POISON)])
+        with bench.held():
+            bench.entered.clear()
+            first = asyncio.create_task(one.ask([job(1)]))
+            await wait_for(bench.entered)
+            gone = asyncio.create_task(one.ask([job(2), job(3)]))
+            await asyncio.sleep(0.05)
+            assert one.backlog.tokens == 12
+            gone.cancel()
+            await asyncio.sleep(0)
+            assert one.backlog.tokens == 4
+        await first
+        assert one.backlog.tokens == 0
+        assert one.told("queue_tokens") == 0
 
 
 async def test_next_batch_counts_new_tokens_only() -> None:
-    loop = asyncio.get_running_loop()
     shared = tuple(range(50))
-    jobs = [Job(Encoded((*shared, 100 + n), 50), Ask(("m",))) for n in range(10)]
-    queue = deque(Entry(one, loop.create_future()) for one in jobs)
-    assert len(next_batch(queue, 55)) == 5
-    assert len(queue) == 5
+    line = lined(*(Job(Encoded((*shared, 100 + n), 50), Ask(("m",))) for n in range(10)))
+    assert len(next_batch(line, 55)) == 5
+    assert line.items == 5
 
 
 def test_the_trie_counts_what_packing_computes() -> None:

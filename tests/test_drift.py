@@ -13,7 +13,7 @@ from app.serve import drift
 from app.serve.drift import Drift, Window
 from app.serve.metrics import Metrics
 from app.settings import Settings
-from app.types import Ask, Score
+from app.types import ANYONE, Ask, Score
 from tests import tiny
 from tests.serving import server
 
@@ -100,7 +100,7 @@ async def test_drift_is_served_by_caller(engine: Engine, settings: Settings) -> 
         assert (await client.post("/v1/rewards", json=body, headers=headers)).status_code == 200
         assert (await client.post("/v1/rewards", json=body)).status_code == 200
         told = (await client.get("/v1/models/alpha/drift")).json()
-        assert set(told["callers"]) == {"run-7", drift.ANYONE}
+        assert set(told["callers"]) == {"run-7", ANYONE}
         assert (await client.get("/v1/models/none/drift")).status_code == 404
         bad = await client.post("/v1/rewards", json=body, headers={"X-SparseRM-Caller": "a b"})
         assert bad.status_code == 422

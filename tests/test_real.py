@@ -129,9 +129,9 @@ def test_a_damaged_bundle_is_refused(real: Engine, shipped: Settings, tmp_path: 
 def test_another_home_is_refused(real: Engine) -> None:
     for model in real.models.values():
         with pytest.raises(BundleError, match="trained on backbone"):
-            bundle.check_home(model.card, backbone="sha256:0", template=real.text.digest)
+            bundle.check_home(model, backbone="sha256:0", template=real.text.digest, width=576, layers=18)
         with pytest.raises(BundleError, match="trained on chat template"):
-            bundle.check_home(model.card, backbone=real.backbone.digest, template="0")
+            bundle.check_home(model, backbone=real.backbone.digest, template="0", width=576, layers=18)
 
 
 def test_the_truth_is_preferred_where_it_is_plain(real: Engine) -> None:

@@ -46,7 +46,7 @@ def test_trl_plain_and_conversational(address: str, wanted: list[float]) -> None
 
 
 def test_trl_awaited(address: str, wanted: list[float]) -> None:
-    async def ask() -> list[float]:
+    async def ask() -> list[float | None]:
         reward = trainers.AsyncTrlReward(address, model="beta")
         async with reward.client:
             return await reward(prompts=[PROMPT] * 3, completions=SAID)

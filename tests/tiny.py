@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from app.model import home
 from app.model.backbone import Backbone
-from app.model.bundle import ModelCard, Probe, RewardModel, TrainingData, save
+from app.model.bundle import SEALED, ModelCard, Probe, RewardModel, TrainingData, save
 from app.model.directions import Dictionary
 from app.model.engine import Engine
 from app.model.head import Calibration, Head
@@ -138,6 +138,12 @@ def card(name: str, backbone: Backbone, text: Text, layer: int, readout: ReadOut
 def exchange(prompt: str, response: str) -> Exchange:
     """One question and one answer."""
     return Exchange((Message("user", prompt),), response)
+
+
+def reseal(folder: Path) -> None:
+    """Make SHA256SUMS agree with whatever lies in a bundle."""
+    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in SEALED}
+    (folder / "SHA256SUMS").write_text("".join(f"{found}  {name}\n" for name, found in digests.items()))
 
 
 def babble(count: int, seed: int = 0) -> list[Exchange]:

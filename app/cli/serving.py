@@ -1,6 +1,5 @@
-"""`sparserm serve`."""
+"""`sparserm serve` and `sparserm keys`."""
 
-import logging
 from typing import Annotated, Any
 
 import typer
@@ -16,10 +15,10 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
 ) -> None:
     """Serve every reward model found; each setting is also a SPARSERM_… variable (docs/settings.md)."""
-    import uvicorn
     from prometheus_client import REGISTRY
 
     from app.model import home
+    from app.serve import logs, process
     from app.serve.gate import refuse_exposure
     from app.serve.server import create_app
 
@@ -27,16 +26,28 @@ def serve(
         name: value for name, value in (("host", host), ("port", port)) if value is not None
     }
     chosen = settings(**given)
-    logging.basicConfig(level=chosen.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     with failing_kindly(), progress() as report:
         refuse_exposure(chosen)
         served = create_app(home.engine(chosen, report), chosen, REGISTRY)
-    uvicorn.run(
-        served,
-        host=chosen.host,
-        port=chosen.port,
-        log_level=chosen.log_level,
-        access_log=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=chosen.drain_s,
-    )
+    logs.begin(chosen.log_level)
+    raise typer.Exit(process.run(served, chosen))
+
+
+keys = typer.Typer(help="Keys that open the server.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+
+@keys.command()
+def new(
+    role: Annotated[str, typer.Option(help="score, admin or metrics.")] = "score",
+    name: Annotated[str, typer.Option(help="Whom it is for; only for your own reading.")] = "",
+) -> None:
+    """Make a key: it is printed once, on stderr; the line for SPARSERM_KEYS_FILE goes to stdout."""
+    from app.serve.keys import Role
+    from app.serve.keys import new as made
+
+    if role.upper() not in Role.__members__:
+        raise typer.BadParameter("use score, admin or metrics", param_hint="--role")
+    key, line = made(Role[role.upper()], name)
+    typer.echo(f"key (keep it, it is not stored): {key}", err=True)
+    typer.echo(line)

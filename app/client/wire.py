@@ -4,12 +4,14 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import httpx
 
 HERE = "http://127.0.0.1:8000"
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 15.0
+LONGEST_TRY_S = 3600.0
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 MOST_AT_ONCE = 512
 Turns = Sequence[Mapping[str, str]]
@@ -49,7 +51,11 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A reward, how sure it is, how usual the response, and what made it."""
+    """A reward, how sure it is, how usual the response, and what made it.
+
+    Where the server could not score this response, though it did others, `error` says why and the numbers
+    are NaN.
+    """
 
     reward: float
     uncertainty: float
@@ -58,6 +64,14 @@ class Reward:
     model: str
     features: tuple[Share, ...]
     truncated: bool
+    error: str | None = None
+
+    @property
+    def known(self) -> float:
+        """The reward; raises where there is none."""
+        if self.error:
+            raise AskFailed(self.error, 500)
+        return self.reward
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +90,8 @@ class Server:
     @property
     def options(self) -> dict[str, Any]:
         """What an httpx client is made with."""
-        headers = {"Content-Type": "application/json"}
+        timeout = f"{min(self.timeout_s, LONGEST_TRY_S):g}"
+        headers = {"Content-Type": "application/json", "X-SparseRM-Timeout": timeout}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
         return {"base_url": self.url.rstrip("/"), "headers": headers, "timeout": self.timeout_s}
@@ -124,14 +139,7 @@ def rewards(answer: dict[str, Any], count: int) -> list[Reward]:
     rows = answer["data"]
     if len(rows) != count:
         raise AskFailed(f"{len(rows)} rewards for {count} responses")
-    return [
-        Reward(
-            row["reward"], row["uncertainty"], row["percentile"], row["distance"], row["model"],
-            tuple(Share(one["id"], one["label"], one["contribution"]) for one in row["features"]),
-            row["truncated"],
-        )
-        for row in rows
-    ]  # fmt: skip
+    return [_reward(row) for row in rows]
 
 
 def answered(response: httpx.Response) -> Any:
@@ -139,6 +147,16 @@ def answered(response: httpx.Response) -> Any:
     if response.is_success:
         return response.json()
     raise AskFailed(_said(response), response.status_code)
+
+
+def _reward(row: dict[str, Any]) -> Reward:
+    if "error" in row:
+        return Reward(nan, nan, None, nan, row["model"], (), truncated=False, error=row["error"]["message"])
+    return Reward(
+        row["reward"], row["uncertainty"], row["percentile"], row["distance"], row["model"],
+        tuple(Share(one["id"], one["label"], one["contribution"]) for one in row["features"]),
+        row["truncated"],
+    )  # fmt: skip
 
 
 def _said(response: httpx.Response) -> str:

@@ -12,6 +12,7 @@ from app.types import Score
 BINS = 10
 REWARD, DISTANCE, FIRST = 0, 1, 2
 MOVED = 0.25
+OVERALL = ("reward", "distance", "projections")
 Counts = NDArray[np.int64]
 
 
@@ -49,8 +50,5 @@ def stability(counts: Counts) -> NDArray[np.float64]:
 def overall(counts: Counts) -> dict[str, float]:
     """PSI of the reward, of the distance, and of the projections on average."""
     apart = stability(counts)
-    return {
-        "reward": float(apart[REWARD]),
-        "distance": float(apart[DISTANCE]),
-        "projections": float(apart[FIRST:].mean()),
-    }
+    found = apart[REWARD], apart[DISTANCE], apart[FIRST:].mean()
+    return {what: float(value) for what, value in zip(OVERALL, found, strict=True)}

@@ -6,6 +6,7 @@ the model was trained on. The probes, a few exchanges with known rewards, are ru
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,16 +14,17 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 
 from app.errors import BundleError
+from app.model import weights
 from app.model.directions import Dictionary
 from app.model.head import Calibration, Head
 from app.types import STRICT, Exchange, Feature, Profile, ReadOut
 
 SCHEMA = 2
 MOST_STEERING = 1000.0
-TABLES = ("rewards", "axes", "apart", "distances", "length", "projections")
+LARGEST = 1 << 20
 SEALED = ("manifest.json", "weights.safetensors", "features.json", "probes.json")
 
 
@@ -102,7 +104,9 @@ class RewardModel:
         return self.clusters.get(key, [])
 
     def to(self, device: torch.device) -> "RewardModel":
-        """The same model with its tensors on another device."""
+        """The same model with its tensors on a device; itself if they are there."""
+        if self.dictionary.directions.device == device:
+            return self
         return replace(
             self,
             dictionary=self.dictionary.to(device),
@@ -115,8 +119,7 @@ def save(model: RewardModel, folder: Path) -> None:
     """Write a bundle; SHA256SUMS comes last, so half a bundle never loads."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "SHA256SUMS").unlink(missing_ok=True)
-    save_file(_tensors(model), folder / "weights.safetensors")
-    (folder / "weights.safetensors").chmod(0o644)
+    weights.write(model, folder / "weights.safetensors")
     _write(folder / "manifest.json", asdict(model.card))
     _write(folder / "features.json", [asdict(feature) for feature in model.features])
     _write(folder / "probes.json", [asdict(probe) for probe in model.probes])
@@ -130,34 +133,35 @@ def load(folder: Path) -> RewardModel:
     card = _parse(folder / "manifest.json", ModelCard)
     if card.schema != SCHEMA:
         raise BundleError(f"{folder.name}: bundle schema {card.schema}; this version reads schema {SCHEMA}")
-    weights = load_file(folder / "weights.safetensors")
+    _check_sizes(card)
     try:
-        dictionary = Dictionary(
-            *(weights[f"sae.{n}"] for n in ("encoder", "bias", "threshold", "directions"))
-        )
-        head = Head(*(weights[f"head.{n}"] for n in ("center", "scale", "w1", "b1", "w2", "b2")))
-        tables = [weights[f"calibration.{n}"] for n in TABLES]
-    except KeyError as error:
-        raise BundleError(f"{folder.name}: weights.safetensors lacks {error}") from error
-    model = RewardModel(
-        card,
-        dictionary,
-        head.to(torch.device("cpu")),
-        Calibration(card.temperature, *tables).to(torch.device("cpu")),
-        _parse(folder / "features.json", tuple[Feature, ...]),
-        _parse(folder / "probes.json", tuple[Probe, ...]),
-    )
+        tensors = weights.read(folder / "weights.safetensors", card)
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{folder.name}/weights.safetensors: {error}") from error
+    features = _parse(folder / "features.json", tuple[Feature, ...])
+    probes = _parse(folder / "probes.json", tuple[Probe, ...])
+    if not probes or not len({one.latent for one in features}) == len(features) == card.directions:
+        raise BundleError(f"{folder.name}: one feature for each of {card.directions} directions, and probes")
+    model = RewardModel(card, *tensors, features, probes)
     return replace(model, profiles=_profiles(model, folder / "profiles"))
 
 
-def check_home(card: ModelCard, *, backbone: str, template: str) -> None:
+def check_home(model: RewardModel, *, backbone: str, template: str, width: int, layers: int) -> None:
     """Refuse a model on a backbone or chat template other than its own."""
+    card = model.card
     for what, trained, found in (
         ("backbone", card.backbone_digest, backbone),
         ("chat template", f"sha256:{card.template_sha256}", f"sha256:{template}"),
     ):
         if trained != found:
             raise BundleError(f"{card.name}: trained on {what} {trained}, but this one is {found}")
+    if model.dictionary.directions.shape[1] != width:
+        raise BundleError(f"{card.name}: its directions do not fit a backbone of width {width}")
+    if card.layer > layers:
+        raise BundleError(
+            f"{card.name} reads layer {card.layer}, but the backbone ends after layer {layers}; "
+            "restart to serve it"
+        )
 
 
 def names(models_dir: Path) -> list[str]:
@@ -177,11 +181,21 @@ def _profiles(model: RewardModel, folder: Path) -> dict[str, Profile]:
     return found
 
 
+def _check_sizes(card: ModelCard) -> None:
+    """Numbers of a manifest that would make no model."""
+    sizes = {name: getattr(card, name) for name in ("layer", "directions", "heads", "hidden")}
+    for name, size in sizes.items():
+        if not 0 < size <= LARGEST:
+            raise BundleError(f"{card.name[:200]}: {name} is {size}")
+    if not (math.isfinite(card.temperature) and card.temperature > 0):
+        raise BundleError(f"{card.name[:200]}: temperature is {card.temperature}")
+
+
 def _check_digests(folder: Path) -> None:
     sums = folder / "SHA256SUMS"
     if not sums.exists():
         raise BundleError(f"{folder}: no bundle here (SHA256SUMS is missing)")
-    lines = [line.partition("  ") for line in sums.read_text().splitlines()]
+    lines = [line.partition("  ") for line in sums.read_text(errors="replace").splitlines()]
     listed = {name: digest for digest, _, name in lines}
     for name in SEALED:
         if not (folder / name).exists():
@@ -189,19 +203,6 @@ def _check_digests(folder: Path) -> None:
         found = _sha256(folder / name)
         if listed.get(name) != found:
             raise BundleError(f"{folder.name}: {name} has sha256 {found}, SHA256SUMS says {listed.get(name)}")
-
-
-def _tensors(model: RewardModel) -> dict[str, torch.Tensor]:
-    dictionary, head, calibration = model.dictionary, model.head, model.calibration
-    tensors = {
-        **{f"sae.{n}": getattr(dictionary, n) for n in ("encoder", "bias", "threshold", "directions")},
-        **{f"head.{n}": getattr(head, n) for n in ("center", "scale", "w1", "b1", "w2", "b2")},
-        **{f"calibration.{n}": getattr(calibration, n) for n in TABLES},
-    }
-    return {
-        name: tensor.to(torch.half if name == "head.w1" else torch.float).contiguous()
-        for name, tensor in tensors.items()
-    }
 
 
 def _write(file: Path, content: Any) -> None:

@@ -56,7 +56,10 @@ class Engine:
         composites: Mapping[str, Composite] | None = None,
     ) -> None:
         for model in models.values():
-            check_home(model.card, backbone=backbone.digest, template=text.digest)
+            check_home(
+                model, backbone=backbone.digest, template=text.digest, width=backbone.width,
+                layers=backbone.layers,
+            )  # fmt: skip
         self.backbone = backbone
         self.text = text
         self.models = {name: model.to(backbone.device) for name, model in models.items()}
@@ -114,7 +117,13 @@ class Engine:
 
         Items share rows, and 0 x NaN is NaN: one overflowing item can spoil every item of its prefix.
         """
-        results = self._pass(prepared)
+        try:
+            results = self._pass(prepared)
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
+            torch.cuda.empty_cache()
+            raise MemoryError("this batch does not fit on the device") from error
         if len(results) == 1:
             return results
         return [
@@ -199,7 +208,10 @@ class Engine:
         """Score every model's probes and refuse to serve if one is off."""
         tolerance = TOLERANCE[self.backbone.dtype]
         for name, model in self.models.items():
-            encoded = self.encode([probe.exchange for probe in model.probes])
+            try:
+                encoded = self.encode([probe.exchange for probe in model.probes])
+            except InvalidInput as error:
+                raise BundleError(f"{name}: a probe cannot be scored: {error}") from error
             results = self.score([Job(one, Ask((name,), Explain.NONE)) for one in encoded])
             for index, (probe, result) in enumerate(zip(model.probes, results, strict=True)):
                 found = math.nan if isinstance(result, NonFinite) else result.scores[0].reward

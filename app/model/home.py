@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from app.errors import BundleError
+from app.errors import BundleError, NotFound
 from app.model import bundle, composite, sources
 from app.model.backbone import Backbone
 from app.model.bundle import RewardModel
@@ -30,6 +30,25 @@ def engine(settings: Settings, progress: Progress) -> Engine:
         known = ", ".join(made.names)
         raise BundleError(f"no reward model {settings.default_model!r} to be the default; there are: {known}")
     return made
+
+
+def with_model(engine: Engine, name: str, settings: Settings) -> Engine:
+    """The same engine with a bundle as it lies on disk; the name is looked up, never joined to a path."""
+    found = {folder: folder for folder in bundle.names(settings.models_dir)}
+    if name not in found:
+        raise NotFound(f"no bundle {name[:200]!r} in the models folder", "id", "unknown_model")
+    loaded = bundle.load(settings.models_dir / found[name])
+    models = {**engine.models, name: loaded}
+    return Engine(engine.backbone, engine.text, models, _composites(settings, set(models)))
+
+
+def without_model(engine: Engine, name: str) -> Engine:
+    """The same engine without a model; refused where a composite needs it."""
+    needing = [one for one in engine.composites if name in {h.partition("@")[0] for h in engine.heads(one)}]
+    if needing:
+        raise BundleError(f"{name} is a head of {', '.join(needing)}")
+    models = {other: model for other, model in engine.models.items() if other != name}
+    return Engine(engine.backbone, engine.text, models, engine.composites)
 
 
 def resident(name: str, layers: int | None, settings: Settings, progress: Progress) -> tuple[Backbone, Text]:

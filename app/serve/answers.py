@@ -45,6 +45,25 @@ class TokenBody(BaseModel):
     credit: float
 
 
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class FailedReward(BaseModel):
+    """A response that could not be scored, beside others that were."""
+
+    index: int
+    input: int
+    response: int
+    model: str
+    error: ErrorDetail
+
+
 class RewardBody(BaseModel):
     """One reward; reward == baseline_reward + all contributions + length_correction - penalty + residual."""
 
@@ -93,7 +112,7 @@ class RewardsAnswer(BaseModel):
     object: Literal["list"] = "list"
     models: list[str]
     steer: dict[str, float] | None = None
-    data: list[RewardBody]
+    data: list[RewardBody | FailedReward]
     usage: Usage
     timings: Timings
 
@@ -114,24 +133,23 @@ class ComparisonBody(BaseModel):
     truncated: bool
 
 
+class FailedComparison(BaseModel):
+    """A pair of which one response could not be scored."""
+
+    index: int
+    error: ErrorDetail
+    truncated: bool
+
+
 class CompareAnswer(BaseModel):
     """Answer of POST /v1/compare."""
 
     id: str
     object: Literal["list"] = "list"
     model: str
-    data: list[ComparisonBody]
+    data: list[ComparisonBody | FailedComparison]
     usage: Usage
     timings: Timings
-
-
-class ErrorDetail(BaseModel):
-    """What went wrong."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str
 
 
 class ErrorBody(BaseModel):
@@ -147,6 +165,13 @@ class CardBody(BaseModel):
 
     id: str
     object: Literal["model"] = "model"
+
+
+class Changed(BaseModel):
+    """What became of a model."""
+
+    id: str
+    change: Literal["loaded", "reloaded", "unloaded"]
 
 
 class CardList(BaseModel):
@@ -206,5 +231,5 @@ class DriftAnswer(BaseModel):
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorBody} for code in (400, 404, 413, 422, 429, 500, 503)
+    code: {"model": ErrorBody} for code in (400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 503, 504)
 }

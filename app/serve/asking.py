@@ -1,15 +1,18 @@
-"""Between a request and the scorer, for every dialect: which model is meant, and does anybody still wait."""
+"""Between a request and the scorer, for every dialect: on which terms, which model, does anybody wait."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Annotated, Any, TypeVar
+from collections.abc import Coroutine, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, Header, Request
 
-from app.serve.scoring import Scorer
+from app.serve.requests import Place
+from app.serve.scoring import Outcome, Scorer
+from app.types import ANYONE, Ask, Exchange, Terms
 
 T = TypeVar("T")
 PATH_MODEL = "sparserm.model"
+NOTE = "sparserm.note"
 
 
 def scorer(request: Request) -> Scorer:
@@ -19,13 +22,38 @@ def scorer(request: Request) -> Scorer:
 
 
 TheScorer = Annotated[Scorer, Depends(scorer)]
-Caller = Annotated[
-    str,
-    Header(
-        alias="X-SparseRM-Caller", pattern=r"^[A-Za-z0-9._-]{1,64}$",
-        description="Who asks, for watching drift by caller.",
-    ),
-]  # fmt: skip
+
+
+def terms(
+    request: Request,
+    caller: Annotated[
+        str,
+        Header(
+            alias="X-SparseRM-Caller", pattern=r"^[A-Za-z0-9._-]{1,64}$",
+            description="Who asks, for drift by caller and for fairness between callers.",
+        ),
+    ] = ANYONE,
+    priority: Annotated[
+        Literal["normal", "urgent"],
+        Header(alias="X-SparseRM-Priority", description="Urgent requests pass most normal ones."),
+    ] = "normal",
+    timeout_s: Annotated[
+        float | None,
+        Header(
+            alias="X-SparseRM-Timeout", gt=0, le=3600,
+            description="Seconds this request may take; what cannot be done in time is refused.",
+        ),
+    ] = None,
+) -> Terms:  # fmt: skip
+    """The terms in a request's headers; also kept on the request, for dialects."""
+    patience = timeout_s or request.app.state.settings.timeout_s
+    host = request.client.host if request.client else ""
+    found = Terms(caller, host, priority == "urgent", patience)
+    request.state.terms = found
+    return found
+
+
+TheTerms = Depends(terms)
 
 
 def meant(request: Request, named: str | None, *, lenient: bool = False) -> str:
@@ -39,7 +67,32 @@ def meant(request: Request, named: str | None, *, lenient: bool = False) -> str:
     return by_path or str(request.app.state.default_model)
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def outcome(
+    request: Request, placed: Sequence[tuple[Exchange, Place]], ask: Ask, *, truncate: bool
+) -> Outcome:
+    """Score what a request asks for, as long as it waits; what is worth logging is noted."""
+    note = request.scope.setdefault(NOTE, {})
+    note |= {"models": ",".join(ask.models), "items": len(placed), "caller": request.state.terms.caller}
+    work = scorer(request).score(placed, ask, request.state.terms, truncate=truncate)
+    found = await _unless_gone(request, work)
+    note |= {
+        "tokens": sum(len(one.ids) for one in found.encoded),
+        "computed_tokens": found.computed_tokens,
+        **timings(found),
+    }
+    return found
+
+
+def timings(found: Outcome) -> dict[str, float]:
+    """How long the stages of a request took."""
+    return {
+        "encode_ms": round(found.encode_s * 1e3, 3),
+        "wait_ms": round(found.wait_s * 1e3, 3),
+        "device_ms": round(found.device_s * 1e3, 3),
+    }
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Do the work, or drop it as soon as nobody waits for the answer."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(request.receive())

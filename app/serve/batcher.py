@@ -1,27 +1,34 @@
 """Many small requests → few full passes: one task, one device thread, no timer.
 
-While one pass runs, the next batch gathers. It is sealed early, one ahead, only once a full budget
-waits; so an idle server answers at once and a busy one always runs full passes.
+While one pass runs, the next batch gathers. It is sealed early, one ahead, only once a full budget waits; so
+an idle server answers at once and a busy one always runs full passes. A pass that fails is run again in
+halves, down to the item that fails alone; a device that fails at everything is given up.
 """
 
 import asyncio
+import logging
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, Self
+from functools import partial
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
-from app.errors import Closing, InvalidInput, NonFinite, Overloaded, SparseRMError
+from app.errors import Closing, DeviceLost, Late, NonFinite, SparseRMError
 from app.model.packing import Trie
+from app.serve.backlog import Backlog, Room
+from app.serve.line import Entry, Line
 from app.serve.metrics import Metrics
-from app.types import Job, Scored
+from app.types import Job, Scored, Terms
 
+log = logging.getLogger("sparserm")
 Result = Scored | SparseRMError
+T = TypeVar("T")
+LEAST_BUDGET = 64
+REGROWTH = 0.01
 
 
 class Device(Protocol):
-    """The two verbs of the engine that a batch needs."""
+    """The verbs of the engine that a batch needs."""
 
     def prepare(self, jobs: Sequence[Job]) -> Any:
         """Lay a batch out; needs no device."""
@@ -29,19 +36,8 @@ class Device(Protocol):
     def run(self, prepared: Any) -> Sequence[Scored | NonFinite]:
         """One forward pass."""
 
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    """A job in the queue and the caller that waits for it."""
-
-    job: Job
-    future: asyncio.Future["Answer"]
-    queued: float = field(default_factory=time.perf_counter)
-
-    @property
-    def tokens(self) -> int:
-        """Its full length, shared prefixes included."""
-        return len(self.job.encoded.ids)
+    def verify(self) -> None:
+        """Score what it knows the answer of; fails where the device cannot be trusted."""
 
 
 class Answer(NamedTuple):
@@ -51,33 +47,49 @@ class Answer(NamedTuple):
     wait_s: float
 
 
-def next_batch(queue: deque[Entry], budget: int) -> list[Entry]:
-    """Take entries in order until their new tokens fill the budget; the first always fits."""
+def next_batch(line: Line, budget: int) -> list[Entry]:
+    """Take entries in order until their new tokens fill the budget; the first always fits.
+
+    A batch is for one device: while models change, entries for the old and the new engine stay apart.
+    """
     batch: list[Entry] = []
     trie = Trie()
-    while queue:
-        ids = queue[0].job.encoded.ids
-        if queue[0].future.done():
-            queue.popleft()
-        elif batch and trie.size + trie.cost(ids) > budget:
+    now = time.monotonic()
+    while entry := line.first():
+        ids = entry.job.encoded.ids
+        if entry.until < now:
+            _settle(line.pop(), Late("this request's time is over", code="deadline_exceeded"), now)
+        elif batch and (entry.device is not batch[0].device or trie.size + trie.cost(ids) > budget):
             break
         else:
             trie.add(ids)
-            batch.append(queue.popleft())
+            batch.append(line.pop())
     return batch
 
 
 class Batcher:
-    """The queue before the device; run it inside `async with`."""
+    """The line before the device; run it inside `async with`.
 
-    def __init__(self, device: Device, metrics: Metrics, *, batch_tokens: int, queue_tokens: int) -> None:
-        self._device = device
+    `give_up` is called once, when the device is lost; from then on nothing is taken any more.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        batch_tokens: int,
+        queue_tokens: int,
+        hang_s: float = 120.0,
+        give_up: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.backlog = Backlog(queue_tokens, metrics)
+        self.lost = False
         self._metrics = metrics
-        self._budget = batch_tokens
-        self._limit = queue_tokens
-        self._queue: deque[Entry] = deque()
+        self._full_budget = self._budget = batch_tokens
+        self._hang_s = hang_s
+        self._give_up = give_up
+        self._line = Line()
         self._wake = asyncio.Event()
-        self._waiting = 0
         self._closing = False
         self._packer = ThreadPoolExecutor(1, "pack")
         self._worker = ThreadPoolExecutor(1, "device")
@@ -90,41 +102,53 @@ class Batcher:
         self._closing = True
         self._wake.set()
         await self._task
-        self._packer.shutdown()
-        self._worker.shutdown()
+        self._packer.shutdown(wait=not self.lost)
+        self._worker.shutdown(wait=not self.lost)
 
     @property
     def accepting(self) -> bool:
         """Whether new work is taken."""
-        return not self._closing and not self._task.done()
+        return not (self._closing or self.lost)
 
-    async def submit(self, jobs: Sequence[Job]) -> list[Answer]:
-        """Results in order; a job that fails alone answers with its error, the others with scores."""
-        self._admit(sum(len(job.encoded.ids) for job in jobs))
-        loop = asyncio.get_running_loop()
-        entries = [Entry(job, loop.create_future()) for job in jobs]
-        self._queue.extend(entries)
-        self._waiting += sum(entry.tokens for entry in entries)
-        self._note_queue()
-        self._wake.set()
-        return list(await asyncio.gather(*(entry.future for entry in entries)))
-
-    def _admit(self, tokens: int) -> None:
-        if not self.accepting:
+    def room(self, tokens: int, terms: Terms) -> Room:
+        """Room for a request of about so many tokens, or a refusal that says when to come back."""
+        if self.lost:
+            raise Closing("the device is lost; this process ends", code="device_lost")
+        if self._closing:
             raise Closing("the server is shutting down; send this to another one", code="closing")
-        if tokens > self._limit:
-            raise InvalidInput(
-                f"{tokens} tokens in one request; the queue holds {self._limit}",
-                "inputs",
-                "request_too_large",
-            )
-        if self._waiting + tokens > self._limit:
-            raise Overloaded(
-                f"{self._waiting} tokens are waiting already; the queue holds {self._limit}",
-                code="queue_full",
-            )
+        return self.backlog.room(tokens, terms, lambda: self._line.ahead(tokens, terms))
+
+    async def submit(self, jobs: Sequence[Job], device: Device, room: Room) -> list[Answer]:
+        """Results in order; a job that fails alone answers with its error, the others with scores."""
+        terms, loop = room.terms, asyncio.get_running_loop()
+        until = time.monotonic() + terms.patience_s
+        entries = [Entry(job, device, loop.create_future(), until) for job in jobs]
+        for entry in entries:
+            entry.future.add_done_callback(partial(_give, room, entry.tokens))
+        self._line.join(entries, terms)
+        self._note_line()
+        self._wake.set()
+        try:
+            return list(await asyncio.gather(*(entry.future for entry in entries)))
+        finally:
+            self._metrics.dropped.inc(self._line.leave(entries, terms))
+            self._note_line()
+
+    async def on_device(self, work: Callable[[], T]) -> T:
+        """Do something on the device's thread, between two passes."""
+        try:
+            running = asyncio.get_running_loop().run_in_executor(self._worker, work)
+            return await asyncio.wait_for(running, self._hang_s)
+        except TimeoutError as error:
+            raise DeviceLost(f"the device has not answered for {self._hang_s:.0f} s") from error
 
     async def _serve(self) -> None:
+        try:
+            await self._passes()
+        except Exception as error:  # noqa: BLE001 - without this task nothing would ever be answered
+            self._lose([], error)
+
+    async def _passes(self) -> None:
         running: asyncio.Task[None] | None = None
         while batch := await self._gather(running):
             prepared = await self._prepare(batch)
@@ -138,73 +162,109 @@ class Batcher:
         """The next batch: at once when the device is idle, when full otherwise; empty at the end."""
         while True:
             idle = running is None or running.done()
-            if self._queue and (idle or self._waiting >= self._budget):
-                if batch := self._take():
+            if self._line.first() and (idle or self._line.tokens >= self._budget):
+                batch = next_batch(self._line, self._budget)
+                self._note_line()
+                if batch:
                     return batch
-            elif self._closing and not self._queue:
+            elif self._closing and not self._line.first():
                 return []
             else:
                 self._wake.clear()
                 await self._wake.wait()
 
-    def _take(self) -> list[Entry]:
-        """Pop a batch; entries whose caller has gone are dropped on the way."""
-        before = len(self._queue)
-        batch = next_batch(self._queue, self._budget)
-        self._waiting = sum(entry.tokens for entry in self._queue)
-        self._metrics.dropped.inc(before - len(self._queue) - len(batch))
-        self._note_queue()
-        return batch
-
     async def _prepare(self, batch: list[Entry]) -> Any:
         """The batch packed, or None if packing it failed."""
         jobs = [entry.job for entry in batch]
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._packer, self._device.prepare, jobs)
-        except Exception:  # noqa: BLE001 - whatever it was, the items are retried one by one
+            return await asyncio.get_running_loop().run_in_executor(
+                self._packer, batch[0].device.prepare, jobs
+            )
+        except Exception:  # noqa: BLE001 - whatever it was, the items are tried again in halves
             return None
 
     async def _pass(self, batch: list[Entry], prepared: Any) -> None:
-        started = time.perf_counter()
+        started = time.monotonic()
         try:
-            results = list(await self._on_device(prepared)) if prepared else await self._one_by_one(batch)
-        except Exception:  # noqa: BLE001 - a batch fails for one item's sake; find it
-            results = await self._one_by_one(batch)
-        self._settle(batch, results, started)
+            results = await self._results(batch, prepared)
+        except Exception as error:  # noqa: BLE001 - what is left is a lost device
+            results = self._lose(batch, error)
+        for entry, result in zip(batch, results, strict=True):
+            _settle(entry, result, started)
+        self._measure(batch, results, time.monotonic() - started)
         self._wake.set()
 
-    async def _on_device(self, prepared: Any) -> Sequence[Result]:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, self._device.run, prepared)
-
-    async def _one_by_one(self, batch: list[Entry]) -> list[Result]:
-        self._metrics.retried.inc()
-        results: list[Result] = []
-        for entry in batch:
-            try:
-                results.extend(await self._on_device(self._device.prepare([entry.job])))
-            except Exception as error:  # noqa: BLE001 - answered to the one caller it belongs to
-                cause = type(error).__name__
-                results.append(SparseRMError(f"scoring this item failed ({cause})", code="device_error"))
+    async def _results(self, batch: list[Entry], prepared: Any) -> Sequence[Result]:
+        if self.lost:
+            raise DeviceLost("the device is lost")
+        results = await self._tried(batch, prepared)
+        if not any(isinstance(result, Scored) for result in results):
+            await self.on_device(batch[0].device.verify)
         return results
 
-    def _settle(self, batch: list[Entry], results: Sequence[Result], started: float) -> None:
-        for entry, result in zip(batch, results, strict=True):
-            if not entry.future.done():
-                entry.future.set_result(Answer(result, started - entry.queued))
-        self._measure(batch, results)
+    async def _tried(self, batch: list[Entry], prepared: Any) -> Sequence[Result]:
+        try:
+            if prepared is None:
+                prepared = batch[0].device.prepare([entry.job for entry in batch])
+            return await self.on_device(lambda: batch[0].device.run(prepared))
+        except DeviceLost:
+            raise
+        except Exception as error:  # noqa: BLE001 - one item's fault, or too much at once: find out
+            return await self._rescued(batch, error)
 
-    def _measure(self, batch: list[Entry], results: Sequence[Result]) -> None:
+    async def _rescued(self, batch: list[Entry], error: Exception) -> Sequence[Result]:
+        """The batch in halves, down to the item that fails alone; that one is tried no more."""
+        self._metrics.retried.inc()
+        log.warning("a pass over %d items failed (%s)", len(batch), type(error).__name__)
+        if isinstance(error, MemoryError):
+            self._shrink(batch)
+        if len(batch) == 1:
+            cause = "out_of_memory" if isinstance(error, MemoryError) else "device_error"
+            return [SparseRMError(f"scoring this item failed ({type(error).__name__})", code=cause)]
+        middle = len(batch) // 2
+        return [*await self._tried(batch[:middle], None), *await self._tried(batch[middle:], None)]
+
+    def _shrink(self, batch: list[Entry]) -> None:
+        """What did not fit is not tried again; good passes widen the budget little by little."""
+        self._budget = max(LEAST_BUDGET, min(self._budget, sum(entry.tokens for entry in batch)) // 2)
+        log.warning("out of memory: passes of %d new tokens from now on", self._budget)
+
+    def _lose(self, batch: list[Entry], error: Exception) -> list[Result]:
+        """Give the device up: whatever waits is sent elsewhere."""
+        if not self.lost:
+            self.lost = True
+            log.critical("the device is lost (%s: %s)", type(error).__name__, error)
+            self._give_up()
+        gone = Closing("the device is lost; send this again", code="device_lost")
+        while self._line.first():
+            _settle(self._line.pop(), gone, time.monotonic())
+        return [gone] * len(batch)
+
+    def _measure(self, batch: list[Entry], results: Sequence[Result], seconds: float) -> None:
         scored = [result for result in results if isinstance(result, Scored)]
         computed = sum(result.computed_tokens for result in scored)
         self._metrics.batch_items.observe(len(batch))
         self._metrics.batch_tokens.observe(computed)
         self._metrics.non_finite.inc(sum(isinstance(result, NonFinite) for result in results))
         if len(scored) == len(batch):
+            self._budget = min(self._full_budget, self._budget + round(REGROWTH * self._full_budget))
+            if self._line.items:
+                self.backlog.passed(sum(entry.tokens for entry in batch), seconds)
             self._metrics.tokens_saved.inc(sum(entry.tokens for entry in batch) - computed)
+        self._metrics.budget.set(self._budget)
         for result in scored[:1]:
             self._metrics.stage_seconds.labels("forward").observe(result.forward_s)
             self._metrics.stage_seconds.labels("head").observe(result.head_s)
 
-    def _note_queue(self) -> None:
-        self._metrics.queue_items.set(len(self._queue))
-        self._metrics.queue_tokens.set(self._waiting)
+    def _note_line(self) -> None:
+        self._metrics.queue_items.set(self._line.items)
+        self._metrics.queue_tokens.set(self._line.tokens)
+
+
+def _give(room: Room, tokens: int, _: object) -> None:
+    room.give(tokens)
+
+
+def _settle(entry: Entry, result: Result, started: float) -> None:
+    if not entry.future.done():
+        entry.future.set_result(Answer(result, started - entry.queued))

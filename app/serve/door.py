@@ -1,61 +1,131 @@
-"""What every request passes: an id, a size limit, a count and a clock. Plain ASGI, so bodies stream."""
+"""What every request passes: an id, a clock, limits on its body, headers of caution, and one line in the log.
 
+Plain ASGI, so bodies stream. Clients that stop sending or reading are let go.
+"""
+
+import asyncio
+import logging
 import time
 import uuid
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.serve.asking import NOTE
 from app.serve.metrics import Metrics
+
+T = TypeVar("T")
+log = logging.getLogger("sparserm.request")
+PAGES = ("/docs", "/redoc")
+CDN = "https://cdn.jsdelivr.net"
+SEALED = "default-src 'none'; frame-ancestors 'none'"
+FOR_PAGES = (
+    f"default-src 'self'; script-src 'self' 'unsafe-inline' {CDN}; style-src 'self' 'unsafe-inline' {CDN}; "
+    "img-src 'self' data: https://fastapi.tiangolo.com; frame-ancestors 'none'"
+)
+CAUTION = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+)
 
 
 class Door:
     """Middleware around the whole app."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, *, max_body_bytes: int, held_bytes: int, slow_s: float
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._limit = max_body_bytes
+        self._most_held = held_bytes
+        self._slow_s = slow_s
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, code = time.perf_counter(), 500
+        started, code = time.perf_counter(), 499
         request_id = _request_id(scope)
+        body = Body(self, scope, receive)
 
-        async def numbered(message: Message) -> None:
+        async def sent(message: Message) -> None:
             nonlocal code
             if message["type"] == "http.response.start":
                 code = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
-            await send(message)
+                message["headers"] = [*message["headers"], *_headers(scope, request_id)]
+            await self.in_time(send(message))
 
         self._metrics.in_flight.inc()
         try:
-            await self._app(scope, self._limited(scope, receive), numbered)
+            await self._app(scope, body.receive, sent)
         finally:
+            self._held -= body.bytes
             self._metrics.in_flight.dec()
-            route = getattr(scope.get("route"), "path", "none")
-            self._metrics.requests.labels(route, scope["method"], str(code)).inc()
-            self._metrics.request_seconds.labels(route).observe(time.perf_counter() - started)
+            self._tell(scope, code, request_id, time.perf_counter() - started)
 
-    def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        """The body, until it is longer than allowed."""
+    async def in_time(self, step: Awaitable[T]) -> T:
+        """A step that is up to the client."""
+        return await asyncio.wait_for(step, self._slow_s)
+
+    def take(self, size: int, so_far: int) -> None:
+        """Hold so many bytes more of a body, if it may be that long."""
+        if so_far + size > self._limit:
+            raise HTTPException(413, f"the body is larger than {self._limit} bytes")
+        if self._held + size > self._most_held:
+            raise HTTPException(429, "too many bytes of requests are held in memory", {"Retry-After": "1"})
+        self._held += size
+
+    def _tell(self, scope: Scope, code: int, request_id: bytes, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "none")
+        self._metrics.requests.labels(route, scope["method"], str(code)).inc()
+        self._metrics.request_seconds.labels(route).observe(seconds)
+        facts = {
+            "id": request_id.decode("ascii"),
+            "method": scope["method"],
+            "route": route,
+            "status": code,
+            "ms": round(seconds * 1e3, 3),
+            **scope.get(NOTE, {}),
+        }
+        log.info("request", extra={"facts": facts})
+
+
+class Body:
+    """The body of one request as it comes in: counted, and waited for only so long."""
+
+    def __init__(self, door: Door, scope: Scope, receive: Receive) -> None:
+        self.bytes = 0
+        self._door = door
+        self._receive = receive
+        self._complete = False
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        seen = 0
+        self._declared = int(declared) if declared.isdigit() and len(declared) < 20 else 0
 
-        async def counted() -> Message:
-            nonlocal seen
-            message: dict[str, Any] = dict(await receive())
-            seen += len(message.get("body", b""))
-            if seen > self._limit or (declared.isdigit() and int(declared) > self._limit):
-                raise HTTPException(413, f"the body is larger than {self._limit} bytes")
-            return message
+    async def receive(self) -> Message:
+        """The next part, or, when all has come, word that the client has gone."""
+        if self._complete:
+            return await self._receive()
+        try:
+            message: dict[str, Any] = dict(await self._door.in_time(self._receive()))
+        except TimeoutError as error:
+            raise HTTPException(408, "the body did not come in time") from error
+        part = len(message.get("body", b""))
+        self._door.take(part, max(self.bytes, self._declared - part))
+        self.bytes += part
+        self._complete = not message.get("more_body", False)
+        return message
 
-        return counted
+
+def _headers(scope: Scope, request_id: bytes) -> list[tuple[bytes, bytes]]:
+    """What every answer carries; pages may load what they are made of, everything else nothing."""
+    policy = FOR_PAGES if scope["path"].startswith(PAGES) else SEALED
+    return [(b"x-request-id", request_id), (b"content-security-policy", policy.encode()), *CAUTION]
 
 
 def _request_id(scope: Scope) -> bytes:

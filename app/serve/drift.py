@@ -5,6 +5,7 @@ comes later shares one window.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from app.types import Score
 HALF_WINDOW, LEAST, EVERY = 1000, 200, 50
 MOST_CALLERS = 32
 SHOWN = 10
-ANYONE, OTHERS = "default", "other"
+OTHERS = "other"
 
 
 class Window:
@@ -48,10 +49,22 @@ class Drift:
     """The windows of one server: a model and a caller each."""
 
     def __init__(self, models: Mapping[str, RewardModel], metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._models: Mapping[str, RewardModel] = {}
+        self._windows: dict[str, dict[str, Window]] = {}
+        self.watch(models)
+
+    def watch(self, models: Mapping[str, RewardModel]) -> None:
+        """Watch these from now on; a model that stays the same keeps its windows."""
+        same = {name for name, model in models.items() if self._models.get(name) is model}
+        for name in set(self._windows) - same:
+            for caller in self._windows[name]:
+                for what in shift.OVERALL:
+                    with suppress(KeyError):
+                        self._metrics.drift.remove(name, caller, what)
+        self._windows = {name: self._windows[name] if name in same else {} for name in models}
         self._edges = {name: shift.edges(model) for name, model in models.items()}
         self._models = models
-        self._metrics = metrics
-        self._windows: dict[str, dict[str, Window]] = {name: {} for name in models}
 
     def observe(self, score: Score, caller: str) -> None:
         """Count a score, unless it was steered: what a profile does is no drift."""

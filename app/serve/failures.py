@@ -5,12 +5,21 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from app.errors import InvalidInput, Malformed, NotFound, Overloaded, SparseRMError, TooLarge
+from app.errors import (
+    Closing,
+    InvalidInput,
+    Malformed,
+    NotFound,
+    Overloaded,
+    SparseRMError,
+    TooLarge,
+    TooSlow,
+)
 
 LONGEST = 500
 VLLM_TYPES = {
     400: "BadRequestError", 404: "NotFoundError", 413: "BadRequestError", 429: "RateLimitError",
-    503: "ServiceUnavailableError",
+    503: "ServiceUnavailableError", 504: "GatewayTimeoutError",
 }  # fmt: skip
 TEI_TYPES = {
     400: "Empty", 404: "Validation", 413: "Validation", 422: "Validation", 424: "Backend", 429: "Overloaded",
@@ -32,12 +41,16 @@ def envelope(error: SparseRMError) -> dict[str, Any]:
 
 def waiting(error: SparseRMError) -> dict[str, str] | None:
     """The header that says when to come back."""
-    return {"Retry-After": str(error.retry_after_s)} if isinstance(error, Overloaded) else None
+    if isinstance(error, Overloaded | Closing):
+        return {"Retry-After": str(error.retry_after_s)}
+    return None
 
 
 def from_http(error: HTTPException) -> SparseRMError:
     """What the framework refused, as one of ours."""
-    known: dict[int, type[SparseRMError]] = {400: Malformed, 404: NotFound, 413: TooLarge}
+    known: dict[int, type[SparseRMError]] = {
+        400: Malformed, 404: NotFound, 408: TooSlow, 413: TooLarge, 429: Overloaded,
+    }  # fmt: skip
     return known.get(error.status_code, InvalidInput)(error.detail, code=f"http_{error.status_code}")
 
 

@@ -13,8 +13,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from app.errors import InvalidInput, SparseRMError
-from app.serve.asking import meant, scorer, unless_gone
-from app.serve.drift import ANYONE
+from app.serve.asking import meant, outcome
 from app.serve.failures import first_problem, from_http, waiting
 from app.serve.rendered import BLANK, Mode, understand
 from app.serve.requests import Place, Turn
@@ -115,9 +114,8 @@ async def listen(
     model = meant(request, named, lenient=lenient)
     ask = Ask((model,), Explain.FEATURES if top_k else Explain.NONE, top_k)
     placed = [(one, Place(f"item {i}", f"item {i}", f"item {i}")) for i, one in enumerate(exchanges)]
-    caller = request.headers.get("x-sparserm-caller", ANYONE)
-    outcome = await unless_gone(request, scorer(request).score(placed, ask, truncate=True, caller=caller))
-    return Heard(model, outcome.encoded, [scored.scores[0] for scored in outcome.scored])
+    found = await outcome(request, placed, ask, truncate=True)
+    return Heard(model, found.encoded, [scored.scores[0] for scored in found.scored])
 
 
 def reasons(score: Score) -> list[dict[str, Any]]:

@@ -1,69 +1,79 @@
 """Who may come in, and what a path says before the route begins: /k/KEY/… and /m/MODEL/….
 
+Everything but /health and /ready wants a key where there are any: /metrics any key, the rest one that may
+score; admin routes ask for more themselves.
 Trainers that cannot send a header carry the key in the path or in the URL's user part; those that cannot name
 a model carry that in the path too.
 """
 
 import base64
 import binascii
-import hashlib
-import hmac
 import ipaddress
 from contextlib import suppress
 
+from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import Exposed, Unauthorized
+from app.errors import Exposed, Forbidden, SparseRMError, Unauthorized
 from app.serve.asking import PATH_MODEL
 from app.serve.failures import envelope
+from app.serve.keys import Keys, Role
 from app.serve.metrics import Metrics
 from app.settings import Settings
 
-OPEN = frozenset({"/health", "/ready", "/ping"})
+OPEN = frozenset({"/health", "/ready"})
+ROLE = "sparserm.role"
 
 
 class Gate:
     """Middleware that reads the prefixes of a path and checks the key."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, keys: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, keys: Keys) -> None:
         self._app = app
         self._metrics = metrics
-        self._known = [_digest(key) for key in keys]
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or answer 401."""
+        """Let a request through, or answer 401 or 403."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         path, named = _prefixes(scope["path"])
         given = [named["k"]] if "k" in named else _carried(Headers(scope=scope))
-        if self._known and path not in OPEN and not any(self._knows(key) for key in given):
-            error = Unauthorized(
-                "no key, or an unknown one: send Authorization: Bearer KEY", code="unauthorized"
-            )
+        role = self._keys.role(given) if self._keys.any else Role.SCORE
+        if path not in OPEN and (error := _refusal(role, path)):
             self._metrics.errors.labels(error.code).inc()
             refusal = JSONResponse(envelope(error), error.status, {"WWW-Authenticate": "Bearer"})
             await refusal(scope, receive, send)
             return
-        scope.update({"path": path, "raw_path": path.encode(), PATH_MODEL: named.get("m")})
+        scope.update({"path": path, "raw_path": path.encode(), PATH_MODEL: named.get("m"), ROLE: role})
         await self._app(scope, receive, send)
 
-    def _knows(self, key: str) -> bool:
-        """Compare with every key, in constant time."""
-        found = [hmac.compare_digest(_digest(key), known) for known in self._known]
-        return any(found)
+
+def admin_only(request: Request) -> None:
+    """For routes that change what is served; without keys there is no admin."""
+    if request.scope.get(ROLE) != Role.ADMIN:
+        raise Forbidden("this wants an admin key (`sparserm keys new --role admin`)", code="forbidden")
 
 
 def refuse_exposure(settings: Settings) -> None:
     """Beyond loopback there must be a key, unless it is said twice that there shall be none."""
-    if settings.keys or settings.without_keys or _is_loopback(settings.host):
+    if settings.keys or settings.keys_file or settings.without_keys or _is_loopback(settings.host):
         return
     raise Exposed(
-        f"{settings.host} can be reached by others: set SPARSERM_API_KEYS, "
+        f"{settings.host} can be reached by others: set SPARSERM_API_KEYS or SPARSERM_KEYS_FILE, "
         "or SPARSERM_WITHOUT_KEYS=true if everybody may ask"
     )
+
+
+def _refusal(role: Role | None, path: str) -> SparseRMError | None:
+    if role is None:
+        return Unauthorized("no key, or an unknown one: send Authorization: Bearer KEY", code="unauthorized")
+    if role < Role.SCORE and path != "/metrics":
+        return Forbidden("this key opens /metrics and nothing else", code="forbidden")
+    return None
 
 
 def _is_loopback(host: str) -> bool:
@@ -93,7 +103,3 @@ def _carried(headers: Headers) -> list[str]:
         with suppress(binascii.Error, UnicodeDecodeError):
             found += base64.b64decode(value, validate=True).decode().split(":", 1)
     return found
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode(errors="replace")).digest()

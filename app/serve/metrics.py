@@ -12,6 +12,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
+        self._of_items(registry)
         self._of_models(registry)
         self.requests = Counter(
             "sparserm_requests", "Requests answered.", ["route", "method", "code"], registry=registry
@@ -28,8 +29,21 @@ class Metrics:
             "sparserm_stage_seconds", "Time of one stage: encode, wait, forward, head.", ["stage"],
             buckets=SECONDS, registry=registry,
         )  # fmt: skip
+
+    def _of_items(self, registry: CollectorRegistry) -> None:
+        """What is said about items on their way through the device."""
         self.queue_items = Gauge("sparserm_queue_items", "Items waiting for the device.", registry=registry)
         self.queue_tokens = Gauge("sparserm_queue_tokens", "Tokens waiting.", registry=registry)
+        self.backlog = Gauge(
+            "sparserm_backlog_tokens", "Tokens promised: being read, waiting or on the device.",
+            registry=registry,
+        )  # fmt: skip
+        self.speed = Gauge(
+            "sparserm_tokens_per_second", "Tokens answered a second while busy, lately.", registry=registry
+        )
+        self.budget = Gauge(
+            "sparserm_batch_budget_tokens", "New tokens a pass may hold now.", registry=registry
+        )
         self.batch_items = Histogram(
             "sparserm_batch_items", "Items in a forward pass.", buckets=POWERS, registry=registry
         )
@@ -54,8 +68,12 @@ class Metrics:
             "sparserm_dropped", "Items dropped because their caller had gone.", registry=registry
         )
         self.retried = Counter(
-            "sparserm_batches_retried", "Passes that failed and were redone item by item.", registry=registry
+            "sparserm_batches_retried", "Passes that failed and were redone in halves.", registry=registry
         )
+        self.failed = Counter(
+            "sparserm_items_failed", "Items answered with an error of their own, by cause.", ["cause"],
+            registry=registry,
+        )  # fmt: skip
         self.non_finite = Counter(
             "sparserm_non_finite", "Items whose reward was NaN or infinite.", registry=registry
         )

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from app.serve import adapters, routes
+from app.serve import adapters, operating, routes
 
 
 def render() -> str:
     """The OpenAPI document, stable between runs."""
     app = FastAPI(title="SparseRM", version="1")
-    app.include_router(routes.router)
+    for router in (routes.router, operating.router, operating.admin):
+        app.include_router(router)
     adapters.add(app)
     return json.dumps(app.openapi(), indent=1, sort_keys=True) + "\n"
 

@@ -1,30 +1,29 @@
-"""The native API: rewards with reasons, comparisons, model cards, health."""
+"""The native API: rewards with reasons, comparisons, model cards."""
 
 import uuid
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from app.errors import Closing, NotFound
+from app.errors import NotFound, SparseRMError
 from app.model.bundle import RewardModel
+from app.model.engine import Engine
 from app.serve import answers, requests
-from app.serve.asking import Caller, TheScorer, meant, unless_gone
-from app.serve.drift import ANYONE
+from app.serve.asking import TheScorer, TheTerms, meant, outcome, timings
+from app.serve.failures import envelope
 from app.serve.scoring import Outcome, Scorer
-from app.types import Ask, Contribution, Encoded, Explain, Feature, Score
+from app.types import Ask, Contribution, Encoded, Explain, Feature, Score, Scored
 
 ALL = 10**6
 router = APIRouter(responses=answers.ERRORS)
 
 
-@router.post("/v1/rewards", response_model=answers.RewardsAnswer, operation_id="rewards")
-async def rewards(
-    body: requests.RewardsRequest, request: Request, scorer: TheScorer, caller: Caller = ANYONE
-) -> Response:
+@router.post(
+    "/v1/rewards", response_model=answers.RewardsAnswer, operation_id="rewards", dependencies=[TheTerms]
+)
+async def rewards(body: requests.RewardsRequest, request: Request) -> Response:
     """Score responses; each reward comes with the features that made it."""
     placed = [(i, one) for i, item in enumerate(body.inputs) for one in item.exchanges(i)]
     names = [meant(request, body.model)] if isinstance(body.model, str | None) else body.model
@@ -32,36 +31,35 @@ async def rewards(
         tuple(dict.fromkeys(names)), body.explain, body.top_k,
         length_control=body.length_control, clusters=body.clusters, steer=body.steer,
     )  # fmt: skip
-    work = scorer.score([one for _, one in placed], ask, truncate=body.truncate, caller=caller)
-    outcome = await unless_gone(request, work)
+    found = await outcome(request, [one for _, one in placed], ask, truncate=body.truncate)
     answer = {
-        **_frame(outcome),
+        **_frame(found),
         "models": list(ask.models),
         "steer": body.steer or None,
-        "data": _reward_rows([i for i, _ in placed], outcome),
+        "data": _reward_rows([i for i, _ in placed], ask.models, found),
     }
     return JSONResponse(answer)
 
 
-@router.post("/v1/compare", response_model=answers.CompareAnswer, operation_id="compare")
-async def compare(
-    body: requests.CompareRequest, request: Request, scorer: TheScorer, caller: Caller = ANYONE
-) -> Response:
+@router.post(
+    "/v1/compare", response_model=answers.CompareAnswer, operation_id="compare", dependencies=[TheTerms]
+)
+async def compare(body: requests.CompareRequest, request: Request) -> Response:
     """Which of two responses is better, how surely, and which features make the difference."""
     placed = [one for i, pair in enumerate(body.pairs) for one in pair.exchanges(i)]
     name = meant(request, body.model)
     ask = Ask((name,), Explain.NONE, length_control=body.length_control)
-    work = scorer.score(placed, ask, truncate=body.truncate, caller=caller)
-    outcome = await unless_gone(request, work)
-    scores = [scored.scores[0] for scored in outcome.scored]
+    found = await outcome(request, placed, ask, truncate=body.truncate)
+    pairs = zip(found.results[::2], found.results[1::2], strict=True)
     data = [
         {
-            **_comparison(scorer, index, (chosen, rejected), body.top_k),
-            "truncated": any(one.truncated for one in outcome.encoded[2 * index : 2 * index + 2]),
+            "index": index,
+            **_comparison(found.engine, pair, body.top_k),
+            "truncated": any(one.truncated for one in found.encoded[2 * index : 2 * index + 2]),
         }
-        for index, (chosen, rejected) in enumerate(zip(scores[::2], scores[1::2], strict=True))
+        for index, pair in enumerate(pairs)
     ]
-    return JSONResponse({**_frame(outcome), "model": name, "data": data})
+    return JSONResponse({**_frame(found), "model": name, "data": data})
 
 
 @router.get("/v1/models", response_model=answers.CardList, operation_id="list_models")
@@ -110,77 +108,31 @@ async def drift(id: str, scorer: TheScorer) -> Response:  # noqa: A002 - the pat
     return JSONResponse({"object": "drift", "model": id, "callers": scorer.drift.report(id)})
 
 
-@router.get("/health", operation_id="health")
-async def health() -> dict[str, str]:
-    """The process is alive."""
-    return {"status": "alive"}
-
-
-@router.get("/ready", operation_id="ready")
-async def ready(scorer: TheScorer) -> dict[str, str]:
-    """Every model's probes passed and new work is taken."""
-    if not scorer.ready:
-        raise Closing("not taking new work", code="not_ready")
-    return {"status": "ready"}
-
-
-@router.get("/ping", operation_id="ping")
-async def ping() -> dict[str, str]:
-    """The same, as other servers name it."""
-    return {"status": "alive"}
-
-
-@router.get("/load", operation_id="load")
-async def load(request: Request) -> dict[str, int]:
-    """Requests being answered now, as vLLM's clients ask for it."""
-    inside = request.app.state.registry.get_sample_value("sparserm_requests_in_flight")
-    return {"server_load": int(inside or 1) - 1}
-
-
-@router.get("/version", operation_id="version")
-async def versions(scorer: TheScorer) -> dict[str, str]:
-    """What runs here."""
-    backbone = scorer.engine.backbone
-    packages = {name: version(name) for name in ("sparserm", "torch", "transformers")}
-    return {
-        **packages,
-        "backbone": backbone.name,
-        "device": str(backbone.device),
-        "dtype": str(backbone.dtype),
-    }
-
-
-@router.get("/metrics", operation_id="metrics", include_in_schema=False)
-async def metrics(request: Request) -> Response:
-    """Prometheus series."""
-    return Response(generate_latest(request.app.state.registry), media_type=CONTENT_TYPE_LATEST)
-
-
-def _frame(outcome: Outcome) -> dict[str, Any]:
+def _frame(found: Outcome) -> dict[str, Any]:
     """The fields every scoring answer shares."""
-    encoded = outcome.encoded
     return {
         "id": f"rm-{uuid.uuid4().hex}",
         "object": "list",
         "usage": {
-            "prompt_tokens": sum(one.start for one in encoded),
-            "response_tokens": sum(one.stop - one.start for one in encoded),
-            "computed_tokens": sum(one.computed_tokens for one in outcome.scored),
+            "prompt_tokens": sum(one.start for one in found.encoded),
+            "response_tokens": sum(one.stop - one.start for one in found.encoded),
+            "computed_tokens": found.computed_tokens,
         },
-        "timings": {
-            "encode_ms": round(outcome.encode_s * 1e3, 3),
-            "wait_ms": round(outcome.wait_s * 1e3, 3),
-            "device_ms": round(outcome.device_s * 1e3, 3),
-        },
+        "timings": timings(found),
     }
 
 
-def _reward_rows(inputs: list[int], outcome: Outcome) -> list[dict[str, Any]]:
+def _reward_rows(inputs: list[int], models: tuple[str, ...], found: Outcome) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for at, (which, encoded, scored) in enumerate(zip(inputs, outcome.encoded, outcome.scored, strict=True)):
+    for at, (which, encoded, result) in enumerate(zip(inputs, found.encoded, found.results, strict=True)):
         response = at - inputs.index(which)
-        for score in scored.scores:
-            rows.append({"index": len(rows), "input": which, "response": response, **_reward(score, encoded)})
+        said = (
+            [_reward(score, encoded) for score in result.scores]
+            if isinstance(result, Scored)
+            else [{"model": model, **envelope(result)} for model in models]
+        )
+        for one in said:
+            rows.append({"index": len(rows), "input": which, "response": response, **one})
     return rows
 
 
@@ -210,16 +162,20 @@ def _reward(score: Score, encoded: Encoded) -> dict[str, Any]:
     return row
 
 
-def _comparison(scorer: Scorer, index: int, pair: tuple[Score, Score], top_k: int) -> dict[str, Any]:
-    chosen, rejected = pair
+def _comparison(
+    engine: Engine, pair: tuple[Scored | SparseRMError, Scored | SparseRMError], top_k: int
+) -> dict[str, Any]:
+    for result in pair:
+        if isinstance(result, SparseRMError):
+            return envelope(result)
+    chosen, rejected = (result.scores[0] for result in pair if isinstance(result, Scored))
     margin = chosen.reward - rejected.reward
     correction = chosen.length_correction - rejected.length_correction
     penalty = chosen.penalty - rejected.penalty
-    shares = scorer.engine.contrast(chosen, rejected, ALL)
+    shares = engine.contrast(chosen, rejected, ALL)
     return {
-        "index": index,
         "margin": margin,
-        "probability": scorer.engine.probability(chosen.model, margin),
+        "probability": engine.probability(chosen.model, margin),
         "chosen_reward": chosen.reward,
         "rejected_reward": rejected.reward,
         "uncertainty": (chosen.uncertainty**2 + rejected.uncertainty**2) ** 0.5,

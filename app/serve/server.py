@@ -12,13 +12,15 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 
-from app.errors import SparseRMError
+from app.errors import SourceError, SparseRMError
 from app.model.engine import Engine
-from app.serve import adapters, routes
+from app.serve import adapters, operating, routes
 from app.serve.batcher import Batcher
 from app.serve.door import Door
 from app.serve.failures import envelope, first_problem, from_http, waiting
+from app.serve.fleet import Fleet
 from app.serve.gate import Gate
+from app.serve.keys import Keys
 from app.serve.metrics import Metrics
 from app.serve.scoring import Scorer
 from app.settings import Settings
@@ -29,16 +31,24 @@ log = logging.getLogger("sparserm")
 def create_app(engine: Engine, settings: Settings, registry: CollectorRegistry) -> FastAPI:
     """The server around one engine; its lifespan runs the probes and the batcher."""
     metrics = Metrics(registry)
-    _describe(engine, metrics)
+    default = settings.default_model or next(iter(engine.models))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine = app.state.engine
         await asyncio.to_thread(engine.verify)
         batcher = Batcher(
-            engine, metrics, batch_tokens=settings.batch_tokens, queue_tokens=settings.queue_tokens
+            metrics,
+            batch_tokens=settings.batch_tokens,
+            queue_tokens=settings.queue_tokens,
+            hang_s=settings.hang_s,
+            give_up=lambda: _lose(app),
         )
         async with batcher:
-            app.state.scorer = Scorer(engine, batcher, metrics, max_items=settings.max_items)
+            scorer = Scorer(engine, batcher, metrics, max_items=settings.max_items)
+            app.state.scorer = scorer
+            app.state.fleet = Fleet(scorer, batcher, metrics, settings, default)
+            app.state.engine = engine = None  # what a reload replaces must be free to go
             yield
 
     app = FastAPI(
@@ -47,15 +57,38 @@ def create_app(engine: Engine, settings: Settings, registry: CollectorRegistry) 
         description="Reward models one can read: every reward comes with the features that made it.",
         lifespan=lifespan,
     )
-    app.state.registry = registry
-    app.state.metrics, app.state.settings = metrics, settings
-    app.state.default_model = settings.default_model or next(iter(engine.models))
-    app.include_router(routes.router)
+    app.state.engine, app.state.lost = engine, False
+    app.state.registry, app.state.default_model = registry, default
+    app.state.metrics, app.state.settings, app.state.give_up = metrics, settings, lambda: None
+    for router in (routes.router, operating.router, operating.admin):
+        app.include_router(router)
     adapters.add(app, settings.dialect_names)
-    app.add_middleware(Gate, metrics=metrics, keys=settings.keys)
-    app.add_middleware(Door, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(Gate, metrics=metrics, keys=Keys(settings.keys, settings.keys_file))
+    app.add_middleware(
+        Door,
+        metrics=metrics,
+        max_body_bytes=settings.max_body_bytes,
+        held_bytes=settings.held_bytes,
+        slow_s=settings.slow_s,
+    )
+    if settings.otlp_endpoint:
+        _trace(app, settings.otlp_endpoint)
     _answer_errors(app, metrics)
     return app
+
+
+def _trace(app: FastAPI, endpoint: str) -> None:
+    try:
+        from app.serve import traces
+    except ImportError as error:
+        raise SourceError("SPARSERM_OTLP_ENDPOINT wants the extra: pip install 'sparserm[otel]'") from error
+    traces.trace(app, traces.exporting(endpoint))
+
+
+def _lose(app: FastAPI) -> None:
+    """The device is lost: say so, and end the process that runs this app."""
+    app.state.lost = True
+    app.state.give_up()
 
 
 def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
@@ -89,11 +122,3 @@ def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, unexpected)
-
-
-def _describe(engine: Engine, metrics: Metrics) -> None:
-    for name, model in engine.models.items():
-        card = model.card
-        metrics.info.labels(
-            name, card.task, card.backbone, card.backbone_digest, card.sae_sha256, str(card.layer)
-        ).set(1)

@@ -17,6 +17,7 @@ from app.serve.adapters import (
     slime,
     tei,
 )
+from app.serve.asking import TheTerms
 
 DIALECTS: dict[str, APIRouter] = {
     "openrlhf": openrlhf.router,
@@ -33,9 +34,10 @@ DIALECTS: dict[str, APIRouter] = {
 
 
 STATUSES = {
-    400: "Cannot be read.", 401: "No key, or an unknown one.", 404: "No such model.", 413: "Too large.",
-    422: "Cannot be scored.", 424: "The backend failed.", 429: "Busy.", 500: "Failed.",
-    503: "Starting or closing.",
+    400: "Cannot be read.", 401: "No key, or an unknown one.", 403: "A key that opens less.",
+    404: "No such model.", 408: "Sent too slowly.", 413: "Too large.", 422: "Cannot be scored.",
+    424: "The backend failed.", 429: "Busy.", 500: "Failed.", 503: "Starting or closing.",
+    504: "Not done in time.",
 }  # fmt: skip
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": why, "content": {"application/json": {"schema": {"type": "object"}}}}
@@ -46,7 +48,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 def add(app: FastAPI, names: tuple[str, ...] = ("all",)) -> None:
     """Teach an app some dialects by name, or all."""
     for router in spoken(names):
-        app.include_router(router, responses=REFUSALS)
+        app.include_router(router, responses=REFUSALS, dependencies=[TheTerms])
 
 
 def spoken(names: tuple[str, ...]) -> list[APIRouter]:

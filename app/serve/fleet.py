@@ -1,0 +1,75 @@
+"""Hot changes: models come, change and go while requests are answered.
+
+A change is a new engine on the same backbone. It must pass its probes on the device before requests turn to
+it; those that have begun end with the engine they began with, and then the old weights are free.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from app.errors import BundleError, Conflict, NotFound
+from app.model import home
+from app.model.engine import Engine
+from app.serve.batcher import Batcher
+from app.serve.metrics import Metrics
+from app.serve.scoring import Scorer
+from app.settings import Settings
+
+
+class Fleet:
+    """The models of one server; one change at a time."""
+
+    def __init__(
+        self, scorer: Scorer, batcher: Batcher, metrics: Metrics, settings: Settings, default: str
+    ) -> None:
+        self._scorer = scorer
+        self._batcher = batcher
+        self._metrics = metrics
+        self._settings = settings
+        self._default = default
+        self._changing = asyncio.Lock()
+        self._describe()
+
+    async def load(self, name: str) -> None:
+        """Serve a bundle of the models folder that is not served yet."""
+        if name in self._scorer.engine.models:
+            raise Conflict(f"{name!r} is served already; reload it", "id", "already_served")
+        await self._change(lambda engine: home.with_model(engine, name, self._settings))
+
+    async def reload(self, name: str) -> None:
+        """Serve a bundle as it lies on disk now."""
+        self._must_serve(name)
+        await self._change(lambda engine: home.with_model(engine, name, self._settings))
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no longer."""
+        self._must_serve(name)
+        if name == self._default.partition("@")[0]:
+            raise Conflict(f"{name!r} is the default model", "id", "is_default")
+        await self._change(lambda engine: home.without_model(engine, name))
+
+    def _must_serve(self, name: str) -> None:
+        known = self._scorer.engine.models
+        if name not in known:
+            raise NotFound(
+                f"no model {name[:200]!r} is served; there are: {', '.join(known)}", "id", "unknown_model"
+            )
+
+    async def _change(self, change: Callable[[Engine], Engine]) -> None:
+        async with self._changing:
+            try:
+                changed = await asyncio.to_thread(change, self._scorer.engine)
+                await self._batcher.on_device(changed.verify)
+            except BundleError as error:
+                raise Conflict(str(error), "id", "bundle_refused") from error
+            self._scorer.turn_to(changed)
+            self._describe()
+
+    def _describe(self) -> None:
+        """Say in the metrics what is served."""
+        self._metrics.info.clear()
+        for name, model in self._scorer.engine.models.items():
+            card = model.card
+            self._metrics.info.labels(
+                name, card.task, card.backbone, card.backbone_digest, card.sae_sha256, str(card.layer)
+            ).set(1)

@@ -1,0 +1,97 @@
+"""Who is next: the line before the device.
+
+An item's place is the line's clock plus the work its request has put before it, times the requests its caller
+has in line. So ten thousand items of one request do not stand before another's single one, and a hundred
+requests of one caller not before another's one. Who was placed stays placed: nobody waits for ever.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import Any
+
+from app.types import Job, Terms
+
+URGENCY = 16
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A job in line, the device it is for, and the caller that waits for its answer."""
+
+    job: Job
+    device: Any
+    future: asyncio.Future[Any]
+    until: float
+    queued: float = field(default_factory=time.monotonic)
+    taken: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Its full length, shared prefixes included."""
+        return len(self.job.encoded.ids)
+
+
+class Line:
+    """Entries in the order in which they are to be served."""
+
+    def __init__(self) -> None:
+        self.tokens, self.items = 0, 0
+        self._heap: list[tuple[float, int, Entry]] = []
+        self._clock = 0.0
+        self._asking: Counter[str] = Counter()
+        self._arrivals = count()
+
+    def join(self, entries: Sequence[Entry], terms: Terms) -> None:
+        """Take a request in; `leave` ends it, whatever became of its entries."""
+        self._asking[terms.who] += 1
+        pace, place = self._pace(terms), self._clock
+        for entry in entries:
+            place += entry.tokens * pace
+            heappush(self._heap, (place, next(self._arrivals), entry))
+        self.items += len(entries)
+        self.tokens += sum(entry.tokens for entry in entries)
+
+    def leave(self, entries: Sequence[Entry], terms: Terms) -> int:
+        """Nobody waits for these any more; how many of them had not been taken."""
+        self._asking[terms.who] -= 1
+        self._asking += Counter()
+        left = [entry for entry in entries if not entry.taken]
+        for entry in left:
+            self._take(entry)
+        if 2 * self.items < len(self._heap):
+            self._heap = [placed for placed in self._heap if not placed[2].taken]
+            heapify(self._heap)
+        return len(left)
+
+    def first(self) -> Entry | None:
+        """Who is served next."""
+        while self._heap and self._heap[0][2].taken:
+            heappop(self._heap)
+        return self._heap[0][2] if self._heap else None
+
+    def pop(self) -> Entry:
+        """Take the one who is next."""
+        if self.first() is None:
+            raise IndexError("nobody is in line")
+        place, _, entry = heappop(self._heap)
+        self._clock = max(self._clock, place)
+        self._take(entry)
+        return entry
+
+    def ahead(self, tokens: int, terms: Terms) -> int:
+        """Tokens that would be served before the last of so many that came now."""
+        place = self._clock + tokens * self._pace(terms, coming=1)
+        return sum(entry.tokens for at, _, entry in self._heap if at < place and not entry.taken)
+
+    def _pace(self, terms: Terms, *, coming: int = 0) -> float:
+        return (self._asking[terms.who] + coming) / (URGENCY if terms.urgent else 1)
+
+    def _take(self, entry: Entry) -> None:
+        entry.taken = True
+        self.items -= 1
+        self.tokens -= entry.tokens

@@ -1,0 +1,1 @@
+"""Faults, injected into real server processes while innocent requests go on."""
