@@ -1,5 +1,6 @@
 """What every command needs: settings that name a bad one, kind failures, progress bars."""
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -42,10 +43,10 @@ def _skipped(problem: SparseRMError) -> None:
 
 @contextmanager
 def failing_kindly() -> Iterator[None]:
-    """A known failure is one sentence and exit code 1, not a traceback."""
+    """A known failure, or one of the disk, is one sentence and exit code 1, not a traceback."""
     try:
         yield
-    except SparseRMError as error:
+    except (SparseRMError, OSError, sqlite3.Error) as error:
         console.print(f"[red]error:[/red] {error}", highlight=False)
         raise typer.Exit(1) from error
 

@@ -16,10 +16,12 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -201,21 +203,32 @@ def _convert(gguf: Path, source: Source, layers: int | None, cache: Path, progre
     depth = _depth(layers, total)
     decoder.layers = decoder.layers[:depth]
     progress("saving the cut", 0.7)
+    note = {"name": source.name, "sha256": source.sha256, "layers": depth, "total_layers": total}
     final = cache / "backbones" / f"{source.name}-{source.sha256[:12]}-{depth}"
+    keep(decoder, tokenizer, note, final)
+    progress("done", 1.0)
+    return final
+
+
+def keep(
+    decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, note: dict[str, Any], final: Path
+) -> None:
+    """A folder of a model that appears only when it is whole; where there is no room, nothing is left."""
     final.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=final.parent))
     try:
         decoder.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-        note = {"name": source.name, "sha256": source.sha256, "layers": depth, "total_layers": total}
         (scratch / "source.json").write_text(json.dumps(note, indent=2))
         scratch.chmod(0o755)
         shutil.rmtree(final, ignore_errors=True)
         scratch.replace(final)
+    except (OSError, SafetensorError) as error:
+        raise SourceError(
+            f"cannot keep {final.name} in {final.parent} ({error}); make room, or set SPARSERM_CACHE_DIR"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    progress("done", 1.0)
-    return final
 
 
 def file_digest(file: Path, progress: Callable[[float], None] = lambda _: None) -> str:

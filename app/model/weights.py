@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from app.errors import BundleError
 from app.model.directions import Dictionary
@@ -56,9 +56,9 @@ def write(model: "RewardModel", file: Path) -> None:
 
 
 def read(file: Path, card: "ModelCard") -> tuple[Dictionary, Head, Calibration]:
-    """The tensors of a bundle, on the CPU."""
+    """The tensors of a bundle, on the CPU; copied, so that whoever overwrites the file harms nobody."""
     _check(_header(file), card, f"{file.parent.name}/{file.name}")
-    found = load_file(file)
+    found = load(file.read_bytes())
     for name, tensor in found.items():
         if not tensor.isfinite().all():
             raise BundleError(f"{file.parent.name}: {name} holds numbers that are not finite")

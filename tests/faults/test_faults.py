@@ -6,7 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -191,7 +191,8 @@ def test_a_stopped_server_answers_what_it_took(settings: Settings, free_tcp_port
 def _restarted(settings: Settings, port: int, songs: Corpus, inject: Callable[[Server], None]) -> None:
     """Fifty lives of a server under callers that are patient; this test supervises."""
     known, wanted = songs[0]
-    with singing(f"http://127.0.0.1:{port}", songs, voices=3, patient=True) as heard:
+    with ExitStack() as voices:
+        heard = voices.enter_context(singing(f"http://127.0.0.1:{port}", songs, voices=3, patient=True))
         for _ in range(TIMES):
             with running(settings, port) as server:
                 [row] = server.ask([known]).json()["data"]
@@ -199,6 +200,7 @@ def _restarted(settings: Settings, port: int, songs: Corpus, inject: Callable[[S
                 inject(server)
         with running(settings, port):
             enough(heard)
+            voices.close()
     assert heard.wrong == []
 
 
