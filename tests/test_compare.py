@@ -16,7 +16,7 @@ from app.evaluate.accuracy import (
     wins,
     within_prompt,
 )
-from app.model.head import Calibration
+from app.model.head import OUTLYING, Calibration
 from app.pairs import having
 from app.settings import Settings
 from app.train import (
@@ -36,7 +36,9 @@ def test_calibration_reads_as_it_says() -> None:
     controlled = torch.tensor([False, False, False, True])
     assert table.percentile(rewards, controlled).tolist() == [0, 50, 100, 50]
     away = torch.tensor([[50**0.5, 0.0], [3.0, 4.0]], dtype=torch.float64)
-    assert table.distance(away, torch.tensor([1, 10**9])).tolist() == pytest.approx([50, 50])
+    read = torch.tensor([1, 10**9])
+    assert table.distance(away, read, torch.tensor([4, 8])).tolist() == pytest.approx([50, 50])
+    assert table.distance(away, read, torch.tensor([2, 9])).tolist() == [OUTLYING, OUTLYING]
     assert table.correction(torch.tensor([2, 4, 8, 10**6])).tolist() == [-1, -5, -9, -9]
     assert table.probability(0) == 0.5
 

@@ -56,13 +56,17 @@ class Head:
         return torch.einsum("bk,ehk->beh", x, self.w1) + self.b1
 
 
+OUTLYING = 99.5
+
+
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """What makes a raw reward readable; every table comes from responses to prompts not trained on.
 
     `rewards` (2, Q) are quantiles without and with length control; `axes` (K, K) and `apart` (K) say how
     projections usually scatter, `distances` (Q) how far; `length` (2, L) is the trend of reward with log2
-    tokens, as knots and values; `projections` (K, 9) are deciles of standardised projections.
+    tokens, as knots, from the first hundredth of lengths to the last, and values; `projections` (K, 9) are
+    deciles of standardised projections.
     """
 
     temperature: float
@@ -82,9 +86,14 @@ class Calibration:
         plain, evened = (_rank(rewards, table) for table in self.rewards)
         return torch.where(controlled, evened, plain)
 
-    def distance(self, x: Tensor, read: Tensor) -> Tensor:
-        """How far a mean of so many read tokens strays, as a percentile of those responses' own, 0 to 100."""
-        return _rank(stray(x, read, self.axes, self.apart), self.distances)
+    def distance(self, x: Tensor, read: Tensor, tokens: Tensor) -> Tensor:
+        """How far a mean of so many read tokens strays, as a percentile of those responses' own, 0 to 100.
+
+        A response among the shortest or longest hundredth is strange whatever it says.
+        """
+        found = _rank(stray(x, read, self.axes, self.apart), self.distances)
+        lengths, (least, most) = tokens.double().log2(), (self.length[0, 0], self.length[0, -1])
+        return torch.where((lengths <= least) | (lengths > most), found.clamp(min=OUTLYING), found)
 
     def correction(self, tokens: Tensor) -> Tensor:
         """What length control adds to the reward of a response of so many tokens."""

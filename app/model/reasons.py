@@ -42,7 +42,7 @@ def numbers(
         rewards,
         members.std(1, correction=0),
         model.calibration.percentile(rewards, controlled),
-        model.calibration.distance(plain, read_tokens),
+        model.calibration.distance(plain, read_tokens, tokens),
         correction,
     )
     numbers: list[list[float]] = torch.stack(columns, dim=1).tolist()

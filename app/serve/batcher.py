@@ -116,7 +116,8 @@ class Batcher:
             raise Closing("the device is lost; this process ends", code="device_lost")
         if self._closing:
             raise Closing("the server is shutting down; send this to another one", code="closing")
-        return self.backlog.room(tokens, terms, lambda: self._line.ahead(tokens, terms))
+        begun = self.backlog.tokens - self._line.tokens
+        return self.backlog.room(tokens, terms, lambda: begun + self._line.ahead(tokens, terms))
 
     async def submit(self, jobs: Sequence[Job], device: Device, room: Room) -> list[Answer]:
         """Results in order; a job that fails alone answers with its error, the others with scores."""

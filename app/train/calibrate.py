@@ -91,7 +91,7 @@ def trend(unseen: Tensor, tokens: Tensor, groups: list[str]) -> tuple[Tensor, Te
     lengths = tokens.flatten().double().log2()
     low, high = torch.quantile(lengths, torch.tensor([0.01, 0.99], dtype=torch.float64)).tolist()
     if low == high:
-        return torch.tensor([low, low + 1]).double(), torch.zeros(2).double()
+        return torch.tensor([low - 1, low + 1]).double(), torch.zeros(2).double()
     knots = torch.linspace(low, high, KNOTS, dtype=torch.float64)
     bumps = torch.stack([interpolate(lengths, knots, one) for one in torch.eye(KNOTS).double()], dim=1)
     place = torch.from_numpy(np.unique(np.repeat(groups, 2), return_inverse=True)[1])
