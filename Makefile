@@ -4,7 +4,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: setup serve test test-all audit check bench docs
+.PHONY: setup serve test test-all audit check bench soak docs
 
 setup: .venv/ready
 
@@ -36,6 +36,10 @@ check: setup audit
 bench: setup
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.storm
+
+soak: setup
+	$(BIN)/python -m tests.faults.overload
+	$(BIN)/python -m tests.faults.soak
 
 docs: setup
 	$(BIN)/python -m app.serve.openapi docs/openapi.json

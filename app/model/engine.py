@@ -204,10 +204,11 @@ class Engine:
                 except NotFound as error:
                     raise BundleError(f"composites.toml: {name}: {error}") from error
 
-    def verify(self) -> None:
-        """Score every model's probes and refuse to serve if one is off."""
+    def verify(self, *names: str) -> None:
+        """Score the probes of some models, or of all, and refuse to serve if one is off."""
         tolerance = TOLERANCE[self.backbone.dtype]
-        for name, model in self.models.items():
+        for name in names or self.models:
+            model = self.models[name]
             try:
                 encoded = self.encode([probe.exchange for probe in model.probes])
             except InvalidInput as error:

@@ -5,6 +5,7 @@ until each of them is answered, so what waits is bounded before any work is done
 """
 
 import math
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -82,6 +83,7 @@ class Room:
 
     def __init__(self, backlog: Backlog, tokens: int, terms: Terms) -> None:
         self.terms = terms
+        self.until = time.monotonic() + terms.patience_s
         self._backlog = backlog
         self._held = 0
         self._wanted = tokens

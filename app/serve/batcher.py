@@ -122,8 +122,7 @@ class Batcher:
     async def submit(self, jobs: Sequence[Job], device: Device, room: Room) -> list[Answer]:
         """Results in order; a job that fails alone answers with its error, the others with scores."""
         terms, loop = room.terms, asyncio.get_running_loop()
-        until = time.monotonic() + terms.patience_s
-        entries = [Entry(job, device, loop.create_future(), until) for job in jobs]
+        entries = [Entry(job, device, loop.create_future(), room.until) for job in jobs]
         for entry in entries:
             entry.future.add_done_callback(partial(_give, room, entry.tokens))
         self._line.join(entries, terms)

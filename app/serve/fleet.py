@@ -6,6 +6,7 @@ it; those that have begun end with the engine they began with, and then the old 
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from app.errors import BundleError, Conflict, NotFound
 from app.model import home
@@ -34,12 +35,12 @@ class Fleet:
         """Serve a bundle of the models folder that is not served yet."""
         if name in self._scorer.engine.models:
             raise Conflict(f"{name!r} is served already; reload it", "id", "already_served")
-        await self._change(lambda engine: home.with_model(engine, name, self._settings))
+        await self._change(lambda engine: home.with_model(engine, name, self._settings), name)
 
     async def reload(self, name: str) -> None:
         """Serve a bundle as it lies on disk now."""
         self._must_serve(name)
-        await self._change(lambda engine: home.with_model(engine, name, self._settings))
+        await self._change(lambda engine: home.with_model(engine, name, self._settings), name)
 
     async def unload(self, name: str) -> None:
         """Serve a model no longer."""
@@ -55,11 +56,13 @@ class Fleet:
                 f"no model {name[:200]!r} is served; there are: {', '.join(known)}", "id", "unknown_model"
             )
 
-    async def _change(self, change: Callable[[Engine], Engine]) -> None:
+    async def _change(self, change: Callable[[Engine], Engine], *new: str) -> None:
+        """Turn to a changed engine, once what is new in it has passed its probes."""
         async with self._changing:
             try:
                 changed = await asyncio.to_thread(change, self._scorer.engine)
-                await self._batcher.on_device(changed.verify)
+                if new:
+                    await self._batcher.on_device(partial(changed.verify, *new))
             except BundleError as error:
                 raise Conflict(str(error), "id", "bundle_refused") from error
             self._scorer.turn_to(changed)

@@ -124,8 +124,9 @@ def _frame(found: Outcome) -> dict[str, Any]:
 
 def _reward_rows(inputs: list[int], models: tuple[str, ...], found: Outcome) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
+    first: dict[int, int] = {}
     for at, (which, encoded, result) in enumerate(zip(inputs, found.encoded, found.results, strict=True)):
-        response = at - inputs.index(which)
+        response = at - first.setdefault(which, at)
         said = (
             [_reward(score, encoded) for score in result.scores]
             if isinstance(result, Scored)

@@ -1,6 +1,5 @@
 """create_app: engine, settings and registry in; an ASGI app out. Wiring, lifespan, error answers."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -29,14 +28,14 @@ log = logging.getLogger("sparserm")
 
 
 def create_app(engine: Engine, settings: Settings, registry: CollectorRegistry) -> FastAPI:
-    """The server around one engine; its lifespan runs the probes and the batcher."""
+    """The server around one engine, whose probes must pass; its lifespan runs the batcher."""
+    engine.verify()
     metrics = Metrics(registry)
     default = settings.default_model or next(iter(engine.models))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine = app.state.engine
-        await asyncio.to_thread(engine.verify)
         batcher = Batcher(
             metrics,
             batch_tokens=settings.batch_tokens,
