@@ -17,8 +17,12 @@ def serve(
     """Serve every reward model found; each setting is also a SPARSERM_… variable (docs/settings.md)."""
     from prometheus_client import REGISTRY
 
+    from app.serve import process
+
+    process.prepare()
+
     from app.model import home
-    from app.serve import logs, process
+    from app.serve import logs
     from app.serve.gate import refuse_exposure
     from app.serve.server import create_app
 

@@ -5,9 +5,11 @@ starts another.
 """
 
 import asyncio
+import ctypes
 import logging
 import os
 import resource
+from contextlib import suppress
 from typing import Any
 
 import h11
@@ -20,12 +22,23 @@ from app.settings import Settings
 LOST = 70
 KEEP_ALIVE_S = 75
 BACKLOG = 4096
+M_ARENA_MAX, HEAPS = -8, 2
 log = logging.getLogger("sparserm")
+
+
+def prepare() -> None:
+    """Before anything is loaded: as many open files as may be, and few heaps.
+
+    Every thread would otherwise get a heap of its own and keep what it freed.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with suppress(AttributeError, OSError):  # only glibc has it
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, HEAPS)
 
 
 def run(app: FastAPI, settings: Settings) -> int:
     """Serve until a signal or the loss of the device; the exit status."""
-    _allow_many_connections()
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -91,9 +104,3 @@ class Punctual(H11Protocol):
         elif not heading and self._late:
             self._late.cancel()
             self._late = None
-
-
-def _allow_many_connections() -> None:
-    """As many open files as this user may have: every connection is one."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
