@@ -81,7 +81,7 @@ class TooLarge(SparseRMError):
 
 @dataclass
 class Overloaded(SparseRMError):
-    """Not now: more work is promised than can be done in time."""
+    """Not now: it could not be done in the caller's time, or was not."""
 
     retry_after_s: int = 1
 
@@ -97,13 +97,6 @@ class Closing(SparseRMError):
 
     status = 503
     type = "unavailable_error"
-
-
-class Late(SparseRMError):
-    """The caller's time was over before its items were scored."""
-
-    status = 504
-    type = "timeout_error"
 
 
 class DeviceLost(SparseRMError):

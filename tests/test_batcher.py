@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from app.errors import BundleError, Closing, InvalidInput, Late, NonFinite, Overloaded, SparseRMError
+from app.errors import BundleError, Closing, InvalidInput, NonFinite, Overloaded, SparseRMError
 from app.model.packing import Trie, pack
 from app.serve.batcher import Answer, Batcher, next_batch
 from app.serve.line import Entry, Line
@@ -253,7 +253,7 @@ async def test_what_is_late_is_not_computed() -> None:
             await asyncio.sleep(0.1)
         await asyncio.gather(first, stays)
         [answer] = await late
-    assert isinstance(answer.result, Late)
+    assert isinstance(answer.result, Overloaded)
     assert bench.batches == [[1], [3]]
 
 

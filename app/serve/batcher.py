@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
-from app.errors import Closing, DeviceLost, Late, NonFinite, SparseRMError
+from app.errors import Closing, DeviceLost, NonFinite, Overloaded, SparseRMError
 from app.model.packing import Trie
 from app.serve.backlog import Backlog, Room
 from app.serve.line import Entry, Line
@@ -58,7 +58,7 @@ def next_batch(line: Line, budget: int) -> list[Entry]:
     while entry := line.first():
         ids = entry.job.encoded.ids
         if entry.until < now:
-            _settle(line.pop(), Late("this request's time is over", code="deadline_exceeded"), now)
+            _settle(line.pop(), Overloaded("its time is over", code="deadline_exceeded"), now)
         elif batch and (entry.device is not batch[0].device or trie.size + trie.cost(ids) > budget):
             break
         else:

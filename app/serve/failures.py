@@ -19,7 +19,7 @@ from app.errors import (
 LONGEST = 500
 VLLM_TYPES = {
     400: "BadRequestError", 404: "NotFoundError", 413: "BadRequestError", 429: "RateLimitError",
-    503: "ServiceUnavailableError", 504: "GatewayTimeoutError",
+    503: "ServiceUnavailableError",
 }  # fmt: skip
 TEI_TYPES = {
     400: "Empty", 404: "Validation", 413: "Validation", 422: "Validation", 424: "Backend", 429: "Overloaded",

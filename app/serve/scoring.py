@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.errors import Closing, InvalidInput, Late, SparseRMError
+from app.errors import Closing, InvalidInput, Overloaded, SparseRMError
 from app.model.engine import Engine
 from app.serve.batcher import Answer, Batcher
 from app.serve.drift import Drift
@@ -136,7 +136,7 @@ def _placed(answer: Answer, place: Place) -> Scored | SparseRMError:
     if isinstance(answer.result, Scored):
         return answer.result
     failure = type(answer.result)(answer.result.message, place.whole, answer.result.code)
-    if isinstance(failure, Late | Closing):
+    if isinstance(failure, Overloaded | Closing):
         raise failure
     return failure
 

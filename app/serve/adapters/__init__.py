@@ -37,7 +37,6 @@ STATUSES = {
     400: "Cannot be read.", 401: "No key, or an unknown one.", 403: "A key that opens less.",
     404: "No such model.", 408: "Sent too slowly.", 413: "Too large.", 422: "Cannot be scored.",
     424: "The backend failed.", 429: "Busy.", 500: "Failed.", 503: "Starting or closing.",
-    504: "Not done in time.",
 }  # fmt: skip
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": why, "content": {"application/json": {"schema": {"type": "object"}}}}
