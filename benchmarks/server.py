@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 PROGRAM = [sys.executable, "-c", "from app.cli import app; app()", "serve", "--port"]
 
@@ -25,14 +27,19 @@ class Served:
     def metric(self, name: str, key: str = "") -> float:
         """The sum of a series over its labels."""
         text = httpx.get(f"{self.url}/metrics", headers={"X-API-Key": key}).text
-        lines = [line for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
-        return sum(float(line.rpartition(" ")[2]) for line in lines)
+        return sum(sample.value for sample in samples(text, name))
 
     @property
     def resident_mib(self) -> float:
         """Memory it holds."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+
+
+def samples(text: str, name: str) -> list[Sample]:
+    """What /metrics tells of a series, one for each of its labels."""
+    families = text_string_to_metric_families(text)
+    return [sample for family in families for sample in family.samples if sample.name == name]
 
 
 @contextmanager

@@ -33,12 +33,10 @@ def engine(settings: Settings, progress: Progress) -> Engine:
 
 
 def with_model(engine: Engine, name: str, settings: Settings) -> Engine:
-    """The same engine with a bundle as it lies on disk; the name is looked up, never joined to a path."""
-    found = {folder: folder for folder in bundle.names(settings.models_dir)}
-    if name not in found:
+    """The same engine with a bundle as it lies on disk; only a name that is listed becomes a path."""
+    if name not in bundle.names(settings.models_dir):
         raise NotFound(f"no bundle {name[:200]!r} in the models folder", "id", "unknown_model")
-    loaded = bundle.load(settings.models_dir / found[name])
-    models = {**engine.models, name: loaded}
+    models = {**engine.models, name: bundle.load(settings.models_dir / name)}
     return Engine(engine.backbone, engine.text, models, _composites(settings, set(models)))
 
 

@@ -35,12 +35,12 @@ class Fleet:
         """Serve a bundle of the models folder that is not served yet."""
         if name in self._scorer.engine.models:
             raise Conflict(f"{name!r} is served already; reload it", "id", "already_served")
-        await self._change(lambda engine: home.with_model(engine, name, self._settings), name)
+        await self._bring(name)
 
     async def reload(self, name: str) -> None:
         """Serve a bundle as it lies on disk now."""
         self._must_serve(name)
-        await self._change(lambda engine: home.with_model(engine, name, self._settings), name)
+        await self._bring(name)
 
     async def unload(self, name: str) -> None:
         """Serve a model no longer."""
@@ -55,6 +55,10 @@ class Fleet:
             raise NotFound(
                 f"no model {name[:200]!r} is served; there are: {', '.join(known)}", "id", "unknown_model"
             )
+
+    async def _bring(self, name: str) -> None:
+        """Serve a bundle as it lies on disk, in place of what had its name."""
+        await self._change(lambda engine: home.with_model(engine, name, self._settings), name)
 
     async def _change(self, change: Callable[[Engine], Engine], *new: str) -> None:
         """Turn to a changed engine, once what is new in it has passed its probes."""

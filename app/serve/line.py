@@ -59,7 +59,8 @@ class Line:
     def leave(self, entries: Sequence[Entry], terms: Terms) -> int:
         """Nobody waits for these any more; how many of them had not been taken."""
         self._asking[terms.who] -= 1
-        self._asking += Counter()
+        if not self._asking[terms.who]:
+            del self._asking[terms.who]
         left = [entry for entry in entries if not entry.taken]
         for entry in left:
             self._take(entry)

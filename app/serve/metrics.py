@@ -12,7 +12,9 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        self._of_items(registry)
+        self._of_passes(registry)
+        self._of_texts(registry)
+        self._of_losses(registry)
         self._of_models(registry)
         self.requests = Counter(
             "sparserm_requests", "Requests answered.", ["route", "method", "code"], registry=registry
@@ -30,8 +32,8 @@ class Metrics:
             buckets=SECONDS, registry=registry,
         )  # fmt: skip
 
-    def _of_items(self, registry: CollectorRegistry) -> None:
-        """What is said about items on their way through the device."""
+    def _of_passes(self, registry: CollectorRegistry) -> None:
+        """What is said about what waits for the device, and about its passes."""
         self.queue_items = Gauge("sparserm_queue_items", "Items waiting for the device.", registry=registry)
         self.queue_tokens = Gauge("sparserm_queue_tokens", "Tokens waiting.", registry=registry)
         self.backlog = Gauge(
@@ -50,6 +52,9 @@ class Metrics:
         self.batch_tokens = Histogram(
             "sparserm_batch_tokens", "Tokens a forward pass computed.", buckets=POWERS, registry=registry
         )
+
+    def _of_texts(self, registry: CollectorRegistry) -> None:
+        """What is said about the texts that come."""
         self.input_tokens = Histogram(
             "sparserm_input_tokens", "Length of an item in tokens.", buckets=POWERS, registry=registry
         )
@@ -64,6 +69,9 @@ class Metrics:
             ["route", "mode", "family"], registry=registry,
         )  # fmt: skip
         self.truncated = Counter("sparserm_truncated", "Items whose text was cut.", registry=registry)
+
+    def _of_losses(self, registry: CollectorRegistry) -> None:
+        """What is said about items that were not scored at the first try, or at all."""
         self.dropped = Counter(
             "sparserm_dropped", "Items dropped because their caller had gone.", registry=registry
         )

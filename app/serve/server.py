@@ -31,34 +31,16 @@ def create_app(engine: Engine, settings: Settings, registry: CollectorRegistry) 
     """The server around one engine, whose probes must pass; its lifespan runs the batcher."""
     engine.verify()
     metrics = Metrics(registry)
-    default = settings.default_model or next(iter(engine.models))
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine = app.state.engine
-        batcher = Batcher(
-            metrics,
-            batch_tokens=settings.batch_tokens,
-            queue_tokens=settings.queue_tokens,
-            hang_s=settings.hang_s,
-            give_up=lambda: _lose(app),
-        )
-        async with batcher:
-            scorer = Scorer(engine, batcher, metrics, max_items=settings.max_items)
-            app.state.scorer = scorer
-            app.state.fleet = Fleet(scorer, batcher, metrics, settings, default)
-            app.state.engine = engine = None  # what a reload replaces must be free to go
-            yield
-
     app = FastAPI(
         title="SparseRM",
         version=version("sparserm"),
         description="Reward models one can read: every reward comes with the features that made it.",
-        lifespan=lifespan,
+        lifespan=_lifespan,
     )
-    app.state.engine, app.state.lost = engine, False
-    app.state.registry, app.state.default_model = registry, default
-    app.state.metrics, app.state.settings, app.state.give_up = metrics, settings, lambda: None
+    app.state.engine, app.state.settings = engine, settings
+    app.state.registry, app.state.metrics = registry, metrics
+    app.state.default_model = settings.default_model or next(iter(engine.models))
+    app.state.lost, app.state.give_up = False, lambda: None
     for router in (routes.router, operating.router, operating.admin):
         app.include_router(router)
     adapters.add(app, settings.dialect_names)
@@ -74,6 +56,25 @@ def create_app(engine: Engine, settings: Settings, registry: CollectorRegistry) 
         _trace(app, settings.otlp_endpoint)
     _answer_errors(app, metrics)
     return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """The batcher and what stands on it; the engine is handed over, so that a reload can let it go."""
+    state = app.state
+    settings: Settings = state.settings
+    batcher = Batcher(
+        state.metrics,
+        batch_tokens=settings.batch_tokens,
+        queue_tokens=settings.queue_tokens,
+        hang_s=settings.hang_s,
+        give_up=lambda: _lose(app),
+    )
+    async with batcher:
+        state.scorer = Scorer(state.engine, batcher, state.metrics, max_items=settings.max_items)
+        state.fleet = Fleet(state.scorer, batcher, state.metrics, settings, state.default_model)
+        state.engine = None
+        yield
 
 
 def _trace(app: FastAPI, endpoint: str) -> None:

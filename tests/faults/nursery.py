@@ -25,6 +25,7 @@ from app.serve import logs, process
 from app.serve.server import create_app
 from app.settings import Settings
 from app.types import Job, Scored
+from benchmarks.server import samples
 
 POISON, OVERFLOW, HUGE, DEATH, HANG, JUMP = "poison", "overflow", "huge", "death", "hang", "jump"
 KEY = {"X-API-Key": "boss"}
@@ -91,12 +92,7 @@ class Server:
 
     def metric(self, name: str) -> float:
         """The sum of a series over its labels."""
-        lines = [
-            line
-            for line in self.http.get("/metrics").text.splitlines()
-            if line.startswith((f"{name} ", f"{name}{{"))
-        ]
-        return sum(float(line.rpartition(" ")[2]) for line in lines)
+        return sum(sample.value for sample in samples(self.http.get("/metrics").text, name))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ import httpx
 from app.model import home
 from app.settings import Settings
 from app.types import Ask, Exchange, Explain, Job, Message, Scored
-from benchmarks.server import Served, serving
+from benchmarks.server import Served, samples, serving
 
 WORDS = sorted({word for word in Path(__file__).read_text().split() if word.isalpha()})
 ITEMS, VOICES, TOLERANCE = 160, 8, 1e-4
@@ -91,11 +91,9 @@ async def main(minutes: float) -> None:
             voices = [_voice(http, songs, random.Random(n), told, until) for n in range(VOICES)]
             await asyncio.gather(*voices, _reloads(http, name, told, until), _watch(server, told, until))
             answers = Counter[str]()
-            metrics = (await http.get(f"{server.url}/metrics", headers=ADMIN)).text
-            for line in metrics.splitlines():
-                if line.startswith("sparserm_requests_total"):
-                    code = line.partition('code="')[2].partition('"')[0]
-                    answers[code] += int(float(line.rpartition(" ")[2]))
+            told_by = (await http.get(f"{server.url}/metrics", headers=ADMIN)).text
+            for sample in samples(told_by, "sparserm_requests_total"):
+                answers[sample.labels["code"]] += int(sample.value)
             left = server.metric("sparserm_backlog_tokens", "boss")
     _report(told, answers, left, minutes)
 
