@@ -39,6 +39,11 @@ class Packed:
     paths: tuple[tuple[Run, ...], ...]
     new_tokens: tuple[int, ...]
 
+    @property
+    def everything(self) -> NDArray[np.int64]:
+        """Every row."""
+        return np.arange(len(self.ids))
+
     def rows(self, item: int, start: int, stop: int) -> NDArray[np.int64]:
         """Flat rows of tokens [start, stop) of an item."""
         runs = _slice(self.paths[item], start, stop)
