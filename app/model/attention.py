@@ -30,15 +30,10 @@ class View:
     mask: Tensor | None
 
 
-def views(
-    segments: Iterable[Segment], window: int | None, read: Rows | None, device: torch.device
-) -> list[View]:
-    """What each segment attends to; of its queries only those at `read`, and those lie side by side."""
+def views(segments: Iterable[Segment], window: int | None, read: Rows, device: torch.device) -> list[View]:
+    """What the queries at the rows in `read`, which lie side by side, attend to; one view a segment."""
     found: list[View] = []
     for segment in segments:
-        if read is None:
-            found.append(_view(segment, window, None, segment.start, device))
-            continue
         first, last = np.searchsorted(read, (segment.start, segment.stop))
         if first < last:
             found.append(_view(segment, window, read[first:last], int(first), device))
@@ -73,13 +68,13 @@ def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, 
     return weights.to(v) @ v
 
 
-def _view(segment: Segment, window: int | None, read: Rows | None, first: int, device: torch.device) -> View:
-    depth, length = segment.depth, segment.depth + segment.stop - segment.start
-    places = np.arange(depth, length) if read is None else read - segment.start + depth
+def _view(segment: Segment, window: int | None, read: Rows, first: int, device: torch.device) -> View:
+    length = segment.depth + segment.stop - segment.start
+    places = read - segment.start + segment.depth
     queries = slice(first, first + len(places))
     reach = min(window or length, length)
     mask = None
-    if depth or reach < length or len(places) < length:
+    if reach < length or len(places) < length:
         back = torch.from_numpy(places).to(device)[:, None] - torch.arange(length, device=device)
         mask = (back >= 0) & (back < reach)
     return View(queries, _keys(segment, device), mask)

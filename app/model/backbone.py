@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from app.model.attention import Rows, views
 from app.model.layers import Layer, fold, refuse_unknown
 from app.model.packing import Packed
+from app.model.recall import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,26 +74,32 @@ class Backbone:
         return [*self.embedding.parameters(), *(tensor for block in self.blocks for tensor in block.tensors)]
 
     @torch.inference_mode()
-    def residuals(self, packed: Packed, reads: Mapping[int, Rows]) -> dict[int, Residuals]:
-        """The residual stream after each of some layers, at some rows of the packed row."""
+    def residuals(
+        self, packed: Packed, reads: Mapping[int, Rows], session: Session | None = None
+    ) -> dict[int, Residuals]:
+        """The residual stream after each of some layers, at some rows that are computed."""
         wanted = {layer: np.unique(rows) for layer, rows in reads.items()}
-        places = {layer: torch.from_numpy(rows).to(self.device) for layer, rows in wanted.items()}
-        stream = self.embedding(torch.from_numpy(packed.ids).to(self.device))
-        row = stream.new_empty(len(stream), len(self.blocks[0].qkv))
-        turns, deepest = self._turns(packed), max(wanted)
-        seen = {
-            window: views(packed.segments, window, None, self.device)
-            for window in {block.window for block in self.blocks[: deepest - 1]}
+        places = {
+            layer: torch.from_numpy(rows - packed.before).to(self.device) for layer, rows in wanted.items()
         }
+        stream = self.embedding(torch.from_numpy(packed.ids).to(self.device))
+        row = stream.new_empty(packed.before + len(stream), len(self.blocks[0].qkv))
+        turns, deepest = self._turns(packed), max(wanted)
+        memory = session or Session(deepest)
+        windows = {block.window for block in self.blocks[: deepest - 1]}
+        seen = {one: views(packed.segments, one, packed.everything, self.device) for one in windows}
         found: dict[int, Residuals] = {}
-        for number, block in enumerate(self.blocks[: deepest - 1], start=1):
-            stream = block(stream, row, turns[block.look], seen[block.window])
+        for number, block in enumerate(self.blocks[:deepest], start=1):
+            memory.fill(number - 1, packed.fills, row)
+            if number < deepest:
+                stream = block(stream, row, turns[block.look], seen[block.window])
+            else:
+                last = views(packed.segments, block.window, wanted[deepest], self.device)
+                stream = block(stream, row, turns[block.look], last, places[deepest])
+            memory.note(row, block.shape.memory)
             if number in wanted:
-                found[number] = Residuals(wanted[number], stream[places[number]].float())
-        last = self.blocks[deepest - 1]
-        view = views(packed.segments, last.window, wanted[deepest], self.device)
-        stream = last(stream, row, turns[last.look], view, places[deepest])
-        found[deepest] = Residuals(wanted[deepest], stream.float())
+                values = stream if number == deepest else stream[places[number]]
+                found[number] = Residuals(wanted[number], values.float())
         return found
 
     @torch.inference_mode()

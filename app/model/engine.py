@@ -21,7 +21,8 @@ from app.model.bundle import RewardModel, check_home
 from app.model.composite import Composite, blend, levels
 from app.model.directions import Reading
 from app.model.judging import Case, judge
-from app.model.packing import Packed, pack
+from app.model.packing import Ids, Packed, pack
+from app.model.recall import Recall, Session
 from app.model.text import Text
 from app.types import (
     Ask,
@@ -39,10 +40,11 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 
 
 class Prepared(NamedTuple):
-    """Jobs and the packed row that answers them."""
+    """Jobs, the packed row that answers them, and what is remembered of their prompts."""
 
     jobs: tuple[Job, ...]
     packed: Packed
+    session: Session
 
 
 class Engine:
@@ -54,6 +56,7 @@ class Engine:
         text: Text,
         models: Mapping[str, RewardModel],
         composites: Mapping[str, Composite] | None = None,
+        recall: Recall | None = None,
     ) -> None:
         for model in models.values():
             check_home(
@@ -64,6 +67,7 @@ class Engine:
         self.text = text
         self.models = {name: model.to(backbone.device) for name, model in models.items()}
         self.composites = dict(composites or {})
+        self.recall = recall or Recall(0)
         self._levels = {name: levels(model.calibration) for name, model in models.items()}
         self._check_composites()
 
@@ -110,13 +114,17 @@ class Engine:
 
     def prepare(self, jobs: Sequence[Job]) -> Prepared:
         """Pack a batch; needs no device."""
-        return Prepared(tuple(jobs), pack([job.encoded.ids for job in jobs]))
+        session = self._session(jobs)
+        packed = pack([job.encoded.ids for job in jobs], session.spelled)
+        return Prepared(tuple(jobs), packed, session)
 
     def run(self, prepared: Prepared) -> list[Scored | NonFinite]:
         """Scores of a prepared batch; an item that overflows is told from those it spoilt.
 
         Items share rows, and 0 x NaN is NaN: one overflowing item can spoil every item of its prefix.
         """
+        if self._session(prepared.jobs).spelled != prepared.session.spelled:
+            prepared = self.prepare(prepared.jobs)
         try:
             results = self._pass(prepared)
         except RuntimeError as error:
@@ -134,11 +142,13 @@ class Engine:
     @torch.inference_mode()
     def _pass(self, prepared: Prepared) -> list[Scored | NonFinite]:
         """One forward pass, then every model over the jobs that asked for it."""
-        jobs, packed = prepared
+        jobs, packed, session = prepared
         started = time.perf_counter()
-        needed = [{head for name in job.ask.models for head in self.heads(name)} for job in jobs]
+        needed = [self._needed(job) for job in jobs]
         wanted = set().union(*needed)
-        residuals = self.backbone.residuals(packed, self._reads(prepared, needed))
+        session.keep = self._unknown(prepared)
+        residuals = self.backbone.residuals(packed, self._reads(prepared, needed), session)
+        self.recall.keep(session)
         forwarded = time.perf_counter()
         scores: list[dict[str, Score]] = [{} for _ in jobs]
         for name in sorted(wanted):
@@ -154,6 +164,21 @@ class Engine:
             _checked([self._score(name, found, job.ask.top_k) for name in job.ask.models], new, times)
             for job, found, new in zip(jobs, scores, packed.new_tokens, strict=True)
         ]
+
+    def _needed(self, job: Job) -> set[str]:
+        """The heads a job asks for."""
+        return {head for name in job.ask.models for head in self.heads(name)}
+
+    def _session(self, jobs: Sequence[Job]) -> Session:
+        """What is remembered of the prompts of some jobs."""
+        depth = max(self.find(head)[0].card.layer for job in jobs for head in self._needed(job))
+        return self.recall.session([_prompt(job) for job in jobs], depth)
+
+    def _unknown(self, prepared: Prepared) -> dict[Ids, Rows]:
+        """Prompts to remember, each with the rows that spell it."""
+        prompts = {_prompt(job): i for i, job in enumerate(prepared.jobs)}
+        unknown = self.recall.unknown(prepared.session, list(prompts))
+        return {ids: prepared.packed.rows(prompts[ids], 0, len(ids)) for ids in unknown}
 
     def _reads(self, prepared: Prepared, needed: Sequence[set[str]]) -> dict[int, Rows]:
         """Of each layer the rows that are pooled or credited."""
@@ -234,6 +259,10 @@ class Engine:
                         f"{name}: probe {index} scores {found:.6f}, the bundle says {probe.reward:.6f} "
                         f"(tolerance {tolerance})"
                     )
+
+
+def _prompt(job: Job) -> Ids:
+    return job.encoded.ids[: job.encoded.start]
 
 
 def _checked(scores: list[Score], new_tokens: int, times: tuple[float, float]) -> Scored | NonFinite:

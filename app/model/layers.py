@@ -34,6 +34,11 @@ class Shape:
     softcap: float | None
     activate: Callable[[Tensor], Tensor]
 
+    @property
+    def memory(self) -> int:
+        """Numbers a token leaves behind for those after it: its key and value in every group."""
+        return 2 * self.groups * self.size
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
