@@ -6,6 +6,7 @@ What a segment may see is worked out once a pass and used by every layer that lo
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -16,6 +17,15 @@ from torch.nn.functional import scaled_dot_product_attention
 from app.model.packing import Segment
 
 Rows = NDArray[np.int64]
+
+
+class Sight(Protocol):
+    """What the queries of a pass may see, and attention by it."""
+
+    def attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, scale: float, softcap: float | None
+    ) -> Tensor:
+        """(Q, H·d) attention of queries (Q, H, d) over keys and values (T, G, d), G groups of heads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,33 +40,41 @@ class View:
     mask: Tensor | None
 
 
-def views(segments: Iterable[Segment], window: int | None, read: Rows, device: torch.device) -> list[View]:
-    """What the queries at the rows in `read`, which lie side by side, attend to; one view a segment."""
-    found: list[View] = []
-    for segment in segments:
-        first, last = np.searchsorted(read, (segment.start, segment.stop))
-        if first < last:
-            found.append(_view(segment, window, read[first:last], int(first), device))
-    return found
+@dataclass(frozen=True, slots=True)
+class Views:
+    """A sight in pieces, one segment after the other: what suits few cores and no launch costs."""
 
+    pieces: tuple[View, ...]
 
-def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, views: list[View], scale: float, softcap: float | None
-) -> Tensor:
-    """(Q, H·d) attention of queries (Q, H, d) over keys and values (T, G, d), G groups of heads."""
-    groups = keys.shape[1]
-    queries = queries.view(len(queries), groups, -1, queries.shape[2])
-    out = queries.new_empty(queries.shape)
-    for view in views:
-        q = queries[view.queries].permute(1, 2, 0, 3)
-        k, v = (t[view.keys].permute(1, 0, 2)[:, None].expand(-1, q.shape[1], -1, -1) for t in (keys, values))
-        seen = _capped(q, k, v, view.mask, scale, softcap) if softcap else _plain(q, k, v, view.mask, scale)
-        out[view.queries] = seen.permute(2, 0, 1, 3)
-    return out.flatten(1)
+    @classmethod
+    def of(cls, segments: Iterable[Segment], window: int | None, read: Rows, device: torch.device) -> Self:
+        """What the queries at the rows in `read`, which lie side by side, attend to."""
+        pieces: list[View] = []
+        for segment in segments:
+            first, last = np.searchsorted(read, (segment.start, segment.stop))
+            if first < last:
+                pieces.append(_view(segment, window, read[first:last], int(first), device))
+        return cls(tuple(pieces))
 
-
-def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
+    def attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, scale: float, softcap: float | None
+    ) -> Tensor:
+        """See `Sight`."""
+        groups = keys.shape[1]
+        queries = queries.view(len(queries), groups, -1, queries.shape[2])
+        out = queries.new_empty(queries.shape)
+        for view in self.pieces:
+            q = queries[view.queries].permute(1, 2, 0, 3)
+            lent = [t[view.keys].permute(1, 0, 2)[:, None] for t in (keys, values)]
+            k, v = (t.expand(-1, q.shape[1], -1, -1) for t in lent)
+            if softcap is None:
+                seen = scaled_dot_product_attention(
+                    q, k, v, attn_mask=view.mask, is_causal=view.mask is None, scale=scale
+                )
+            else:
+                seen = _capped(q, k, v, view.mask, scale, softcap)
+            out[view.queries] = seen.permute(2, 0, 1, 3)
+        return out.flatten(1)
 
 
 def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from app.model.attention import Rows, views
+from app.model.attention import Rows, Sight, Views
+from app.model.blocks import Blocks
 from app.model.layers import Layer, fold, refuse_unknown
 from app.model.packing import Packed
 from app.model.recall import Session
@@ -41,7 +42,7 @@ class Backbone:
         decoder.eval().requires_grad_(requires_grad=False)
         self.config = decoder.config
         self.embedding: Any = decoder.get_input_embeddings()
-        self.blocks = _folded(decoder)
+        self.stack = _folded(decoder)
         self.name = name
         self.digest = digest
         self.parameters = parameters
@@ -51,7 +52,7 @@ class Backbone:
     @property
     def layers(self) -> int:
         """How many layers were kept."""
-        return len(self.blocks)
+        return len(self.stack)
 
     @property
     def width(self) -> int:
@@ -61,17 +62,17 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""
-        return self.blocks[0].qkv.device
+        return self.stack[0].qkv.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The precision the layers run in; residuals leave in float32."""
-        return self.blocks[0].qkv.dtype
+        return self.stack[0].qkv.dtype
 
     @property
     def weights(self) -> list[Tensor]:
         """Everything that is frozen."""
-        return [*self.embedding.parameters(), *(tensor for block in self.blocks for tensor in block.tensors)]
+        return [*self.embedding.parameters(), *(tensor for block in self.stack for tensor in block.tensors)]
 
     @torch.inference_mode()
     def residuals(
@@ -83,18 +84,18 @@ class Backbone:
             layer: torch.from_numpy(rows - packed.before).to(self.device) for layer, rows in wanted.items()
         }
         stream = self.embedding(torch.from_numpy(packed.ids).to(self.device))
-        row = stream.new_empty(packed.before + len(stream), len(self.blocks[0].qkv))
+        row = stream.new_empty(packed.before + len(stream), len(self.stack[0].qkv))
         turns, deepest = self._turns(packed), max(wanted)
         memory = session or Session(deepest)
-        windows = {block.window for block in self.blocks[: deepest - 1]}
-        seen = {one: views(packed.segments, one, packed.everything, self.device) for one in windows}
+        windows = {block.window for block in self.stack[: deepest - 1]}
+        sights = {one: self._look(packed, one, packed.everything) for one in windows}
         found: dict[int, Residuals] = {}
-        for number, block in enumerate(self.blocks[:deepest], start=1):
+        for number, block in enumerate(self.stack[:deepest], start=1):
             memory.fill(number - 1, packed.fills, row)
             if number < deepest:
-                stream = block(stream, row, turns[block.look], seen[block.window])
+                stream = block(stream, row, turns[block.look], sights[block.window])
             else:
-                last = views(packed.segments, block.window, wanted[deepest], self.device)
+                last = self._look(packed, block.window, wanted[deepest])
                 stream = block(stream, row, turns[block.look], last, places[deepest])
             memory.note(row, block.shape.memory)
             if number in wanted:
@@ -111,15 +112,19 @@ class Backbone:
         logits: Tensor = self._norm(directions.to(embeddings)) @ embeddings.T
         return logits.float()
 
+    def _look(self, packed: Packed, window: int | None, read: Rows) -> Sight:
+        kind: type[Views | Blocks] = Blocks if self.device.type == "cuda" else Views
+        return kind.of(packed.segments, window, read, self.device)
+
     def _turns(self, packed: Packed) -> dict[str, Tensor]:
         """For each way to look, the unit complex numbers (T, 1, d/2) that turn a head to its position."""
         positions = torch.from_numpy(packed.positions).to(self.device)[None]
         like = torch.empty(0, dtype=torch.float32, device=self.device)
         found = {}
-        for look in {block.look for block in self.blocks}:
+        for look in {block.look for block in self.stack}:
             kind = (look,) if look in self.config.rope_parameters else ()
             cosine, sine = (part[0] for part in self._rotary(like, positions, *kind))
-            half = self.blocks[0].shape.size // 2
+            half = self.stack[0].shape.size // 2
             found[look] = torch.complex(cosine[:, :half], sine[:, :half])[:, None]
         return found
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from app.errors import SourceError
-from app.model.attention import View, attend
+from app.model.attention import Sight
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 ONE_CENTRED = ("gemma2", "gemma3_text")
@@ -63,7 +63,7 @@ class Layer:
         stream: Tensor,
         row: Tensor,
         turns: Tensor,
-        views: list[View],
+        sight: Sight,
         read: Tensor | None = None,
     ) -> Tensor:
         """The stream after this layer, at the rows in `read` only if given; the stream is written over.
@@ -72,7 +72,7 @@ class Layer:
         is attended to.
         """
         queries, keys, values = self._project(_normed(stream, self.shape.epsilon), row, turns, read)
-        seen = attend(queries, keys, values, views, self.scale, self.shape.softcap)
+        seen = sight.attend(queries, keys, values, self.scale, self.shape.softcap)
         if read is not None:
             stream = stream[read]
         _add(stream, seen, self.out, self.out_bias, self.after_attention, self.shape.epsilon)
