@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask
 
 from app.model.attention import Rows, Views
-from app.model.backbone import Backbone
 from app.model.blocks import SIDE, Blocks
 from app.model.engine import Engine
 from app.model.packing import Packed, pack
@@ -90,10 +89,7 @@ def test_an_engine_that_looks_in_blocks_says_the_same(
     ask = Ask(tuple(tiny.MODELS), Explain.TOKENS, top_k=tiny.K)
     before = [score.reward for scores in tiny.scores(engine, tiny.babble(24), ask) for score in scores]
 
-    def look(_: Backbone, packed: Packed, window: int | None, read: Rows) -> Blocks:
-        return Blocks.of(packed.segments, window, read, CPU)
-
-    monkeypatch.setattr(Backbone, "_look", look)
+    monkeypatch.setattr(engine.backbone, "sight", Blocks)
     after = [score.reward for scores in tiny.scores(engine, tiny.babble(24), ask) for score in scores]
     assert np.allclose(before, after, atol=1e-5)
 

@@ -47,6 +47,7 @@ class Backbone:
         self.digest = digest
         self.parameters = parameters
         self.total_layers = total_layers
+        self.sight: type[Views | Blocks] = Blocks if self.device.type == "cuda" else Views
         self._norm, self._rotary = decoder.norm, decoder.rotary_emb
 
     @property
@@ -113,8 +114,7 @@ class Backbone:
         return logits.float()
 
     def _look(self, packed: Packed, window: int | None, read: Rows) -> Sight:
-        kind: type[Views | Blocks] = Blocks if self.device.type == "cuda" else Views
-        return kind.of(packed.segments, window, read, self.device)
+        return self.sight.of(packed.segments, window, read, self.device)
 
     def _turns(self, packed: Packed) -> dict[str, Tensor]:
         """For each way to look, the unit complex numbers (T, 1, d/2) that turn a head to its position."""
