@@ -59,7 +59,11 @@ class Settings(BaseSettings):
     hang_s: float = Field(
         120.0, gt=0, description="Seconds after which a device that does not answer is given up."
     )
-    batch_tokens: int = Field(1024, ge=1, description="New tokens one forward pass takes at most.")
+    batch_tokens: int = Field(
+        0,
+        ge=0,
+        description="New tokens one forward pass takes at most; 0: what is timed best at the start.",
+    )
     recall_mib: int = Field(
         128, ge=0, description="Memory for prompts seen lately, so that they are not read again; 0: none."
     )

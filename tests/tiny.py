@@ -103,7 +103,13 @@ def backbone_folder(folder: Path, *, kind: str = "llama", seed: int = 0, templat
 
 def settings(root: Path, **given: object) -> Settings:
     """Settings whose models and cache lie under one folder."""
-    base = {"models_dir": root / "models", "cache_dir": root / "cache", "device": "cpu", "max_tokens": 256}
+    base = {
+        "models_dir": root / "models",
+        "cache_dir": root / "cache",
+        "device": "cpu",
+        "max_tokens": 256,
+        "batch_tokens": 1024,
+    }
     return Settings().model_copy(update={**base, **given})
 
 

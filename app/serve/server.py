@@ -1,5 +1,6 @@
 """create_app: engine, settings and registry in; an ASGI app out. Wiring, lifespan, error answers."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 
 from app.errors import SourceError, SparseRMError
+from app.model import pace
 from app.model.engine import Engine
 from app.serve import adapters, operating, routes
 from app.serve.batcher import Batcher
@@ -62,6 +64,10 @@ def create_app(engine: Engine, settings: Settings, registry: CollectorRegistry) 
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """The batcher and what stands on it; the engine is handed over, so that a reload can let it go."""
     state = app.state
+    if not state.settings.batch_tokens:
+        found = await asyncio.to_thread(pace.budget, state.engine.backbone)
+        log.info("passes of %d tokens", found)
+        state.settings = state.settings.model_copy(update={"batch_tokens": found})
     settings: Settings = state.settings
     batcher = Batcher(
         state.metrics,
