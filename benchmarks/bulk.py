@@ -42,7 +42,8 @@ def main() -> None:
         exchanges = _written(source, given.rows, tiny.WORDS if given.tiny else WORDS)
         name = next(iter(engine.models))
         resident = Resident(engine, Question(name), settings)
-        print(f"{given.rows:,} rows, {name}, load average {os.getloadavg()[0]:.2f}, {torch.get_num_threads()} threads")
+        load, threads = os.getloadavg()[0], torch.get_num_threads()
+        print(f"{given.rows:,} rows, {name}, load average {load:.2f}, {threads} threads")
         times: dict[str, list[float]] = {"engine": [], "score": []}
         for round_ in range(ROUNDS):
             order = bulk.Order(SCORE, Question(name), str(source), Path(folder) / f"{round_}.jsonl")

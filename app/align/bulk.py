@@ -83,32 +83,32 @@ def _lines(order: Order, window: Window, found: Sequence[Found]) -> tuple[list[b
     bad: list[bytes] = []
     for line in window.lines:
         try:
-            row = _row(order, line, () if line.problem else next(answers))
+            kept += _written(order, line, () if line.problem else next(answers))
         except DataError as error:
             if order.strict:
                 raise DataError(f"{line.place}: {error}") from error
             bad.append(sheets.bad_line(line.place, str(error), line.row))
-        else:
-            kept += [sheets.line(row)] if row else []
     return kept, bad
 
 
-def _row(order: Order, line: Line, found: Found) -> dict[str, Any] | None:
-    """A row with its new columns; None if the task drops it."""
+def _written(order: Order, line: Line, found: Found) -> list[bytes]:
+    """A row with its new columns as a line; none if the task drops it."""
     if line.problem:
         raise DataError(line.problem)
     if isinstance(found, SparseRMError):
         raise DataError(f"{found.param}: {found}" if found.param else str(found))
     columns = order.task.write(line.item, found)
     if columns is None:
-        return None
-    return {**line.row, **{order.prefix + name: value for name, value in columns.items()}}
+        return []
+    named = {order.prefix + name: value for name, value in columns.items()}
+    return [sheets.line({**line.row, **named})]
 
 
 def _check(book: Ledger, files: Files) -> None:
     """Not one good row is no result but a mistake."""
     if book.mark.bad and book.mark.bad == book.mark.reach.rows:
-        first = json.loads(files.bad_part.open("rb").readline())
+        with files.bad_part.open("rb") as stream:
+            first = json.loads(stream.readline())
         files.forget()
         raise DataError(
             f"not one of {book.mark.bad:,} rows could be used; the first, {first['place']}: {first['reason']}"

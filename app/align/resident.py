@@ -27,10 +27,10 @@ def resident(question: Question, settings: Settings, progress: Progress) -> Iter
 
 
 class Batch(NamedTuple):
-    """Items as token ids, or why they are none; and the passes that score those that are."""
+    """Items as token ids, or why they are none; and passes over all that are, each once."""
 
     encoded: list[tuple[Encoded, ...] | SparseRMError]
-    passes: list[tuple[list[int], Prepared]]
+    passes: list[Prepared]
 
 
 class Resident:
@@ -49,25 +49,20 @@ class Resident:
     def prepare(self, items: Sequence[Item]) -> Batch:
         """Token ids, cut into passes and packed."""
         encoded = self._encoded(items)
-        jobs = [
-            Job(ids, self._question.ask)
-            for one in encoded
-            if not isinstance(one, SparseRMError)
-            for ids in one
-        ]
+        known = [one for one in encoded if not isinstance(one, SparseRMError)]
+        jobs = [Job(ids, self._question.ask) for ids in dict.fromkeys(ids for one in known for ids in one)]
         places = passes([job.encoded.ids for job in jobs], self._budget)
-        return Batch(encoded, [(some, self._engine.prepare([jobs[i] for i in some])) for some in places])
+        return Batch(encoded, [self._engine.prepare([jobs[i] for i in some]) for some in places])
 
     def answer(self, prepared: Batch) -> list[Found]:
         """One pass after the other."""
-        results: dict[int, Scored | SparseRMError] = {}
-        for places, one in prepared.passes:
-            results.update(zip(places, self._scored(one), strict=True))
+        results: dict[Encoded, Scored | SparseRMError] = {}
+        for one in prepared.passes:
+            results.update(zip((job.encoded for job in one.jobs), self._scored(one), strict=True))
         if results and not any(isinstance(result, Scored) for result in results.values()):
             self._engine.verify()
-        inorder = (results[at] for at in range(len(results)))
         return [
-            one if isinstance(one, SparseRMError) else self._found(one, [next(inorder) for _ in one])
+            one if isinstance(one, SparseRMError) else self._found(one, [results[ids] for ids in one])
             for one in prepared.encoded
         ]
 
