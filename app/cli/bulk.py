@@ -68,10 +68,11 @@ def score(
     """Score a data set row by row, or one response and show how its reward comes about.
 
     New columns: reward, uncertainty, percentile, distance, truncated, features.
-    Bad rows go to a file beside OUT, each with its reason. A killed run goes on when it is started again.
+    Bad rows go to a file beside OUT, each with its reason.
+    A killed run goes on when it is started again.
     """
     question = Question(model, top_k, length_control=length_control)
-    if source and out and prompt is response is None and not as_json:
+    if source and out and prompt is None and response is None and not as_json:
         _run(Order(SCORE, question, source, out, prefix, strict=strict, fresh=fresh), url, key)
     elif prompt is not None and response is not None and source is None:
         _show(question, Exchange((Message("user", prompt),), response), url, key, as_json=as_json)
@@ -95,9 +96,10 @@ def compare(
 ) -> None:
     """Say of every pair which response is better, how surely, and which features make the difference.
 
-    New columns: margin, probability, chosen_reward, rejected_reward, uncertainty, distance, truncated,
-    features.
-    Bad rows go to a file beside OUT, each with its reason. A killed run goes on when it is started again.
+    New columns: margin, probability, chosen_reward, rejected_reward, uncertainty, distance,
+    truncated, features.
+    Bad rows go to a file beside OUT, each with its reason.
+    A killed run goes on when it is started again.
     """
     question = Question(model, top_k, length_control=length_control, paired=True)
     _run(Order(COMPARE, question, source, out, prefix, strict=strict, fresh=fresh), url, key)
@@ -123,9 +125,10 @@ def keep(
 ) -> None:
     """Drop the pairs a reward model disagrees with: by default those whose rejected response scores higher.
 
-    That is how the SparseRM paper filters the pairs of online DPO. New columns: those of `compare` without
-    features.
-    Bad rows go to a file beside OUT, each with its reason. A killed run goes on when it is started again.
+    That is how the SparseRM paper filters the pairs of online DPO.
+    New columns: those of `compare` without features.
+    Bad rows go to a file beside OUT, each with its reason.
+    A killed run goes on when it is started again.
     """
     question = Question(model, 0, length_control=length_control, paired=True)
     task = filtered(Rule(min_margin, max_uncertainty, max_distance))
@@ -148,9 +151,10 @@ def rank(
 ) -> None:
     """Put the responses of every row in order; the best becomes `chosen`, the worst `rejected`.
 
-    New columns: chosen, rejected, margin, order (best first), rewards, uncertainties, distances, truncated,
-    features (of the best).
-    Bad rows go to a file beside OUT, each with its reason. A killed run goes on when it is started again.
+    New columns: chosen, rejected, margin, order (best first), rewards, uncertainties, distances,
+    truncated, features (of the best).
+    Bad rows go to a file beside OUT, each with its reason.
+    A killed run goes on when it is started again.
     """
     question = Question(model, top_k, length_control=length_control)
     _run(Order(RANK, question, source, out, prefix, strict=strict, fresh=fresh), url, key)
