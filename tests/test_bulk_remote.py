@@ -116,5 +116,6 @@ def test_a_profile_and_a_composite_are_known_by_their_cards(tmp_path: Path) -> N
                 theirs, ours = (judge.answer(judge.prepare([item]))[0] for judge in (far, near))
             assert isinstance(theirs, list)
             assert isinstance(ours, list)
-            assert alike(ours[0], {name: theirs[0][name] for name in ours[0]})
+            assert alike({name: ours[0][name] for name in theirs[0]}, theirs[0])
+            assert ours[0].keys() == theirs[0].keys()
             assert ours[0]["model"] == name

@@ -101,6 +101,8 @@ def test_a_run_killed_while_it_finished_only_cleans_up(
             bulks.run(engine, settings, SCORE, source, tmp_path / name)
     before = (tmp_path / name).read_bytes()
     mark = bulks.run(engine, settings, SCORE, source, tmp_path / name)
+    with pytest.raises(DataError, match="already there"):
+        bulks.run(engine, settings, SCORE, source, tmp_path / name)
     assert (mark.kept, mark.bad) == (60, 2)
     assert (tmp_path / name).read_bytes() == before
     assert len(bulks.read(tmp_path / "out.bad.jsonl")) == 2

@@ -51,19 +51,21 @@ def run(
     A window holds about PASSES passes of so many tokens.
     """
     files = Files(order.out)
-    files.refuse(order.source, fresh=order.fresh)
     if files.placed and not order.fresh:
-        _, mark = files.noted()
+        facts, mark = files.noted()
         files.settle()
-        return mark
+        if order.facts.items() <= facts.items():
+            return mark
+    files.refuse(order.source, fresh=order.fresh)
     extent = pairs.extent(order.source)
     size = PASSES * pass_tokens * CHARACTERS_PER_TOKEN
     with call as judge:
         facts = {**order.facts, **judge.facts, "SPARSERM_BATCH_TOKENS": pass_tokens}
         with ledger.opened(files, facts, fresh=order.fresh) as book:
+            report(order.task.name, book.mark.reach.size / extent if extent else 0.0)
             for window, found in _judged(order, judge, book.mark.reach, size):
                 book.add(*_lines(order, window, found), window.reach)
-                report("rows", book.mark.reach.size / extent if extent else 0.0)
+                report(order.task.name, book.mark.reach.size / extent if extent else 0.0)
             _check(book, files)
             book.finish()
             return book.mark

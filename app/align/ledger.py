@@ -143,7 +143,8 @@ class Ledger:
 def opened(files: Files, facts: Facts, *, fresh: bool) -> Iterator[Ledger]:
     """Begin a run, or go on with one of the same facts; nobody else may write it meanwhile."""
     with files.part.open("ab") as kept, files.bad_part.open("ab") as bad:
-        _lock(kept, files)
+        for stream, path in ((kept, files.part), (bad, files.bad_part)):
+            _lock(stream, path, files.out)
         if fresh:
             files.checkpoint.unlink(missing_ok=True)
         ledger = Ledger(files, facts, kept, bad)
@@ -155,15 +156,15 @@ def opened(files: Files, facts: Facts, *, fresh: bool) -> Iterator[Ledger]:
                 files.forget()
 
 
-def _lock(stream: IO[bytes], files: Files) -> None:
+def _lock(stream: IO[bytes], path: Path, out: Path) -> None:
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise DataError(f"another run is writing {files.out}") from error
+        raise DataError(f"another run is writing {out}") from error
     except OSError:
         pass  # some network file systems have no locks
-    if not files.part.exists() or not os.path.samestat(os.fstat(stream.fileno()), files.part.stat()):
-        raise DataError(f"another run has just finished {files.out}")
+    if not path.exists() or not os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+        raise DataError(f"another run has just finished {out}")
 
 
 def _sync(stream: IO[bytes]) -> None:

@@ -12,6 +12,7 @@ from app.client import AskFailed, Client
 from app.errors import InvalidInput, SparseRMError
 
 UNREADABLE = frozenset({413, 422})
+PLACE = frozenset({"index", "input", "response"})
 HELLO_S, TRY_S, PATIENCE_S = 5.0, 600.0, 3600.0
 
 
@@ -61,7 +62,7 @@ class Remote:
             key: [_sent(item, paired=question.paired) for item in items],
         }  # fmt: skip
         rows = iter(self._client.post(path, body)["data"])
-        return [_heard([next(rows) for _ in item[: 1 if question.paired else None]]) for item in items]
+        return [_heard([next(rows) for _ in (item[:1] if question.paired else item)]) for item in items]
 
 
 def _cards(client: Client, name: str) -> list[Any]:
@@ -80,7 +81,8 @@ def _sent(item: Item, *, paired: bool) -> dict[str, Any]:
 
 
 def _heard(rows: list[Body]) -> Found:
+    """What is said of an item, without its place in the answer."""
     for row in rows:
         if "error" in row:
             return SparseRMError(row["error"]["message"], code=row["error"]["code"])
-    return rows
+    return [{name: value for name, value in row.items() if name not in PLACE} for row in rows]
