@@ -67,6 +67,8 @@ def run(
                 book.add(*_lines(order, window, found), window.reach)
                 report(order.task.name, book.mark.reach.size / extent if extent else 0.0)
             _check(book, files)
+            if order.out.suffix == ".parquet":
+                report("parquet", 0.0)
             book.finish()
             return book.mark
 
