@@ -33,31 +33,35 @@ WORDS = Path(__file__).read_text().split()
 
 
 def main() -> None:
-    """Print both rates, their ratio, and the memory before and after."""
+    """Print both rates, their ratio, and the memory the rounds took."""
     given = _arguments()
     with tempfile.TemporaryDirectory() as folder:
         settings = tiny.world(Path(folder)) if given.tiny else Settings()
         engine = home.engine(settings, lambda *_: None)
-        source = Path(folder) / "rows.jsonl"
-        exchanges = _written(source, given.rows, tiny.WORDS if given.tiny else WORDS)
-        name = next(iter(engine.models))
-        resident = Resident(engine, Question(name), settings)
-        load, threads = os.getloadavg()[0], torch.get_num_threads()
-        print(f"{given.rows:,} rows, {name}, load average {load:.2f}, {threads} threads")
+        exchanges = _written(Path(folder) / "rows.jsonl", given.rows, tiny.WORDS if given.tiny else WORDS)
+        name, load = next(iter(engine.models)), os.getloadavg()[0]
+        print(f"{given.rows:,} rows, {name}, load average {load:.2f}, {torch.get_num_threads()} threads")
         times: dict[str, list[float]] = {"engine": [], "score": []}
         for round_ in range(ROUNDS):
-            order = bulk.Order(SCORE, Question(name), str(source), Path(folder) / f"{round_}.jsonl")
-            before = _peak()
-            for what in ("engine", "score") if round_ % 2 else ("score", "engine"):
+            contenders = {
+                "engine": lambda: _alone(engine, exchanges, name, settings.batch_tokens),
+                "score": lambda: _whole(engine, Path(folder), name, settings),
+            }
+            for what in sorted(contenders, reverse=bool(round_ % 2)):
                 started = time.perf_counter()
-                if what == "engine":
-                    _alone(engine, exchanges, name, settings.batch_tokens)
-                else:
-                    bulk.run(order, nullcontext(resident), lambda *_: None, pass_tokens=settings.batch_tokens)
+                contenders[what]()
                 times[what].append(time.perf_counter() - started)
-            print(f"  round {round_}: {_said(times, given.rows)}; peak memory {before} to {_peak()} MiB")
+            print(f"  {_said(times, given.rows)}; peak memory {_peak()} MiB")
     alone, whole = (statistics.median(seconds) for seconds in times.values())
     print(f"score at {alone / whole:.3f} of the engine's own rate")
+
+
+def _whole(engine: Engine, folder: Path, name: str, settings: Settings) -> None:
+    """The command, but for loading the model."""
+    question = Question(name)
+    order = bulk.Order(SCORE, question, str(folder / "rows.jsonl"), folder / "out.jsonl", fresh=True)
+    judge = nullcontext(Resident(engine, question, settings))
+    bulk.run(order, judge, lambda *_: None, pass_tokens=settings.batch_tokens)
 
 
 def _alone(engine: Engine, exchanges: list[Exchange], name: str, budget: int) -> None:
