@@ -37,6 +37,9 @@ def main() -> None:
     given = _arguments()
     with tempfile.TemporaryDirectory() as folder:
         settings = tiny.world(Path(folder)) if given.tiny else Settings()
+        settings = settings.model_copy(
+            update={"recall_mib": 0}
+        )  # nobody is to know a prompt from the round before
         engine = home.engine(settings, lambda *_: None)
         exchanges = _written(Path(folder) / "rows.jsonl", given.rows, tiny.WORDS if given.tiny else WORDS)
         name, load = next(iter(engine.models)), os.getloadavg()[0]

@@ -332,15 +332,10 @@ def test_an_item_that_overflows_or_does_not_fit_costs_only_its_row(
 
 def test_a_device_that_only_overflows_is_not_believed(settings: Settings, tmp_path: Path) -> None:
     engine = home.engine(settings, quiet)
-    engine.backbone.decoder.embed_tokens.weight.data.fill_(torch.inf)
+    source = bulks.write(tmp_path / "in.jsonl", bulks.responses(5))
+    engine.backbone.embedding.weight.data.fill_(torch.inf)
     with pytest.raises(BundleError, match="probe 0"):
-        bulks.run(
-            engine,
-            settings,
-            SCORE,
-            bulks.write(tmp_path / "in.jsonl", bulks.responses(5)),
-            tmp_path / "out.jsonl",
-        )
+        bulks.run(engine, settings, SCORE, source, tmp_path / "out.jsonl")
 
 
 def test_passes_are_as_full_as_the_budget_allows(engine: Engine, settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""A server as a judge. One request is out at a time, so that its passes, too, depend on the items alone."""
+"""A server as a judge, asked for a window at a time. What else it does and remembers can move last digits."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import NamedTuple
 
 from app.align.judges import Facts, Found, Judge, Question, digest
@@ -10,6 +11,7 @@ from app.errors import InvalidInput, SparseRMError
 from app.model import home
 from app.model.engine import Engine, Prepared
 from app.model.packing import passes
+from app.model.recall import Recall
 from app.model.sources import Progress
 from app.serve import bodies
 from app.settings import Settings
@@ -34,7 +36,10 @@ class Batch(NamedTuple):
 
 
 class Resident:
-    """An engine and what it is asked."""
+    """An engine without memory, and what it is asked.
+
+    With what was remembered of other windows, a run that goes on would compute other last digits.
+    """
 
     def __init__(self, engine: Engine, question: Question, settings: Settings) -> None:
         self.facts: Facts = {
@@ -42,7 +47,8 @@ class Resident:
             "precision": str(engine.backbone.dtype),
             "SPARSERM_MAX_TOKENS": settings.max_tokens,
         }
-        self._engine = engine
+        self._engine = copy(engine)
+        self._engine.recall = Recall(0)
         self._question = question
         self._budget = settings.batch_tokens
 
