@@ -36,6 +36,7 @@ check: setup audit
 bench: setup
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.storm
+	$(BIN)/python -m benchmarks.bulk
 
 soak: setup
 	$(BIN)/python -m tests.faults.overload

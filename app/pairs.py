@@ -1,14 +1,15 @@
-"""Preference pairs and chats: read, validated, grouped by prompt.
+"""Preference pairs, exchanges and chats: read, validated, grouped by prompt.
 
-Rows come from JSONL (plain or .gz), parquet, or a hub data set, and may be plain strings, message lists
-or HH-style transcripts. A bad row raises DataError with file and line, or goes to `bad` if one is given:
-nothing is skipped silently.
+Rows come one by one from JSONL (plain or .gz), parquet, or a hub data set, and may be plain strings, message
+lists or HH-style transcripts. A bad row raises DataError with file and line, or goes to `bad` if one is
+given: nothing is skipped silently.
 """
 
 import gzip
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from app.errors import DataError
 from app.types import Exchange, Message, Pair
 
+ROWS_AT_ONCE = 256
 GROUP_KEYS = ("group", "qid")
 SPOKEN = ("prompt", "messages", "chosen", "rejected")
 FACT = re.compile(r"(\w+)(=|>=|<=)(.+)")
@@ -31,7 +33,7 @@ def read_pairs(source: str | Path, bad: Bad | None = None) -> list[Pair]:
     pairs: list[Pair] = []
     for place, row in rows(source):
         try:
-            pairs.append(_pair(parsed(row, place), place))
+            pairs.append(pair(parsed(row, place), place))
         except DataError as error:
             if bad is None:
                 raise
@@ -44,13 +46,53 @@ def read_chats(source: str | Path) -> Iterator[Exchange]:
     for place, raw in rows(source):
         row = parsed(raw, place)
         if "chosen" in row:
-            yield from _pair(row, place).exchanges
+            yield from pair(row, place).exchanges
             continue
         messages = _messages(row.get("messages"), "messages", place)
         while messages and messages[-1].role != "assistant":
             messages = messages[:-1]
         if len(messages) > 1 and messages[-1].content:
             yield Exchange(messages[:-1], messages[-1].content)
+
+
+def pair(row: Row, place: str) -> Pair:
+    """The pair a row holds."""
+    prompt = _prompt(row, place)
+    chosen, rejected = (_side(row, key, place) for key in ("chosen", "rejected"))
+    if not prompt:
+        prompt = chosen[:-1]
+        if not prompt or prompt != rejected[:-1]:
+            raise DataError(f"{place}: no 'prompt', and chosen and rejected do not begin with the same turns")
+    if chosen[-1] == rejected[-1]:
+        raise DataError(f"{place}: chosen and rejected are the same text")
+    named = next((str(row[key]) for key in GROUP_KEYS if row.get(key) is not None), None)
+    facts = tuple((k, str(v)) for k, v in row.items() if k not in SPOKEN and isinstance(v, str | int | float))
+    return Pair(prompt, chosen[-1].content, rejected[-1].content, named or prompt[-1].content, facts)
+
+
+def exchange(row: Row, place: str) -> Exchange:
+    """The exchange a row holds: a response and what stands before it, in fields apart or in one."""
+    if row.get("response") is None:
+        messages = _messages(row["messages"], "messages", place) if row.get("messages") is not None else ()
+        if len(messages) < 2 or messages[-1].role != "assistant":
+            raise DataError(f"{place}: no 'response', and no 'messages' that end with an assistant turn")
+        return Exchange(messages[:-1], messages[-1].content)
+    response = _side(row, "response", place)
+    prompt = _prompt(row, place) or response[:-1]
+    if not prompt:
+        raise DataError(f"{place}: no 'prompt' or 'messages' before the response")
+    return Exchange(prompt, response[-1].content)
+
+
+def choices(row: Row, place: str) -> tuple[Exchange, ...]:
+    """The exchanges a row holds: one prompt with several responses."""
+    prompt, responses = _prompt(row, place), row.get("responses")
+    if not prompt:
+        raise DataError(f"{place}: no 'prompt' or 'messages'")
+    if not isinstance(responses, list) or not responses:
+        raise DataError(f"{place}: 'responses' must be a list of responses")
+    sides = [_side({"responses": one}, "responses", place) for one in responses]
+    return tuple(Exchange(prompt, side[-1].content) for side in sides)
 
 
 def having(pairs: list[Pair], fact: str) -> list[bool]:
@@ -70,54 +112,78 @@ def chance(key: str) -> float:
 def source_sha256(source: str | Path) -> str:
     """Digest of a file, or of a hub data set's name and revision."""
     path = Path(source)
-    return hashlib.sha256(path.read_bytes() if path.is_file() else str(source).encode()).hexdigest()
+    if not path.is_file():
+        return hashlib.sha256(str(source).encode()).hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def rows(source: str | Path) -> Iterator[tuple[str, str | Row]]:
-    """Each row, as it stands, and where it stands."""
-    hub, path = HUB.fullmatch(str(source)), Path(source)
+def rows(source: str | Path) -> Iterator[tuple[str, bytes | Row]]:
+    """Each row, as it stands, and where it stands; few are held at a time."""
+    hub = HUB.fullmatch(str(source))
     if hub:
         yield from _hub_rows(*hub.groups())
-    elif not path.is_file():
-        raise DataError(f"no file {path}; a hub data set is named hub:ORG/NAME (:CONFIG, @REVISION, #SPLIT)")
-    elif path.suffix == ".parquet":
+    elif (path := _file(source)).suffix == ".parquet":
         yield from _parquet_rows(path)
     else:
         yield from _lines(path)
 
 
-def parsed(row: str | Row, place: str) -> Row:
+def extent(source: str | Path) -> int | None:
+    """How much there is to read: bytes of a JSONL file, rows of a parquet one; None if that is not known."""
+    if HUB.fullmatch(str(source)) or (path := _file(source)).suffix == ".gz":
+        return None
+    return _parquet(path).metadata.num_rows if path.suffix == ".parquet" else path.stat().st_size
+
+
+def parsed(row: bytes | Row, place: str) -> Row:
     """A row as an object."""
-    if not isinstance(row, str):
+    if not isinstance(row, bytes):
         return row
     try:
         found = json.loads(row)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: not JSON ({error})") from error
     if not isinstance(found, dict):
         raise DataError(f"{place}: a row must be an object")
     return found
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
+def _file(source: str | Path) -> Path:
+    path = Path(source)
+    if not path.is_file():
+        raise DataError(f"no file {path}; a hub data set is named hub:ORG/NAME (:CONFIG, @REVISION, #SPLIT)")
+    return path
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
     opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8") as stream:
+        with opener(path, "rb") as stream:
             for number, line in enumerate(stream, 1):
                 if line.strip():
                     yield f"{path.name}:{number}", line
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    from pyarrow import ArrowInvalid, parquet
+    from pyarrow import ArrowException
 
     try:
-        batches = parquet.ParquetFile(path).iter_batches()
+        batches = _parquet(path).iter_batches(ROWS_AT_ONCE)
         for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
             yield f"{path.name}:{number}", row
-    except (OSError, ArrowInvalid) as error:
+    except (OSError, ArrowException) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def _parquet(path: Path) -> Any:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        return parquet.ParquetFile(path)
+    except (OSError, ArrowException) as error:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
@@ -134,20 +200,6 @@ def _hub_rows(
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"cannot read {name} from the hub: {reason}") from error
-
-
-def _pair(row: Row, place: str) -> Pair:
-    prompt = _prompt(row, place)
-    chosen, rejected = (_side(row, key, place) for key in ("chosen", "rejected"))
-    if not prompt:
-        prompt = chosen[:-1]
-        if not prompt or prompt != rejected[:-1]:
-            raise DataError(f"{place}: no 'prompt', and chosen and rejected do not begin with the same turns")
-    if chosen[-1] == rejected[-1]:
-        raise DataError(f"{place}: chosen and rejected are the same text")
-    named = next((str(row[key]) for key in GROUP_KEYS if row.get(key) is not None), None)
-    facts = tuple((k, str(v)) for k, v in row.items() if k not in SPOKEN and isinstance(v, str | int | float))
-    return Pair(prompt, chosen[-1].content, rejected[-1].content, named or prompt[-1].content, facts)
 
 
 def _holds(value: str | None, how: str, wanted: str) -> bool:

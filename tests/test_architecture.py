@@ -19,7 +19,7 @@ def test_import_contracts_hold() -> None:
 
 @pytest.mark.parametrize(
     "room",
-    ["types", "errors", "settings", "pairs", "serve.batcher", "serve.metrics"],
+    ["types", "errors", "settings", "pairs", "serve.batcher", "serve.metrics", "align.bulk", "cli"],
 )
 def test_light_rooms_never_load_torch(room: str) -> None:
     code = f"import sys, app.{room}; sys.exit('torch' in sys.modules)"

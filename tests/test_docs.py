@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -70,16 +71,21 @@ def shell_blocks() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A tiny server whose model bears the shipped one's name."""
-    root = tmp_path_factory.mktemp("docs")
-    settings = tiny.settings(root)
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A tiny model that bears the shipped one's name."""
+    settings = tiny.settings(tmp_path_factory.mktemp("docs"))
     backbone, text = home.resident(
-        str(tiny.backbone_folder(root / "backbone")), None, settings, lambda *_: None
+        str(tiny.backbone_folder(settings.models_dir.parent / "backbone")), None, settings, lambda *_: None
     )
     model = tiny.reward_model("truthfulness", backbone, text, layer=4, readout=ReadOut.MEAN, seed=0)
     save(model, settings.models_dir / "truthfulness")
-    with listening(home.engine(settings, lambda *_: None), settings) as found:
+    return settings
+
+
+@pytest.fixture(scope="module")
+def address(shop: Settings) -> Iterator[str]:
+    """A tiny server whose model bears the shipped one's name."""
+    with listening(home.engine(shop, lambda *_: None), shop) as found:
         yield found
 
 
@@ -99,6 +105,26 @@ def test_the_readme_s_first_curl_answers_a_reward_with_five_features(address: st
     script = shell_blocks()[0].replace("http://127.0.0.1:8000", address)
     answer = json.loads(subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout)
     assert len(answer["data"][0]["features"]) == 5
+
+
+def bulk_commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", (DOCS / "bulk.md").read_text(), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("line", bulk_commands())
+def test_every_command_on_data_sets_works(
+    line: str, shop: Settings, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSERM_MODELS_DIR", str(shop.models_dir))
+    monkeypatch.setenv("SPARSERM_CACHE_DIR", str(shop.cache_dir))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").symlink_to(DOCS)
+    program, *words = shlex.split(line.replace("http://127.0.0.1:8000", address))
+    done = CliRunner().invoke(cli.app, words)
+    assert (program, done.exit_code) == ("sparserm", 0), done.output
+    if "--prompt" not in words:
+        assert (tmp_path / words[2]).exists()
 
 
 def test_settings_are_documented() -> None:

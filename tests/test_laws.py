@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from transformers import AutoModel
 from app.errors import BundleError, NonFinite
 from app.model import bundle, home
 from app.model.engine import Engine
-from app.model.packing import pack
+from app.model.packing import pack, passes
 from app.settings import Settings
 from app.types import Ask, Explain, Job, Score, Scored
 from tests import tiny
@@ -63,6 +64,20 @@ def test_nor_on_their_order(engine: Engine) -> None:
     straight = rewards(tiny.scores(engine, exchanges, ALL))
     shuffled = rewards(tiny.scores(engine, [exchanges[i] for i in order], ALL))
     assert np.abs(np.array([straight[i] for i in order]) - np.array(shuffled)).max() <= CLOSE
+
+
+@given(
+    items=st.lists(st.lists(st.integers(3, 5), min_size=1, max_size=9).map(tuple), max_size=30),
+    budget=st.integers(1, 30),
+)
+def test_passes_hold_every_item_once_and_no_room_for_the_next(
+    items: list[tuple[int, ...]], budget: int
+) -> None:
+    found = list(passes(items, budget))
+    assert sorted(i for some in found for i in some) == list(range(len(items)))
+    assert all(len(some) == 1 or len(pack([items[i] for i in some]).ids) <= budget for some in found)
+    for some, after in pairwise(found):
+        assert len(pack([items[i] for i in [*some, after[0]]]).ids) > budget
 
 
 def test_shared_prefixes_are_computed_once_and_change_nothing(engine: Engine) -> None:

@@ -57,14 +57,21 @@ class Client:
             found += self.post("/get_reward", body)["rewards"]
         return found
 
+    def get(self, path: str) -> Any:
+        """Read what a route says, with the same patience."""
+        return self._answer("GET", path)
+
     def post(self, path: str, body: Any) -> Any:
         """Send a body until there is an answer, as long as patience lasts."""
+        return self._answer("POST", path, json.dumps(body))
+
+    def _answer(self, method: str, path: str, content: str | None = None) -> Any:
         if self._http is None:
             self._http = httpx.Client(**self.server.options)
         patience = wire.Patience(self.server.patience_s)
         while True:
             try:
-                response = self._http.post(path, content=json.dumps(body))
+                response = self._http.request(method, path, content=content)
             except httpx.TransportError as error:
                 time.sleep(patience.wait(error=error))
                 continue

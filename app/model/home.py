@@ -52,6 +52,13 @@ def without_model(engine: Engine, name: str) -> Engine:
     return Engine(engine.backbone, engine.text, models, engine.composites, engine.recall)
 
 
+def bundles(name: str, settings: Settings) -> set[str]:
+    """The bundles a name stands for: itself or a composite's heads, without their profiles."""
+    known = composite.load(settings.models_dir / "composites.toml")
+    heads = known[name].weights if name in known else (name,)
+    return {head.partition("@")[0] for head in heads}
+
+
 def resident(name: str, layers: int | None, settings: Settings, progress: Progress) -> tuple[Backbone, Text]:
     """A backbone on the chosen device, and its text room."""
     logging.set_verbosity_error()

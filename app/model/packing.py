@@ -97,15 +97,16 @@ def pack(items: Sequence[Ids], known: Sequence[Ids] = ()) -> Packed:
 
 
 def passes(items: Sequence[Ids], budget: int) -> Iterator[list[int]]:
-    """Places of items in lists of about `budget` tokens each, neighbours in token order together."""
+    """Places of items in lists of at most `budget` new tokens each, neighbours in token order together."""
     batch: list[int] = []
     size = 0
     for i in sorted(range(len(items)), key=items.__getitem__):
-        batch.append(i)
-        size += len(items[i])
-        if size >= budget:
+        fresh = len(items[i]) - (common_prefix(items[batch[-1]], items[i]) if batch else 0)
+        if batch and size + fresh > budget:
             yield batch
-            batch, size = [], 0
+            batch, size, fresh = [], 0, len(items[i])
+        batch.append(i)
+        size += fresh
     if batch:
         yield batch
 

@@ -126,6 +126,7 @@ class ComparisonBody(BaseModel):
     chosen_reward: float
     rejected_reward: float
     uncertainty: float
+    distance: float
     length_correction: float
     penalty: float
     residual: float

@@ -10,13 +10,12 @@ from fastapi.responses import JSONResponse
 from app.errors import NotFound, SparseRMError
 from app.model.bundle import RewardModel
 from app.model.engine import Engine
-from app.serve import answers, requests
+from app.serve import answers, bodies, requests
 from app.serve.asking import TheScorer, TheTerms, meant, outcome, timings
 from app.serve.failures import envelope
 from app.serve.scoring import Outcome, Scorer
-from app.types import Ask, Contribution, Encoded, Explain, Feature, Score, Scored
+from app.types import Ask, Explain, Feature, Scored
 
-ALL = 10**6
 router = APIRouter(responses=answers.ERRORS)
 
 
@@ -128,39 +127,13 @@ def _reward_rows(inputs: list[int], models: tuple[str, ...], found: Outcome) -> 
     for at, (which, encoded, result) in enumerate(zip(inputs, found.encoded, found.results, strict=True)):
         response = at - first.setdefault(which, at)
         said = (
-            [_reward(score, encoded) for score in result.scores]
+            [bodies.reward(score, encoded) for score in result.scores]
             if isinstance(result, Scored)
             else [{"model": model, **envelope(result)} for model in models]
         )
         for one in said:
             rows.append({"index": len(rows), "input": which, "response": response, **one})
     return rows
-
-
-def _reward(score: Score, encoded: Encoded) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "model": score.model,
-        "reward": score.reward,
-        "uncertainty": score.uncertainty,
-        "percentile": score.percentile,
-        "distance": score.distance,
-        "baseline_reward": score.baseline,
-        "length_correction": score.length_correction,
-        "penalty": score.penalty,
-        "residual": score.residual,
-        "steer": dict(score.steer) or None,
-        "features": [_contribution(one) for one in score.features],
-        "prompt_tokens": encoded.start,
-        "response_tokens": encoded.stop - encoded.start,
-        "truncated": encoded.truncated,
-    }
-    if score.parts:
-        row["parts"] = [asdict(part) for part in score.parts]
-    if score.clusters:
-        row["clusters"] = [asdict(cluster) for cluster in score.clusters]
-    if score.tokens is not None:
-        row["tokens"] = [asdict(token) for token in score.tokens]
-    return row
 
 
 def _comparison(
@@ -170,36 +143,7 @@ def _comparison(
         if isinstance(result, SparseRMError):
             return envelope(result)
     chosen, rejected = (result.scores[0] for result in pair if isinstance(result, Scored))
-    margin = chosen.reward - rejected.reward
-    correction = chosen.length_correction - rejected.length_correction
-    penalty = chosen.penalty - rejected.penalty
-    shares = engine.contrast(chosen, rejected, ALL)
-    return {
-        "margin": margin,
-        "probability": engine.probability(chosen.model, margin),
-        "chosen_reward": chosen.reward,
-        "rejected_reward": rejected.reward,
-        "uncertainty": (chosen.uncertainty**2 + rejected.uncertainty**2) ** 0.5,
-        "length_correction": correction,
-        "penalty": penalty,
-        "residual": margin - correction + penalty - sum(one.contribution for one in shares),
-        "features": [_contribution(one) for one in shares[:top_k]],
-    }
-
-
-def _contribution(one: Contribution) -> dict[str, Any]:
-    return {
-        "model": one.model,
-        "id": one.feature.latent,
-        "sign": one.feature.sign,
-        "label": one.feature.label,
-        "label_score": one.feature.label_score,
-        "url": one.feature.url,
-        "contribution": one.contribution,
-        "projection": one.projection,
-        "activation": one.activation,
-        "fired": one.fired,
-    }
+    return bodies.comparison(engine, chosen, rejected, top_k)
 
 
 def _feature(feature: Feature) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""What rewards are for: put to work on whole data sets."""

@@ -1,0 +1,357 @@
+"""Whole data sets through a model: what is written, what is refused, and that nothing is lost."""
+
+import gzip
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pyarrow import Table, parquet
+
+from app.align.judges import Question
+from app.align.resident import Resident, resident
+from app.align.tasks import COMPARE, RANK, SCORE, Rule, filtered
+from app.errors import BundleError, DataError, NonFinite, NotFound
+from app.model import home
+from app.model.engine import Engine, Prepared
+from app.settings import Settings
+from app.types import Ask, Exchange, Explain, Message, Scored
+from tests import bulks, tiny
+from tests.bulks import MODEL
+from tests.faults.nursery import HUGE, OVERFLOW, Faulty
+from tests.workshop import quiet
+
+CLOSE = 1e-5
+LIMITED = ("margin", "uncertainty", "distance")
+BAD = {
+    '{"prompt": "x", \n': "not JSON",
+    "[1]\n": "must be an object",
+    '{"prompt": "river"}\n': "no 'response'",
+    '{"prompt": "river", "response": ""}\n': "'response' must be",
+    '{"response": "river"}\n': "no 'prompt'",
+    '{"prompt": "river", "response": "stone", "reward": 1}\n': "already has reward",
+    '{"prompt": "river", "response": "\\ud800"}\n': "surrogate",
+    '{"messages": [{"role": "bot", "content": "a"}], "response": "b"}\n': "messages[0].role: unknown role",
+}
+
+
+def test_every_row_gets_the_engine_s_own_numbers_in_order(
+    engine: Engine, settings: Settings, tmp_path: Path
+) -> None:
+    rows = bulks.responses(120)
+    mark = bulks.run(
+        engine, settings, SCORE, bulks.write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    )
+    found = bulks.read(tmp_path / "out.jsonl")
+    assert (mark.kept, mark.bad, mark.dropped) == (120, 0, 0)
+    exchanges = [tiny.exchange(row["prompt"], row["response"]) for row in rows]
+    for row, one, (score,) in zip(
+        rows, found, tiny.scores(engine, exchanges, Ask((MODEL,), Explain.FEATURES, 3)), strict=True
+    ):
+        assert {name: one[name] for name in row} == row
+        for name in ("reward", "uncertainty", "percentile", "distance"):
+            assert one[name] == pytest.approx(getattr(score, name), abs=1e-3)
+        assert one["reward"] == pytest.approx(score.reward, abs=CLOSE)
+        assert [feature["id"] for feature in one["features"]] == [f.feature.latent for f in score.features]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_every_way_of_writing_an_exchange_is_scored_alike(
+    engine: Engine, settings: Settings, tmp_path: Path
+) -> None:
+    asked = {"role": "user", "content": "river?"}
+    said = {"role": "assistant", "content": "stone"}
+    hh = "\n\nHuman: river?\n\nAssistant:"
+    forms: list[dict[str, Any]] = [
+        {"prompt": "river?", "response": "stone"},
+        {"messages": [asked], "response": "stone"},
+        {"messages": [asked, said]},
+        {"prompt": [asked], "response": [said]},
+        {"prompt": hh, "response": "stone"},
+        {"response": f"{hh} stone"},
+    ]
+    bulks.run(engine, settings, SCORE, bulks.write(tmp_path / "in.jsonl", forms), tmp_path / "out.jsonl")
+    rewards = [row["reward"] for row in bulks.read(tmp_path / "out.jsonl")]
+    assert rewards == pytest.approx([rewards[0]] * len(forms), abs=CLOSE)
+
+
+def test_bad_rows_go_aside_with_their_reasons(engine: Engine, settings: Settings, tmp_path: Path) -> None:
+    rows = bulks.responses(40)
+    mixed: list[Any] = [
+        one for row, bad in zip(rows, [*BAD, *BAD, *BAD, *BAD, *BAD], strict=True) for one in (row, bad)
+    ]
+    source = bulks.write(tmp_path / "in.jsonl", [*mixed, "\n"])
+    mark = bulks.run(engine, settings, SCORE, source, tmp_path / "out.jsonl")
+    bad = bulks.read(tmp_path / "out.bad.jsonl")
+    assert (mark.kept, mark.bad) == (40, 40)
+    assert [row["n"] for row in bulks.read(tmp_path / "out.jsonl")] == list(range(40))
+    assert [one["place"] for one in bad] == [f"in.jsonl:{2 * n + 2}" for n in range(40)]
+    for one, (line, reason) in zip(bad, [*BAD.items()] * 5, strict=True):
+        assert reason in one["reason"]
+        whole = line.startswith("{") and line.endswith("}\n")
+        assert one["row"] == (json.loads(line) if whole else line.strip())
+
+
+def test_bytes_that_are_no_text_are_one_bad_row(engine: Engine, settings: Settings, tmp_path: Path) -> None:
+    good = json.dumps(bulks.responses(1)[0]).encode() + b"\n"
+    (tmp_path / "in.jsonl").write_bytes(
+        good + b'{"prompt": "\xff", "response": "a"}\n' + b"[" * 10**5 + b"\n" + good
+    )
+    mark = bulks.run(engine, settings, SCORE, tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    assert (mark.kept, mark.bad) == (2, 2)
+
+
+def test_other_columns_may_hold_anything_json_can(engine: Engine, settings: Settings, tmp_path: Path) -> None:
+    odd = {"prompt": "a", "response": "b", "half": "\ud800", "é": [1.5, None, {"x": True}], "big": 2**70}
+    bulks.run(engine, settings, SCORE, bulks.write(tmp_path / "in.jsonl", [odd]), tmp_path / "out.jsonl")
+    (row,) = bulks.read(tmp_path / "out.jsonl")
+    assert {name: row[name] for name in odd} == odd
+    assert "é" in (tmp_path / "out.jsonl").read_text()
+
+
+def test_strict_stops_at_the_first_bad_row_and_goes_on_once_it_is_mended(
+    engine: Engine, settings: Settings, tmp_path: Path
+) -> None:
+    rows: list[Any] = bulks.responses(80)
+    whole = bulks.write(tmp_path / "whole.jsonl", rows)
+    bulks.run(engine, settings, SCORE, whole, tmp_path / "straight.jsonl")
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    bulks.write(source, [*rows[:70], '{"prompt": "x"}\n', *rows[70:]])
+    with pytest.raises(DataError, match=r"in\.jsonl:71: no 'response'"):
+        bulks.run(engine, settings, SCORE, source, out, strict=True)
+    assert not out.exists()
+    bulks.write(source, rows)
+    bulks.run(engine, settings, SCORE, source, out, strict=True)
+    assert out.read_bytes() == (tmp_path / "straight.jsonl").read_bytes()
+
+
+def test_a_stop_before_anything_was_done_leaves_nothing(
+    engine: Engine, settings: Settings, tmp_path: Path
+) -> None:
+    source = bulks.write(tmp_path / "in.jsonl", ['{"prompt": "x"}\n', *bulks.responses(3)])
+    with pytest.raises(DataError, match=r"in\.jsonl:1"):
+        bulks.run(engine, settings, SCORE, source, tmp_path / "out.jsonl", strict=True)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_not_one_good_row_is_a_mistake(engine: Engine, settings: Settings, tmp_path: Path) -> None:
+    source = bulks.write(tmp_path / "in.jsonl", bulks.pairs(5))
+    with pytest.raises(
+        DataError, match=r"not one of 5 rows could be used; the first, in\.jsonl:1: no 'response'"
+    ):
+        bulks.run(engine, settings, SCORE, source, tmp_path / "out.jsonl")
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_no_rows_give_no_rows(engine: Engine, settings: Settings, tmp_path: Path) -> None:
+    source = bulks.write(tmp_path / "in.jsonl", [])
+    bulks.run(engine, settings, SCORE, source, tmp_path / "out.jsonl")
+    bulks.run(engine, settings, SCORE, source, tmp_path / "out.parquet")
+    assert (tmp_path / "out.jsonl").read_bytes() == b""
+    assert parquet.read_table(tmp_path / "out.parquet").num_rows == 0
+
+
+def test_a_comparison_is_the_difference_of_two_rewards(
+    engine: Engine, settings: Settings, tmp_path: Path
+) -> None:
+    rows = bulks.pairs(60)
+    bulks.run(
+        engine,
+        settings,
+        COMPARE,
+        bulks.write(tmp_path / "in.jsonl", rows),
+        tmp_path / "out.jsonl",
+        top_k=1000,
+    )
+    for row, one in zip(rows, bulks.read(tmp_path / "out.jsonl"), strict=True):
+        exchanges = [tiny.exchange(row["prompt"], row[side]) for side in ("chosen", "rejected")]
+        (chosen,), (rejected,) = tiny.scores(engine, exchanges, Ask((MODEL,)))
+        assert one["margin"] == pytest.approx(chosen.reward - rejected.reward, abs=CLOSE)
+        assert one["probability"] == pytest.approx(engine.probability(MODEL, one["margin"]))
+        assert one["distance"] == pytest.approx(max(chosen.distance, rejected.distance), abs=1e-3)
+        assert sum(feature["contribution"] for feature in one["features"]) == pytest.approx(one["margin"])
+
+
+def test_a_filter_drops_what_the_model_disagrees_with(
+    engine: Engine, settings: Settings, tmp_path: Path
+) -> None:
+    source = bulks.write(tmp_path / "in.jsonl", bulks.pairs(80))
+    bulks.run(engine, settings, COMPARE, source, tmp_path / "all.jsonl", top_k=0)
+    everything = bulks.read(tmp_path / "all.jsonl")
+    middle = {name: sorted(row[name] for row in everything)[40] for name in everything[0] if name in LIMITED}
+    for at, (rule, kept) in enumerate(
+        [
+            (Rule(), [row for row in everything if row["chosen_reward"] >= row["rejected_reward"]]),
+            (Rule(middle["margin"]), [row for row in everything if row["margin"] >= middle["margin"]]),
+            *(
+                (
+                    Rule(-10.0, **{f"max_{name}": middle[name]}),
+                    [r for r in everything if r[name] <= middle[name]],
+                )
+                for name in ("uncertainty", "distance")
+            ),
+        ]
+    ):
+        mark = bulks.run(engine, settings, filtered(rule), source, tmp_path / f"{at}.jsonl", top_k=0)
+        assert 0 < len(kept) < 80
+        assert (mark.kept, mark.dropped) == (len(kept), 80 - len(kept))
+        assert bulks.read(tmp_path / f"{at}.jsonl") == kept
+
+
+def test_the_best_of_n_comes_first(engine: Engine, settings: Settings, tmp_path: Path) -> None:
+    rows: list[Any] = [
+        {"prompt": f"river {n}?", "responses": tiny.WORDS[: n + 1]} for n in range(len(tiny.WORDS))
+    ]
+    rows.append({"prompt": "twins", "responses": ["stone", "glass", "stone"]})
+    bulks.run(engine, settings, RANK, bulks.write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
+    found = bulks.read(tmp_path / "out.jsonl")
+    for row, one in zip(rows, found, strict=True):
+        exchanges = [tiny.exchange(row["prompt"], text) for text in row["responses"]]
+        rewards = [score.reward for (score,) in tiny.scores(engine, exchanges, Ask((MODEL,)))]
+        assert one["rewards"] == pytest.approx(rewards, abs=CLOSE)
+        assert [one["rewards"][i] for i in one["order"]] == sorted(one["rewards"], reverse=True)
+        assert one["chosen"] == row["responses"][one["order"][0]]
+        assert one["margin"] == max(one["rewards"]) - min(one["rewards"])
+        assert len(one["features"]) == 3
+    assert found[0]["rejected"] is None
+    assert {row["rejected"] for row in found[1:]} <= set(tiny.WORDS)
+    assert found[-1]["order"] in ([0, 2, 1], [1, 0, 2])
+    assert found[-1]["rewards"][0] == found[-1]["rewards"][2]
+
+
+def test_ranked_rows_are_pairs(engine: Engine, settings: Settings, tmp_path: Path) -> None:
+    rows = [{"prompt": "river", "responses": tiny.WORDS}]
+    bulks.run(engine, settings, RANK, bulks.write(tmp_path / "in.jsonl", rows), tmp_path / "ranked.jsonl")
+    bulks.run(engine, settings, COMPARE, tmp_path / "ranked.jsonl", tmp_path / "out.jsonl", prefix="again_")
+    (row,) = bulks.read(tmp_path / "out.jsonl")
+    assert row["again_margin"] == pytest.approx(row["margin"], abs=CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "a", "responses": []}, "'responses' must be a list"),
+        ({"prompt": "a", "responses": ["b", ""]}, "'responses' must be a non-empty string"),
+        ({"prompt": "a", "response": "b"}, "'responses' must be a list"),
+        ({"responses": ["b"]}, "no 'prompt'"),
+    ],
+)
+def test_what_cannot_be_ranked(
+    engine: Engine, settings: Settings, tmp_path: Path, row: Any, reason: str
+) -> None:
+    good = {"prompt": "a", "responses": ["b"]}
+    bulks.run(engine, settings, RANK, bulks.write(tmp_path / "in.jsonl", [good, row]), tmp_path / "out.jsonl")
+    (bad,) = bulks.read(tmp_path / "out.bad.jsonl")
+    assert reason in bad["reason"]
+
+
+def test_parquet_in_and_out_keep_the_rows(engine: Engine, settings: Settings, tmp_path: Path) -> None:
+    rows = [
+        {
+            **row,
+            "kind": None if row["n"] % 2 else "odd",
+            "votes": row["n"] if row["n"] < 50 else 0.5,
+            "tags": [],
+        }
+        for row in bulks.responses(90)
+    ]
+    rows[80]["tags"] = ["late"]
+    rows[85]["more"] = {"late": 1}
+    bulks.write(tmp_path / "in.jsonl", rows)
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress((tmp_path / "in.jsonl").read_bytes()))
+    bulks.run(engine, settings, SCORE, tmp_path / "in.jsonl.gz", tmp_path / "zipped.parquet")
+    bulks.run(engine, settings, SCORE, tmp_path / "in.jsonl", tmp_path / "plain.jsonl")
+    table = parquet.read_table(tmp_path / "zipped.parquet")
+    found = [{name: value for name, value in row.items() if name != "more"} for row in table.to_pylist()]
+    assert table.to_pylist()[85]["more"] == {"late": 1}
+    assert found == [
+        {k: v for k, v in row.items() if k != "more"} for row in bulks.read(tmp_path / "plain.jsonl")
+    ]
+    parquet.write_table(table.drop_columns(["more"]), tmp_path / "again.parquet", row_group_size=7)
+    bulks.run(
+        engine,
+        settings,
+        SCORE,
+        tmp_path / "again.parquet",
+        tmp_path / "out.parquet",
+        prefix="b_",
+        pass_tokens=256,
+    )
+    again = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["b_reward"] for row in again] == pytest.approx([row["reward"] for row in again], abs=CLOSE)
+
+
+def test_what_parquet_cannot_hold_is_kept_as_jsonl(
+    engine: Engine, settings: Settings, tmp_path: Path
+) -> None:
+    rows = [{**row, "mixed": "text" if row["n"] == 30 else 1} for row in bulks.responses(40)]
+    with pytest.raises(DataError, match=r"column 'mixed': .*out.parquet.part does, as JSONL"):
+        bulks.run(engine, settings, SCORE, bulks.write(tmp_path / "in.jsonl", rows), tmp_path / "out.parquet")
+    assert [row["n"] for row in bulks.read(tmp_path / "out.parquet.part")] == list(range(40))
+
+
+def test_dates_become_text_and_bytes_are_refused(engine: Engine, settings: Settings, tmp_path: Path) -> None:
+    rows = [{**row, "at": datetime(2026, 1, 1, tzinfo=UTC)} for row in bulks.responses(3)]
+    parquet.write_table(Table.from_pylist(rows), tmp_path / "in.parquet")
+    bulks.run(engine, settings, SCORE, tmp_path / "in.parquet", tmp_path / "out.jsonl")
+    assert bulks.read(tmp_path / "out.jsonl")[0]["at"].startswith("2026-01-01 00:00:00")
+    pictures = [{**row, "image": b"\x00" if row["n"] == 1 else None} for row in bulks.responses(3)]
+    parquet.write_table(Table.from_pylist(pictures), tmp_path / "pictures.parquet")
+    bulks.run(engine, settings, SCORE, tmp_path / "pictures.parquet", tmp_path / "pictures.jsonl")
+    (bad,) = bulks.read(tmp_path / "pictures.bad.jsonl")
+    assert (bad["place"], "holds bytes" in bad["reason"]) == ("pictures.parquet:2", True)
+
+
+def test_an_item_that_overflows_or_does_not_fit_costs_only_its_row(
+    settings: Settings, tmp_path: Path
+) -> None:
+    class Small(Faulty):
+        run = Engine.run
+
+        def _pass(self, prepared: Prepared) -> list[Scored | NonFinite]:
+            if len(prepared.jobs) > 3 or any(HUGE in self._words(job) for job in prepared.jobs):
+                raise RuntimeError("cannot allocate memory")
+            return super()._pass(prepared)
+
+    engine = home.engine(settings, quiet)
+    rows = bulks.responses(30)
+    bulks.run(engine, settings, SCORE, bulks.write(tmp_path / "in.jsonl", rows), tmp_path / "well.jsonl")
+    engine.__class__ = Small
+    rows[7]["response"] += f" {OVERFLOW} stone"
+    rows[20]["response"] += f" {HUGE} stone"
+    bulks.run(engine, settings, SCORE, bulks.write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
+    overflown, huge = bulks.read(tmp_path / "out.bad.jsonl")
+    assert (overflown["row"]["n"], "NaN or infinity" in overflown["reason"]) == (7, True)
+    assert (huge["row"]["n"], "does not fit" in huge["reason"]) == (20, True)
+    well = {row["n"]: row["reward"] for row in bulks.read(tmp_path / "well.jsonl")}
+    for row in bulks.read(tmp_path / "out.jsonl"):
+        assert row["reward"] == pytest.approx(well[row["n"]], abs=CLOSE)
+
+
+def test_a_device_that_only_overflows_is_not_believed(settings: Settings, tmp_path: Path) -> None:
+    engine = home.engine(settings, quiet)
+    source = bulks.write(tmp_path / "in.jsonl", bulks.responses(5))
+    engine.backbone.embedding.weight.data.fill_(torch.inf)
+    with pytest.raises(BundleError, match="probe 0"):
+        bulks.run(engine, settings, SCORE, source, tmp_path / "out.jsonl")
+
+
+def test_passes_are_as_full_as_the_budget_allows(engine: Engine, settings: Settings) -> None:
+    judge = Resident(engine, Question(MODEL), settings.model_copy(update={"batch_tokens": 256}))
+    items = [(one,) for one in tiny.babble(200)]
+    sizes = [len(prepared.packed.ids) for prepared in judge.prepare(items).passes]
+    longest = max(len(one.ids) for one in engine.encode([one for (one,) in items]))
+    assert max(sizes) <= 256
+    assert min(sizes[:-1]) > 256 - longest
+
+
+def test_a_resident_judge_holds_only_what_is_asked(settings: Settings) -> None:
+    with resident(Question("beta"), settings, quiet) as judge:
+        assert isinstance(judge, Resident)
+        found = judge.answer(judge.prepare([(Exchange((Message("user", "a"),), "b"),)]))
+        assert isinstance(found[0], list)
+        assert found[0][0]["model"] == "beta"
+    with pytest.raises(NotFound), resident(Question("beta@nobody"), settings, quiet):
+        pass
