@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from app.errors import SourceError, SparseRMError
 from app.model.engine import Engine
-from app.serve import adapters, operating, routes
+from app.serve import adapters, operating, page, routes
 from app.serve.batcher import Batcher
 from app.serve.door import Door
 from app.serve.failures import envelope, first_problem, from_http, waiting
@@ -59,7 +59,7 @@ def create_app(engine: Engine, settings: Settings, registry: CollectorRegistry) 
     app.state.engine, app.state.lost = engine, False
     app.state.registry, app.state.default_model = registry, default
     app.state.metrics, app.state.settings, app.state.give_up = metrics, settings, lambda: None
-    for router in (routes.router, operating.router, operating.admin):
+    for router in (page.router, routes.router, operating.router, operating.admin):
         app.include_router(router)
     adapters.add(app, settings.dialect_names)
     app.add_middleware(Gate, metrics=metrics, keys=Keys(settings.keys, settings.keys_file))
