@@ -76,5 +76,6 @@ async function read(response) {
   if (response.ok) return found;
   const later = response.headers.get("retry-after");
   const when = later ? ` Try again in ${later} s.` : "";
-  throw new Refused(`${found.error?.message ?? "The server failed"}.${when}`, response.status);
+  const { message, param } = found.error ?? { message: "The server failed" };
+  throw new Refused(`${message}${param ? ` (${param})` : ""}.${when}`, response.status);
 }

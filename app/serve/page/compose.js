@@ -81,6 +81,7 @@ function drawSending(state) {
   const { scored } = state;
   const edited = scored && (scored.models.join() !== state.models.join() || changed(state, scored, "messages", "responses", "lengthControl"));
   const missing = !state.models.length ? "Choose a reward model." : null;
+  at("results").setAttribute("aria-busy", state.busy);
   at("score").disabled = Boolean(missing);
   at("score").classList.toggle("due", Boolean(edited));
   at("status").textContent = missing ?? (state.busy ? "Scoring…" : edited ? "Edited since it was scored." : cost(scored));
