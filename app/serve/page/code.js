@@ -12,15 +12,30 @@ const WORDS = { true: "True", false: "False", null: "None" };
 
 export function showCode(state) {
   const body = JSON.stringify(wish(state), null, 2);
-  const parts = [["curl", curl(body)], ["Python", python(body)]];
-  open("The same request elsewhere", ...parts.flatMap(([name, text]) => copyable(name, text)),
-    key.get() && h("p", { class: "quiet small" }, `Put your key into the variable ${VARIABLE}.`), buttons());
+  const parts = [
+    ["curl", curl(body)],
+    ["Python", python(body)],
+  ];
+  open(
+    "The same request elsewhere",
+    ...parts.flatMap(([name, text]) => copyable(name, text)),
+    key.get() && h("p", { class: "quiet small" }, `Put your key into the variable ${VARIABLE}.`),
+    buttons(),
+  );
 }
 
 export async function showLink(state) {
   const link = new URL(`#${await toFragment(state)}`, address(""));
-  open("A link to this state", h("p", { class: "quiet" }, "The texts are in the part after #, which browsers keep to themselves: no server is sent it, but whoever has the link can read them."),
-    ...copyable("Link", link.href), buttons());
+  open(
+    "A link to this state",
+    h(
+      "p",
+      { class: "quiet" },
+      "The texts are in the part after #, which browsers keep to themselves: no server is sent it, but whoever has the link can read them.",
+    ),
+    ...copyable("Link", link.href),
+    buttons(),
+  );
 }
 
 // What is asked now: of all models, or, while it is steered, of the one looked at.
@@ -71,5 +86,14 @@ function copyable(name, text) {
       said.textContent = "Selected; copy it with the keyboard.";
     }
   };
-  return [h("div", { class: "titled" }, h("h3", {}, name), said, h("button", { type: "button", onclick: copy }, `Copy ${name}`)), shown];
+  return [
+    h(
+      "div",
+      { class: "titled" },
+      h("h3", {}, name),
+      said,
+      h("button", { type: "button", onclick: copy }, `Copy ${name}`),
+    ),
+    shown,
+  ];
 }

@@ -11,11 +11,23 @@ export async function unlock(wasWrong) {
     key.set(input.value.trim());
     close("given");
   };
-  const given = await open("This server wants a key",
-    h("form", { onsubmit: submit },
-      h("p", { class: "quiet" }, wasWrong ? "It does not know the key it was sent." : "It is kept in this tab until you close it, and sent to this server only."),
-      h("label", { for: "key" }, "Key"), input,
-      buttons(h("button", { type: "submit", class: "main" }, "Unlock"))));
+  const given = await open(
+    "This server wants a key",
+    h(
+      "form",
+      { onsubmit: submit },
+      h(
+        "p",
+        { class: "quiet" },
+        wasWrong
+          ? "It does not know the key it was sent."
+          : "It is kept in this tab until you close it, and sent to this server only.",
+      ),
+      h("label", { for: "key" }, "Key"),
+      input,
+      buttons(h("button", { type: "submit", class: "main" }, "Unlock")),
+    ),
+  );
   showForgetting();
   if (given !== "given") throw new Refused("The server wants a key. Score again to give one.", 401);
 }

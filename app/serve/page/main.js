@@ -12,7 +12,17 @@ import { changed, EXAMPLE, fromFragment, holding, toFragment } from "./state.js"
 
 const MOST_AT_FIRST = 4;
 const KEEP_MS = 400;
-const NOTHING = { cards: [], features: {}, scored: null, steered: {}, credits: null, comparison: null, busy: false, problem: null, drawn: {} };
+const NOTHING = {
+  cards: [],
+  features: {},
+  scored: null,
+  steered: {},
+  credits: null,
+  comparison: null,
+  busy: false,
+  problem: null,
+  drawn: {},
+};
 
 const store = holding({ ...EXAMPLE, ...NOTHING, ...(await linked()) });
 const ask = asking(unlock);
@@ -35,9 +45,17 @@ try {
 async function meet() {
   const [{ data: cards }, about] = await Promise.all([ask("v1/models"), ask("version")]);
   at("backbone").textContent = `${about.backbone} on ${about.device}, version ${about.sparserm}`;
-  const served = (name) => cards.some((card) => card.id === name || (card.profiles ?? {})[name.split("@")[1]] && card.id === name.split("@")[0]);
+  const served = (name) =>
+    cards.some(
+      (card) => card.id === name || ((card.profiles ?? {})[name.split("@")[1]] && card.id === name.split("@")[0]),
+    );
   const named = store.now.models.filter(served);
-  const models = named.length ? named : cards.filter((card) => !card.composite).slice(0, MOST_AT_FIRST).map((card) => card.id);
+  const models = named.length
+    ? named
+    : cards
+        .filter((card) => !card.composite)
+        .slice(0, MOST_AT_FIRST)
+        .map((card) => card.id);
   store.set({ cards, models, model: models.includes(store.now.model) ? store.now.model : models[0] });
 }
 

@@ -48,7 +48,17 @@ export function panel(store, act, ask) {
 }
 
 function tab(store, name) {
-  return h("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": "panel", onclick: () => store.set({ view: name }) }, KINDS[name][0]);
+  return h(
+    "button",
+    {
+      type: "button",
+      role: "tab",
+      id: `tab-${name}`,
+      "aria-controls": "panel",
+      onclick: () => store.set({ view: name }),
+    },
+    KINDS[name][0],
+  );
 }
 
 function mark(chosen) {

@@ -7,7 +7,9 @@ export function samples(text) {
   return text.split("\n").flatMap((line) => {
     const found = line.startsWith("#") ? null : LINE.exec(line);
     if (!found) return [];
-    const labels = Object.fromEntries([...(found[2] ?? "").matchAll(LABEL)].map(([, name, value]) => [name, value.replace(/\\(.)/g, "$1")]));
+    const labels = Object.fromEntries(
+      [...(found[2] ?? "").matchAll(LABEL)].map(([, name, value]) => [name, value.replace(/\\(.)/g, "$1")]),
+    );
     return [{ name: found[1], labels, value: Number(found[3]) }];
   });
 }

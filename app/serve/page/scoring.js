@@ -11,24 +11,50 @@ export function scoring(store, ask) {
     const { messages, responses, models, lengthControl } = store.now;
     const body = { ...request(store.now), model: models, top_k: ALL, clusters: true };
     const answer = await ask("v1/rewards", { body, signal });
-    const scored = { messages, responses, models, lengthControl, rows: byModel(answer.data), usage: answer.usage, timings: answer.timings };
+    const scored = {
+      messages,
+      responses,
+      models,
+      lengthControl,
+      rows: byModel(answer.data),
+      usage: answer.usage,
+      timings: answer.timings,
+    };
     const kept = models.includes(store.now.model) ? store.now.model : models[0];
     const last = responses.length - 1;
-    store.set({ scored, steered: {}, credits: null, comparison: null, model: kept,
-      response: Math.min(store.now.response, last), rival: Math.min(store.now.rival, last) });
+    store.set({
+      scored,
+      steered: {},
+      credits: null,
+      comparison: null,
+      model: kept,
+      response: Math.min(store.now.response, last),
+      rival: Math.min(store.now.rival, last),
+    });
   });
   const steered = latest(async (signal, model) => {
     const steer = active(store.now, model);
-    const rows = steer && (await ask("v1/rewards", { signal,
-      body: { ...request(store.now.scored), model, top_k: ALL, clusters: true, steer } })).data;
+    const rows =
+      steer &&
+      (
+        await ask("v1/rewards", {
+          signal,
+          body: { ...request(store.now.scored), model, top_k: ALL, clusters: true, steer },
+        })
+      ).data;
     const { [model]: _, ...others } = store.now.steered;
     store.set({ steered: rows ? { ...others, [model]: rows } : others, credits: null });
   });
-  const credited = latest(async (signal) => {
+  const credited = latest(async (signal, wanted) => {
     const { model, scored } = store.now;
-    const body = { ...request(scored), model, top_k: 0, explain: "tokens", steer: active(store.now, model) ?? {} };
+    const some = { ...scored, responses: wanted.map((response) => scored.responses[response]) };
+    const body = { ...request(some), model, top_k: 0, explain: "tokens", steer: active(store.now, model) ?? {} };
     const { data } = await ask("v1/rewards", { body, signal });
-    store.set({ credits: { model, rows: data } });
+    const known = store.now.credits?.model === model ? store.now.credits.rows : {};
+    const found = Object.fromEntries(
+      data.map((row) => [wanted[row.response], { ...row, response: wanted[row.response] }]),
+    );
+    store.set({ credits: { model, rows: { ...known, ...found } } });
   });
   const compared = latest(async (signal) => {
     const { model, scored, response } = store.now;
@@ -53,24 +79,31 @@ export function scoring(store, ask) {
 // The same, with failures told on the page instead of raised.
 function act(store, works) {
   let busy = 0;
-  const told = (work) => async (...given) => {
-    store.set({ busy: ++busy > 0, problem: null });
-    try {
-      await work(...given);
-    } catch (error) {
-      store.set({ problem: error.message });
-    } finally {
-      store.set({ busy: --busy > 0 });
-    }
-  };
+  const told =
+    (work) =>
+    async (...given) => {
+      store.set({ busy: ++busy > 0, problem: null });
+      try {
+        await work(...given);
+      } catch (error) {
+        store.set({ problem: error.message });
+      } finally {
+        store.set({ busy: --busy > 0 });
+      }
+    };
   const [score, steer, credit, compare, learn] = Object.values(works).map(told);
   const resteer = async () => {
     for (const model of Object.keys(store.now.steer)) if (active(store.now, model)) await steer(model);
   };
   return {
-    score: async () => { await score(); if (store.now.scored) await resteer(); },
+    score: async () => {
+      await score();
+      if (store.now.scored) await resteer();
+    },
     steer: debounced(steer, PAUSE_MS),
-    credit, compare, learn,
+    credit,
+    compare,
+    learn,
   };
 }
 

@@ -14,12 +14,26 @@ const MOVED = 0.25;
 export function server(store, _act, ask) {
   const seen = [];
   const figures = h("dl", { class: "figures-grid" });
-  const chart = svg("svg", { class: "running", viewBox: "0 0 100 40", preserveAspectRatio: "none", "aria-hidden": "true" });
+  const chart = svg("svg", {
+    class: "running",
+    viewBox: "0 0 100 40",
+    preserveAspectRatio: "none",
+    "aria-hidden": "true",
+  });
   const caption = h("p", { class: "quiet small" });
   const drift = h("div", { class: "drift" });
   const problem = h("p", { class: "problem", role: "alert", hidden: true });
-  const element = h("div", { class: "server" }, problem, h("h3", {}, "Now"), figures,
-    caption, chart, h("h3", {}, "Drift"), drift);
+  const element = h(
+    "div",
+    { class: "server" },
+    problem,
+    h("h3", {}, "Now"),
+    figures,
+    caption,
+    chart,
+    h("h3", {}, "Drift"),
+    drift,
+  );
   let timer = 0;
   let isLeft = false;
   const look = async () => {
@@ -61,7 +75,11 @@ function entries(seen) {
     entry("Waiting", `${now("sparserm_queue_items")} items`, `${now("sparserm_queue_tokens")} tokens`),
     entry("Promised", `${now("sparserm_backlog_tokens")} tokens`),
     entry("Being answered", `${Math.max(now("sparserm_requests_in_flight") - 1, 0)} requests`),
-    entry("Spared by shared prefixes", tokens ? `${((100 * saved) / tokens).toFixed(0)} %` : "none yet", `${saved.toLocaleString("en")} tokens`),
+    entry(
+      "Spared by shared prefixes",
+      tokens ? `${((100 * saved) / tokens).toFixed(0)} %` : "none yet",
+      `${saved.toLocaleString("en")} tokens`,
+    ),
     entry("Failed requests", now("sparserm_errors_total").toLocaleString("en"), causes(last.found)),
     ...STAGES.map((stage) => entry(`Mean ${stage}`, mean(since, stage) ?? mean(now, stage) ?? "none yet")),
   ];
@@ -77,7 +95,10 @@ function mean(of, stage) {
 }
 
 function causes(found) {
-  return found.filter((one) => one.name === "sparserm_errors_total" && one.value).map((one) => `${one.labels.cause} ${one.value}`).join(", ");
+  return found
+    .filter((one) => one.name === "sparserm_errors_total" && one.value)
+    .map((one) => `${one.labels.cause} ${one.value}`)
+    .join(", ");
 }
 
 function rate(before, after) {
@@ -88,22 +109,60 @@ function rate(before, after) {
 
 function line(rates) {
   const most = Math.max(...rates, 1);
-  const points = rates.map((value, i) => `${100 - ((rates.length - 1 - i) * 100) / (KEPT - 2)},${39 - (38 * value) / most}`);
-  return [svg("line", { class: "zero", x1: 0, x2: 100, y1: 39, y2: 39 }), svg("polyline", { class: "plus", points: points.join(" ") })];
+  const points = rates.map(
+    (value, i) => `${100 - ((rates.length - 1 - i) * 100) / (KEPT - 2)},${39 - (38 * value) / most}`,
+  );
+  return [
+    svg("line", { class: "zero", x1: 0, x2: 100, y1: 39, y2: 39 }),
+    svg("polyline", { class: "plus", points: points.join(" ") }),
+  ];
 }
 
 async function drifts(state, ask) {
-  const found = await Promise.all(basesOf(state, state.model).map((base) => ask(`v1/models/${encodeURIComponent(base)}/drift`)));
-  const rows = found.flatMap(({ model, callers }) => Object.entries(callers).map(([caller, one]) => driftRow(model, caller, one)));
+  const found = await Promise.all(
+    basesOf(state, state.model).map((base) => ask(`v1/models/${encodeURIComponent(base)}/drift`)),
+  );
+  const rows = found.flatMap(({ model, callers }) =>
+    Object.entries(callers).map(([caller, one]) => driftRow(model, caller, one)),
+  );
   if (!rows.length) return [h("p", { class: "quiet" }, "Nobody has asked this model yet.")];
-  const head = ["Model", "Caller", "Responses", "Reward", "Distance", "Projections"].map((name) => h("th", { scope: "col" }, name));
+  const head = ["Model", "Caller", "Responses", "Reward", "Distance", "Projections"].map((name) =>
+    h("th", { scope: "col" }, name),
+  );
   return [
-    h("div", { class: "scrolls", tabindex: 0, role: "group", "aria-label": "Drift by caller" }, h("table", {}, h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows))),
-    h("p", { class: "quiet small" }, `Population stability index against training responses, from 200 responses on: below ${CALM} calm, above ${MOVED} moved.`),
+    h(
+      "div",
+      { class: "scrolls", tabindex: 0, role: "group", "aria-label": "Drift by caller" },
+      h("table", {}, h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows)),
+    ),
+    h(
+      "p",
+      { class: "quiet small" },
+      `Population stability index against training responses, from 200 responses on: below ${CALM} calm, above ${MOVED} moved.`,
+    ),
   ];
 }
 
 function driftRow(model, caller, one) {
-  const cell = (value) => h("td", {}, value === undefined || value === null ? h("span", { class: "quiet" }, "too few") : [value.toFixed(2), h("small", { class: "quiet" }, ` ${value < CALM ? "calm" : value < MOVED ? "shifting" : "moved"}`)]);
-  return h("tr", {}, h("td", {}, model), h("td", {}, caller), h("td", {}, String(one.responses)), cell(one.reward), cell(one.distance), cell(one.projections));
+  const cell = (value) =>
+    h(
+      "td",
+      {},
+      value === undefined || value === null
+        ? h("span", { class: "quiet" }, "too few")
+        : [
+            value.toFixed(2),
+            h("small", { class: "quiet" }, ` ${value < CALM ? "calm" : value < MOVED ? "shifting" : "moved"}`),
+          ],
+    );
+  return h(
+    "tr",
+    {},
+    h("td", {}, model),
+    h("td", {}, caller),
+    h("td", {}, String(one.responses)),
+    cell(one.reward),
+    cell(one.distance),
+    cell(one.projections),
+  );
 }

@@ -26,14 +26,37 @@ export function spread(deciles, marks) {
   const high = Math.max(deciles.at(-1) + TAIL * width, ...values);
   const x = (value) => (100 * (value - low)) / (high - low);
   const edges = [deciles[0] - TAIL * width, ...deciles, deciles.at(-1) + TAIL * width];
-  const bins = edges.slice(1).map((to, i) => ({ from: edges[i], to, density: 1 / Math.max(to - edges[i], width / 50) }));
+  const bins = edges
+    .slice(1)
+    .map((to, i) => ({ from: edges[i], to, density: 1 / Math.max(to - edges[i], width / 50) }));
   const most = Math.max(...bins.map((bin) => bin.density));
-  return h("figure", { class: "spread" },
-    svg("svg", { viewBox: `0 0 100 ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" },
-      bins.map(({ from, to, density }, i) => svg("rect", {
-        class: i % 9 === 0 ? "tail" : "bin", x: x(from), width: Math.max(x(to) - x(from), 0.2),
-        y: HEIGHT * (1 - density / most), height: (HEIGHT * density) / most,
-      }))),
-    marks.map((one) => h("span", { class: one.isChosen ? "mark chosen" : "mark", place: { "--at": `${x(one.projection)}%` } }, letter(one.response))),
-    h("figcaption", { class: "hidden" }, "Projections of held-out training responses in tenths, with the responses on this page marked"));
+  return h(
+    "figure",
+    { class: "spread" },
+    svg(
+      "svg",
+      { viewBox: `0 0 100 ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" },
+      bins.map(({ from, to, density }, i) =>
+        svg("rect", {
+          class: i % 9 === 0 ? "tail" : "bin",
+          x: x(from),
+          width: Math.max(x(to) - x(from), 0.2),
+          y: HEIGHT * (1 - density / most),
+          height: (HEIGHT * density) / most,
+        }),
+      ),
+    ),
+    marks.map((one) =>
+      h(
+        "span",
+        { class: one.isChosen ? "mark chosen" : "mark", place: { "--at": `${x(one.projection)}%` } },
+        letter(one.response),
+      ),
+    ),
+    h(
+      "figcaption",
+      { class: "hidden" },
+      "Projections of held-out training responses in tenths, with the responses on this page marked",
+    ),
+  );
 }

@@ -6,10 +6,7 @@ const MOST = { messages: 200, responses: 64, factor: 1000 };
 
 export const EXAMPLE = {
   messages: [{ role: "user", content: "Does sugar make children hyperactive?" }],
-  responses: [
-    "Studies have found no such effect.",
-    "Yes, a single sweet makes any child hyperactive for a day.",
-  ],
+  responses: ["Studies have found no such effect.", "Yes, a single sweet makes any child hyperactive for a day."],
   models: [],
   lengthControl: false,
   steer: {},
@@ -80,7 +77,7 @@ function through(stream, content) {
   return new Response(new Blob([content]).stream().pipeThrough(stream)).arrayBuffer();
 }
 
-export function sane(raw) {
+function sane(raw) {
   const isText = (one) => typeof one === "string";
   const isTurn = (one) => ROLES.includes(one?.role) && isText(one.content);
   const list = (found, fits, most) => (Array.isArray(found) ? found.filter(fits).slice(0, most) : []);

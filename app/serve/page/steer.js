@@ -13,11 +13,23 @@ const FEATURES = 6;
 export function steer(store, act) {
   const sliders = h("ul", { class: "sliders" });
   const outcome = h("ol", { class: "outcome" });
-  const more = h("select", { "aria-label": "Add a slider", onchange: (event) => event.target.value && set(event.target.value, 1) });
+  const more = h("select", {
+    "aria-label": "Add a slider",
+    onchange: (event) => event.target.value && set(event.target.value, 1),
+  });
   const reset = h("button", { type: "button", onclick: () => change(() => ({})) }, "Reset all");
-  const element = h("div", {},
-    h("p", { class: "quiet small" }, "How far a feature, or all features of a name, may move the reward from the baseline: ×1 as it does, ×0 not at all, ×−1 the other way. Hollow marks above show where the rewards stood."),
-    outcome, sliders, h("div", { class: "actions" }, more, reset));
+  const element = h(
+    "div",
+    {},
+    h(
+      "p",
+      { class: "quiet small" },
+      "How far a feature, or all features of a name, may move the reward from the baseline: ×1 as it does, ×0 not at all, ×−1 the other way. Hollow marks above show where the rewards stood.",
+    ),
+    outcome,
+    sliders,
+    h("div", { class: "actions" }, more, reset),
+  );
   const change = (work) => {
     const { model, steer: all } = store.now;
     store.set({ steer: { ...all, [model]: work(all[model] ?? {}) } });
@@ -44,7 +56,10 @@ function isRegrouped({ model, steer: now }, { steer: before }) {
 // What has been moved, then what moves this reward most.
 function offered(state) {
   const row = rowsOf(state, state.model)[state.response];
-  const names = (row?.clusters ?? []).map((one) => one.name).filter(Boolean).slice(0, NAMES);
+  const names = (row?.clusters ?? [])
+    .map((one) => one.name)
+    .filter(Boolean)
+    .slice(0, NAMES);
   const latents = (row?.features ?? []).slice(0, FEATURES).map((one) => String(one.id));
   return [...new Set([...Object.keys(state.steer[state.model] ?? {}), ...names, ...latents])];
 }
@@ -59,8 +74,18 @@ function slider(state, name, set) {
     set(name, value);
   };
   input.addEventListener("input", () => move(Number(input.value)));
-  return h("li", {}, h("span", { class: "name" }, nameOf(state, name)), input, said,
-    h("button", { type: "button", class: "slight", "aria-label": `Leave ${name} as it is`, onclick: () => move(1) }, "Reset"));
+  return h(
+    "li",
+    {},
+    h("span", { class: "name" }, nameOf(state, name)),
+    input,
+    said,
+    h(
+      "button",
+      { type: "button", class: "slight", "aria-label": `Leave ${name} as it is`, onclick: () => move(1) },
+      "Reset",
+    ),
+  );
 }
 
 function shown(factor) {
@@ -78,16 +103,32 @@ function nameOf(state, name) {
 function choices(state) {
   const row = rowsOf(state, state.model)[state.response];
   const option = (value, text) => h("option", { value }, text);
-  const names = (row?.clusters ?? []).filter((one) => one.name).map((one) => option(one.name, `${one.name} (${one.directions})`));
+  const names = (row?.clusters ?? [])
+    .filter((one) => one.name)
+    .map((one) => option(one.name, `${one.name} (${one.directions})`));
   const latents = (row?.features ?? []).map((one) => option(one.id, `#${one.id} ${one.label ?? ""}`));
-  return [option("", "Add a slider…"), h("optgroup", { label: "Names" }, names), h("optgroup", { label: "Features, largest share first" }, latents)];
+  return [
+    option("", "Add a slider…"),
+    h("optgroup", { label: "Names" }, names),
+    h("optgroup", { label: "Features, largest share first" }, latents),
+  ];
 }
 
 function outcomes(state) {
   const before = state.scored.rows[state.model];
-  return rowsOf(state, state.model).filter((row) => !row.error).map((row) => {
-    const was = before[row.response];
-    return h("li", {}, h("span", { class: "letter" }, letter(row.response)), number(was.reward, 3), h("span", { class: "quiet" }, "→"), number(row.reward, 3),
-      h("small", { class: "quiet" }, "by "), number(row.reward - was.reward, 3));
-  });
+  return rowsOf(state, state.model)
+    .filter((row) => !row.error)
+    .map((row) => {
+      const was = before[row.response];
+      return h(
+        "li",
+        {},
+        h("span", { class: "letter" }, letter(row.response)),
+        number(was.reward, 3),
+        h("span", { class: "quiet" }, "→"),
+        number(row.reward, 3),
+        h("small", { class: "quiet" }, "by "),
+        number(row.reward - was.reward, 3),
+      );
+    });
 }

@@ -1,6 +1,6 @@
-// What every token added to the reward of the text before it: the text in colour, and the running reward above it.
+// What every token added to the reward of the text before it: the running reward, and the text in its colours.
 
-import { at, h, letter, number, signed, svg, tone } from "./dom.js";
+import { h, letter, number, signed, svg, tone } from "./dom.js";
 import { scale } from "./scale.js";
 import { rowsOf } from "./scoring.js";
 import { changed } from "./state.js";
@@ -11,43 +11,89 @@ const HEIGHT = 60;
 
 export function tokens(store, act) {
   const element = h("div", { class: "tokens" });
-  const ask = (state) => {
-    if (state.credits?.model !== state.model && state.scored) act.credit();
+  let unfolded = new Set();
+  const ask = ({ credits, model, scored }) => {
+    const known = credits?.model === model ? credits.rows : {};
+    const missing = [...unfolded].filter((response) => response < scored.responses.length && !known[response]);
+    if (missing.length) act.credit(missing);
+  };
+  const toggle = (response, isOpen) => {
+    if (unfolded.has(response) === isOpen) return;
+    isOpen ? unfolded.add(response) : unfolded.delete(response);
+    ask(store.now);
   };
   const draw = (state, before) => {
-    if (!before || changed(state, before, "model", "scored", "steered")) ask(state);
-    if (!before || changed(state, before, "credits", "response")) element.replaceChildren(...drawn(state));
+    if (!state.scored) return;
+    const isNew = !before || changed(state, before, "model", "scored", "steered");
+    if (isNew || state.response !== before.response) {
+      unfolded = isNew ? atFirst(state) : unfolded.add(state.response);
+      ask(state);
+    }
+    if (isNew || changed(state, before, "credits", "response"))
+      element.replaceChildren(...drawn(state, unfolded, toggle));
   };
   return { element, draw };
 }
 
-function drawn(state) {
-  if (state.credits?.model !== state.model) return [h("p", { class: "quiet" }, "Reading token by token…")];
-  const rows = state.credits.rows.filter((row) => !row.error);
-  const most = Math.max(...rows.flatMap((row) => row.tokens.map((one) => Math.abs(one.credit))), 1e-9);
-  const all = rows.reduce((sum, row) => sum + row.tokens.length, 0);
-  return [legend(most), ...rows.map((row) => folded(row, most, all < UNFOLDED || row.response === state.response, rowsOf(state, state.model)))];
+// Every response where that costs little, else the chosen one; others are asked about when they are unfolded.
+function atFirst(state) {
+  const rows = rowsOf(state, state.model).filter((row) => !row.error);
+  const isShort = rows.reduce((sum, row) => sum + row.response_tokens, 0) < UNFOLDED;
+  return new Set(rows.map((row) => row.response).filter((response) => isShort || response === state.response));
+}
+
+function drawn(state, unfolded, toggle) {
+  const rows = rowsOf(state, state.model).filter((row) => !row.error);
+  const known = state.credits?.model === state.model ? state.credits.rows : {};
+  const all = Object.values(known).flatMap((row) => row.tokens ?? []);
+  const most = all.reduce((found, one) => Math.max(found, Math.abs(one.credit)), 1e-9);
+  return [
+    legend(most),
+    ...rows.map((row) => folded(row, known[row.response], most, unfolded.has(row.response), toggle)),
+  ];
+}
+
+function folded(row, credited, most, isOpen, toggle) {
+  const summary = h(
+    "summary",
+    {},
+    h("span", { class: "letter" }, letter(row.response)),
+    " ",
+    number(row.reward),
+    ` in ${row.response_tokens} tokens`,
+  );
+  const body = () =>
+    credited?.tokens ? text(credited, most) : [h("p", { class: "quiet small" }, "Reading token by token…")];
+  const element = h("details", { open: isOpen }, summary, isOpen && body());
+  element.addEventListener("toggle", () => {
+    if (element.open && element.childElementCount === 1) element.append(...body());
+    toggle(row.response, element.open);
+  });
+  return element;
 }
 
 function legend(most) {
   const keys = Array.from({ length: 2 * LEVELS + 1 }, (_, i) => h("i", { class: `token ${level(i - LEVELS)}` }));
-  return h("p", { class: "legend quiet small" }, number(-most), h("span", { class: "ramp", "aria-hidden": "true" }, keys), number(most),
-    h("span", {}, "what a token added; colours go by the square root"));
-}
-
-// Spans are made when a text is first unfolded: eight long ones at once would be felt.
-function folded(row, most, isOpen) {
-  const element = h("details", { open: isOpen }, h("summary", {}, h("span", { class: "letter" }, letter(row.response)), " ", number(row.reward), ` in ${row.tokens.length} tokens`));
-  const fill = () => element.childElementCount === 1 && element.append(...text(row, most));
-  if (isOpen) fill();
-  element.addEventListener("toggle", () => element.open && fill());
-  return element;
+  return h(
+    "p",
+    { class: "legend quiet small" },
+    number(-most),
+    h("span", { class: "ramp", "aria-hidden": "true" }, keys),
+    number(most),
+    h("span", {}, "what a token added; colours go by the square root"),
+  );
 }
 
 function text(row, most) {
   const said = h("p", { class: "quiet small said", role: "status" }, "Point at a token, or walk with the arrow keys.");
   const running = sums(row);
-  const spans = row.tokens.map(({ text, credit }) => h("span", { class: `token ${level(Math.sign(credit) * Math.round(LEVELS * Math.sqrt(Math.abs(credit) / most)))}` }, text));
+  const spans = row.tokens.map(({ text, credit }) =>
+    h(
+      "span",
+      { class: `token ${level(Math.sign(credit) * Math.round(LEVELS * Math.sqrt(Math.abs(credit) / most)))}` },
+      text,
+    ),
+  );
   const { chart, point } = line(row, running);
   let here = -1;
   const go = (i) => {
@@ -56,19 +102,30 @@ function text(row, most) {
     spans[i].classList.add("here");
     here = i;
     point(i);
-    said.replaceChildren(`“${row.tokens[i].text}” `, number(row.tokens[i].credit, 3), `, reward so far ${signed(running[i], 3)}`);
+    said.replaceChildren(
+      `“${row.tokens[i].text}” `,
+      number(row.tokens[i].credit, 3),
+      `, reward so far ${signed(running[i], 3)}`,
+    );
   };
   const places = new Map(spans.map((span, i) => [span, i]));
-  const body = h("div", {
-    class: "said-text", tabindex: 0, role: "group", "aria-label": `Response ${letter(row.response)}, token by token`,
-    onpointerover: (event) => places.has(event.target) && go(places.get(event.target)),
-    onkeydown: (event) => {
-      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-      if (!step) return;
-      event.preventDefault();
-      go(Math.max(here + step, 0));
+  const body = h(
+    "div",
+    {
+      class: "said-text",
+      tabindex: 0,
+      role: "group",
+      "aria-label": `Response ${letter(row.response)}, token by token`,
+      onpointerover: (event) => places.has(event.target) && go(places.get(event.target)),
+      onkeydown: (event) => {
+        const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+        if (!step) return;
+        event.preventDefault();
+        go(Math.max(here + step, 0));
+      },
     },
-  }, spans);
+    spans,
+  );
   return [chart, body, said];
 }
 
@@ -83,16 +140,39 @@ function line(row, running) {
   const y = (value) => HEIGHT * (1 - parseFloat(place(value)) / 100);
   const points = [row.baseline_reward, ...running].map((value, i) => `${i},${y(value)}`).join(" ");
   const cursor = svg("line", { class: "cursor", y1: 0, y2: HEIGHT, x1: -9, x2: -9 });
-  const chart = svg("svg", { class: "running", viewBox: `0 0 ${running.length} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" },
+  const chart = svg(
+    "svg",
+    {
+      class: "running",
+      viewBox: `0 0 ${running.length} ${HEIGHT}`,
+      preserveAspectRatio: "none",
+      "aria-hidden": "true",
+    },
     svg("line", { class: "zero", x1: 0, x2: running.length, y1: y(0), y2: y(0) }),
-    svg("polyline", { class: tone(row.reward), points }), cursor);
+    svg("polyline", { class: tone(row.reward), points }),
+    cursor,
+  );
   const point = (i) => {
     cursor.setAttribute("x1", i + 1);
     cursor.setAttribute("x2", i + 1);
   };
-  const zero = h("span", { class: "level", "aria-hidden": "true", place: { "--at": `${(100 * y(0)) / HEIGHT}%` } }, "0");
-  const labelled = h("figure", {}, h("div", { class: "path" }, chart, zero),
-    h("figcaption", { class: "quiet small" }, "The reward so far, from the baseline ", number(row.baseline_reward), " on"));
+  const zero = h(
+    "span",
+    { class: "level", "aria-hidden": "true", place: { "--at": `${(100 * y(0)) / HEIGHT}%` } },
+    "0",
+  );
+  const labelled = h(
+    "figure",
+    {},
+    h("div", { class: "path" }, chart, zero),
+    h(
+      "figcaption",
+      { class: "quiet small" },
+      "The reward so far, from the baseline ",
+      number(row.baseline_reward),
+      " on",
+    ),
+  );
   return { chart: labelled, point };
 }
 

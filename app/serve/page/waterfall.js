@@ -13,10 +13,41 @@ export function waterfall(store, act) {
   let shown = FIRST;
   let byName = false;
   const list = h("ol", { class: "waterfall" });
-  const more = h("button", { type: "button", class: "slight", onclick: () => { shown *= 3; again(); } }, "Show more");
-  const either = (text, value) => h("label", { class: "chip" },
-    h("input", { type: "radio", name: "grain", checked: byName === value, onchange: () => { byName = value; shown = FIRST; again(); } }), h("span", {}, text));
-  const choice = h("fieldset", { class: "chips" }, h("legend", { class: "hidden" }, "Steps"), either("By feature", false), either("By name", true));
+  const more = h(
+    "button",
+    {
+      type: "button",
+      class: "slight",
+      onclick: () => {
+        shown *= 3;
+        again();
+      },
+    },
+    "Show more",
+  );
+  const either = (text, value) =>
+    h(
+      "label",
+      { class: "chip" },
+      h("input", {
+        type: "radio",
+        name: "grain",
+        checked: byName === value,
+        onchange: () => {
+          byName = value;
+          shown = FIRST;
+          again();
+        },
+      }),
+      h("span", {}, text),
+    );
+  const choice = h(
+    "fieldset",
+    { class: "chips" },
+    h("legend", { class: "hidden" }, "Steps"),
+    either("By feature", false),
+    either("By name", true),
+  );
   const element = h("div", {}, choice, list, more);
   const again = () => {
     const row = rowsOf(store.now, store.now.model)[store.now.response];
@@ -42,8 +73,12 @@ export function steps(row, parts, count) {
   const rest = row.reward - row.baseline_reward - told - extra;
   const found = [
     ...shown.map((part) => ({ part, value: part.contribution })),
-    ...(parts.length > count || Math.abs(rest) > SEEN ? [{ text: `${parts.length - shown.length || "features"} others`, value: rest }] : []),
-    ...seen("length control", apart.length), ...seen("uncertainty penalty", apart.penalty), ...seen("rounding", apart.residual),
+    ...(parts.length > count || Math.abs(rest) > SEEN
+      ? [{ text: `${parts.length - shown.length || "features"} others`, value: rest }]
+      : []),
+    ...seen("length control", apart.length),
+    ...seen("uncertainty penalty", apart.penalty),
+    ...seen("rounding", apart.residual),
   ];
   let from = row.baseline_reward;
   return found.map((one) => {
@@ -72,7 +107,8 @@ function rows(store, found, row) {
 export function step(store, { part, text, value, from }, place) {
   const track = trackOf(place, from, from + value, tone(value));
   const figure = h("span", { class: "figures" }, number(value, 3));
-  if (!part?.model) return h("li", { class: "step" }, h("span", { class: "name" }, part ? cluster(part) : text), track, figure);
+  if (!part?.model)
+    return h("li", { class: "step" }, h("span", { class: "name" }, part ? cluster(part) : text), track, figure);
   const open = h("button", { type: "button", class: "name", "aria-expanded": "false" }, named(part, store.now.model));
   const item = h("li", { class: "step" }, open, track, figure);
   open.onclick = () => unfold(open, item, () => evidence(store, part));
@@ -94,15 +130,25 @@ function cluster({ name, directions }) {
 function total(name, about, value, place, uncertainty) {
   const track = trackOf(place, 0, value, "whole");
   if (uncertainty !== null)
-    track.append(h("i", { class: "whisker", place: { "--from": place(value - uncertainty), "--to": place(value + uncertainty) } }));
-  return h("li", { class: "step total" },
-    h("span", { class: "name", title: about }, name), track, h("span", { class: "figures" }, number(value, 3)));
+    track.append(
+      h("i", { class: "whisker", place: { "--from": place(value - uncertainty), "--to": place(value + uncertainty) } }),
+    );
+  return h(
+    "li",
+    { class: "step total" },
+    h("span", { class: "name", title: about }, name),
+    track,
+    h("span", { class: "figures" }, number(value, 3)),
+  );
 }
 
 function trackOf(place, from, to, kind) {
   const ends = { "--from": place(Math.min(from, to)), "--to": place(Math.max(from, to)) };
-  return h("span", { class: "track", "aria-hidden": "true" },
+  return h(
+    "span",
+    { class: "track", "aria-hidden": "true" },
     h("i", { class: "zero", place: { "--at": place(0) } }),
     h("i", { class: `fill ${kind}`, place: ends }),
-    h("i", { class: "link", place: { "--at": place(to) } }));
+    h("i", { class: "link", place: { "--at": place(to) } }),
+  );
 }
