@@ -251,3 +251,15 @@ def test_a_refusal_is_told_in_the_server_s_words(browser: Browser, world: str) -
         page.click("#score")
         settle(page)
         assert "responses[0]" in page.inner_text("#problem")
+
+
+def test_steering_one_model_leaves_another_s_request_alone(page: Page) -> None:
+    turn_to(page, "steer")
+    page.fill("[aria-label='Factor of doubt']", "0")
+    page.click('.row[data-model="beta"][data-response="0"]')
+    page.fill("[aria-label='Factor of doubt']", "0")
+    settle(page)
+    assert page.locator(".ghost").count() == 4
+    page.click("#score")
+    settle(page)
+    assert page.locator(".ghost").count() == 4

@@ -1,7 +1,7 @@
 // Asks for what the page shows, and puts the answers into the state; an answer nobody waits for is dropped.
 
 import { debounced, latest } from "./api.js";
-import { rivalOf } from "./state.js";
+import { changed, rivalOf } from "./state.js";
 
 const ALL = 1000;
 const PAUSE_MS = 120;
@@ -32,24 +32,22 @@ export function scoring(store, ask) {
       rival: Math.min(store.now.rival, last),
     });
   });
-  const steered = latest(async (signal, model) => {
+  const steered = async (signal, model) => {
+    const { scored } = store.now;
     const steer = active(store.now, model);
-    const rows =
-      steer &&
-      (
-        await ask("v1/rewards", {
-          signal,
-          body: { ...request(store.now.scored), model, top_k: ALL, clusters: true, steer },
-        })
-      ).data;
+    const body = { ...request(scored), model, top_k: ALL, clusters: true, steer };
+    const rows = steer && (await ask("v1/rewards", { body, signal })).data;
+    if (store.now.scored !== scored) return;
     const { [model]: _, ...others } = store.now.steered;
     store.set({ steered: rows ? { ...others, [model]: rows } : others, credits: null });
-  });
+  };
   const credited = latest(async (signal, wanted) => {
-    const { model, scored } = store.now;
+    const asked = store.now;
+    const { model, scored } = asked;
     const some = { ...scored, responses: wanted.map((response) => scored.responses[response]) };
-    const body = { ...request(some), model, top_k: 0, explain: "tokens", steer: active(store.now, model) ?? {} };
+    const body = { ...request(some), model, top_k: 0, explain: "tokens", steer: active(asked, model) ?? {} };
     const { data } = await ask("v1/rewards", { body, signal });
+    if (changed(store.now, asked, "scored", "steered")) return;
     const known = store.now.credits?.model === model ? store.now.credits.rows : {};
     const found = Object.fromEntries(
       data.map((row) => [wanted[row.response], { ...row, response: wanted[row.response] }]),
@@ -63,7 +61,7 @@ export function scoring(store, ask) {
     const pair = { messages, chosen: responses[response], rejected: responses[rival] };
     const body = { model, pairs: [pair], top_k: ALL, length_control: lengthControl };
     const { data } = await ask("v1/compare", { body, signal });
-    store.set({ comparison: { model, response, rival, found: data[0] } });
+    if (store.now.scored === scored) store.set({ comparison: { model, response, rival, found: data[0] } });
   });
   const known = async (model) => {
     for (const base of basesOf(store.now, model)) {
@@ -91,19 +89,31 @@ function act(store, works) {
         store.set({ busy: --busy > 0 });
       }
     };
-  const [score, steer, credit, compare, learn] = Object.values(works).map(told);
-  const resteer = async () => {
-    for (const model of Object.keys(store.now.steer)) if (active(store.now, model)) await steer(model);
+  const [score, credit, compare, learn] = [works.whole, works.credited, works.compared, works.known].map(told);
+  const steer = forEach(() => told(latest(works.steered)));
+  const resteer = () => {
+    const { scored, steer: wishes } = store.now;
+    const moved = Object.keys(wishes).filter((model) => scored.models.includes(model) && active(store.now, model));
+    return Promise.all(moved.map(steer));
   };
   return {
     score: async () => {
       await score();
       if (store.now.scored) await resteer();
     },
-    steer: debounced(steer, PAUSE_MS),
+    steer: forEach(() => debounced(steer, PAUSE_MS)),
     credit,
     compare,
     learn,
+  };
+}
+
+// Work that models do not share: steering one must not end what another waits for.
+function forEach(make) {
+  const made = new Map();
+  return (model) => {
+    if (!made.has(model)) made.set(model, make());
+    return made.get(model)(model);
   };
 }
 
