@@ -19,11 +19,14 @@ COMPOSITE = '["{}"]\nmode = "cautious"\npenalty = 0.5\nabout = "{}"\nweights = {
 
 
 def build(root: Path, **given: object) -> tuple[Engine, Settings]:
-    """Three models whose first features bear names, and a composite of two."""
+    """Three models whose first features bear names, a profile of one, and a composite of two."""
     settings = tiny.world(root).model_copy(update=given)
     for name in tiny.MODELS:
         _label(settings.models_dir / name, LABELS, "https://example.org/feature")
     (settings.models_dir / "composites.toml").write_text(COMPOSITE.format("both", "Alpha and beta."))
+    strict = settings.models_dir / "alpha" / "profiles" / "strict.json"
+    strict.parent.mkdir()
+    strict.write_text('{"about": "Not in doubt.", "steer": {"doubt": 0}}')
     return home.engine(settings, lambda *_: None), settings
 
 

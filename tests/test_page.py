@@ -251,7 +251,7 @@ def test_four_models_and_eight_long_responses_are_quick_to_use(
     if kind == "tiny":
         engine, settings = gallery.build(tmp_path, max_tokens=2048)
     else:
-        settings = Settings(models_dir=Path(__file__).parent.parent / "models", device="cpu")
+        settings = Settings(models_dir=Path(__file__).parent.parent / "models", device="cpu", timeout_s=1000)
         engine = home.engine(settings, lambda *_: None)
     with listening(engine, settings) as address, visit(browser, address) as page:
         page.set_default_timeout(600_000)

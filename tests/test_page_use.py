@@ -95,6 +95,19 @@ def test_transcripts_are_pasted(page: Page, text: str, turns: int, responses: li
     )
 
 
+def test_a_profile_is_a_model_of_its_own(page: Page, world: str) -> None:
+    page.check('input[value="alpha@strict"]', force=True)
+    with page.expect_request("**/v1/rewards") as request:
+        page.click("#score")
+    settle(page)
+    rows = httpx.post(f"{world}/v1/rewards", json=sent(request.value)).json()["data"]
+    wanted = [row["reward"] for row in rows if row["model"] == "alpha@strict"]
+    assert values(page, '.row[data-model="alpha@strict"]') == pytest.approx(wanted, abs=CLOSE)
+    page.click('.row[data-model="alpha@strict"][data-response="0"]')
+    turn_to(page, "features")
+    assert page.locator(".features .dot.chosen").count() == tiny.K
+
+
 def test_tabs_are_walked_with_arrow_keys(page: Page) -> None:
     page.focus("#tab-made")
     for view in (*VIEWS[1:], VIEWS[0]):

@@ -3,7 +3,7 @@
 
 import { at, h, letter } from "./dom.js";
 import { pasting } from "./pasting.js";
-import { changed, ROLES } from "./state.js";
+import { changed, namesOf, ROLES } from "./state.js";
 
 export function compose(store, act) {
   const draw = (state, before) => {
@@ -91,10 +91,7 @@ function drawResponses(store) {
 
 function drawModels(store) {
   const { cards, models } = store.now;
-  const names = cards.flatMap((card) => [
-    card.id,
-    ...Object.keys(card.profiles ?? {}).map((one) => `${card.id}@${one}`),
-  ]);
+  const names = namesOf(cards);
   const choose = (event) => {
     const chosen = event.target.value;
     const rest = store.now.models.filter((one) => one !== chosen);

@@ -8,7 +8,7 @@ import { showForgetting, unlock } from "./keys.js";
 import { panel } from "./panel.js";
 import { rewards } from "./rewards.js";
 import { scoring } from "./scoring.js";
-import { changed, EXAMPLE, fromFragment, holding, toFragment } from "./state.js";
+import { changed, EXAMPLE, fromFragment, holding, namesOf, toFragment } from "./state.js";
 
 const MOST_AT_FIRST = 4;
 const KEEP_MS = 400;
@@ -34,28 +34,24 @@ at("show-code").onclick = () => showCode(store.now);
 at("show-link").onclick = () => showLink(store.now);
 showForgetting();
 remember();
-try {
-  await meet();
-  await act.score();
-} catch (error) {
-  store.set({ problem: error.message });
+await begin();
+
+async function begin() {
+  try {
+    await meet();
+    await act.score();
+  } catch (error) {
+    store.set({ problem: error.message });
+  }
 }
 
 // What is served here; of the models a link names, those that are.
 async function meet() {
   const [{ data: cards }, about] = await Promise.all([ask("v1/models"), ask("version")]);
   at("backbone").textContent = `${about.backbone} on ${about.device}, version ${about.sparserm}`;
-  const served = (name) =>
-    cards.some(
-      (card) => card.id === name || ((card.profiles ?? {})[name.split("@")[1]] && card.id === name.split("@")[0]),
-    );
-  const named = store.now.models.filter(served);
-  const models = named.length
-    ? named
-    : cards
-        .filter((card) => !card.composite)
-        .slice(0, MOST_AT_FIRST)
-        .map((card) => card.id);
+  const named = namesOf(cards).filter((name) => store.now.models.includes(name));
+  const plain = cards.filter((card) => !card.composite).map((card) => card.id);
+  const models = named.length ? named : plain.slice(0, MOST_AT_FIRST);
   store.set({ cards, models, model: models.includes(store.now.model) ? store.now.model : models[0] });
 }
 
@@ -77,7 +73,6 @@ function remember() {
   addEventListener("hashchange", async () => {
     if (location.hash.slice(1) === mine) return;
     store.set({ ...(await linked()), drawn: {} });
-    await meet();
-    await act.score();
+    await begin();
   });
 }

@@ -144,7 +144,7 @@ export function cardOf(state, feature) {
 }
 
 function byModel(data) {
-  const rows = {};
+  const rows = Object.create(null);
   for (const row of data) (rows[row.model] ??= [])[row.response] = row;
   return rows;
 }

@@ -47,6 +47,11 @@ export function changed(now, before, ...names) {
   return names.some((name) => now[name] !== before[name]);
 }
 
+// Every name that can be asked for: models, models under a profile, composites.
+export function namesOf(cards) {
+  return cards.flatMap(({ id, profiles }) => [id, ...Object.keys(profiles ?? {}).map((one) => `${id}@${one}`)]);
+}
+
 // The response that the chosen one is compared with.
 export function rivalOf({ response, rival }) {
   if (rival !== response) return rival;

@@ -22,6 +22,17 @@ export function tokens(store, act) {
     isOpen ? unfolded.add(response) : unfolded.delete(response);
     ask(store.now);
   };
+  const made = new Map();
+  // Thousands of spans are made again only if something about them is new.
+  const kept = (...given) => {
+    const { response } = given[0];
+    const was = made.get(response);
+    const isSame = was?.given.every((one, i) => one === given[i]);
+    const element = isSame ? was.element : folded(...given, unfolded.has(response), toggle);
+    element.open = unfolded.has(response);
+    made.set(response, { given, element });
+    return element;
+  };
   const draw = (state, before) => {
     if (!state.scored) return;
     const isNew = !before || changed(state, before, "model", "scored", "steered");
@@ -29,8 +40,7 @@ export function tokens(store, act) {
       unfolded = isNew ? atFirst(state) : unfolded.add(state.response);
       ask(state);
     }
-    if (isNew || changed(state, before, "credits", "response"))
-      element.replaceChildren(...drawn(state, unfolded, toggle));
+    if (isNew || changed(state, before, "credits", "response")) element.replaceChildren(...drawn(state, kept));
   };
   return { element, draw };
 }
@@ -42,15 +52,12 @@ function atFirst(state) {
   return new Set(rows.map((row) => row.response).filter((response) => isShort || response === state.response));
 }
 
-function drawn(state, unfolded, toggle) {
+function drawn(state, make) {
   const rows = rowsOf(state, state.model).filter((row) => !row.error);
   const known = state.credits?.model === state.model ? state.credits.rows : {};
   const all = Object.values(known).flatMap((row) => row.tokens ?? []);
   const most = all.reduce((found, one) => Math.max(found, Math.abs(one.credit)), 1e-9);
-  return [
-    legend(most),
-    ...rows.map((row) => folded(row, known[row.response], most, unfolded.has(row.response), toggle)),
-  ];
+  return [legend(most), ...rows.map((row) => make(row, known[row.response], most))];
 }
 
 function folded(row, credited, most, isOpen, toggle) {
