@@ -4,7 +4,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: setup serve test test-all audit check bench soak docs
+.PHONY: setup serve browser test test-all audit check bench soak docs
 
 setup: .venv/ready
 
@@ -17,6 +17,10 @@ setup: .venv/ready
 
 serve: setup
 	$(BIN)/sparserm serve --host $(HOST) --port $(PORT)
+
+# The page is tested in Debian's Chromium; without one, those tests are skipped.
+browser:
+	command -v chromium >/dev/null || (apt-get update -q && apt-get install -qy --no-install-recommends chromium)
 
 test: setup
 	$(BIN)/python -m pytest -m "not heavy"

@@ -132,7 +132,8 @@ class Feature:
     """A selected latent as the bundle describes it; `sign` is +1 where preferred responses fire it.
 
     `difference` is preferred minus rejected firing; `stability` the share of bootstrap samples that select
-    it too; `agreement` how well its projection tells whether it fires (AUROC).
+    it too; `agreement` how well its projection tells whether it fires (AUROC). `keywords` are words its
+    label stands for.
     """
 
     latent: int
@@ -143,6 +144,7 @@ class Feature:
     difference: float | None = None
     stability: float | None = None
     agreement: float | None = None
+    keywords: tuple[str, ...] = ()
 
     @property
     def tracks(self) -> bool:

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, Page
 
 from app.model import home
 from app.model.engine import Engine
 from app.settings import Settings
-from tests import tiny
+from tests import browsing, gallery, tiny
 from tests import workshop as workshops
 from tests.serving import listening
 
@@ -58,3 +59,25 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 def made_sae(workshop: Settings) -> Path:
     """An SAE of the tiny backbone."""
     return workshops.build_sae(workshop)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A browser; it goes when the module ends, because its event loop would stand in the way of others."""
+    with browsing.chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server worth looking at."""
+    engine, settings = gallery.build(tmp_path_factory.mktemp("gallery"))
+    with listening(engine, settings) as found:
+        yield found
+
+
+@pytest.fixture
+def page(browser: Browser, world: str) -> Iterator[Page]:
+    """The page at that server, scored for the first time."""
+    with browsing.visit(browser, world) as found:
+        yield found

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from app.model.engine import Engine
 from app.model.recall import Recall
@@ -144,6 +145,14 @@ async def test_cards_and_features(client: httpx.AsyncClient) -> None:
     assert (await client.get(f"/v1/models/beta/features/{latent}")).json() == page["data"][0]
     assert (await client.get("/v1/models/nobody")).json()["error"]["code"] == "unknown_model"
     assert (await client.get("/v1/models/beta/features/999")).json()["error"]["code"] == "unknown_latent"
+
+
+async def test_a_feature_tells_how_its_projections_spread(client: httpx.AsyncClient, engine: Engine) -> None:
+    listed = (await client.get("/v1/models/beta/features")).json()["data"]
+    model = engine.models["beta"]
+    spread = torch.tensor([feature["deciles"] for feature in listed], dtype=torch.float64)
+    assert torch.allclose(model.head.standardise(spread.T).T, model.calibration.projections)
+    assert (spread.diff(dim=1) > 0).all()
 
 
 async def test_health_ready_version_docs(client: httpx.AsyncClient) -> None:

@@ -42,10 +42,13 @@ async def test_a_page_may_load_what_it_is_made_of_and_an_answer_nothing(
     engine: Engine, settings: Settings
 ) -> None:
     async with server(engine, settings) as client:
-        answer, page = await client.post("/v1/rewards", json=BODY), await client.get("/docs")
+        answer = await client.post("/v1/rewards", json=BODY)
+        page, manual = await client.get("/"), await client.get("/docs")
     assert answer.headers["content-security-policy"].startswith("default-src 'none'")
-    assert "script-src 'self'" in page.headers["content-security-policy"]
-    for one in (answer, page):
+    assert "script-src 'self'" in manual.headers["content-security-policy"]
+    assert "script-src 'self'; style-src 'self'; img-src 'self'" in page.headers["content-security-policy"]
+    assert "unsafe" not in page.headers["content-security-policy"]
+    for one in (answer, page, manual):
         assert one.headers["x-content-type-options"] == "nosniff"
         assert one.headers["cache-control"] == "no-store"
         assert "access-control-allow-origin" not in one.headers

@@ -1,6 +1,7 @@
 """Keys: every way a trainer can carry one, and what is closed without."""
 
 import base64
+import re
 from typing import Any
 
 import httpx
@@ -82,6 +83,19 @@ async def test_only_the_probes_stay_open(client: httpx.AsyncClient) -> None:
             assert (answer.status_code == 401) == (path not in ("/health", "/ready")), path
     assert (await client.get("/metrics")).status_code == 401
     assert (await client.get("/docs")).status_code == 401
+
+
+async def test_the_page_is_open_and_nothing_behind_it(client: httpx.AsyncClient) -> None:
+    front = await client.get("/")
+    assert front.status_code == 200
+    parts = re.findall(r'(?:src|href)="(page/[^"]+)"', front.text)
+    assert len(parts) >= 4
+    for part in parts:
+        assert (await client.get(f"/{part}")).status_code == 200
+    for closed in ("/page", "/v1/models", "/page/../v1/models", "/docs"):
+        assert (await client.get(closed)).status_code == 401, closed
+    for nothing in ("/page/", "/page/__init__.py", "/page/%2e%2e%2fgate.py", "/page/..%2fgate.py"):
+        assert (await client.get(nothing)).status_code == 404, nothing
 
 
 def test_beyond_loopback_there_must_be_a_key_or_a_second_word() -> None:

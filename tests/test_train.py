@@ -26,6 +26,7 @@ from app.train import (
     recipe,
     studio,
 )
+from app.train.concepts import keywords
 from app.train.select import select
 from app.types import LEAST_AGREEMENT, Ask, ReadOut
 from tests import tiny
@@ -162,6 +163,13 @@ def test_a_name_must_tell_when_its_latent_fires(workshop: Settings, made_sae: Pa
         if feature.label_score is not None:
             assert feature.label_score >= labels.LEAST_SCORE
             assert (feature.agreement or 0) >= LEAST_AGREEMENT
+            assert feature.keywords == keywords(feature.label or "")
+
+
+def test_a_label_s_keywords_are_the_words_it_stands_for() -> None:
+    assert {"no", "never", "nor"} <= set(keywords("after negation"))
+    assert keywords("before “it” “is”") == ("it", "is")
+    assert keywords("full stop") == keywords("the start of the response") == ()
 
 
 @pytest.mark.parametrize("loss", list(fit.LOSSES))

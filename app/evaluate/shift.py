@@ -18,12 +18,11 @@ Counts = NDArray[np.int64]
 
 def edges(model: RewardModel) -> NDArray[np.float64]:
     """Deciles that held-out training prompts had, a row a quantity."""
-    head, tables = model.head, model.calibration
+    tables = model.calibration
     step = (tables.rewards.shape[1] - 1) // BINS
-    deciles = head.center[:, None] + head.scale[:, None] * tables.projections
     rewards = tables.rewards[0, step:-1:step]
     percentiles = np.linspace(0, 100, BINS + 1)[1:-1]
-    found: NDArray[np.float64] = np.vstack([rewards.cpu().numpy(), percentiles, deciles.cpu().numpy()])
+    found: NDArray[np.float64] = np.vstack([rewards.cpu().numpy(), percentiles, model.deciles.cpu().numpy()])
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
+from torch import Tensor
 
 from app.errors import BundleError
 from app.model import weights
@@ -96,6 +97,11 @@ class RewardModel:
                 named.setdefault(feature.label, []).append(place)
         object.__setattr__(self, "index", {f.latent: i for i, f in enumerate(self.features)})
         object.__setattr__(self, "clusters", named)
+
+    @property
+    def deciles(self) -> Tensor:
+        """Nine deciles of each projection on held-out training prompts, (K, 9)."""
+        return self.head.center[:, None] + self.head.scale[:, None] * self.calibration.projections
 
     def places(self, key: str) -> list[int]:
         """The directions a key means: a latent by number, or a cluster by name; none if it means nothing."""

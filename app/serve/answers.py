@@ -183,7 +183,7 @@ class CardList(BaseModel):
 
 
 class FeatureCard(BaseModel):
-    """A direction of a model: its name, and the evidence for name and choice."""
+    """A direction of a model: its name, the evidence for name and choice, and how its projections spread."""
 
     id: int
     sign: int
@@ -193,6 +193,8 @@ class FeatureCard(BaseModel):
     difference: float | None
     stability: float | None
     agreement: float | None
+    keywords: list[str]
+    deciles: list[float]
 
 
 class FeatureList(BaseModel):

@@ -13,15 +13,21 @@ from typing import Any, TypeVar
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.serve import page
 from app.serve.asking import NOTE
 from app.serve.metrics import Metrics
 
 T = TypeVar("T")
 log = logging.getLogger("sparserm.request")
-PAGES = ("/docs", "/redoc")
+MANUALS = ("/docs", "/redoc")
 CDN = "https://cdn.jsdelivr.net"
 SEALED = "default-src 'none'; frame-ancestors 'none'"
-FOR_PAGES = (
+FOR_THE_PAGE = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+FOR_MANUALS = (
     f"default-src 'self'; script-src 'self' 'unsafe-inline' {CDN}; style-src 'self' 'unsafe-inline' {CDN}; "
     "img-src 'self' data: https://fastapi.tiangolo.com; frame-ancestors 'none'"
 )
@@ -123,9 +129,16 @@ class Body:
 
 
 def _headers(scope: Scope, request_id: bytes) -> list[tuple[bytes, bytes]]:
-    """What every answer carries; pages may load what they are made of, everything else nothing."""
-    policy = FOR_PAGES if scope["path"].startswith(PAGES) else SEALED
+    """What every answer carries."""
+    policy = _policy(scope["path"])
     return [(b"x-request-id", request_id), (b"content-security-policy", policy.encode()), *CAUTION]
+
+
+def _policy(path: str) -> str:
+    """Pages may load what they are made of, everything else nothing."""
+    if path == page.FRONT:
+        return FOR_THE_PAGE
+    return FOR_MANUALS if path.startswith(MANUALS) else SEALED
 
 
 def _request_id(scope: Scope) -> bytes:

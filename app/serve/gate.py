@@ -1,7 +1,7 @@
 """Who may come in, and what a path says before the route begins: /k/KEY/… and /m/MODEL/….
 
-Everything but /health and /ready wants a key where there are any: /metrics any key, the rest one that may
-score; admin routes ask for more themselves.
+Everything but /health, /ready and the page's own files wants a key where there are any: /metrics any key, the
+rest one that may score; admin routes ask for more themselves.
 Trainers that cannot send a header carry the key in the path or in the URL's user part; those that cannot name
 a model carry that in the path too.
 """
@@ -17,13 +17,14 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import Exposed, Forbidden, SparseRMError, Unauthorized
+from app.serve import page
 from app.serve.asking import PATH_MODEL
 from app.serve.failures import envelope
 from app.serve.keys import Keys, Role
 from app.serve.metrics import Metrics
 from app.settings import Settings
 
-OPEN = frozenset({"/health", "/ready"})
+OPEN = frozenset({"/health", "/ready", page.FRONT})
 ROLE = "sparserm.role"
 
 
@@ -43,7 +44,7 @@ class Gate:
         path, named = _prefixes(scope["path"])
         given = [named["k"]] if "k" in named else _carried(Headers(scope=scope))
         role = self._keys.role(given) if self._keys.any else Role.SCORE
-        if path not in OPEN and (error := _refusal(role, path)):
+        if not _is_open(path) and (error := _refusal(role, path)):
             self._metrics.errors.labels(error.code).inc()
             refusal = JSONResponse(envelope(error), error.status, {"WWW-Authenticate": "Bearer"})
             await refusal(scope, receive, send)
@@ -66,6 +67,10 @@ def refuse_exposure(settings: Settings) -> None:
         f"{settings.host} can be reached by others: set SPARSERM_API_KEYS or SPARSERM_KEYS_FILE, "
         "or SPARSERM_WITHOUT_KEYS=true if everybody may ask"
     )
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN or path.startswith(page.PARTS)
 
 
 def _refusal(role: Role | None, path: str) -> SparseRMError | None:

@@ -84,9 +84,9 @@ async def features(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Response:
     """The directions a model reads, a page at a time."""
-    found = _model(scorer, id).features
-    page = [_feature(feature) for feature in found[offset : offset + limit]]
-    return JSONResponse({"object": "list", "total": len(found), "offset": offset, "data": page})
+    found = _model(scorer, id)
+    page = _features(found, slice(offset, offset + limit))
+    return JSONResponse({"object": "list", "total": len(found.features), "offset": offset, "data": page})
 
 
 @router.get(
@@ -97,7 +97,8 @@ async def feature(id: str, latent: int, scorer: TheScorer) -> Response:  # noqa:
     found = _model(scorer, id)
     if latent not in found.index:
         raise NotFound(f"model {id!r} does not read latent {latent}", "latent", "unknown_latent")
-    return JSONResponse(_feature(found.features[found.index[latent]]))
+    place = found.index[latent]
+    return JSONResponse(_features(found, slice(place, place + 1))[0])
 
 
 @router.get("/v1/models/{id}/drift", response_model=answers.DriftAnswer, operation_id="get_drift")
@@ -146,9 +147,18 @@ def _comparison(
     return bodies.comparison(engine, chosen, rejected, top_k)
 
 
-def _feature(feature: Feature) -> dict[str, Any]:
-    described = asdict(feature)
-    return {"id": described.pop("latent"), **described}
+def _features(model: RewardModel, which: slice) -> list[dict[str, Any]]:
+    spread = model.deciles[which].tolist()
+    return [
+        {"id": feature.latent, **_described(feature), "deciles": deciles}
+        for feature, deciles in zip(model.features[which], spread, strict=True)
+    ]
+
+
+def _described(feature: Feature) -> dict[str, Any]:
+    found = asdict(feature)
+    del found["latent"]
+    return found
 
 
 def _card(name: str, scorer: Scorer) -> dict[str, Any]:

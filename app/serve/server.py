@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from app.errors import SourceError, SparseRMError
 from app.model import pace
 from app.model.engine import Engine
-from app.serve import adapters, operating, routes
+from app.serve import adapters, operating, page, routes
 from app.serve.batcher import Batcher
 from app.serve.door import Door
 from app.serve.failures import envelope, first_problem, from_http, waiting
@@ -43,7 +43,7 @@ def create_app(engine: Engine, settings: Settings, registry: CollectorRegistry) 
     app.state.registry, app.state.metrics = registry, metrics
     app.state.default_model = settings.default_model or next(iter(engine.models))
     app.state.lost, app.state.give_up = False, lambda: None
-    for router in (routes.router, operating.router, operating.admin):
+    for router in (page.router, routes.router, operating.router, operating.admin):
         app.include_router(router)
     adapters.add(app, settings.dialect_names)
     app.add_middleware(Gate, metrics=metrics, keys=Keys(settings.keys, settings.keys_file))

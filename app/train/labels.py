@@ -17,7 +17,7 @@ from torch import Tensor
 from app.model.backbone import Backbone
 from app.model.directions import Dictionary
 from app.model.text import Text
-from app.train.concepts import concepts
+from app.train.concepts import concepts, keywords
 from app.train.contexts import Contexts
 from app.types import Feature
 
@@ -93,7 +93,9 @@ def _named(
     )
     score = float(_balanced(best.mask, scored_on))
     holds = score >= LEAST_SCORE and feature.tracks
-    return replace(feature, label=best.name, label_score=round(score, 3)) if holds else feature
+    if not holds:
+        return feature
+    return replace(feature, label=best.name, label_score=round(score, 3), keywords=keywords(best.name))
 
 
 def _examples(fired: Mask, projected: NDArray[np.float32], half: Mask) -> Examples | None:
