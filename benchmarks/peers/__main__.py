@@ -1,0 +1,126 @@
+"""python -m benchmarks.peers: SparseRM beside other servers on this machine, in one run."""
+
+import argparse
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+import torch
+
+from app.settings import Settings
+from benchmarks import machine, workloads
+from benchmarks.journal import Header, Journal
+from benchmarks.peers import catalogue
+from benchmarks.peers.course import ROOT, Runner, Stint, course, interpreter, wanted
+from benchmarks.peers.gate import Gatekeeper
+from benchmarks.peers.install import folder
+from benchmarks.peers.measure import Bench
+from benchmarks.peers.peer import Peer
+from benchmarks.pictures import draw
+from benchmarks.reference import Reference, reference
+from benchmarks.report import Results, as_json, markdown, summary
+from benchmarks.workloads import Words, probes
+
+MARGIN = 2.0
+
+
+def main() -> None:
+    """Say how long it will take, measure what is not measured yet, print and write what was found."""
+    chosen = _arguments(Settings())
+    torch.set_num_threads(machine.cores())
+    ground = reference(Settings())
+    bench = Bench(ground, Words(ground.text), chosen.seconds, chosen.slo)
+    known = catalogue.peers(list(ground.models), ground.head())
+    peers = _installed(catalogue.chosen(known, chosen.peers), chosen.folder)
+    steps = wanted(peers, workloads.chosen(chosen.workloads), named=bool(chosen.workloads))
+    if chosen.fresh:
+        chosen.results.unlink(missing_ok=True)
+    journal = Journal(chosen.results, Header(_facts(ground, chosen)))
+    stints = course(steps, chosen.rounds, journal.has)
+    minutes = chosen.minutes or MARGIN * _expected(stints, chosen.seconds)
+    gatekeeper = Gatekeeper(ground, probes(bench.words, Random(time.time_ns())))
+    until = time.monotonic() + 60 * minutes
+    runner = Runner(bench, gatekeeper, journal, chosen.folder, _say, until)
+    whole = _run(runner, stints)
+    _tell(Results(journal), chosen.docs)
+    if not whole:
+        sys.exit("stopped before the end; the same command goes on from here")
+
+
+def _run(runner: Runner, stints: Sequence[Stint]) -> bool:
+    """Whether it came to its end; when asked to stop, it ends its servers first."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return asyncio.run(runner.run(stints))
+    except KeyboardInterrupt:
+        return False
+
+
+def _arguments(settings: Settings) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
+    home = folder(settings)
+    parser.add_argument("--peers", nargs="+", default=[], help="which; all that are installed")
+    parser.add_argument("--workloads", nargs="+", default=[], help="which, by name or by its first words")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=15.0, help="how long a measurement asks")
+    parser.add_argument("--slo", type=float, default=2.0, help="seconds a good answer takes at most")
+    parser.add_argument("--minutes", type=float, help="nothing new begins after that")
+    parser.add_argument("--folder", type=Path, default=home, help="venvs, checkpoints and logs")
+    parser.add_argument("--results", type=Path, default=home / "results.jsonl", help="gone on with")
+    parser.add_argument("--fresh", action="store_true", help="forget what the results hold")
+    parser.add_argument("--docs", type=Path, help="where to write peers.md, peers.json and peers.svg")
+    return parser.parse_args()
+
+
+def _installed(peers: Sequence[Peer], place: Path) -> list[Peer]:
+    """Those whose venv is there; the others are named."""
+    there = [peer for peer in peers if interpreter(peer.server, place).exists()]
+    missing = sorted({peer.server.venv for peer in peers if peer not in there})
+    if missing:
+        print(f"left out: {' '.join(missing)}; python -m benchmarks.peers.install {' '.join(missing)}")
+    return there
+
+
+def _facts(ground: Reference, chosen: argparse.Namespace) -> dict[str, str]:
+    """What must be the same for figures to stand beside each other."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    code = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    layers = ", ".join(f"{depth} {layers}" for depth, layers in ground.layers.items())
+    return {
+        **machine.facts(),
+        "code": code or "unknown",
+        "backbone": ground.folder.name,
+        "layers": layers,
+        "reward_models": ", ".join(ground.models),
+        "seconds": f"{chosen.seconds:g}",
+        "slo_s": f"{chosen.slo:g}",
+    }
+
+
+def _expected(stints: Sequence[Stint], seconds: float) -> float:
+    minutes = sum(stint.seconds(seconds) for stint in stints) / 60
+    count = sum(len(stint.steps) for stint in stints)
+    _say(f"{count} measurements, {len(stints)} starts: about {minutes:.0f} minutes on a quiet machine")
+    return minutes
+
+
+def _tell(results: Results, docs: Path | None) -> None:
+    _say("\n" + "\n".join(summary(results)))
+    if docs:
+        (docs / "peers.md").write_text(markdown(results))
+        (docs / "peers.json").write_text(json.dumps(as_json(results), indent=1) + "\n")
+        draw(results, docs / "peers.svg")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
