@@ -17,7 +17,7 @@ from matplotlib.axes import Axes  # the same
 def draw(results: Results, file: Path) -> None:
     """Write the picture; colours the colour-blind can tell apart, and a marker for each server."""
     with mpl.rc_context(STYLE):
-        height = 1.5 + 0.35 * max(len(results.workloads), 8)
+        height = 1.5 + 0.35 * max(len(results.closed), 8)
         figure, (speeds, shares) = plt.subplots(1, 2, figsize=(12, height), width_ratios=(3, 2))
         for place, peer in enumerate(results.peers):
             look = _look(peer, place)
@@ -31,7 +31,7 @@ def draw(results: Results, file: Path) -> None:
 
 def _speeds(axes: Axes, results: Results, peer: str, look: dict[str, Any]) -> None:
     rows, middles, below, above = [], [], [], []
-    for row, workload in enumerate(results.workloads):
+    for row, workload in enumerate(results.closed):
         if found := spread(results.speeds(peer, workload).values()):
             rows.append(row)
             middles.append(found.median)
@@ -47,7 +47,7 @@ def _shares(axes: Axes, results: Results, peer: str, look: dict[str, Any]) -> No
 
 
 def _dress(speeds: Axes, shares: Axes, results: Results) -> None:
-    speeds.set_yticks(range(len(results.workloads)), results.workloads)
+    speeds.set_yticks(range(len(results.closed)), results.closed)
     speeds.invert_yaxis()
     speeds.set(xscale="log", xlabel="tokens of answered pairs a second, median and range over rounds")
     speeds.legend(frameon=False, fontsize=7, ncols=2)

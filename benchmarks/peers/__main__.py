@@ -28,29 +28,32 @@ from benchmarks.report import Results, as_json, markdown, summary
 from benchmarks.workloads import Words, probes
 
 MARGIN = 2.0
+SETTINGS = ("device", "dtype", "threads", "batch_tokens", "max_tokens")
 
 
 def main() -> None:
     """Say how long it will take, measure what is not measured yet, print and write what was found."""
-    chosen = _arguments(Settings())
+    settings = Settings()
+    chosen = _arguments(settings)
     torch.set_num_threads(machine.cores())
-    ground = reference(Settings())
+    ground = reference(settings)
     bench = Bench(ground, Words(ground.text), chosen.seconds, chosen.slo)
     known = catalogue.peers(list(ground.models), ground.head())
     peers = _installed(catalogue.chosen(known, chosen.peers), chosen.folder)
     steps = wanted(peers, workloads.chosen(chosen.workloads), named=bool(chosen.workloads))
     if chosen.fresh:
         chosen.results.unlink(missing_ok=True)
-    journal = Journal(chosen.results, Header(_facts(ground, chosen)))
+    journal = Journal(chosen.results, Header(_facts(ground, settings, chosen)))
     stints = course(steps, chosen.rounds, journal.has)
-    minutes = chosen.minutes or MARGIN * _expected(stints, chosen.seconds)
     gatekeeper = Gatekeeper(ground, probes(bench.words, Random(time.time_ns())))
-    until = time.monotonic() + 60 * minutes
+    until = time.monotonic() + 60 * _minutes(stints, chosen.seconds, chosen.minutes)
     runner = Runner(bench, gatekeeper, journal, chosen.folder, _say, until)
     whole = _run(runner, stints)
     _tell(Results(journal), chosen.docs)
+    if left := sum(len(stint.steps) for stint in course(steps, chosen.rounds, journal.has)):
+        _say(f"{left} measurements are missing or were not steady; the same command goes on with them")
     if not whole:
-        sys.exit("stopped before the end; the same command goes on from here")
+        sys.exit(1)
 
 
 def _run(runner: Runner, stints: Sequence[Stint]) -> bool:
@@ -87,7 +90,7 @@ def _installed(peers: Sequence[Peer], place: Path) -> list[Peer]:
     return there
 
 
-def _facts(ground: Reference, chosen: argparse.Namespace) -> dict[str, str]:
+def _facts(ground: Reference, settings: Settings, chosen: argparse.Namespace) -> dict[str, str]:
     """What must be the same for figures to stand beside each other."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     code = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
@@ -98,16 +101,22 @@ def _facts(ground: Reference, chosen: argparse.Namespace) -> dict[str, str]:
         "backbone": ground.folder.name,
         "layers": layers,
         "reward_models": ", ".join(ground.models),
+        "settings": ", ".join(f"{name}={getattr(settings, name)}" for name in SETTINGS),
         "seconds": f"{chosen.seconds:g}",
         "slo_s": f"{chosen.slo:g}",
     }
 
 
-def _expected(stints: Sequence[Stint], seconds: float) -> float:
-    minutes = sum(stint.seconds(seconds) for stint in stints) / 60
+def _minutes(stints: Sequence[Stint], seconds: float, most: float | None) -> float:
+    """After how many nothing new begins; twice what is expected, unless somebody said."""
+    expected = sum(stint.seconds(seconds) for stint in stints) / 60
     count = sum(len(stint.steps) for stint in stints)
-    _say(f"{count} measurements, {len(stints)} starts: about {minutes:.0f} minutes on a quiet machine")
-    return minutes
+    bound = most or MARGIN * expected
+    _say(
+        f"{count} measurements, {len(stints)} starts: about {expected:.0f} minutes on a quiet machine; "
+        f"nothing new begins after {bound:.0f}"
+    )
+    return bound
 
 
 def _tell(results: Results, docs: Path | None) -> None:

@@ -19,9 +19,11 @@ MARK = "installed"
 def main() -> None:
     """Install all of them, or those that are named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[[], *names()], help="which; all of them by default")
+    parser.add_argument("names", nargs="*", help=f"some of {', '.join(names())}; all of them by default")
     parser.add_argument("--folder", type=Path, default=folder(Settings()), help="where the venvs go")
     chosen = parser.parse_args()
+    if unknown := set(chosen.names) - set(names()):
+        parser.error(f"no requirements for {', '.join(sorted(unknown))}")
     for name in chosen.names or names():
         venv = chosen.folder / name
         if installed(venv, name):
