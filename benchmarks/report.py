@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.figures import QUANTILES, Spread, quantiles, ratios, spread
 from benchmarks.journal import Bare, Block, Gate, Journal, Start
+from benchmarks.workloads import WORKLOADS
 
 ALONE, BASE = "unique-1", "unique-16"
 TIMES = ("p50 ms", "p90", "p99", "p99.9")
@@ -65,6 +66,7 @@ def markdown(results: Results) -> str:
     """Everything, shortest first."""
     parts = [
         ("# Measured side by side", ["what", "which"], list(map(list, results.facts.items()))),
+        ("## Workloads", ["workload", "how it asks"], _asked(results)),
         ("## What sharing prompts buys, over `unique-16` of the same server", *_sharing(results)),
         ("## One pair alone", ["server", "p50 ms", "over the bare forward"], _alone(results)),
         ("## Starts", ["server", "seconds to ready", "MiB after the first answers"], _starts(results)),
@@ -109,6 +111,10 @@ def _cell(results: Results, peer: str, workload: str) -> str:
     mark = "" if all(block.steady for block in blocks) else "~"
     found = results.spread(peer, workload, lambda block: block.speed)
     return mark + (f"{found.median:,.0f}" if found else "") + (f" ({ratio.median:.2f})" if ratio else "")
+
+
+def _asked(results: Results) -> list[list[str]]:
+    return [[one.name, one.about] for one in WORKLOADS if one.name in results.workloads]
 
 
 def _sharing(results: Results) -> tuple[list[str], list[list[str]]]:

@@ -259,8 +259,9 @@ def test_a_block_knows_its_rates() -> None:
 
 def test_the_machine_s_peak_is_a_rate_of_operations() -> None:
     assert 1 < machine.peak([(64, 96)]) < 1e6
-    assert machine.steady(100, 96)
-    assert not machine.steady(94, 100)
+    assert machine.steady(100, 96, 0.05)
+    assert not machine.steady(94, 100, 0.05)
+    assert not machine.steady(100, 100, 0.5)
     assert {"processor", "cores", "instructions", "torch"} <= machine.facts().keys()
 
 

@@ -100,7 +100,7 @@ class Runner:
             self.journal.append(self.bench.bare(stint.round))
 
     async def _stint(self, stint: Stint) -> bool:
-        self.say(f"round {stint.round + 1}: starting {stint.server.name}")
+        self.say(f"round {stint.round + 1}: starting {stint.server.name}: {stint.server.about}")
         with self._started(stint.server) as servers:
             admitted = {peer.name: peer for peer, _ in stint.steps}
             for peer in list(admitted.values()):
@@ -128,7 +128,7 @@ class Runner:
         return gate.passed
 
     async def _measure(self, peer: Peer, servers: Sequence[Served], workload: Workload, round_: int) -> None:
-        """Again, if the machine was not the same before and after; the last try is kept whatever it was."""
+        """Again, if the machine was not steady; the last try is kept whatever it was."""
         for _ in range(TRIES):
             block = await self.bench.block(peer, servers, workload, round_)
             self.journal.append(block)

@@ -54,11 +54,11 @@ class Bench:
         return Block(
             peer=peer.name, against=peer.against, workload=workload.name, round=round_, seed=seed,
             at=datetime.now(UTC).isoformat(timespec="seconds"), load_average=load, peaks=(before, after),
-            steady=machine.steady(before, after), seconds=run.seconds, fates=figures.fates(run),
-            pairs=len(lengths), tokens=sum(lengths), gflops=self._gflops(peer, workload, lengths),
+            steady=machine.steady(before, after, watch.shares["others"]), seconds=run.seconds,
+            fates=figures.fates(run), pairs=len(lengths), tokens=sum(lengths),
+            gflops=self._gflops(peer, workload, lengths),
             latencies=tuple(round(took, 4) for took in figures.good(run)), cores=machine.cores(),
-            shares=watch.shares,
-            resident_mib=(watch.resident, watch.most),
+            shares=watch.shares, resident_mib=(watch.resident, watch.most),
             counters={name: now - counted[name] for name, now in _counters(peer, servers).items()},
             curve=await self._curve(peer, urls, run, turns, rng) if workload.arrivals else (),
         )  # fmt: skip
