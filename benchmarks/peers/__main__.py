@@ -17,7 +17,7 @@ from app.settings import Settings
 from benchmarks import machine, workloads
 from benchmarks.journal import Header, Journal
 from benchmarks.peers import catalogue
-from benchmarks.peers.course import ROOT, Runner, Stint, course, interpreter, wanted
+from benchmarks.peers.course import ROOT, Runner, Step, Stint, course, interpreter, wanted
 from benchmarks.peers.gate import Gatekeeper
 from benchmarks.peers.install import folder
 from benchmarks.peers.measure import Bench
@@ -28,6 +28,7 @@ from benchmarks.report import Results, as_json, markdown, summary
 from benchmarks.workloads import Words, probes
 
 MARGIN = 2.0
+MEASURED = ("app", "models", "benchmarks")
 SETTINGS = ("device", "dtype", "threads", "batch_tokens", "max_tokens")
 
 
@@ -38,22 +39,31 @@ def main() -> None:
     torch.set_num_threads(machine.cores())
     ground = reference(settings)
     bench = Bench(ground, Words(ground.text), chosen.seconds, chosen.slo)
-    known = catalogue.peers(list(ground.models), ground.head())
-    peers = _installed(catalogue.chosen(known, chosen.peers), chosen.folder)
-    steps = wanted(peers, workloads.chosen(chosen.workloads), named=bool(chosen.workloads))
-    if chosen.fresh:
-        chosen.results.unlink(missing_ok=True)
-    journal = Journal(chosen.results, Header(_facts(ground, settings, chosen)))
+    try:
+        steps, journal = _steps(ground, chosen), _journal(ground, settings, chosen)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     stints = course(steps, chosen.rounds, journal.has)
     gatekeeper = Gatekeeper(ground, probes(bench.words, Random(time.time_ns())))
     until = time.monotonic() + 60 * _minutes(stints, chosen.seconds, chosen.minutes)
-    runner = Runner(bench, gatekeeper, journal, chosen.folder, _say, until)
-    whole = _run(runner, stints)
+    whole = _run(Runner(bench, gatekeeper, journal, chosen.folder, _say, until), stints)
     _tell(Results(journal), chosen.docs)
     if left := sum(len(stint.steps) for stint in course(steps, chosen.rounds, journal.has)):
         _say(f"{left} measurements are missing or were not steady; the same command goes on with them")
     if not whole:
         sys.exit(1)
+
+
+def _steps(ground: Reference, chosen: argparse.Namespace) -> list[Step]:
+    known = catalogue.peers(list(ground.models), ground.head())
+    peers = _installed(catalogue.chosen(known, chosen.peers), chosen.folder)
+    return wanted(peers, workloads.chosen(chosen.workloads), named=bool(chosen.workloads))
+
+
+def _journal(ground: Reference, settings: Settings, chosen: argparse.Namespace) -> Journal:
+    if chosen.fresh:
+        chosen.results.unlink(missing_ok=True)
+    return Journal(chosen.results, Header(_facts(ground, settings, chosen)))
 
 
 def _run(runner: Runner, stints: Sequence[Stint]) -> bool:
@@ -92,12 +102,10 @@ def _installed(peers: Sequence[Peer], place: Path) -> list[Peer]:
 
 def _facts(ground: Reference, settings: Settings, chosen: argparse.Namespace) -> dict[str, str]:
     """What must be the same for figures to stand beside each other."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    code = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     layers = ", ".join(f"{depth} {layers}" for depth, layers in ground.layers.items())
     return {
         **machine.facts(),
-        "code": code or "unknown",
+        "code": _code(),
         "backbone": ground.folder.name,
         "layers": layers,
         "reward_models": ", ".join(ground.models),
@@ -105,6 +113,17 @@ def _facts(ground: Reference, settings: Settings, chosen: argparse.Namespace) ->
         "seconds": f"{chosen.seconds:g}",
         "slo_s": f"{chosen.slo:g}",
     }
+
+
+def _code() -> str:
+    """The last change of what is measured or measures; writing about it changes nothing."""
+    commit = _git("log", "-1", "--format=%h", "--", *MEASURED)
+    return (commit or "unknown") + ("-dirty" if _git("status", "--porcelain", "--", *MEASURED) else "")
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(ROOT), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _minutes(stints: Sequence[Stint], seconds: float, most: float | None) -> float:
