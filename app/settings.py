@@ -60,6 +60,9 @@ class Settings(BaseSettings):
         120.0, gt=0, description="Seconds after which a device that does not answer is given up."
     )
     batch_tokens: int = Field(1024, ge=1, description="New tokens one forward pass takes at most.")
+    recall_mib: int = Field(
+        128, ge=0, description="Memory for prompts seen lately, so that they are not read again; 0: none."
+    )
     queue_tokens: int = Field(4_000_000, ge=1, description="Tokens promised at most, before 429 is answered.")
     drain_s: int = Field(30, ge=0, description="Seconds granted to requests in flight at shutdown.")
     otlp_endpoint: str = Field(

@@ -52,12 +52,12 @@ def main() -> None:
 def sharing(engine: Engine, settings: Settings) -> None:
     """32 items of 4 prompts x 8 responses: packed with shared prefixes against padded batches of 8."""
     rng = random.Random(0)
-    items = _groups(rng, engine.backbone.decoder.config.vocab_size)
+    items = _groups(rng, engine.backbone.config.vocab_size)
     useful, packed = sum(map(len, items)), pack(items)
     padded = _padded(engine, settings)
-    layers = [engine.backbone.layers]
+    reads = {engine.backbone.layers: packed.everything}
     contenders: dict[str, Callable[[], object]] = {
-        "packed, prefixes shared": lambda: engine.backbone.residuals(packed, layers),
+        "packed, prefixes shared": lambda: engine.backbone.residuals(packed, reads),
         "padded batches of 8": lambda: padded(items),
     }
     times = _interleaved(contenders)
@@ -82,10 +82,10 @@ def reasons(engine: Engine) -> None:
     @torch.inference_mode()
     def bare() -> None:
         packed = pack([one.ids for one in encoded])
-        layer = engine.backbone.residuals(packed, [model.card.layer])[model.card.layer]
         spans = [span(model.card.readout, one) for one in encoded]
         rows = np.concatenate([packed.rows(i, *at) for i, at in enumerate(spans)])
-        projected = model.dictionary.project(layer[torch.from_numpy(rows).to(layer.device)])
+        layer = engine.backbone.residuals(packed, {model.card.layer: rows})[model.card.layer]
+        projected = model.dictionary.project(layer.at(rows))
         model.head.members(model.head.standardise(pool(projected, [b - a for a, b in spans]))).mean(1)
 
     def whole() -> None:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from app.model.engine import Engine
+from app.model.recall import Recall
 from app.settings import Settings
 from app.types import Ask, Explain
 from tests import tiny
@@ -49,7 +50,10 @@ async def test_five_features_by_default_largest_first(client: httpx.AsyncClient)
     assert sizes == sorted(sizes, reverse=True)
 
 
-async def test_every_form_of_input_scores_the_same(client: httpx.AsyncClient, engine: Engine) -> None:
+async def test_every_form_of_input_scores_the_same(
+    client: httpx.AsyncClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "recall", Recall(0))
     user = {"role": "user", "content": "amber river"}
     forms = [
         PAIR,

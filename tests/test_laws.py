@@ -24,6 +24,27 @@ ALL = Ask(tuple(tiny.MODELS), Explain.TOKENS, top_k=tiny.K)
 CLOSE = 1e-5
 
 
+@pytest.fixture(scope="module", params=tiny.KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Every law holds on every kind of backbone."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def root(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp(kind)
+
+
+@pytest.fixture(scope="module")
+def settings(root: Path, kind: str) -> Settings:
+    return tiny.world(root, kind)
+
+
+@pytest.fixture(scope="module")
+def engine(settings: Settings) -> Engine:
+    return home.engine(settings, lambda *_: None)
+
+
 def rewards(found: list[tuple[Score, ...]]) -> list[list[float]]:
     return [[score.reward for score in scores] for scores in found]
 
@@ -60,22 +81,23 @@ def test_packing_any_token_trie_equals_running_each_item_alone(
     engine: Engine, items: list[tuple[int, ...]]
 ) -> None:
     packed = pack(items)
-    together = engine.backbone.residuals(packed, [tiny.LAYERS])[tiny.LAYERS]
+    together = tiny.everywhere(engine.backbone, packed, tiny.LAYERS)
     for index, item in enumerate(items):
         rows = packed.rows(index, 0, len(item))
         assert packed.ids[rows].tolist() == list(item)
-        alone = engine.backbone.residuals(pack([item]), [tiny.LAYERS])[tiny.LAYERS]
+        alone = tiny.everywhere(engine.backbone, pack([item]), tiny.LAYERS)
         assert torch.allclose(together[rows], alone, atol=CLOSE)
 
 
 def test_the_cut_backbone_equals_the_full_one(engine: Engine, root: Path) -> None:
     ids = engine.encode(tiny.babble(1))[0].ids
-    full = AutoModel.from_pretrained(root / "backbone", dtype=torch.float32)
+    full = AutoModel.from_pretrained(root / "backbone", dtype=torch.float32, attn_implementation="eager")
     with torch.inference_mode():
         hidden = full(torch.tensor([ids]), output_hidden_states=True).hidden_states
-    cut = engine.backbone.residuals(pack([ids]), [2, 3])
-    for layer in (2, 3):
-        assert torch.allclose(cut[layer], hidden[layer][0], atol=CLOSE)
+    every = np.arange(len(ids))
+    cut = engine.backbone.residuals(pack([ids]), {2: every, 3: every[-9:-5]})
+    assert torch.allclose(cut[2].values, hidden[2][0], atol=CLOSE)
+    assert torch.allclose(cut[3].values, hidden[3][0, -9:-5], atol=CLOSE)
 
 
 def test_a_sliced_dictionary_equals_the_full_one() -> None:
@@ -187,7 +209,7 @@ def test_an_item_that_overflows_fails_alone(settings: Settings) -> None:
     exchanges = [tiny.exchange("river", "stone glass"), tiny.exchange("river", "stone maple")]
     fine, poisoned = engine.encode(exchanges)
     before = engine.score([Job(fine, ALL)])[0]
-    engine.backbone.decoder.embed_tokens.weight[poisoned.ids[poisoned.stop - 1]] = float("nan")
+    engine.backbone.embedding.weight[poisoned.ids[poisoned.stop - 1]] = float("nan")
     after, failed = engine.score([Job(fine, ALL), Job(poisoned, ALL)])
     assert isinstance(failed, NonFinite)
     assert isinstance(before, Scored)
@@ -196,8 +218,8 @@ def test_an_item_that_overflows_fails_alone(settings: Settings) -> None:
 
 
 def test_serving_changes_no_weight(engine: Engine) -> None:
-    before = [p.clone() for p in engine.backbone.decoder.parameters()]
+    before = [weight.clone() for weight in engine.backbone.weights]
     tiny.scores(engine, tiny.babble(4), ALL)
-    after = list(engine.backbone.decoder.parameters())
+    after = engine.backbone.weights
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert not any(p.requires_grad for p in after)

@@ -68,8 +68,15 @@ def test_a_deeper_cached_cut_serves_a_shallower_wish(tmp_path: Path) -> None:
 def test_backbones_that_need_other_attention_are_refused(settings: Settings, tmp_path: Path) -> None:
     folder = tiny.backbone_folder(tmp_path)
     config = (folder / "config.json").read_text()
-    (folder / "config.json").write_text(config.replace("{", '{"attn_logit_softcapping": 50.0,', 1))
-    with pytest.raises(SourceError, match="caps its attention logits"):
+    looks = '{"layer_types": ["full_attention", "chunked_attention", "full_attention", "full_attention"],'
+    (folder / "config.json").write_text(config.replace("{", looks, 1))
+    with pytest.raises(SourceError, match="layer 1 of this backbone does chunked_attention"):
+        home.resident(str(folder), None, settings, quiet)
+
+
+def test_backbones_of_an_unknown_kind_are_refused(settings: Settings, tmp_path: Path) -> None:
+    folder = tiny.backbone_folder(tmp_path, kind="olmo")
+    with pytest.raises(SourceError, match="'olmo' is not supported; there are: llama"):
         home.resident(str(folder), None, settings, quiet)
 
 

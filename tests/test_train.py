@@ -124,7 +124,7 @@ def test_features_are_what_the_engine_reads(workshop: Settings, made_sae: Path, 
     table = features.table([pair.exchanges], reader, tmp_path, quiet)
     chosen, _ = reader.text.encode(pair.exchanges)
     packed = pack([chosen.ids])
-    rows = reader.backbone.residuals(packed, [3])[3]
+    rows = tiny.everywhere(reader.backbone, packed, 3)
     for readout in ReadOut:
         start, stop = span(readout, chosen)
         latents = reader.dictionary.activate(rows[start:stop])

@@ -1,4 +1,4 @@
-"""A real reward model at toy size: 4-layer Llama, byte-level tokenizer, JumpReLU dictionary, heads.
+"""A real reward model at toy size: 4-layer Llama or a relative, byte-level tokenizer, JumpReLU, heads.
 
 Fake by shrinking, never by mocking: everything here runs the shipped code on random weights.
 """
@@ -8,10 +8,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from app.model import home
 from app.model.backbone import Backbone
@@ -19,6 +20,7 @@ from app.model.bundle import SEALED, ModelCard, Probe, RewardModel, TrainingData
 from app.model.directions import Dictionary
 from app.model.engine import Engine
 from app.model.head import Calibration, Head
+from app.model.packing import Packed
 from app.model.text import Text
 from app.settings import Settings
 from app.types import Ask, Exchange, Explain, Feature, Job, Message, ReadOut, Score, Scored
@@ -28,6 +30,31 @@ TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+SLIDING, FULL = "sliding_attention", "full_attention"
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama3": {
+        "model_type": "llama",
+        "rope_parameters": {
+            "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+        },
+    },
+    "mistral": {"sliding_window": 12, "head_dim": 32},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+    "qwen3": {"head_dim": 32},
+    "gemma2": {
+        "head_dim": 32, "sliding_window": 11, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 0.02,
+    },
+    "gemma3": {
+        "model_type": "gemma3_text", "head_dim": 32, "sliding_window": 10, "query_pre_attn_scalar": 24,
+        "layer_types": [SLIDING, SLIDING, FULL, SLIDING],
+        "rope_parameters": {
+            SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+            FULL: {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+        },
+    },
+}  # fmt: skip
 MODELS = {"alpha": (4, ReadOut.MEAN), "beta": (3, ReadOut.END), "gamma": (2, ReadOut.LAST)}
 WORDS = [
     "river",
@@ -45,11 +72,13 @@ WORDS = [
 ]
 
 
-def backbone_folder(folder: Path, *, seed: int = 0, template: str = TEMPLATE) -> Path:
-    """A random Llama and its tokenizer, as a user would have them on disk."""
+def backbone_folder(folder: Path, *, kind: str = "llama", seed: int = 0, template: str = TEMPLATE) -> Path:
+    """A random language model and its tokenizer, as a user would have them on disk."""
     torch.manual_seed(seed)
     tokenizer = _tokenizer(template)
-    config = LlamaConfig(
+    special = KINDS.get(kind, {})
+    config = AutoConfig.for_model(
+        special.get("model_type", kind),
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
         intermediate_size=96,
@@ -58,9 +87,16 @@ def backbone_folder(folder: Path, *, seed: int = 0, template: str = TEMPLATE) ->
         num_key_value_heads=2,
         max_position_embeddings=512,
         pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=True,
+        **{name: value for name, value in special.items() if name != "model_type"},
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    llm = AutoModelForCausalLM.from_config(config)
+    for name, weight in llm.named_parameters():
+        if name.endswith(("norm.weight", "bias")):
+            torch.nn.init.normal_(weight.data, 1.0 if weight.data.mean() > 0.5 else 0.0, 0.2)
+    llm.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -71,10 +107,10 @@ def settings(root: Path, **given: object) -> Settings:
     return Settings().model_copy(update={**base, **given})
 
 
-def world(root: Path) -> Settings:
+def world(root: Path, kind: str = "llama") -> Settings:
     """A models folder with three bundles on one tiny backbone, ready for `home.engine`."""
     made = settings(root)
-    folder = backbone_folder(root / "backbone")
+    folder = backbone_folder(root / "backbone", kind=kind)
     backbone, text = home.resident(str(folder), None, made, lambda *_: None)
     for seed, (name, (layer, readout)) in enumerate(MODELS.items()):
         model = reward_model(name, backbone, text, layer=layer, readout=readout, seed=seed)
@@ -154,6 +190,11 @@ def babble(count: int, seed: int = 0) -> list[Exchange]:
     return [
         exchange(rng.choice(prompts), f"{rng.choice(openings)} {_words(rng, 1, 20)}") for _ in range(count)
     ]
+
+
+def everywhere(backbone: Backbone, packed: Packed, layer: int) -> torch.Tensor:
+    """Residuals after a layer at every row."""
+    return backbone.residuals(packed, {layer: packed.everything})[layer].values
 
 
 def scores(engine: Engine, exchanges: Sequence[Exchange], ask: Ask) -> list[tuple[Score, ...]]:

@@ -61,11 +61,10 @@ def residuals(engine: Engine, name: str, exchanges: list[Exchange], progress: Pr
     done = 0
     for some in passes([one.ids for one in encoded], trial.PASS_TOKENS):
         packed = pack([encoded[i].ids for i in some])
-        layer = engine.backbone.residuals(packed, {card.layer})[card.layer]
-        for at, i in enumerate(some):
-            start, stop = span(card.readout, encoded[i])
-            rows = torch.from_numpy(packed.rows(at, start, stop)).to(layer.device)
-            found[i] = pool(layer[rows], [stop - start])[0]
+        rows = [packed.rows(at, *span(card.readout, encoded[i])) for at, i in enumerate(some)]
+        layer = engine.backbone.residuals(packed, {card.layer: np.concatenate(rows)})[card.layer]
+        for i, read in zip(some, rows, strict=True):
+            found[i] = pool(layer.at(read), [len(read)])[0]
         done += len(some)
         progress("residuals", done / len(encoded))
     return torch.stack(found)

@@ -1,32 +1,35 @@
 """A frozen LLM cut after the deepest layer anybody reads: Packed → residuals.
 
-Every linear layer sees one flat row; attention runs segment by segment over ancestors + itself,
-through transformers' AttentionInterface, so any Llama-like architecture comes for free.
+Every linear layer sees one flat row; attention runs segment by segment over ancestors and itself. The deepest
+layer gives keys and values for all, and the rest of itself only to the rows that are read.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
-from app.errors import SourceError
-from app.model.packing import Packed, Segment
-
-ATTENTION = "sparserm_packed"
+from app.model.attention import Rows, Sight, Views
+from app.model.blocks import Blocks
+from app.model.layers import Layer, fold, refuse_unknown
+from app.model.packing import Packed
+from app.model.recall import Session
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """A segment as attention needs it: where its keys lie and which of them each query may see."""
+class Residuals:
+    """The residual stream after one layer, float32, at the rows that were asked for."""
 
-    start: int
-    stop: int
-    keys: slice | Tensor
-    mask: Tensor | None
+    rows: Rows
+    values: Tensor
+
+    def at(self, rows: Rows) -> Tensor:
+        """Some of the rows, in any order."""
+        return self.values[torch.from_numpy(np.searchsorted(self.rows, rows)).to(self.values.device)]
 
 
 class Backbone:
@@ -35,124 +38,101 @@ class Backbone:
     def __init__(
         self, decoder: PreTrainedModel, *, name: str, digest: str, parameters: int, total_layers: int
     ) -> None:
-        _refuse_unsupported(decoder)
-        AttentionInterface.register(ATTENTION, attend)
-        decoder.set_attn_implementation(ATTENTION)
+        refuse_unknown(decoder.config)
         decoder.eval().requires_grad_(requires_grad=False)
-        self._norm, decoder.norm = decoder.norm, nn.Identity()
-        self.decoder = decoder
+        self.config = decoder.config
+        self.embedding: Any = decoder.get_input_embeddings()
+        self.stack = _folded(decoder)
         self.name = name
         self.digest = digest
         self.parameters = parameters
         self.total_layers = total_layers
+        self.sight: type[Views | Blocks] = Blocks if self.device.type == "cuda" else Views
+        self._norm, self._rotary = decoder.norm, decoder.rotary_emb
 
     @property
     def layers(self) -> int:
         """How many layers were kept."""
-        return len(self.decoder.layers)
+        return len(self.stack)
 
     @property
     def width(self) -> int:
         """D, the width of the residual stream."""
-        return int(self.decoder.config.hidden_size)
+        return int(self.config.hidden_size)
 
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""
-        device: torch.device = self.decoder.device
-        return device
+        return self.stack[0].qkv.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The precision the layers run in; residuals leave in float32."""
-        dtype: torch.dtype = self.decoder.dtype
-        return dtype
+        return self.stack[0].qkv.dtype
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """Everything that is frozen."""
+        return [*self.embedding.parameters(), *(tensor for block in self.stack for tensor in block.tensors)]
 
     @torch.inference_mode()
-    def residuals(self, packed: Packed, layers: Iterable[int]) -> dict[int, Tensor]:
-        """The residual stream after each of the given layers, one float32 row (T, D) a packed token."""
-        wanted = sorted(set(layers))
-        states: dict[int, Tensor] = {}
-        hooks = [
-            self.decoder.layers[layer - 1].register_forward_hook(_keeper(states, layer)) for layer in wanted
-        ]
-        try:
-            self.decoder(
-                input_ids=torch.from_numpy(packed.ids)[None].to(self.device),
-                position_ids=torch.from_numpy(packed.positions)[None].to(self.device),
-                use_cache=False,
-                views=views(packed.segments, self.device),
-            )
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return states
+    def residuals(
+        self, packed: Packed, reads: Mapping[int, Rows], session: Session | None = None
+    ) -> dict[int, Residuals]:
+        """The residual stream after each of some layers, at some rows that are computed."""
+        wanted = {layer: np.unique(rows) for layer, rows in reads.items()}
+        places = {
+            layer: torch.from_numpy(rows - packed.before).to(self.device) for layer, rows in wanted.items()
+        }
+        stream = self.embedding(torch.from_numpy(packed.ids).to(self.device))
+        row = stream.new_empty(packed.before + len(stream), len(self.stack[0].qkv))
+        turns, deepest = self._turns(packed), max(wanted)
+        memory = session or Session(deepest)
+        windows = {block.window for block in self.stack[: deepest - 1]}
+        sights = {one: self._look(packed, one, packed.everything) for one in windows}
+        found: dict[int, Residuals] = {}
+        for number, block in enumerate(self.stack[:deepest], start=1):
+            memory.fill(number - 1, packed.fills, row)
+            if number < deepest:
+                stream = block(stream, row, turns[block.look], sights[block.window])
+            else:
+                last = self._look(packed, block.window, wanted[deepest])
+                stream = block(stream, row, turns[block.look], last, places[deepest])
+            memory.note(row, block.shape.memory)
+            if number in wanted:
+                values = stream if number == deepest else stream[places[number]]
+                found[number] = Residuals(wanted[number], values.float())
+        return found
 
     @torch.inference_mode()
     def spoken(self, directions: Tensor) -> Tensor | None:
         """What each direction says in the vocabulary, (K, V) logits; None if the head was not kept."""
-        if not self.decoder.config.tie_word_embeddings:
+        if not self.config.tie_word_embeddings:
             return None
-        embeddings: Tensor = self.decoder.get_input_embeddings().weight
+        embeddings: Tensor = self.embedding.weight
         logits: Tensor = self._norm(directions.to(embeddings)) @ embeddings.T
         return logits.float()
 
+    def _look(self, packed: Packed, window: int | None, read: Rows) -> Sight:
+        return self.sight.of(packed.segments, window, read, self.device)
 
-def views(segments: Iterable[Segment], device: torch.device) -> list[View]:
-    """What each segment attends to, prepared once a pass and used by every layer."""
-    return [_view(segment, device) for segment in segments]
-
-
-def attend(
-    _module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    _mask: Tensor | None,
-    *,
-    views: list[View],
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Causal attention of every segment over its ancestors and itself."""
-    grouped = query.shape[1] != key.shape[1]
-    out = torch.empty_like(query)
-    for view in views:
-        out[:, :, view.start : view.stop] = scaled_dot_product_attention(
-            query[:, :, view.start : view.stop],
-            key[:, :, view.keys],
-            value[:, :, view.keys],
-            attn_mask=view.mask,
-            is_causal=view.mask is None,
-            scale=scaling,
-            enable_gqa=grouped,
-        )
-    return out.transpose(1, 2).contiguous(), None
+    def _turns(self, packed: Packed) -> dict[str, Tensor]:
+        """For each way to look, the unit complex numbers (T, 1, d/2) that turn a head to its position."""
+        positions = torch.from_numpy(packed.positions).to(self.device)[None]
+        like = torch.empty(0, dtype=torch.float32, device=self.device)
+        found = {}
+        for look in {block.look for block in self.stack}:
+            kind = (look,) if look in self.config.rope_parameters else ()
+            cosine, sine = (part[0] for part in self._rotary(like, positions, *kind))
+            half = self.stack[0].shape.size // 2
+            found[look] = torch.complex(cosine[:, :half], sine[:, :half])[:, None]
+        return found
 
 
-def _view(segment: Segment, device: torch.device) -> View:
-    runs = [*segment.ancestors, (segment.start, segment.stop)]
-    if not segment.ancestors:
-        return View(segment.start, segment.stop, slice(segment.start, segment.stop), None)
-    new, depth = segment.stop - segment.start, segment.depth
-    mask = torch.ones(new, depth + new, dtype=torch.bool, device=device).tril(depth)
-    if len(segment.ancestors) == 1 and runs[0][1] == segment.start:
-        return View(segment.start, segment.stop, slice(runs[0][0], segment.stop), mask)
-    keys = torch.cat([torch.arange(a, b, device=device) for a, b in runs])
-    return View(segment.start, segment.stop, keys, mask)
-
-
-def _keeper(states: dict[int, Tensor], layer: int) -> Any:
-    def keep(_module: nn.Module, _inputs: Any, output: Tensor | tuple[Tensor, ...]) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        states[layer] = hidden[0].float()
-
-    return keep
-
-
-def _refuse_unsupported(decoder: PreTrainedModel) -> None:
-    config = decoder.config.to_dict()
-    if config.get("attn_logit_softcapping"):
-        raise SourceError("this backbone caps its attention logits, which packed attention does not do yet")
-    if config.get("sliding_window") and config.get("use_sliding_window", True):
-        raise SourceError("this backbone uses sliding-window attention, which is not supported yet")
+def _folded(decoder: PreTrainedModel) -> list[Layer]:
+    """The layers in serving form; each goes as its fold comes, so that no two copies stand side by side."""
+    folded: list[Layer] = []
+    for number, layer in enumerate(decoder.layers):
+        folded.append(fold(layer, number, decoder.config))
+        decoder.layers[number] = nn.Identity()
+    return folded

@@ -12,15 +12,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from app.errors import BundleError, InvalidInput, NonFinite, NotFound
 from app.model import reasons
+from app.model.attention import Rows
 from app.model.backbone import Backbone
 from app.model.bundle import RewardModel, check_home
 from app.model.composite import Composite, blend, levels
-from app.model.directions import Reading, read, running, span, steps
-from app.model.packing import Packed, pack
+from app.model.directions import Reading
+from app.model.judging import Case, judge
+from app.model.packing import Ids, Packed, pack
+from app.model.recall import Recall, Session
 from app.model.text import Text
 from app.types import (
     Ask,
@@ -32,17 +34,17 @@ from app.types import (
     Profile,
     Score,
     Scored,
-    TokenCredit,
 )
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 
 
 class Prepared(NamedTuple):
-    """Jobs and the packed row that answers them."""
+    """Jobs, the packed row that answers them, and what is remembered of their prompts."""
 
     jobs: tuple[Job, ...]
     packed: Packed
+    session: Session
 
 
 class Engine:
@@ -54,6 +56,7 @@ class Engine:
         text: Text,
         models: Mapping[str, RewardModel],
         composites: Mapping[str, Composite] | None = None,
+        recall: Recall | None = None,
     ) -> None:
         for model in models.values():
             check_home(
@@ -64,6 +67,7 @@ class Engine:
         self.text = text
         self.models = {name: model.to(backbone.device) for name, model in models.items()}
         self.composites = dict(composites or {})
+        self.recall = recall or Recall(0)
         self._levels = {name: levels(model.calibration) for name, model in models.items()}
         self._check_composites()
 
@@ -110,13 +114,17 @@ class Engine:
 
     def prepare(self, jobs: Sequence[Job]) -> Prepared:
         """Pack a batch; needs no device."""
-        return Prepared(tuple(jobs), pack([job.encoded.ids for job in jobs]))
+        session = self._session(jobs)
+        packed = pack([job.encoded.ids for job in jobs], session.spelled)
+        return Prepared(tuple(jobs), packed, session)
 
     def run(self, prepared: Prepared) -> list[Scored | NonFinite]:
         """Scores of a prepared batch; an item that overflows is told from those it spoilt.
 
         Items share rows, and 0 x NaN is NaN: one overflowing item can spoil every item of its prefix.
         """
+        if self._session(prepared.jobs).spelled != prepared.session.spelled:
+            prepared = self.prepare(prepared.jobs)
         try:
             results = self._pass(prepared)
         except RuntimeError as error:
@@ -134,22 +142,52 @@ class Engine:
     @torch.inference_mode()
     def _pass(self, prepared: Prepared) -> list[Scored | NonFinite]:
         """One forward pass, then every model over the jobs that asked for it."""
-        jobs, packed = prepared
+        jobs, packed, session = prepared
         started = time.perf_counter()
-        needed = [{head for name in job.ask.models for head in self.heads(name)} for job in jobs]
+        needed = [self._needed(job) for job in jobs]
         wanted = set().union(*needed)
-        layers = {self.find(name)[0].card.layer for name in wanted}
-        residuals = self.backbone.residuals(packed, layers)
+        session.keep = self._unknown(prepared)
+        residuals = self.backbone.residuals(packed, self._reads(prepared, needed), session)
+        self.recall.keep(session)
         forwarded = time.perf_counter()
         scores: list[dict[str, Score]] = [{} for _ in jobs]
         for name in sorted(wanted):
+            model, profile = self.find(name)
             mine = [i for i, heads in enumerate(needed) if name in heads]
-            self._apply(name, residuals, prepared, mine, scores)
+            cases = [Case(jobs[i], i, packed) for i in mine]
+            layer = residuals[model.card.layer]
+            found = judge(name, model, profile, layer=layer, cases=cases, decode=self.text.decode)
+            for i, score in zip(mine, found, strict=True):
+                scores[i][name] = score
         times = (forwarded - started, time.perf_counter() - forwarded)
         return [
             _checked([self._score(name, found, job.ask.top_k) for name in job.ask.models], new, times)
             for job, found, new in zip(jobs, scores, packed.new_tokens, strict=True)
         ]
+
+    def _needed(self, job: Job) -> set[str]:
+        """The heads a job asks for."""
+        return {head for name in job.ask.models for head in self.heads(name)}
+
+    def _session(self, jobs: Sequence[Job]) -> Session:
+        """What is remembered of the prompts of some jobs."""
+        depth = max(self.find(head)[0].card.layer for job in jobs for head in self._needed(job))
+        return self.recall.session([_prompt(job) for job in jobs], depth)
+
+    def _unknown(self, prepared: Prepared) -> dict[Ids, Rows]:
+        """Prompts to remember, each with the rows that spell it."""
+        prompts = {_prompt(job): i for i, job in enumerate(prepared.jobs)}
+        unknown = self.recall.unknown(prepared.session, list(prompts))
+        return {ids: prepared.packed.rows(prompts[ids], 0, len(ids)) for ids in unknown}
+
+    def _reads(self, prepared: Prepared, needed: Sequence[set[str]]) -> dict[int, Rows]:
+        """Of each layer the rows that are pooled or credited."""
+        rows: dict[int, list[Rows]] = {}
+        for i, (job, heads) in enumerate(zip(prepared.jobs, needed, strict=True)):
+            case = Case(job, i, prepared.packed)
+            for card in (self.find(name)[0].card for name in heads):
+                rows.setdefault(card.layer, []).append(case.needed(card.readout))
+        return {layer: np.concatenate(found) for layer, found in rows.items()}
 
     def _score(self, name: str, found: Mapping[str, Score], top_k: int) -> Score:
         if name not in self.composites:
@@ -222,70 +260,9 @@ class Engine:
                         f"(tolerance {tolerance})"
                     )
 
-    def _apply(
-        self,
-        name: str,
-        residuals: dict[int, Tensor],
-        prepared: Prepared,
-        mine: list[int],
-        scores: list[dict[str, Score]],
-    ) -> None:
-        """Score the jobs that asked for this model under this profile."""
-        model, profile = self.find(name)
-        layer = residuals[model.card.layer]
-        wishes = [reasons.wish(prepared.jobs[i].ask, model, profile) for i in mine]
-        reading = self._read(model, layer, prepared, mine)
-        plain = model.head.standardise(reading.projections)
-        factors = reasons.factors(model, wishes).to(plain.device)
-        x = plain * factors
-        origin = torch.zeros_like(x[:1])
-        baseline = float(model.head.members(origin).mean())
-        shares = model.head.contributions(x, origin).cpu()
-        encoded = [prepared.jobs[i].encoded for i in mine]
-        numbers = reasons.numbers(model, (plain, x), encoded, [one.length_control for one in wishes])
-        reading = Reading(*(tensor.cpu() for tensor in reading))
-        for at, i in enumerate(mine):
-            ask, (reward, uncertainty, percentile, distance, correction) = prepared.jobs[i].ask, numbers[at]
-            shown = ask.top_k if ask.explain is not Explain.NONE else 0
-            scores[i][name] = Score(
-                model=name,
-                reward=reward,
-                uncertainty=uncertainty,
-                percentile=percentile,
-                distance=distance,
-                baseline=baseline,
-                length_correction=correction,
-                residual=reward - baseline - float(shares[at].sum()) - correction,
-                steer=wishes[at].steer,
-                features=reasons.top(model, shares[at], reading, at, shown),
-                clusters=reasons.clusters(model, shares[at]) if ask.clusters else (),
-                tokens=self._credits(model, layer, prepared, i, factors[at], baseline),
-                projections=reading.projections[at].numpy(),
-                activations=reading.activations[at].numpy(),
-                length_control=wishes[at].length_control,
-            )
 
-    def _read(self, model: RewardModel, layer: Tensor, prepared: Prepared, mine: list[int]) -> Reading:
-        """Pool the residuals this model's read-out wants of each of its jobs."""
-        spans = [span(model.card.readout, prepared.jobs[i].encoded) for i in mine]
-        rows = np.concatenate([prepared.packed.rows(i, *at) for i, at in zip(mine, spans, strict=True)])
-        residuals = layer[torch.from_numpy(rows).to(layer.device)]
-        return read(model.dictionary, residuals, [stop - start for start, stop in spans])
-
-    def _credits(
-        self, model: RewardModel, layer: Tensor, prepared: Prepared, i: int, factors: Tensor, baseline: float
-    ) -> tuple[TokenCredit, ...] | None:
-        """What each response token added to the running reward, or None where nobody asked."""
-        job = prepared.jobs[i]
-        if job.ask.explain is not Explain.TOKENS:
-            return None
-        start, stop = steps(model.card.readout, job.encoded)
-        rows = torch.from_numpy(prepared.packed.rows(i, start, stop)).to(layer.device)
-        path = running(model.card.readout, model.dictionary.project(layer[rows]))
-        rewards = model.head.members(model.head.standardise(path) * factors).mean(1).tolist()
-        earned = [after - before for before, after in zip([baseline, *rewards], rewards, strict=False)]
-        texts = self.text.decode(job.encoded.ids[start:stop])
-        return tuple(TokenCredit(text, credit) for text, credit in zip(texts, earned, strict=True))
+def _prompt(job: Job) -> Ids:
+    return job.encoded.ids[: job.encoded.start]
 
 
 def _checked(scores: list[Score], new_tokens: int, times: tuple[float, float]) -> Scored | NonFinite:

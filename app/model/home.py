@@ -12,6 +12,7 @@ from app.model.backbone import Backbone
 from app.model.bundle import RewardModel
 from app.model.composite import Composite
 from app.model.engine import Engine
+from app.model.recall import Recall
 from app.model.sources import Progress
 from app.model.text import Text
 from app.settings import Settings
@@ -25,7 +26,8 @@ def engine(settings: Settings, progress: Progress) -> Engine:
         raise BundleError(f"one server holds one backbone, but these were found: {', '.join(backbones)}")
     layers = max(model.card.layer for model in models.values())
     backbone, text = resident(backbones[0], layers, settings, progress)
-    made = Engine(backbone, text, models, _composites(settings, set(models)))
+    memory = Recall(settings.recall_mib * 2**20)
+    made = Engine(backbone, text, models, _composites(settings, set(models)), memory)
     if settings.default_model and settings.default_model not in made.names:
         known = ", ".join(made.names)
         raise BundleError(f"no reward model {settings.default_model!r} to be the default; there are: {known}")
@@ -37,7 +39,8 @@ def with_model(engine: Engine, name: str, settings: Settings) -> Engine:
     if name not in bundle.names(settings.models_dir):
         raise NotFound(f"no bundle {name[:200]!r} in the models folder", "id", "unknown_model")
     models = {**engine.models, name: bundle.load(settings.models_dir / name)}
-    return Engine(engine.backbone, engine.text, models, _composites(settings, set(models)))
+    found = _composites(settings, set(models))
+    return Engine(engine.backbone, engine.text, models, found, engine.recall)
 
 
 def without_model(engine: Engine, name: str) -> Engine:
@@ -46,7 +49,7 @@ def without_model(engine: Engine, name: str) -> Engine:
     if needing:
         raise BundleError(f"{name} is a head of {', '.join(needing)}")
     models = {other: model for other, model in engine.models.items() if other != name}
-    return Engine(engine.backbone, engine.text, models, engine.composites)
+    return Engine(engine.backbone, engine.text, models, engine.composites, engine.recall)
 
 
 def resident(name: str, layers: int | None, settings: Settings, progress: Progress) -> tuple[Backbone, Text]:

@@ -7,6 +7,7 @@ has to be built: an item adds one segment, its new tokens, and sees the row of i
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,15 +30,34 @@ class Segment:
         return sum(stop - start for start, stop in self.ancestors)
 
 
+class Fill(NamedTuple):
+    """Tokens [start, stop) of a known beginning stand in the rows from `row` on."""
+
+    known: int
+    start: int
+    stop: int
+    row: int
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A batch as the backbone takes it; `paths[i]` are the runs of rows that spell item i."""
+    """A batch as the backbone takes it; `paths[i]` are the runs of rows that spell item i.
+
+    The first `before` rows stand for what is known already; `ids` and `positions` are of those after them.
+    """
 
     ids: NDArray[np.int64]
     positions: NDArray[np.int64]
     segments: tuple[Segment, ...]
     paths: tuple[tuple[Run, ...], ...]
     new_tokens: tuple[int, ...]
+    before: int = 0
+    fills: tuple[Fill, ...] = ()
+
+    @property
+    def everything(self) -> NDArray[np.int64]:
+        """Every row that is computed."""
+        return np.arange(self.before, self.before + len(self.ids))
 
     def rows(self, item: int, start: int, stop: int) -> NDArray[np.int64]:
         """Flat rows of tokens [start, stop) of an item."""
@@ -45,28 +65,35 @@ class Packed:
         return np.concatenate([np.arange(a, b) for a, b in runs])
 
 
-def pack(items: Sequence[Ids]) -> Packed:
-    """Lay the items out in one row, computing no shared prefix twice."""
-    order = sorted(range(len(items)), key=items.__getitem__)
+def pack(items: Sequence[Ids], known: Sequence[Ids] = ()) -> Packed:
+    """Lay the items out in one row, computing no shared prefix twice and no known beginning at all."""
+    everything = [*items, *known]
     ids: list[int] = []
     positions: list[int] = []
     segments: list[Segment] = []
-    paths: list[tuple[Run, ...]] = [()] * len(items)
-    new_tokens = [0] * len(items)
-    before: Ids = ()
+    fills: list[Fill] = []
+    paths: list[tuple[Run, ...]] = [()] * len(everything)
+    new_tokens = [0] * len(everything)
+    filled, before = 0, sum(map(len, known))
+    last: Ids = ()
     path: tuple[Run, ...] = ()
-    for item in order:
-        shared = common_prefix(before, items[item])
-        fresh = items[item][shared:]
+    for item in sorted(range(len(everything)), key=lambda i: (everything[i], i < len(items))):
+        shared, stop = common_prefix(last, everything[item]), len(everything[item])
         path = _slice(path, 0, shared)
-        if fresh:
-            start, stop = len(ids), len(ids) + len(fresh)
-            segments.append(Segment(start, stop, path))
-            path = _join(path, (start, stop))
-            ids.extend(fresh)
-            positions.extend(range(shared, shared + len(fresh)))
-        before, paths[item], new_tokens[item] = items[item], path, len(fresh)
-    return Packed(np.array(ids), np.array(positions), tuple(segments), tuple(paths), tuple(new_tokens))
+        if shared < stop and item >= len(items):
+            fills.append(Fill(item - len(items), shared, stop, filled))
+            path = _join(path, (filled, filled := filled + stop - shared))
+        elif shared < stop:
+            start = before + len(ids)
+            segments.append(Segment(start, start + stop - shared, path))
+            path = _join(path, (start, start + stop - shared))
+            ids.extend(everything[item][shared:])
+            positions.extend(range(shared, stop))
+        last, paths[item], new_tokens[item] = everything[item], path, stop - shared
+    return Packed(
+        np.array(ids), np.array(positions), tuple(segments), tuple(paths[: len(items)]),
+        tuple(new_tokens[: len(items)]), before, tuple(fills),
+    )  # fmt: skip
 
 
 def passes(items: Sequence[Ids], budget: int) -> Iterator[list[int]]:

@@ -95,7 +95,7 @@ def _residuals(batch: list[Encoded], backbone: Backbone, layer: int) -> Tensor:
     packed = pack([one.ids for one in batch])
     ends = [packed.rows(i, one.stop - 1, one.stop + 1) for i, one in enumerate(batch)]
     rows = np.concatenate([np.flatnonzero(packed.positions > 0), *ends * (FINAL_COPIES - 1)])
-    return backbone.residuals(packed, [layer])[layer].cpu()[torch.from_numpy(rows)].clamp(-65504, 65504)
+    return backbone.residuals(packed, {layer: rows})[layer].at(rows).cpu().clamp(-65504, 65504)
 
 
 def _passes(chats: Iterable[Exchange], text: Text) -> Iterator[tuple[int, list[Encoded]]]:

@@ -83,7 +83,7 @@ def _part(encoded: list[Encoded], groups: list[str], reader: Reader) -> dict[str
         "text": torch.from_numpy(_stretches(packed)),
         "since": torch.from_numpy(_since(packed, encoded)),
         "half": torch.from_numpy(_halves(packed, groups)),
-        "residuals": reader.backbone.residuals(packed, [layer])[layer].cpu().half(),
+        "residuals": reader.backbone.residuals(packed, {layer: packed.everything})[layer].values.cpu().half(),
     }
     kept = torch.from_numpy(packed.positions > 0)
     return {name: tensor[kept] for name, tensor in named.items()}

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from app.model.backbone import Backbone
 from app.model.directions import Dictionary
-from app.model.packing import Packed, pack, passes
+from app.model.packing import pack, passes
 from app.model.text import Text
 from app.train.shelf import Shelf
 from app.types import Encoded, Exchange, ReadOut
@@ -153,19 +154,15 @@ def _read(
     packed = pack([one.ids for one in encoded])
     first, *_ = reader.layers
     layers = [layer for layer in reader.layers if f"residuals.{layer}" in lacking]
-    states = reader.backbone.residuals(packed, {*layers, *([first] if "latents" in lacking else [])})
-    for at, (one, item) in enumerate(zip(encoded, items, strict=True)):
+    rows = [packed.rows(at, one.start, one.stop + 1) for at, one in enumerate(encoded)]
+    needed = {*layers, *([first] if "latents" in lacking else [])}
+    states = reader.backbone.residuals(packed, dict.fromkeys(needed, np.concatenate(rows)))
+    for one, item, read in zip(encoded, items, rows, strict=True):
         for layer in layers:
-            pooled = _readouts(_rows(packed, at, one, states[layer])).cpu()
+            pooled = _readouts(states[layer].at(read)).cpu()
             yield f"residuals.{layer}", item, {"pooled": pooled, "tokens": torch.tensor(one.stop - one.start)}
         if "latents" in lacking:
-            rows = _rows(packed, at, one, states[first])
-            yield "latents", item, _latents(reader.dictionary.activate(rows))
-
-
-def _rows(packed: Packed, at: int, one: Encoded, layer: Tensor) -> Tensor:
-    """Residuals of the response's tokens and of the closing one."""
-    return layer[torch.from_numpy(packed.rows(at, one.start, one.stop + 1)).to(layer.device)]
+            yield "latents", item, _latents(reader.dictionary.activate(states[first].at(read)))
 
 
 def _readouts(rows: Tensor) -> Tensor:

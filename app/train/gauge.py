@@ -71,7 +71,8 @@ def agreement(ours: Dictionary, theirs: Dictionary) -> float:
 def _rows(
     chat: Encoded, backbone: Backbone, layer: int, report: Callable[[int], None], number: int
 ) -> Tensor:
-    rows = backbone.residuals(pack([chat.ids]), [layer])[layer]
+    packed = pack([chat.ids])
+    rows = backbone.residuals(packed, {layer: packed.everything})[layer].values
     report(number)
     return rows
 

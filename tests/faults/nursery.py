@@ -15,12 +15,15 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import httpx
+import numpy as np
 import torch
 from prometheus_client import CollectorRegistry
 
 from app.errors import NonFinite
 from app.model import home
+from app.model.backbone import Residuals
 from app.model.engine import Engine, Prepared
+from app.model.packing import Packed
 from app.serve import logs, process
 from app.serve.server import create_app
 from app.settings import Settings
@@ -60,15 +63,15 @@ class Faulty(Engine):
             return super()._pass(prepared)
         whole, backbone = self.backbone.residuals, self.backbone
 
-        def residuals(packed: Any, layers: Any) -> dict[int, torch.Tensor]:
-            found = whole(packed, layers)
+        def residuals(packed: Packed, *given: Any) -> dict[int, Residuals]:
+            found = whole(packed, *given)
             for i in spoilt:
                 rows = packed.rows(i, 0, len(prepared.jobs[i].encoded.ids))
                 for layer in found.values():
-                    layer[torch.from_numpy(rows)] = torch.inf
+                    layer.values[torch.from_numpy(np.isin(layer.rows, rows))] = torch.inf
             return found
 
-        backbone.residuals = residuals  # type: ignore[method-assign]
+        backbone.residuals = residuals  # type: ignore[method-assign, assignment]
         try:
             return super()._pass(prepared)
         finally:

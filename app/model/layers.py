@@ -1,0 +1,231 @@
+"""One decoder layer, folded for serving: what transformers computes, in few passes over memory.
+
+Q, K and V are one product, gate and up another; the gain of the norm before a product is folded into it, so a
+norm is one factor a row. Halves of a head that turn together lie side by side, so that rotating a position
+in is one multiplication by a complex number of length one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+from app.errors import SourceError
+from app.model.attention import Sight
+
+KINDS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
+ONE_CENTRED = ("gemma2", "gemma3_text")
+FULL, SLIDING = "full_attention", "sliding_attention"
+TILE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the layers of one backbone have in common."""
+
+    heads: int
+    groups: int
+    size: int
+    epsilon: float
+    softcap: float | None
+    activate: Callable[[Tensor], Tensor]
+
+    @property
+    def memory(self) -> int:
+        """Numbers a token leaves behind for those after it: its key and value in every group."""
+        return 2 * self.groups * self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """The weights of one layer; gains are those that no product could take in."""
+
+    shape: Shape
+    look: str
+    window: int | None
+    scale: float
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    head_gains: Tensor | None
+    out: Tensor
+    out_bias: Tensor | None
+    after_attention: Tensor | None
+    gate_up: Tensor
+    down: Tensor
+    after_mlp: Tensor | None
+
+    def __call__(
+        self,
+        stream: Tensor,
+        row: Tensor,
+        turns: Tensor,
+        sight: Sight,
+        read: Tensor | None = None,
+    ) -> Tensor:
+        """The stream after this layer, at the rows in `read` only if given; the stream is written over.
+
+        `row` takes queries, keys and values; what it holds of earlier tokens, before those of the stream,
+        is attended to.
+        """
+        queries, keys, values = self._project(_normed(stream, self.shape.epsilon), row, turns, read)
+        seen = sight.attend(queries, keys, values, self.scale, self.shape.softcap)
+        if read is not None:
+            stream = stream[read]
+        _add(stream, seen, self.out, self.out_bias, self.after_attention, self.shape.epsilon)
+        for tile in torch.split(stream, TILE):
+            gate, up = (_normed(tile, self.shape.epsilon) @ self.gate_up.T).chunk(2, dim=1)
+            hidden = self.shape.activate(gate).mul_(up)
+            _add(tile, hidden, self.down, None, self.after_mlp, self.shape.epsilon)
+        return stream
+
+    def _project(
+        self, normed: Tensor, row: Tensor, turns: Tensor, read: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (Q, H, d), keys and values (T, G, d), turned to where they stand."""
+        heads, groups, size = self.shape.heads, self.shape.groups, self.shape.size
+        new, cut = row[len(row) - len(normed) :], heads * size
+        if read is None:
+            _product(normed, self.qkv, self.qkv_bias, new)
+            self._turn(new[:, : cut + groups * size], turns, slice(None))
+            queries = new[:, :cut]
+        else:
+            bias = (None, None) if self.qkv_bias is None else (self.qkv_bias[:cut], self.qkv_bias[cut:])
+            _product(normed, self.qkv[cut:], bias[1], new[:, cut:])
+            self._turn(new[:, cut : cut + groups * size], turns, slice(heads, None))
+            queries = _product(normed[read], self.qkv[:cut], bias[0], normed.new_empty(len(read), cut))
+            self._turn(queries, turns[read], slice(heads))
+        keys, values = row[:, cut:].view(len(row), 2, groups, size).unbind(1)
+        return queries.view(-1, heads, size), keys, values
+
+    def _turn(self, flat: Tensor, turns: Tensor, which: slice) -> None:
+        """Normalise heads where the backbone does, and rotate them, in place."""
+        heads = flat.view(len(flat), -1, self.shape.size)
+        if self.head_gains is not None:
+            heads.mul_(_factor(heads, self.shape.epsilon)).mul_(self.head_gains[which])
+        pairs = heads.float().view(*heads.shape[:2], -1, 2)
+        torch.view_as_complex(pairs).mul_(turns)
+        if heads.dtype != torch.float32:
+            heads.copy_(pairs.flatten(-2))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every weight of the layer."""
+        found = (getattr(self, name) for name in self.__slots__)
+        return [value for value in found if isinstance(value, Tensor)]
+
+
+def fold(layer: Any, number: int, config: PreTrainedConfig) -> Layer:
+    """A layer of transformers' in the form above."""
+    attention, mlp = layer.self_attn, layer.mlp
+    shape, centre = _shape(attention, config), float(config.model_type in ONE_CENTRED)
+    norms = {
+        name: (norm.weight.float() + centre)
+        for name, norm in [*layer.named_children(), *attention.named_children()]
+        if name.endswith("norm")
+    }
+    sandwiched = "pre_feedforward_layernorm" in norms
+    before_mlp = norms["pre_feedforward_layernorm" if sandwiched else "post_attention_layernorm"]
+    pairs = torch.arange(shape.size).reshape(2, -1).T.flatten()
+    look = layer_look(config, number)
+    return Layer(
+        shape=shape,
+        look=look,
+        window=int(config.sliding_window) if look == SLIDING else None,
+        scale=float(attention.scaling),
+        qkv=_folded(_qkv(attention, "weight", pairs, shape), norms["input_layernorm"]),
+        qkv_bias=None if attention.q_proj.bias is None else _qkv(attention, "bias", pairs, shape),
+        head_gains=_head_gains(norms, pairs, shape, attention.q_proj.weight),
+        out=attention.o_proj.weight,
+        out_bias=attention.o_proj.bias,
+        after_attention=norms["post_attention_layernorm"] if sandwiched else None,
+        gate_up=_folded(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), before_mlp),
+        down=mlp.down_proj.weight,
+        after_mlp=norms["post_feedforward_layernorm"] if sandwiched else None,
+    )
+
+
+def layer_look(config: PreTrainedConfig, number: int) -> str:
+    """How far back a layer looks, in transformers' words."""
+    told = config.to_dict()
+    if told.get("layer_types"):
+        look = str(told["layer_types"][number])
+    else:
+        look = SLIDING if told.get("sliding_window") else FULL
+    if look not in (FULL, SLIDING):
+        raise SourceError(f"layer {number} of this backbone does {look}, which is not supported")
+    return look
+
+
+def refuse_unknown(config: PreTrainedConfig) -> None:
+    """Only architectures whose every part is known are computed."""
+    told = config.to_dict()
+    if config.model_type not in KINDS:
+        known = ", ".join(KINDS)
+        raise SourceError(f"a backbone of type {config.model_type!r} is not supported; there are: {known}")
+    if told.get("mlp_bias"):
+        raise SourceError("this backbone's MLP has biases, which is not supported")
+    if told.get("use_bidirectional_attention"):
+        raise SourceError("this backbone looks ahead, so its tokens cannot share prefixes")
+
+
+def _shape(attention: Any, config: PreTrainedConfig) -> Shape:
+    told = config.to_dict()
+    size = int(attention.head_dim)
+    return Shape(
+        heads=attention.q_proj.out_features // size,
+        groups=attention.k_proj.out_features // size,
+        size=size,
+        epsilon=float(config.rms_norm_eps),
+        softcap=told.get("attn_logit_softcapping"),
+        activate=ACT2FN[told.get("hidden_activation") or told["hidden_act"]],
+    )
+
+
+def _qkv(attention: Any, part: str, pairs: Tensor, shape: Shape) -> Tensor:
+    """Rows of Q, K and V in one; those of Q and K with the halves of each head interleaved."""
+    q, k, v = (getattr(getattr(attention, name), part) for name in ("q_proj", "k_proj", "v_proj"))
+    return torch.cat(
+        [*(rows.view(-1, shape.size, *rows.shape[1:])[:, pairs].flatten(0, 1) for rows in (q, k)), v]
+    )
+
+
+def _head_gains(norms: dict[str, Tensor], pairs: Tensor, shape: Shape, like: Tensor) -> Tensor | None:
+    if "q_norm" not in norms:
+        return None
+    gains = [norms["q_norm"][pairs].expand(shape.heads, -1), norms["k_norm"][pairs].expand(shape.groups, -1)]
+    return torch.cat(gains).to(like)
+
+
+def _folded(weight: Tensor, gain: Tensor) -> Tensor:
+    return (weight.float() * gain).to(weight)
+
+
+def _factor(values: Tensor, epsilon: float) -> Tensor:
+    """What brings each row to a mean square of one."""
+    norm: Tensor = torch.linalg.vector_norm(values, dim=-1, keepdim=True, dtype=torch.float32)
+    return norm.square_().div_(values.shape[-1]).add_(epsilon).rsqrt_()
+
+
+def _normed(rows: Tensor, epsilon: float) -> Tensor:
+    return (rows * _factor(rows, epsilon)).to(rows)
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    if bias is None:
+        return torch.mm(rows, weight.T, out=out)
+    return torch.addmm(bias, rows, weight.T, out=out)
+
+
+def _add(
+    stream: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, epsilon: float
+) -> None:
+    """Add a product to the stream, through the norm that follows it where there is one."""
+    if gain is None and bias is None:
+        stream.addmm_(rows, weight.T)
+        return
+    found = _product(rows, weight, bias, rows.new_empty(len(rows), len(weight)))
+    stream += found if gain is None else (found * _factor(found, epsilon) * gain).to(found)
