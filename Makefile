@@ -4,7 +4,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: setup serve browser test test-all audit check bench soak docs
+.PHONY: setup serve browser test test-all audit check bench bench-peers soak docs
 
 setup: .venv/ready
 
@@ -39,8 +39,13 @@ check: setup audit
 
 bench: setup
 	$(BIN)/python -m benchmarks.engine
-	$(BIN)/python -m benchmarks.storm
+	$(BIN)/python -m benchmarks.peers --fresh --results build/bench.jsonl --peers ours ours-reasons \
+		--workloads unique-1 unique-16 groups-8-75 storm batch
 	$(BIN)/python -m benchmarks.bulk
+
+bench-peers: setup
+	$(BIN)/python -m benchmarks.peers.install
+	$(BIN)/python -m benchmarks.peers --docs docs
 
 soak: setup
 	$(BIN)/python -m tests.faults.overload

@@ -21,6 +21,7 @@ from app.align import bulk
 from app.align.judges import Question
 from app.align.resident import Resident
 from app.align.tasks import SCORE
+from app.align.windows import PASS_TOKENS
 from app.model import home
 from app.model.engine import Engine
 from app.model.packing import passes
@@ -37,9 +38,9 @@ def main() -> None:
     given = _arguments()
     with tempfile.TemporaryDirectory() as folder:
         settings = tiny.world(Path(folder)) if given.tiny else Settings()
-        settings = settings.model_copy(
-            update={"recall_mib": 0}
-        )  # nobody is to know a prompt from the round before
+        settings = settings.model_copy(  # nobody is to know a prompt from the round before
+            update={"recall_mib": 0, "batch_tokens": settings.batch_tokens or PASS_TOKENS}
+        )
         engine = home.engine(settings, lambda *_: None)
         exchanges = _written(Path(folder) / "rows.jsonl", given.rows, tiny.WORDS if given.tiny else WORDS)
         name, load = next(iter(engine.models)), os.getloadavg()[0]

@@ -29,6 +29,7 @@ from app.serve.metrics import Metrics
 from app.serve.server import create_app
 from app.settings import Settings
 from app.types import Ask, Exchange, Job, Message, Scored
+from benchmarks import machine
 
 ROUNDS = 5
 PROMPTS, RESPONSES = 4, 8
@@ -38,7 +39,7 @@ WORDS = Path(__file__).read_text().split()
 
 def main() -> None:
     """Print both comparisons."""
-    settings = Settings()
+    settings = Settings(recall_mib=0)  # a round must not know the prompts of the one before
     engine = home.engine(settings, lambda *_: None)
     print(
         f"load average {os.getloadavg()[0]:.2f}, {torch.get_num_threads()} threads, {engine.backbone.dtype}"
@@ -60,7 +61,7 @@ def sharing(engine: Engine, settings: Settings) -> None:
         "padded batches of 8": lambda: padded(items),
     }
     times = _interleaved(contenders)
-    peak = _gemm_peak()
+    peak = machine.peak([])
     computed = len(packed.ids)
     share = f"{useful} tokens, computed {computed} ({computed / useful:.0%})"
     print(f"\n{PROMPTS} prompts x {RESPONSES} responses: {share}")
@@ -165,13 +166,6 @@ def _interleaved(contenders: dict[str, Callable[[], object]]) -> dict[str, list[
             call()
             times[name].append(time.perf_counter() - started)
     return times
-
-
-def _gemm_peak(size: int = 1024) -> float:
-    """GFLOP/s of float32 matrix products, the median of twenty."""
-    a, b = torch.randn(2, size, size).unbind()
-    times = _interleaved({"mm": lambda: [torch.mm(a, b) for _ in range(20)]})["mm"]
-    return 20 * 2 * size**3 / statistics.median(times) / 1e9
 
 
 def _score(engine: Engine, exchange: Exchange) -> object:

@@ -1,12 +1,13 @@
-"""`sparserm serve` on a free port of the loopback, for those who measure it from outside."""
+"""Servers as processes of their own on the loopback, for those who measure them from outside."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +16,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 PROGRAM = [sys.executable, "-c", "from app.cli import app; app()", "serve", "--port"]
+START_S, GRACE_S = 600.0, 60.0
 
 
 @dataclass(frozen=True)
 class Served:
-    """A server of its own process."""
+    """A server of its own process, and how long it took to be ready."""
 
     url: str
     pid: int
+    ready_s: float
 
     def metric(self, name: str, key: str = "") -> float:
         """The sum of a series over its labels."""
@@ -42,32 +45,60 @@ def samples(text: str, name: str) -> list[Sample]:
     return [sample for family in families for sample in family.samples if sample.name == name]
 
 
-@contextmanager
-def serving(**environment: str) -> Iterator[Served]:
-    """Start it, wait until it is ready, end it."""
+def free_port() -> int:
+    """A port nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    process = subprocess.Popen(
-        [*PROGRAM, port],
-        env={**os.environ, **environment},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    server = Served(f"http://127.0.0.1:{port}", process.pid)
-    try:
-        _until_ready(server.url, process)
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def serving(**environment: str) -> Iterator[Served]:
+    """`sparserm serve`, for as long as it is needed."""
+    port = free_port()
+    with started([*PROGRAM, str(port)], {**os.environ, **environment}, port=port, ready="/ready") as server:
         yield server
+
+
+@contextmanager
+def started(
+    args: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    port: int,
+    ready: str,
+    log: Path = Path(os.devnull),
+) -> Iterator[Served]:
+    """Start a server, wait until it is ready, end it and whatever it started."""
+    began = time.perf_counter()
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            args, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _until_ready(url + ready, process, began + START_S)
+        yield Served(url, process.pid, time.perf_counter() - began)
     finally:
-        process.terminate()
-        process.wait()
+        _end(process)
 
 
-def _until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+def _until_ready(url: str, process: subprocess.Popen[bytes], until: float) -> None:
     while process.poll() is None:
-        try:
-            if httpx.get(f"{url}/ready").is_success:
+        if time.perf_counter() > until:
+            raise RuntimeError(f"no answer at {url} after {START_S:.0f} s")
+        with suppress(httpx.TransportError):
+            if httpx.get(url).is_success:
                 return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise RuntimeError(f"the server ended with {process.returncode}")
+        time.sleep(0.2)
+    raise RuntimeError(f"the server ended with {process.returncode} before it was ready")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask it to end, wait, then end what is left of its session."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -34,7 +34,7 @@ def poison(engine: Engine) -> None:
     """From now on one token overflows."""
     encoded = engine.encode([tiny.exchange("amber", f"stone {POISON}")])[0]
     with torch.no_grad():
-        engine.backbone.decoder.embed_tokens.weight[encoded.ids[encoded.stop - 1]] = float("nan")
+        engine.backbone.embedding.weight[encoded.ids[encoded.stop - 1]] = float("nan")
 
 
 def bite(root: Path) -> tuple[Engine, Settings]:

@@ -16,7 +16,7 @@ from app.align import ledger, sheets
 from app.align.judges import Found, Judge, Question
 from app.align.ledger import Files, Ledger, Mark
 from app.align.tasks import Task
-from app.align.windows import Line, Reach, Reader, Window, ahead
+from app.align.windows import PASS_TOKENS, Line, Reach, Reader, Window, ahead
 from app.errors import DataError, SparseRMError
 
 PASSES = 16  # nearly all of them are full, and no more is lost when a run is killed
@@ -44,7 +44,7 @@ class Order:
 
 
 def run(
-    order: Order, call: AbstractContextManager[Judge], report: Report, *, pass_tokens: int = 1024
+    order: Order, call: AbstractContextManager[Judge], report: Report, *, pass_tokens: int = PASS_TOKENS
 ) -> Mark:
     """Do it, or go on with it; the judge is only called when nothing stands against it.
 

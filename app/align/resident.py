@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from app.align.judges import Facts, Found, Judge, Question, digest
 from app.align.tasks import Item
+from app.align.windows import PASS_TOKENS
 from app.errors import InvalidInput, SparseRMError
 from app.model import home
 from app.model.engine import Engine, Prepared
@@ -50,7 +51,7 @@ class Resident:
         self._engine = copy(engine)
         self._engine.recall = Recall(0)
         self._question = question
-        self._budget = settings.batch_tokens
+        self._budget = settings.batch_tokens or PASS_TOKENS
 
     def prepare(self, items: Sequence[Item]) -> Batch:
         """Token ids, cut into passes and packed."""

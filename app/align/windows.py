@@ -16,7 +16,7 @@ from app import pairs
 from app.align.tasks import Item, Row, Task
 from app.errors import DataError
 
-MOST_ROWS = 4096
+MOST_ROWS, PASS_TOKENS = 4096, 1024
 T = TypeVar("T")
 NOTHING = hashlib.sha256().hexdigest()
 

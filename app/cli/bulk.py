@@ -15,6 +15,7 @@ from app.align.bulk import Order
 from app.align.judges import Judge, Question
 from app.align.ledger import Files, Mark
 from app.align.tasks import COMPARE, RANK, SCORE, Rule, filtered
+from app.align.windows import PASS_TOKENS
 from app.cli.shared import PAIRS_HELP, Report, console, failing_kindly, progress, settings
 from app.cli.waterfall import waterfall
 from app.errors import SparseRMError
@@ -165,7 +166,7 @@ def _run(order: Order, url: str | None, key: str | None) -> None:
     try:
         with failing_kindly(), progress() as report:
             judge = _judge(order.question, url, key, chosen, report)
-            mark = bulk.run(order, judge, report, pass_tokens=chosen.batch_tokens)
+            mark = bulk.run(order, judge, report, pass_tokens=chosen.batch_tokens or PASS_TOKENS)
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from here")
         os._exit(INTERRUPTED)  # a pass may be running, and nothing has to be tidied up

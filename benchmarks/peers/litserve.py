@@ -1,0 +1,27 @@
+"""LitServe around the padded model: batches of a most size or a most wait, one item a request."""
+
+from typing import Any
+
+from benchmarks.peers.peer import LAUNCH, Command, Peer, Place, Request, Server
+from benchmarks.workloads import Query
+
+
+def start(place: Place) -> Command:
+    """One worker on every core."""
+    program = [str(place.python), "-m", f"{LAUNCH}.padded_litserve"]
+    return Command([*program, str(place.checkpoint), str(place.port)])
+
+
+def ask(query: Query) -> list[Request]:
+    """POST /predict with token ids, a request each: batching is the server's."""
+    return [Request("/predict", {"ids": list(pair.ids)}) for pair in query]
+
+
+def read(answer: Any) -> list[float]:
+    """One number."""
+    return [float(answer["score"])]
+
+
+PEERS = [
+    Peer("litserve", Server("litserve", "LitServe 0.2.19, padded batches of 8", start, "litserve"), ask, read)
+]

@@ -1,0 +1,67 @@
+"""SparseRM as `sparserm serve` serves it: the reward alone, with its reasons, or all models on one pass."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+from benchmarks.peers.peer import HERE, Command, Peer, Place, Request, Server
+from benchmarks.workloads import Pair, Query
+
+TOP = 5
+COUNTERS = {"saved_tokens": "sparserm_tokens_saved_total"}
+
+
+def peers(models: list[str]) -> list[Peer]:
+    """Ways to ask for one reward model, the first, and for all of them at once."""
+    first = models[:1]
+    alone = Peer(
+        "ours", SERVER, asking(first, explain=False), reading(first[0]), judge=first[0], counters=COUNTERS,
+        patience="X-SparseRM-Timeout",
+    )  # fmt: skip
+    rest = (
+        ("ours-reasons", asking(first, explain=True), alone.read, ("unique-1", "unique-16", "batch")),
+        ("ours-openrlhf", ask_openrlhf, read_openrlhf, ("unique-16", "storm")),
+        ("ours-all", asking(models, explain=False), alone.read, ("unique-1", "unique-16", "groups-8-75")),
+    )
+    return [alone, *(replace(alone, name=n, ask=ask, read=read, only=only) for n, ask, read, only in rest)]
+
+
+def start(place: Place) -> Command:
+    """As its users start it; threads and batches are its own choice."""
+    program = "from app.cli import app; app()"
+    return Command([str(place.python), "-c", program, "serve", "--host", HERE, "--port", str(place.port)])
+
+
+def asking(models: list[str], *, explain: bool) -> Callable[[Query], list[Request]]:
+    """POST /v1/rewards; responses to the same prompt go together."""
+    terms = {"model": models, "explain": "features" if explain else "none", "top_k": TOP if explain else 0}
+
+    def ask(query: Query) -> list[Request]:
+        inputs = [_input(list(same)) for _, same in groupby(query, lambda pair: pair.messages)]
+        return [Request("/v1/rewards", {**terms, "inputs": inputs})]
+
+    return ask
+
+
+def reading(model: str) -> Callable[[Any], list[float]]:
+    """One model's rewards, in the order asked."""
+    return lambda answer: [row["reward"] for row in answer["data"] if row["model"] == model]
+
+
+def ask_openrlhf(query: Query) -> list[Request]:
+    """POST /get_reward as OpenRLHF does: text that went through a chat template."""
+    return [Request("/get_reward", {"query": [pair.text for pair in query]})]
+
+
+def read_openrlhf(answer: Any) -> list[float]:
+    """What OpenRLHF reads."""
+    return list(answer["rewards"])
+
+
+def _input(pairs: list[Pair]) -> dict[str, Any]:
+    turns = [{"role": turn.role, "content": turn.content} for turn in pairs[0].messages]
+    return {"messages": turns, "responses": [pair.response for pair in pairs]}
+
+
+SERVER = Server("ours", "sparserm serve", start, ready="/ready")
