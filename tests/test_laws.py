@@ -238,3 +238,11 @@ def test_serving_changes_no_weight(engine: Engine) -> None:
     after = engine.backbone.weights
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert not any(p.requires_grad for p in after)
+
+
+def test_half_the_bits_move_rewards_little(settings: Settings, engine: Engine) -> None:
+    half = home.engine(settings.model_copy(update={"dtype": "bfloat16"}), lambda *_: None)
+    assert half.backbone.dtype == torch.bfloat16
+    exact, rounded = (rewards(tiny.scores(one, tiny.babble(24), ALL)) for one in (engine, half))
+    spread = np.array(exact).std()
+    assert 0 < np.abs(np.array(exact) - np.array(rounded)).max() < 0.2 * spread

@@ -67,7 +67,7 @@ class Backbone:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision the layers run in; residuals leave in float32."""
+        """The precision of the products; the stream between layers is float32."""
         return self.stack[0].qkv.dtype
 
     @property
@@ -84,8 +84,9 @@ class Backbone:
         places = {
             layer: torch.from_numpy(rows - packed.before).to(self.device) for layer, rows in wanted.items()
         }
-        stream = self.embedding(torch.from_numpy(packed.ids).to(self.device))
-        row = stream.new_empty(packed.before + len(stream), len(self.stack[0].qkv))
+        stream = self.embedding(torch.from_numpy(packed.ids).to(self.device)).float()
+        wide = (packed.before + len(stream), len(self.stack[0].qkv))
+        row = torch.empty(wide, dtype=self.dtype, device=self.device)
         turns, deepest = self._turns(packed), max(wanted)
         memory = session or Session(deepest)
         windows = {block.window for block in self.stack[: deepest - 1]}
@@ -101,7 +102,7 @@ class Backbone:
             memory.note(row, block.shape.memory)
             if number in wanted:
                 values = stream if number == deepest else stream[places[number]]
-                found[number] = Residuals(wanted[number], values.float())
+                found[number] = Residuals(wanted[number], values)
         return found
 
     @torch.inference_mode()

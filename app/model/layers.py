@@ -2,7 +2,8 @@
 
 Q, K and V are one product, gate and up another; the gain of the norm before a product is folded into it, so a
 norm is one factor a row. Halves of a head that turn together lie side by side, so that rotating a position
-in is one multiplication by a complex number of length one.
+in is one multiplication by a complex number of length one. Whatever the products are in, the stream between
+layers stays in float32.
 """
 
 from collections.abc import Callable
@@ -71,13 +72,13 @@ class Layer:
         `row` takes queries, keys and values; what it holds of earlier tokens, before those of the stream,
         is attended to.
         """
-        queries, keys, values = self._project(_normed(stream, self.shape.epsilon), row, turns, read)
+        queries, keys, values = self._project(self._normed(stream), row, turns, read)
         seen = sight.attend(queries, keys, values, self.scale, self.shape.softcap)
         if read is not None:
             stream = stream[read]
         _add(stream, seen, self.out, self.out_bias, self.after_attention, self.shape.epsilon)
         for tile in torch.split(stream, TILE):
-            gate, up = (_normed(tile, self.shape.epsilon) @ self.gate_up.T).chunk(2, dim=1)
+            gate, up = (self._normed(tile) @ self.gate_up.T).chunk(2, dim=1)
             hidden = self.shape.activate(gate).mul_(up)
             _add(tile, hidden, self.down, None, self.after_mlp, self.shape.epsilon)
         return stream
@@ -110,6 +111,9 @@ class Layer:
         torch.view_as_complex(pairs).mul_(turns)
         if heads.dtype != torch.float32:
             heads.copy_(pairs.flatten(-2))
+
+    def _normed(self, rows: Tensor) -> Tensor:
+        return (rows * _factor(rows, self.shape.epsilon)).to(self.qkv.dtype)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -210,10 +214,6 @@ def _factor(values: Tensor, epsilon: float) -> Tensor:
     return norm.square_().div_(values.shape[-1]).add_(epsilon).rsqrt_()
 
 
-def _normed(rows: Tensor, epsilon: float) -> Tensor:
-    return (rows * _factor(rows, epsilon)).to(rows)
-
-
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
     if bias is None:
         return torch.mm(rows, weight.T, out=out)
@@ -224,8 +224,8 @@ def _add(
     stream: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, epsilon: float
 ) -> None:
     """Add a product to the stream, through the norm that follows it where there is one."""
-    if gain is None and bias is None:
+    if gain is None and bias is None and weight.dtype == stream.dtype:
         stream.addmm_(rows, weight.T)
         return
     found = _product(rows, weight, bias, rows.new_empty(len(rows), len(weight)))
-    stream += found if gain is None else (found * _factor(found, epsilon) * gain).to(found)
+    stream += found if gain is None else found * _factor(found, epsilon) * gain
