@@ -99,7 +99,16 @@ def test_one_response_s_json_is_the_api_s(address: str) -> None:
         sparserm("score", *ONE, "--model", MODEL, "--json", "--top-k", 3, "--url", address).stdout
     )
     here = json.loads(sparserm("score", *ONE, "--model", MODEL, "--json", "--top-k", 3).stdout)
-    assert here == through == {name: value for name, value in api.items() if name not in PLACE}
+    told = {name: value for name, value in api.items() if name not in PLACE}
+    assert here.keys() == through.keys() == told.keys()
+    for name in ("reward", "uncertainty", "percentile", "distance"):
+        assert here[name] == pytest.approx(told[name], abs=1e-4)
+        assert through[name] == pytest.approx(told[name], abs=1e-4)
+    for answer in (here, through):
+        for ours, theirs in zip(answer["features"], told["features"], strict=True):
+            assert ours.keys() == theirs.keys()
+            assert ours["id"] == theirs["id"]
+            assert ours["contribution"] == pytest.approx(theirs["contribution"], abs=1e-5)
 
 
 def drawn(reward: dict[str, Any]) -> tuple[str, list[tuple[str, float]]]:

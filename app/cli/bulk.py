@@ -2,7 +2,9 @@
 
 import json
 import os
-from contextlib import AbstractContextManager
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from math import inf
 from pathlib import Path
 from typing import Annotated
@@ -163,14 +165,26 @@ def rank(
 
 def _run(order: Order, url: str | None, key: str | None) -> None:
     chosen = settings()
-    try:
-        with failing_kindly(), progress() as report:
-            judge = _judge(order.question, url, key, chosen, report)
-            mark = bulk.run(order, judge, report, pass_tokens=chosen.batch_tokens or PASS_TOKENS)
-    except KeyboardInterrupt:
-        console.print("stopped; the same command goes on from here")
-        os._exit(INTERRUPTED)  # a pass may be running, and nothing has to be tidied up
+    with _stoppable(), failing_kindly(), progress() as report:
+        judge = _judge(order.question, url, key, chosen, report)
+        mark = bulk.run(order, judge, report, pass_tokens=chosen.batch_tokens or PASS_TOKENS)
     console.print(_summary(order, mark), highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C ends the process there and then: what is written stands, and an exception could get lost."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        console.show_cursor()
+        console.print("stopped; the same command goes on from here")
+        os._exit(INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _show(question: Question, exchange: Exchange, url: str | None, key: str | None, *, as_json: bool) -> None:
