@@ -21,6 +21,8 @@ from app.settings import Settings
 from tests import tiny
 
 MODEL = "alpha"
+CLOSE = 1e-5
+BAD = '{"prompt": "x"}\n'
 
 
 def responses(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -79,3 +81,8 @@ def scored(source: Path, out: Path, environment: dict[str, str]) -> None:
     os.environ |= environment
     torch.set_num_threads(1)
     app(["score", str(source), str(out), "--model", MODEL], standalone_mode=False)
+
+
+def mixed(rows: list[dict[str, Any]]) -> list[Any]:
+    """Rows with a bad one here and there."""
+    return [one for row in rows for one in ((row, BAD) if row["n"] % 37 == 5 else (row,))]

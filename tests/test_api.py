@@ -13,6 +13,7 @@ from app.model.engine import Engine
 from app.model.recall import Recall
 from app.settings import Settings
 from app.types import Ask, Explain
+from benchmarks.server import samples
 from tests import tiny
 from tests.serving import server
 
@@ -259,9 +260,7 @@ async def test_concurrent_requests_share_passes_and_keep_their_scores(
     served = [answer.json()["data"][0]["reward"] for answer in answers]
     assert served == pytest.approx(offline, abs=1e-5)
     text = (await client.get("/metrics")).text
-    passes = float(
-        next(line for line in text.splitlines() if line.startswith("sparserm_batch_items_count")).split()[1]
-    )
+    [passes] = [sample.value for sample in samples(text, "sparserm_batch_items_count")]
     assert passes < len(exchanges)
 
 
@@ -270,40 +269,3 @@ async def test_request_ids_are_kept_or_given(client: httpx.AsyncClient) -> None:
     given = await client.get("/health", headers={"X-Request-Id": "a" * 500})
     assert kept.headers["x-request-id"] == "abc-1"
     assert len(given.headers["x-request-id"]) == 32
-
-
-SERIES = [
-    "sparserm_requests_total",
-    "sparserm_request_seconds",
-    "sparserm_requests_in_flight",
-    "sparserm_errors_total",
-    "sparserm_stage_seconds",
-    "sparserm_scored_total",
-    "sparserm_reward_bucket",
-    "sparserm_active_features",
-    "sparserm_queue_items",
-    "sparserm_queue_tokens",
-    "sparserm_batch_items",
-    "sparserm_batch_tokens",
-    "sparserm_input_tokens",
-    "sparserm_tokens_total",
-    "sparserm_tokens_saved_total",
-    "sparserm_truncated_total",
-    "sparserm_dropped_total",
-    "sparserm_batches_retried_total",
-    "sparserm_non_finite_total",
-    "sparserm_model_info",
-]
-
-
-async def test_metrics_tell_what_happened(client: httpx.AsyncClient) -> None:
-    await rewards(client, inputs=[{"prompt": "seven", "responses": ["maple", "orbit", "glass"]}])
-    await client.post("/v1/rewards", json={"inputs": []})
-    text = (await client.get("/metrics")).text
-    for series in SERIES:
-        assert f"\n{series}" in text, series
-    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    assert float(values['sparserm_scored_total{model="alpha"}']) == 3
-    assert float(values["sparserm_tokens_saved_total"]) > 0
-    assert float(values['sparserm_errors_total{cause="too_short"}']) == 1
-    assert float(values['sparserm_requests_total{code="200",method="POST",route="/v1/rewards"}']) == 1

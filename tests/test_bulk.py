@@ -1,29 +1,20 @@
 """Whole data sets through a model: what is written, what is refused, and that nothing is lost."""
 
-import gzip
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from pyarrow import Table, parquet
+from pyarrow import parquet
 
-from app.align.judges import Question
-from app.align.resident import Resident, resident
 from app.align.tasks import COMPARE, RANK, SCORE, Rule, filtered
-from app.errors import BundleError, DataError, NonFinite, NotFound
-from app.model import home
-from app.model.engine import Engine, Prepared
+from app.errors import DataError
+from app.model.engine import Engine
 from app.settings import Settings
-from app.types import Ask, Exchange, Explain, Message, Scored
+from app.types import Ask, Explain
 from tests import bulks, tiny
-from tests.bulks import MODEL
-from tests.faults.nursery import HUGE, OVERFLOW, Faulty
-from tests.workshop import quiet
+from tests.bulks import CLOSE, MODEL
 
-CLOSE = 1e-5
 LIMITED = ("margin", "uncertainty", "distance")
 BAD = {
     '{"prompt": "x", \n': "not JSON",
@@ -245,113 +236,3 @@ def test_what_cannot_be_ranked(
     bulks.run(engine, settings, RANK, bulks.write(tmp_path / "in.jsonl", [good, row]), tmp_path / "out.jsonl")
     (bad,) = bulks.read(tmp_path / "out.bad.jsonl")
     assert reason in bad["reason"]
-
-
-def test_parquet_in_and_out_keep_the_rows(engine: Engine, settings: Settings, tmp_path: Path) -> None:
-    rows = [
-        {
-            **row,
-            "kind": None if row["n"] % 2 else "odd",
-            "votes": row["n"] if row["n"] < 50 else 0.5,
-            "tags": [],
-        }
-        for row in bulks.responses(90)
-    ]
-    rows[80]["tags"] = ["late"]
-    rows[85]["more"] = {"late": 1}
-    bulks.write(tmp_path / "in.jsonl", rows)
-    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress((tmp_path / "in.jsonl").read_bytes()))
-    bulks.run(engine, settings, SCORE, tmp_path / "in.jsonl.gz", tmp_path / "zipped.parquet")
-    bulks.run(engine, settings, SCORE, tmp_path / "in.jsonl", tmp_path / "plain.jsonl")
-    table = parquet.read_table(tmp_path / "zipped.parquet")
-    found = [{name: value for name, value in row.items() if name != "more"} for row in table.to_pylist()]
-    assert table.to_pylist()[85]["more"] == {"late": 1}
-    assert found == [
-        {k: v for k, v in row.items() if k != "more"} for row in bulks.read(tmp_path / "plain.jsonl")
-    ]
-    parquet.write_table(table.drop_columns(["more"]), tmp_path / "again.parquet", row_group_size=7)
-    bulks.run(
-        engine,
-        settings,
-        SCORE,
-        tmp_path / "again.parquet",
-        tmp_path / "out.parquet",
-        prefix="b_",
-        pass_tokens=256,
-    )
-    again = parquet.read_table(tmp_path / "out.parquet").to_pylist()
-    assert [row["b_reward"] for row in again] == pytest.approx([row["reward"] for row in again], abs=CLOSE)
-
-
-def test_what_parquet_cannot_hold_is_kept_as_jsonl(
-    engine: Engine, settings: Settings, tmp_path: Path
-) -> None:
-    rows = [{**row, "mixed": "text" if row["n"] == 30 else 1} for row in bulks.responses(40)]
-    with pytest.raises(DataError, match=r"column 'mixed': .*out.parquet.part does, as JSONL"):
-        bulks.run(engine, settings, SCORE, bulks.write(tmp_path / "in.jsonl", rows), tmp_path / "out.parquet")
-    assert [row["n"] for row in bulks.read(tmp_path / "out.parquet.part")] == list(range(40))
-
-
-def test_dates_become_text_and_bytes_are_refused(engine: Engine, settings: Settings, tmp_path: Path) -> None:
-    rows = [{**row, "at": datetime(2026, 1, 1, tzinfo=UTC)} for row in bulks.responses(3)]
-    parquet.write_table(Table.from_pylist(rows), tmp_path / "in.parquet")
-    bulks.run(engine, settings, SCORE, tmp_path / "in.parquet", tmp_path / "out.jsonl")
-    assert bulks.read(tmp_path / "out.jsonl")[0]["at"].startswith("2026-01-01 00:00:00")
-    pictures = [{**row, "image": b"\x00" if row["n"] == 1 else None} for row in bulks.responses(3)]
-    parquet.write_table(Table.from_pylist(pictures), tmp_path / "pictures.parquet")
-    bulks.run(engine, settings, SCORE, tmp_path / "pictures.parquet", tmp_path / "pictures.jsonl")
-    (bad,) = bulks.read(tmp_path / "pictures.bad.jsonl")
-    assert (bad["place"], "holds bytes" in bad["reason"]) == ("pictures.parquet:2", True)
-
-
-def test_an_item_that_overflows_or_does_not_fit_costs_only_its_row(
-    settings: Settings, tmp_path: Path
-) -> None:
-    class Small(Faulty):
-        run = Engine.run
-
-        def _pass(self, prepared: Prepared) -> list[Scored | NonFinite]:
-            if len(prepared.jobs) > 3 or any(HUGE in self._words(job) for job in prepared.jobs):
-                raise RuntimeError("cannot allocate memory")
-            return super()._pass(prepared)
-
-    engine = home.engine(settings, quiet)
-    rows = bulks.responses(30)
-    bulks.run(engine, settings, SCORE, bulks.write(tmp_path / "in.jsonl", rows), tmp_path / "well.jsonl")
-    engine.__class__ = Small
-    rows[7]["response"] += f" {OVERFLOW} stone"
-    rows[20]["response"] += f" {HUGE} stone"
-    bulks.run(engine, settings, SCORE, bulks.write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
-    overflown, huge = bulks.read(tmp_path / "out.bad.jsonl")
-    assert (overflown["row"]["n"], "NaN or infinity" in overflown["reason"]) == (7, True)
-    assert (huge["row"]["n"], "does not fit" in huge["reason"]) == (20, True)
-    well = {row["n"]: row["reward"] for row in bulks.read(tmp_path / "well.jsonl")}
-    for row in bulks.read(tmp_path / "out.jsonl"):
-        assert row["reward"] == pytest.approx(well[row["n"]], abs=CLOSE)
-
-
-def test_a_device_that_only_overflows_is_not_believed(settings: Settings, tmp_path: Path) -> None:
-    engine = home.engine(settings, quiet)
-    source = bulks.write(tmp_path / "in.jsonl", bulks.responses(5))
-    engine.backbone.embedding.weight.data.fill_(torch.inf)
-    with pytest.raises(BundleError, match="probe 0"):
-        bulks.run(engine, settings, SCORE, source, tmp_path / "out.jsonl")
-
-
-def test_passes_are_as_full_as_the_budget_allows(engine: Engine, settings: Settings) -> None:
-    judge = Resident(engine, Question(MODEL), settings.model_copy(update={"batch_tokens": 256}))
-    items = [(one,) for one in tiny.babble(200)]
-    sizes = [len(prepared.packed.ids) for prepared in judge.prepare(items).passes]
-    longest = max(len(one.ids) for one in engine.encode([one for (one,) in items]))
-    assert max(sizes) <= 256
-    assert min(sizes[:-1]) > 256 - longest
-
-
-def test_a_resident_judge_holds_only_what_is_asked(settings: Settings) -> None:
-    with resident(Question("beta"), settings, quiet) as judge:
-        assert isinstance(judge, Resident)
-        found = judge.answer(judge.prepare([(Exchange((Message("user", "a"),), "b"),)]))
-        assert isinstance(found[0], list)
-        assert found[0][0]["model"] == "beta"
-    with pytest.raises(NotFound), resident(Question("beta@nobody"), settings, quiet):
-        pass

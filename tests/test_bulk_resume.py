@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -21,7 +20,6 @@ from hypothesis import strategies as st
 from app.align import ledger
 from app.align.ledger import Files
 from app.align.tasks import COMPARE, SCORE, Rule, filtered
-from app.align.windows import Reach, Reader, ahead
 from app.errors import DataError
 from app.model.engine import Engine
 from app.settings import Settings
@@ -31,12 +29,6 @@ from tests.faults.nursery import CONTEXT
 from tests.workshop import Killed, killing
 
 ROWS = 400
-BAD = '{"prompt": "x"}\n'
-
-
-def mixed(rows: list[dict[str, Any]]) -> list[Any]:
-    """Rows with a bad one here and there."""
-    return [one for row in rows for one in ((row, BAD) if row["n"] % 37 == 5 else (row,))]
 
 
 def outputs(folder: Path, name: str) -> list[bytes]:
@@ -55,7 +47,7 @@ def test_a_run_cut_anywhere_ends_in_the_same_bytes(
     folder = tmp_path_factory.mktemp("cut")
     task = filtered(Rule()) if paired else SCORE
     rows = bulks.pairs(120) if paired else bulks.responses(120)
-    source = bulks.write(folder / "in.jsonl", mixed(rows))
+    source = bulks.write(folder / "in.jsonl", bulks.mixed(rows))
     straight, cut = (f"{name}.{'parquet' if parquet else 'jsonl'}" for name in ("straight", "cut"))
     whole = bulks.run(engine, settings, task, source, folder / straight, pass_tokens=32)
     for after in cuts:
@@ -74,7 +66,7 @@ def test_a_run_cut_anywhere_ends_in_the_same_bytes(
 def test_what_was_written_but_not_noted_is_cut_off(
     engine: Engine, settings: Settings, tmp_path: Path
 ) -> None:
-    source = bulks.write(tmp_path / "in.jsonl", mixed(bulks.responses(ROWS)))
+    source = bulks.write(tmp_path / "in.jsonl", bulks.mixed(bulks.responses(ROWS)))
     bulks.run(engine, settings, SCORE, source, tmp_path / "straight.jsonl")
     files = Files(tmp_path / "cut.jsonl")
     with pytest.raises(Killed):
@@ -94,7 +86,7 @@ def test_a_run_killed_while_it_finished_only_cleans_up(
         raise Killed
 
     name = "out.parquet" if parquet else "out.jsonl"
-    source = bulks.write(tmp_path / "in.jsonl", mixed(bulks.responses(60)))
+    source = bulks.write(tmp_path / "in.jsonl", bulks.mixed(bulks.responses(60)))
     with monkeypatch.context() as patch:
         patch.setattr(Files, "settle", killed)
         with pytest.raises(Killed):
@@ -203,28 +195,6 @@ def test_two_runs_never_write_one_output(engine: Engine, settings: Settings, tmp
         bulks.run(engine, settings, SCORE, source, files.out, fresh=True)
 
 
-def test_windows_depend_on_the_rows_alone(tmp_path: Path) -> None:
-    source = str(bulks.write(tmp_path / "in.jsonl", mixed(bulks.responses(100))))
-    windows = list(Reader(source, SCORE).windows(Reach(), 800))
-    assert len(windows) > 5
-    for at, window in enumerate(windows):
-        assert list(Reader(source, SCORE).windows(window.reach, 800)) == windows[at + 1 :]
-    assert windows[-1].reach.size == Path(source).stat().st_size
-
-
-def test_looking_ahead_changes_nothing_and_fails_where_it_should() -> None:
-    def failing() -> Any:
-        yield from (1, 2)
-        raise DataError("over")
-
-    assert list(ahead(iter(range(50)))) == list(range(50))
-    seen: list[int] = []
-    with pytest.raises(DataError, match="over"):
-        seen.extend(ahead(failing()))
-    things = ahead(failing())
-    assert next(things) == 1
-
-
 @contextmanager
 def process(source: Path, out: Path, environment: dict[str, str]) -> Iterator[BaseProcess]:
     """The command at work; it is waited for."""
@@ -258,7 +228,7 @@ def killed_ten_times(source: Path, out: Path, environment: dict[str, str], rows:
 
 @pytest.mark.usefixtures("settings")
 def test_a_command_killed_ten_times_ends_in_the_same_bytes(root: Path, tmp_path: Path) -> None:
-    source = bulks.write(tmp_path / "in.jsonl", mixed(bulks.responses(3000)))
+    source = bulks.write(tmp_path / "in.jsonl", bulks.mixed(bulks.responses(3000)))
     killed_ten_times(source, tmp_path / "broken.jsonl", bulks.environ(root), 3000)
     with process(source, tmp_path / "straight.jsonl", bulks.environ(root)):
         pass
@@ -271,7 +241,7 @@ def test_a_command_killed_ten_times_ends_in_the_same_bytes(root: Path, tmp_path:
 @pytest.mark.usefixtures("settings")
 def test_a_hundred_thousand_rows_take_no_more_memory_than_a_fifth_of_them(root: Path, tmp_path: Path) -> None:
     rows, environment, out = 100_000, bulks.environ(root, 1024), tmp_path / "straight.jsonl"
-    source = bulks.write(tmp_path / "in.jsonl", mixed(bulks.responses(rows)))
+    source = bulks.write(tmp_path / "in.jsonl", bulks.mixed(bulks.responses(rows)))
     resident: list[tuple[int, int]] = []
     at = 0
     with process(source, out, environment) as child:

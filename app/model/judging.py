@@ -24,6 +24,11 @@ class Case:
     place: int
     packed: Packed
 
+    @property
+    def shown(self) -> int:
+        """How many features the answer shows."""
+        return 0 if self.job.ask.explain is Explain.NONE else self.job.ask.top_k
+
     def read(self, readout: ReadOut) -> Rows:
         """Rows that are pooled."""
         return self.packed.rows(self.place, *span(readout, self.job.encoded))
@@ -48,8 +53,7 @@ def judge(
 ) -> list[Score]:
     """Scores of the cases under this model and profile, in order."""
     wishes = [reasons.wish(case.job.ask, model, profile) for case in cases]
-    rows = [case.read(model.card.readout) for case in cases]
-    reading = read(model.dictionary, layer.at(np.concatenate(rows)), [len(one) for one in rows])
+    reading = _reading(model, layer, cases)
     plain = model.head.standardise(reading.projections)
     factors = reasons.factors(model, wishes).to(plain.device)
     x = plain * factors
@@ -61,8 +65,7 @@ def judge(
     reading = Reading(*(tensor.cpu() for tensor in reading))
     scores = []
     for at, (case, wished) in enumerate(zip(cases, wishes, strict=True)):
-        ask, (reward, uncertainty, percentile, distance, correction) = case.job.ask, numbers[at]
-        shown = ask.top_k if ask.explain is not Explain.NONE else 0
+        reward, uncertainty, percentile, distance, correction = numbers[at]
         score = Score(
             model=name,
             reward=reward,
@@ -73,8 +76,8 @@ def judge(
             length_correction=correction,
             residual=reward - baseline - float(shares[at].sum()) - correction,
             steer=wished.steer,
-            features=reasons.top(model, shares[at], reading, at, shown),
-            clusters=reasons.clusters(model, shares[at]) if ask.clusters else (),
+            features=reasons.top(model, shares[at], reading, at, case.shown),
+            clusters=reasons.clusters(model, shares[at]) if case.job.ask.clusters else (),
             tokens=_credits(model, layer, case, factors[at], baseline, decode),
             projections=reading.projections[at].numpy(),
             activations=reading.activations[at].numpy(),
@@ -82,6 +85,12 @@ def judge(
         )
         scores.append(score)
     return scores
+
+
+def _reading(model: RewardModel, layer: Residuals, cases: Sequence[Case]) -> Reading:
+    """Pool the residuals this model's read-out wants of each case."""
+    rows = [case.read(model.card.readout) for case in cases]
+    return read(model.dictionary, layer.at(np.concatenate(rows)), [len(one) for one in rows])
 
 
 def _credits(

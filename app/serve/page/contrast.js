@@ -1,6 +1,6 @@
 // What made one response beat another: each feature's share of the margin, for the first or for the second.
 
-import { h, letter, number, signed } from "./dom.js";
+import { further, h, letter, number, signed } from "./dom.js";
 import { scale } from "./scale.js";
 import { changed, rivalOf } from "./state.js";
 import { step, steps } from "./waterfall.js";
@@ -12,18 +12,10 @@ export function contrast(store, act) {
   const first = select("First response", (value) => store.set({ response: value }));
   const second = select("Second response", (value) => store.set({ rival: value }));
   const body = h("div");
-  const more = h(
-    "button",
-    {
-      type: "button",
-      class: "slight",
-      onclick: () => {
-        shown *= 3;
-        again();
-      },
-    },
-    "Show more",
-  );
+  const more = further(() => {
+    shown *= 3;
+    again();
+  });
   const controls = h("div", { class: "versus" }, first, h("span", { class: "quiet" }, "against"), second);
   const element = h("div", { class: "contrast" }, controls, body, more);
   const again = () => {

@@ -36,6 +36,11 @@ export function letter(response) {
   return response < 26 ? String.fromCharCode(65 + response) : `#${response + 1}`;
 }
 
+// Lists show their first entries; this asks for the next ones.
+export function further(onclick) {
+  return h("button", { type: "button", class: "slight", onclick }, "Show more");
+}
+
 function dress(element, given, children) {
   for (const [name, value] of Object.entries(given)) {
     if (value === null || value === undefined) continue;

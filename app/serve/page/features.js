@@ -1,6 +1,6 @@
 // Every direction a model reads: searched, sorted, and where the chosen response falls among training responses.
 
-import { h, letter, number } from "./dom.js";
+import { further, h, letter, number } from "./dom.js";
 import { evidence, named, nameScore, whereOf } from "./evidence.js";
 import { basesOf, rowsOf } from "./scoring.js";
 import { rank } from "./spread.js";
@@ -24,18 +24,10 @@ export function features(store, act) {
   let found = [];
   const list = h("ol", { class: "features" });
   const count = h("p", { class: "quiet small", role: "status" });
-  const more = h(
-    "button",
-    {
-      type: "button",
-      class: "slight",
-      onclick: () => {
-        shown += PAGE;
-        again();
-      },
-    },
-    "Show more",
-  );
+  const more = further(() => {
+    shown += PAGE;
+    again();
+  });
   const changing = (work) => (event) => {
     work(event.target.value);
     shown = PAGE;

@@ -1,6 +1,6 @@
 // From the baseline to the reward: what each feature, or all features of a name, moved; the steps sum to it.
 
-import { h, number, tone } from "./dom.js";
+import { further, h, number, tone } from "./dom.js";
 import { evidence, named } from "./evidence.js";
 import { scale } from "./scale.js";
 import { rowsOf } from "./scoring.js";
@@ -13,18 +13,10 @@ export function waterfall(store, act) {
   let shown = FIRST;
   let byName = false;
   const list = h("ol", { class: "waterfall" });
-  const more = h(
-    "button",
-    {
-      type: "button",
-      class: "slight",
-      onclick: () => {
-        shown *= 3;
-        again();
-      },
-    },
-    "Show more",
-  );
+  const more = further(() => {
+    shown *= 3;
+    again();
+  });
   const either = (text, value) =>
     h(
       "label",
