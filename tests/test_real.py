@@ -77,7 +77,7 @@ def test_contributions_and_credits_sum(real: Engine, everything: Ask) -> None:
 
 def test_the_cut_equals_the_full_model(real: Engine, shipped: Settings) -> None:
     source = sources.find(real.backbone.name, shipped.models_dir)
-    gguf = shipped.cache / "sources" / source.sha256[:12] / Path(source.file).name
+    gguf = shipped.cache / "sources" / source.sha256[:12] / Path(source.files[0]).name
     full = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     ids = real.encode(EXCHANGES[:1])[0].ids
     layer = real.backbone.layers

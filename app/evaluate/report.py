@@ -212,6 +212,7 @@ def _training(card: ModelCard, known: Found) -> Iterator[str]:
         return
     training, selection, names = known["training"], known["selection"], known["names"]
     yield f"- SAE {card.sae}, sha256 {card.sae_sha256}"
+    yield from _adopted(known.get("sae", {}))
     yield f"- {card.trained_parameters:,} trained parameters in {card.heads} heads"
     yield (
         f"- {training['prompts']} prompts; {training['seconds_extracting']} s for features (less what was on "
@@ -226,6 +227,19 @@ def _training(card: ModelCard, known: Found) -> Iterator[str]:
         f"- names: {names['named']} of {names['directions']} directions; "
         f"{names['projection_tells_firing']} projections tell when their latent fires"
     )
+
+
+def _adopted(origin: Found) -> Iterator[str]:
+    """Where somebody else's SAE comes from, and what was changed about when its latents fire."""
+    if "release" in origin:
+        yield f"  - {origin['release']} {origin['id']}, a {origin['kind']} SAE of {origin['hook']}"
+    if firing := origin.get("firing"):
+        yield (
+            f"  - its latents compete for {firing['most']} places a token; here each fires above "
+            f"{firing['threshold']:.4g}. On {firing['tokens']:,} other tokens of the training pairs "
+            f"{firing['l0']:.1f} fire on average; {firing['right']:.1%} of them do so in the SAE itself, and "
+            f"{firing['found']:.1%} of those that do so there fire here"
+        )
 
 
 def _draw_ablation(folder: Path, card: ModelCard, known: Found) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from app.model.attention import Rows, Sight, Views
 from app.model.blocks import Blocks
-from app.model.layers import Layer, fold, refuse_unknown
+from app.model.layers import Layer, fold
 from app.model.packing import Packed
 from app.model.recall import Session
 
@@ -38,7 +38,6 @@ class Backbone:
     def __init__(
         self, decoder: PreTrainedModel, *, name: str, digest: str, parameters: int, total_layers: int
     ) -> None:
-        refuse_unknown(decoder.config)
         decoder.eval().requires_grad_(requires_grad=False)
         self.config = decoder.config
         self.embedding: Any = decoder.get_input_embeddings()

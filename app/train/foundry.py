@@ -83,8 +83,8 @@ def measure(
     facts = provenance(folder)
     short = settings.model_copy(update={"max_tokens": CHAT_TOKENS})
     backbone, text = home.resident(facts["backbone"], facts["layer"], short, report)
-    dictionary, bias = sae.load(folder)
-    dictionary, bias = dictionary.to(backbone.device), bias.to(backbone.device)
+    found = sae.load(folder)
+    dictionary, bias = found.apart().to(backbone.device), found.bias.to(backbone.device)
     held_out = text.encode(list(islice(_conversations(chats), HELD_OUT)))
     heard = lambda done: report("held-out conversations", done / len(held_out))  # noqa: E731 # read once, below
     quality = gauge.fidelity(held_out, backbone, facts["layer"], dictionary, bias, heard)

@@ -147,7 +147,9 @@ def _keywords(examples: Examples, lexicon: Lexicon, contexts: Contexts) -> list[
             np.bincount(lexicon.word[np.maximum(side - back, 0)], minlength=len(lexicon.words) + 1)[:-1] + 0.5
             for side in examples
         )
-        odds = np.log(firing / (len(examples[0]) - firing)) - np.log(silent / (len(examples[1]) - silent))
+        odds = np.log(firing / (len(examples[0]) + 1 - firing)) - np.log(
+            silent / (len(examples[1]) + 1 - silent)
+        )
         certain = odds / np.sqrt(1 / firing + 1 / silent)
         best = np.argsort(-certain)[:KEYWORDS]
         named = _quoted([lexicon.words[i] for i in best])

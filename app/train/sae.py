@@ -5,6 +5,7 @@ Everything that leaves this room is plain tensors; a packaged bundle never comes
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,6 +27,7 @@ NORM_BATCHES = 20
 CHECKPOINT_EVERY = 250_000
 WHOLE = "whole"
 WEIGHTS = "sae_weights.safetensors"
+KINDS = ("standard", "jumprelu", "gated", "topk")
 
 
 def train(
@@ -121,27 +124,95 @@ def _last_checkpoint(folder: Path) -> Path | None:
 
 
 class Loaded(NamedTuple):
-    """An SAE as plain tensors: its latents, and what its decoder adds to them."""
+    """An SAE as plain tensors: its latents, what its decoder adds to them, and where it reads.
+
+    `most` is the number of latents that fire at a token at most, where they compete for that.
+    """
 
     dictionary: Dictionary
     bias: Tensor
+    kind: str
+    hook: str
+    most: int | None
+
+    def apart(self) -> Dictionary:
+        """The latents, if each can be read without the others."""
+        if self.most is not None:
+            raise SourceError(f"latents of a {self.kind} SAE compete; a recipe gives them a threshold first")
+        return self.dictionary
+
+    def activate(self, rows: Tensor) -> Tensor:
+        """Activations of all latents, as the SAE itself has them."""
+        found = self.dictionary.activate(rows)
+        if self.most is None:
+            return found
+        best = found.topk(self.most, dim=1)
+        return torch.zeros_like(found).scatter_(1, best.indices, best.values)
 
 
 def load(folder: Path) -> Loaded:
-    """An SAE that sae_lens saved; refuses kinds whose latents cannot be read one by one."""
+    """An SAE that sae_lens saved."""
     from sae_lens import SAE
 
-    sae = SAE.load_from_disk(folder, device="cpu")
-    kind = sae.cfg.architecture()
-    if kind not in ("jumprelu", "standard"):
-        raise SourceError(
-            f"{folder} holds a {kind} SAE; its latents depend on each other and cannot be sliced"
-        )
-    if sae.cfg.normalize_activations != "none":
-        raise SourceError(f"{folder}: fold {sae.cfg.normalize_activations} into the weights before use")
+    return _plain(SAE.load_from_disk(folder, device="cpu", dtype="float32"), str(folder))
+
+
+def fetch(release: str, name: str) -> Loaded:
+    """An SAE of sae_lens's registry, or of any repository on the hub in its format."""
+    from sae_lens import SAE
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it warns of is refused below
+            sae = SAE.from_pretrained(release, name, device="cpu", dtype="float32")
+    except (ValueError, KeyError, OSError, HfHubHTTPError) as error:
+        reason = str(error).partition("\n")[0]
+        raise SourceError(f"cannot fetch the SAE {name!r} of {release}: {reason}") from error
+    return _plain(sae, f"{release} {name}")
+
+
+def save(found: Loaded, folder: Path) -> None:
+    """Keep latents that do not compete as a JumpReLU SAE of sae_lens's."""
+    from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+
+    latents = found.dictionary
+    width, inputs = latents.encoder.shape
+    config = JumpReLUSAEConfig(
+        d_in=inputs, d_sae=width, apply_b_dec_to_input=False, metadata=SAEMetadata(hook_name=found.hook)
+    )
+    with torch.device("meta"):
+        sae = JumpReLUSAE(config)
+    tensors = {
+        "W_enc": latents.encoder.T.contiguous(),
+        "b_enc": latents.bias,
+        "threshold": latents.threshold,
+        "W_dec": latents.directions,
+        "b_dec": found.bias,
+    }
+    sae.load_state_dict(tensors, assign=True)
+    sae.save_model(folder)
+
+
+def _plain(sae: Any, place: str) -> Loaded:
+    """Any kind as JumpReLU latents: what is not linear up to the threshold is refused by name."""
+    kind, said = sae.cfg.architecture(), sae.cfg
+    if kind not in KINDS:
+        raise SourceError(f"{place} holds a {kind} SAE; there are: {', '.join(KINDS)}")
+    for what in ("normalize_activations", "reshape_activations"):
+        if (how := getattr(said, what)) != "none":
+            raise SourceError(f"{place}: {what} is {how}, which is not in its weights")
     weights: dict[str, Tensor] = {name: tensor.detach().float() for name, tensor in sae.state_dict().items()}
+    if kind == "gated":
+        gain = weights["r_mag"].exp()
+        weights["threshold"] = weights["b_mag"] - gain * weights["b_gate"]
+        weights["b_enc"], weights["W_enc"] = weights["b_mag"], weights["W_enc"] * gain
+    if kind == "topk" and said.rescale_acts_by_decoder_norm:
+        norm = weights["W_dec"].norm(dim=1)
+        weights["W_enc"], weights["b_enc"] = weights["W_enc"] * norm, weights["b_enc"] * norm
+        weights["W_dec"] = weights["W_dec"] / norm[:, None]
     bias = weights["b_enc"]
-    if sae.cfg.apply_b_dec_to_input:
+    if said.apply_b_dec_to_input:
         bias = bias - weights["b_dec"] @ weights["W_enc"]
     dictionary = Dictionary(
         encoder=weights["W_enc"].T.contiguous(),
@@ -149,10 +220,11 @@ def load(folder: Path) -> Loaded:
         threshold=weights.get("threshold", torch.zeros_like(bias)),
         directions=weights["W_dec"],
     )
-    return Loaded(dictionary, weights["b_dec"])
+    hook = str(said.metadata.hook_name or "")
+    return Loaded(dictionary, weights["b_dec"], kind, hook, int(said.k) if kind == "topk" else None)
 
 
-def note(folder: Path, **facts: object) -> None:
+def note(folder: Path, /, **facts: object) -> None:
     """Write what is known about an SAE beside it."""
     (folder / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n")
 

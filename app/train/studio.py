@@ -13,8 +13,10 @@ from app.pairs import Bad, read_pairs, source_sha256
 from app.settings import Settings
 from app.train import duel, fit, foundry, recipe, sae, standard
 from app.train.ablate import Study, run
+from app.train.adopt import adopt
 from app.train.compare import Arena
 from app.train.features import Reader
+from app.train.recipes import Recipe
 
 
 def reader(folder: Path, settings: Settings, progress: Progress, *, layers: tuple[int, ...] = ()) -> Reader:
@@ -25,23 +27,35 @@ def reader(folder: Path, settings: Settings, progress: Progress, *, layers: tupl
     backbone, text = home.resident(made_from["backbone"], depth, settings, progress)
     if backbone.digest != made_from["backbone_digest"]:
         raise SourceError(f"{folder} was trained on {made_from['backbone_digest']}, not on {backbone.digest}")
-    dictionary = sae.load(folder).dictionary.to(backbone.device)
+    dictionary = sae.load(folder).apart().to(backbone.device)
+    if dictionary.encoder.shape[1] != backbone.width:
+        raise SourceError(f"{folder} reads {dictionary.encoder.shape[1]} numbers, not {backbone.width}")
     others = tuple(layer for layer in layers if layer != first)
     return Reader(backbone, text, (first, *others), dictionary, file_digest(folder / sae.WEIGHTS))
 
 
-def make(what: recipe.Order, folder: Path, settings: Settings, progress: Progress) -> RewardModel:
-    """Train a reward model on the SAE in a folder; write its bundle and its report."""
-    neuronpedia = foundry.provenance(folder).get("neuronpedia")
-    made = recipe.train(what, reader(folder, settings, progress), settings.cache, progress, neuronpedia)
+def make(what: recipe.Order, source: Path | Recipe, settings: Settings, progress: Progress) -> RewardModel:
+    """Train a reward model on the SAE in a folder or of a recipe; write its bundle and its report."""
+    if isinstance(source, Recipe):
+        source = adopt(source, what.pairs, what.data.sha256, settings, progress)
+    origin = foundry.provenance(source)
+    read = reader(source, settings, progress)
+    made = recipe.train(what, read, settings.cache, progress, origin.get("neuronpedia"))
     out = settings.models_dir / what.name
     bundle.save(made.model, out)
-    reports.write(out, made.model.card, made.findings, made.judged)
+    reports.write(out, made.model.card, made.findings | {"sae": origin}, made.judged)
     return made.model
 
 
 def order(
-    name: str, pairs: str, test: str | None, *, terms: str, sae: Path, bad: Bad | None, **choices: Any
+    name: str,
+    pairs: str,
+    test: str | None,
+    *,
+    terms: str,
+    sae: Path | Recipe,
+    bad: Bad | None,
+    **choices: Any,
 ) -> recipe.Order:
     """Read the data and say what to make of it; `choices` are fields of Order."""
     rows = read_pairs(pairs, bad)
