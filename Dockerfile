@@ -1,9 +1,11 @@
-# docker build --build-arg DEVICE=cpu|cuda .   CUDA comes with torch's own wheels, so the base is the same.
-ARG DEVICE=cpu
+# docker build --target cpu .     or --target cuda: CUDA comes with torch's own wheels, so the base is the same.
+ARG PYTHON=3.11.13-slim-bookworm
 
-FROM python:3.11-slim AS builder
+FROM python:${PYTHON} AS build
 # Optional package index for torch, e.g. the one of CPU-only wheels named on PyTorch's install page.
 ARG TORCH_INDEX=
+# Optional parts of the project, e.g. [otel].
+ARG EXTRAS=
 RUN python -m venv /opt/sparserm
 ENV PATH=/opt/sparserm/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
@@ -11,26 +13,41 @@ COPY constraints.txt ./
 RUN pip install -c constraints.txt ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} torch
 COPY pyproject.toml README.md ./
 COPY app ./app
-RUN pip install -c constraints.txt .
+RUN pip install -c constraints.txt ".${EXTRAS}"
 
-FROM python:3.11-slim
-ARG DEVICE
-RUN test "$DEVICE" = cpu -o "$DEVICE" = cuda \
- && useradd --uid 10001 --create-home sparserm \
+FROM python:${PYTHON} AS server
+RUN useradd --uid 10001 --create-home sparserm \
  && install -d -o sparserm /var/cache/sparserm
-COPY --from=builder /opt/sparserm /opt/sparserm
+COPY --from=build /opt/sparserm /opt/sparserm
 COPY models /srv/models
 ENV PATH=/opt/sparserm/bin:$PATH \
-    SPARSERM_DEVICE=${DEVICE} \
     SPARSERM_HOST=0.0.0.0 \
     SPARSERM_MODELS_DIR=/srv/models \
-    SPARSERM_CACHE_DIR=/var/cache/sparserm
-USER sparserm
+    SPARSERM_CACHE_DIR=/var/cache/sparserm \
+    HF_HOME=/var/cache/sparserm/hub
 WORKDIR /srv
+USER sparserm
+# A backbone named here is part of the image; otherwise the first start fetches and converts it.
+ARG BACKBONE=
+RUN if [ -n "$BACKBONE" ]; then sparserm models pull "$BACKBONE"; fi
 VOLUME /var/cache/sparserm
 EXPOSE 8000
-# The first start fetches and converts the backbone; the probe must outwait it.
+# The probe must outwait a first start.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/ready', timeout=4)"]
 ENTRYPOINT ["sparserm"]
 CMD ["serve"]
+
+FROM server AS cuda
+# Kernels for packed attention are compiled on the device they run on.
+USER root
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends gcc libc6-dev \
+ && rm -rf /var/lib/apt/lists/*
+USER sparserm
+ENV SPARSERM_DEVICE=cuda \
+    TRITON_CACHE_DIR=/var/cache/sparserm/triton \
+    TORCHINDUCTOR_CACHE_DIR=/var/cache/sparserm/inductor
+
+FROM server AS cpu
+ENV SPARSERM_DEVICE=cpu

@@ -35,7 +35,7 @@ def requirements() -> list[str]:
     found: list[str] = []
     for command in instructions("RUN"):
         for part in re.split("&&|;", command):
-            words = [w for w in shlex.split(re.sub(r"\$\{TORCH_INDEX:[^}]*\}\}", "", part)) if w]
+            words = [w for w in shlex.split(re.sub(r"\$\{TORCH_INDEX:[^}]*\}\}|\$\{EXTRAS\}", "", part)) if w]
             if words[:2] == ["pip", "install"]:
                 named = [w for w in words[2:] if not w.startswith("-") and w != "constraints.txt"]
                 found += [d for w in named for d in (PROJECT["dependencies"] if w == "." else [w])]
@@ -76,15 +76,30 @@ def test_the_entry_point_is_our_command_and_its_user_is_nobody_special() -> None
     assert instructions("ENTRYPOINT") == ['["sparserm"]']
     assert instructions("CMD") == ['["serve"]']
     assert "sparserm" in PROJECT["scripts"]
-    assert instructions("USER") == ["sparserm"]
+    assert instructions("USER") == ["sparserm", "root", "sparserm"]
     assert "/ready" in DOCKERFILE[DOCKERFILE.index("HEALTHCHECK") :]
 
 
-def test_both_devices_are_built() -> None:
-    arguments = {line.split("=")[0] for line in instructions("ARG")}
-    built = [COMPOSE["services"][name]["build"]["args"] for name in ("cpu", "gpu")]
-    assert [one["DEVICE"] for one in built] == ["cpu", "cuda"]
-    assert all(set(one) <= arguments for one in built)
+def test_both_devices_are_built_and_the_base_is_pinned() -> None:
+    arguments = dict(line.split("=") for line in instructions("ARG"))
+    stages = [line.split(" AS ") for line in instructions("FROM")]
+    builds = [COMPOSE["services"][name]["build"] for name in ("cpu", "gpu")]
+    assert [one["target"] for one in builds] == ["cpu", "cuda"]
+    assert {one["target"] for one in builds} <= {name for _, name in stages}
+    assert all(set(one["args"]) <= set(arguments) for one in builds)
+    assert {base for base, _ in stages} == {"python:${PYTHON}", "server"}
+    assert re.fullmatch(r"3\.11\.\d+-slim-\w+", arguments["PYTHON"])
+
+
+def test_what_is_written_lies_where_writing_is_allowed() -> None:
+    """The containers' own files are read-only; caches lie in the volume, from which code may be run."""
+    text = " ".join(instructions("ENV"))
+    (volume,) = instructions("VOLUME")
+    caches = re.findall(r"(?:\w+_CACHE_DIR|HF_HOME)=(/\S+)", text)
+    assert len(caches) == 4, caches
+    assert all(cache.startswith(volume) for cache in caches)
+    for name in ("cpu", "gpu"):
+        assert f"cache:{volume}" in COMPOSE["services"][name]["volumes"]
 
 
 def test_ports_stay_on_loopback_and_mounts_exist() -> None:

