@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-LENT = ("usr", "bin", "sbin", "lib", "lib64", "dev", "proc")
+LENT = ("usr", "bin", "sbin", "lib", "lib64", "dev", "proc", sys.base_prefix.lstrip("/"))
 PASSED = (
     "PIP_CERT",
     "PIP_FIND_LINKS",
@@ -28,7 +28,6 @@ PASSED = (
 ENTER = """
 set -e
 for place in {lent}; do mkdir -p {root}/$place && mount --rbind -o ro /$place {root}/$place; done
-mount --bind -o ro {python} {root}/opt/python
 exec chroot --userspec={user} {root} /usr/bin/env -i {env} /bin/sh -c {command}
 """
 
@@ -39,7 +38,7 @@ class Stage:
 
     root: Path
     env: dict[str, str] = field(
-        default_factory=lambda: {"PATH": "/opt/python/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
+        default_factory=lambda: {"PATH": f"{sys.base_prefix}/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
     )
     arguments: dict[str, str] = field(default_factory=dict)
     user: str = "root"
@@ -54,7 +53,6 @@ class Stage:
         script = ENTER.format(
             lent=" ".join([*LENT, *_wheels()]),
             root=self.root,
-            python=sys.base_prefix,
             user=self.user,
             env=shlex.join(f"{name}={value}" for name, value in said.items()),
             command=shlex.quote(f"cd {self.folder} && {command}"),
@@ -101,7 +99,7 @@ def _begin(root: Path, base: Stage | None) -> Stage:
     if base:
         shutil.copytree(base.root, root, symlinks=True, copy_function=os.link)
         return replace(base, root=root, arguments={})
-    for place in (*LENT, "tmp", "opt/python", "srv", "var/cache", "home", "root"):
+    for place in (*LENT, "tmp", "opt", "srv", "var/cache", "home"):
         (root / place).mkdir(parents=True)
     (root / "tmp").chmod(0o1777)
     shutil.copytree("/etc", root / "etc", symlinks=True)

@@ -100,6 +100,15 @@ def test_the_paper_s_models_are_among_them_at_its_layers() -> None:
     assert {name: found[name] for name in PAPER} == PAPER
 
 
+def test_the_page_lists_them_all() -> None:
+    page = (MODELS.parent / "docs" / "recipes.md").read_text()
+    for one in KNOWN:
+        place, size = f"{one.sae.layer} of {one.layers}", f"{one.sae.latents:,} | {one.sae.kind}"
+        assert (
+            f"| {one.name} | {one.backbone} | {place} | {one.sae.release} {one.sae.id} | {size} |\n" in page
+        )
+
+
 def test_a_hook_is_before_or_after_its_block() -> None:
     said = KNOWN[0].sae
     hooks = {"blocks.7.hook_resid_post": 8, "blocks.7.hook_resid_pre": 7}
