@@ -50,7 +50,7 @@ def test_every_recipe_is_in_the_registry(recipe: Recipe, registry: dict[str, Any
     assert block
     assert said.hook == hook.format(block[1])
     assert said.kind == kinds
-    assert said.layer == int(block[1]) + 1 <= recipe.layers
+    assert said.layer == int(block[1]) + said.hook.endswith("post") <= recipe.layers
     if said.neuronpedia:
         model, _, source = said.neuronpedia.partition("/")
         assert source.startswith(f"{block[1]}-")
@@ -92,6 +92,7 @@ LOADERS = {
     "goodfire": ("standard", "blocks.{}.hook_resid_post"),
     "deepseek_r1": ("standard", "blocks.{}.hook_resid_post"),
     "qwen_scope": ("topk", "blocks.{}.hook_resid_post"),
+    None: ("standard", "blocks.{}.hook_resid_pre"),  # the registry's own format, whose ids are hooks
 }
 
 
@@ -156,12 +157,12 @@ def trained(file: str, workshop: Settings, shop: Settings) -> dict[str, Any]:
     return report
 
 
-@pytest.mark.parametrize("kind", ["jumprelu", "topk"])
+@pytest.mark.parametrize(("kind", "normalised"), [("jumprelu", "constant_norm_rescale"), ("topk", "none")])
 def test_a_recipe_ends_in_a_bundle_that_serves(
-    kind: str, workshop: Settings, shop: Settings, tmp_path: Path
+    kind: str, normalised: str, workshop: Settings, shop: Settings, tmp_path: Path
 ) -> None:
     root = workshop.models_dir.parent
-    theirs = saes.on_disk(tmp_path / "theirs", kind)
+    theirs = saes.on_disk(tmp_path / "theirs", kind, normalize_activations=normalised)
     file = written(tmp_path, root / "backbone", {"folder": str(theirs)}, kind)
     report = trained(file, workshop, shop)
     engine = home.engine(shop, quiet)

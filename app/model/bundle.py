@@ -64,6 +64,7 @@ class ModelCard:
     metrics: dict[str, float]
     trained_parameters: int
     versions: dict[str, str]
+    sae_length: float = 0.0
     schema: int = SCHEMA
 
 
@@ -195,6 +196,8 @@ def _check_sizes(card: ModelCard) -> None:
             raise BundleError(f"{card.name[:200]}: {name} is {size}")
     if not (math.isfinite(card.temperature) and card.temperature > 0):
         raise BundleError(f"{card.name[:200]}: temperature is {card.temperature}")
+    if not (math.isfinite(card.sae_length) and card.sae_length >= 0):
+        raise BundleError(f"{card.name[:200]}: sae_length is {card.sae_length}")
 
 
 def _check_digests(folder: Path) -> None:

@@ -3,6 +3,7 @@
 p is what the head sees; f says whether the latent a direction was named for fired at all.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -18,19 +19,19 @@ LEAST_EIGENVALUE = 1e-3
 class Dictionary:
     """A sparse autoencoder's latents, or some of them: JumpReLU encoder columns, and a direction for each.
 
-    The directions are the decoder vectors; a reward model keeps them untangled.
+    The directions are the decoder vectors; a reward model keeps them untangled. Where `length` is not 0,
+    residuals are brought to it before they are encoded; projections are of residuals as they are.
     """
 
     encoder: Tensor
     bias: Tensor
     threshold: Tensor
     directions: Tensor
+    length: float = 0.0
 
     def select(self, latents: Tensor) -> "Dictionary":
         """Only these latents; exact, because a JumpReLU latent does not depend on the others."""
-        return Dictionary(
-            self.encoder[latents], self.bias[latents], self.threshold[latents], self.directions[latents]
-        )
+        return self._with(lambda tensor: tensor[latents])
 
     def untangled(self) -> "Dictionary":
         """The same latents with the orthonormal directions nearest to theirs: the same span, no overlap.
@@ -44,7 +45,7 @@ class Dictionary:
 
     def to(self, device: torch.device) -> "Dictionary":
         """The same latents on another device."""
-        return Dictionary(*(t.to(device) for t in (self.encoder, self.bias, self.threshold, self.directions)))
+        return self._with(lambda tensor: tensor.to(device))
 
     def project(self, residuals: Tensor) -> Tensor:
         """Alignment of each residual with each direction."""
@@ -52,8 +53,17 @@ class Dictionary:
 
     def activate(self, residuals: Tensor) -> Tensor:
         """Latent activations: zero unless the threshold is passed."""
-        before = torch.addmm(self.bias, residuals, self.encoder.T)
+        before = torch.addmm(self.bias, residuals * self.factor(residuals), self.encoder.T)
         return before * (before > self.threshold.clamp(min=0))
+
+    def factor(self, residuals: Tensor) -> Tensor | float:
+        """What brings each residual to the length the encoder expects."""
+        return self.length / residuals.norm(dim=-1, keepdim=True) if self.length else 1.0
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Dictionary":
+        parts = (self.encoder, self.bias, self.threshold, self.directions)
+        encoder, bias, threshold, directions = (change(part) for part in parts)
+        return Dictionary(encoder, bias, threshold, directions, self.length)
 
 
 class Reading(NamedTuple):

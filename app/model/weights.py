@@ -63,7 +63,8 @@ def read(file: Path, card: "ModelCard") -> tuple[Dictionary, Head, Calibration]:
         if not tensor.isfinite().all():
             raise BundleError(f"{file.parent.name}: {name} holds numbers that are not finite")
     cpu = torch.device("cpu")
-    dictionary = Dictionary(*(found[f"sae.{name}"].float() for name in DICTIONARY))
+    encoder, bias, threshold, directions = (found[f"sae.{name}"].float() for name in DICTIONARY)
+    dictionary = Dictionary(encoder, bias, threshold, directions, card.sae_length)
     head = Head(*(found[f"head.{name}"] for name in HEAD)).to(cpu)
     tables = Calibration(card.temperature, *(found[f"calibration.{name}"] for name in TABLES)).to(cpu)
     return dictionary, head, tables

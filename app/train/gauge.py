@@ -23,7 +23,7 @@ Rebuild = Callable[[Tensor], Tensor]
 
 def rebuilding(dictionary: Dictionary, bias: Tensor) -> Rebuild:
     """Residuals → what the dictionary makes of them."""
-    return lambda rows: dictionary.activate(rows) @ dictionary.directions + bias
+    return lambda rows: (dictionary.activate(rows) @ dictionary.directions + bias) / dictionary.factor(rows)
 
 
 def fidelity(

@@ -28,6 +28,7 @@ CHECKPOINT_EVERY = 250_000
 WHOLE = "whole"
 WEIGHTS = "sae_weights.safetensors"
 KINDS = ("standard", "jumprelu", "gated", "topk")
+RESCALED = "constant_norm_rescale"
 
 
 def train(
@@ -179,7 +180,11 @@ def save(found: Loaded, folder: Path) -> None:
     latents = found.dictionary
     width, inputs = latents.encoder.shape
     config = JumpReLUSAEConfig(
-        d_in=inputs, d_sae=width, apply_b_dec_to_input=False, metadata=SAEMetadata(hook_name=found.hook)
+        d_in=inputs,
+        d_sae=width,
+        apply_b_dec_to_input=False,
+        normalize_activations=RESCALED if latents.length else "none",
+        metadata=SAEMetadata(hook_name=found.hook),
     )
     with torch.device("meta"):
         sae = JumpReLUSAE(config)
@@ -199,8 +204,8 @@ def _plain(sae: Any, place: str) -> Loaded:
     kind, said = sae.cfg.architecture(), sae.cfg
     if kind not in KINDS:
         raise SourceError(f"{place} holds a {kind} SAE; there are: {', '.join(KINDS)}")
-    for what in ("normalize_activations", "reshape_activations"):
-        if (how := getattr(said, what)) != "none":
+    for what, fine in (("normalize_activations", ("none", RESCALED)), ("reshape_activations", ("none",))):
+        if (how := getattr(said, what)) not in fine:
             raise SourceError(f"{place}: {what} is {how}, which is not in its weights")
     weights: dict[str, Tensor] = {name: tensor.detach().float() for name, tensor in sae.state_dict().items()}
     if kind == "gated":
@@ -219,6 +224,7 @@ def _plain(sae: Any, place: str) -> Loaded:
         bias=bias,
         threshold=weights.get("threshold", torch.zeros_like(bias)),
         directions=weights["W_dec"],
+        length=said.d_in**0.5 if said.normalize_activations == RESCALED else 0.0,
     )
     hook = str(said.metadata.hook_name or "")
     return Loaded(dictionary, weights["b_dec"], kind, hook, int(said.k) if kind == "topk" else None)
