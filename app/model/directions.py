@@ -53,7 +53,8 @@ class Dictionary:
 
     def activate(self, residuals: Tensor) -> Tensor:
         """Latent activations: zero unless the threshold is passed."""
-        before = torch.addmm(self.bias, residuals * self.factor(residuals), self.encoder.T)
+        brought = residuals * self.factor(residuals) if self.length else residuals
+        before = torch.addmm(self.bias, brought, self.encoder.T)
         return before * (before > self.threshold.clamp(min=0))
 
     def factor(self, residuals: Tensor) -> Tensor | float:
