@@ -34,7 +34,7 @@ class StandardPlan:
     epochs: int = 3
     lr: float = 1e-4
     batch: int = 16
-    step: int = 4
+    step: int = 2
     rank: int = 16
     seed: int = 0
 
