@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,9 +76,11 @@ def test_every_variant_is_measured_and_joins_the_report(workshop: Settings, made
     root = workshop.models_dir.parent
     pairs, test = str(root / "pairs.jsonl"), str(root / "test.jsonl")
     studio.make(order(workshop, made_sae, "studied", tested=True), made_sae, workshop, quiet)
-    studio.ablate("studied", pairs, test, made_sae, workshop, quiet, layers=(2, 3, 4), seeds=2, bad=None)
+    choices: dict[str, Any] = {"layers": (2, 3, 4), "seeds": 2, "limit": 150, "bad": None}
+    studio.ablate("studied", pairs, test, made_sae, workshop, quiet, **choices)
     folder = workshop.models_dir / "studied"
     found = json.loads((folder / "report.json").read_text())
+    assert found["ablation"]["pairs"] == 150
     variants = found["ablation"]["variants"]
     first, *others = variants
     assert first.startswith("SparseRM: K = 16, layer 3")

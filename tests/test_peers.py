@@ -88,7 +88,7 @@ def test_a_server_is_started_where_it_is_told_to(name: str) -> None:
     said = [*command.args, *command.env.values()]
     assert "8123" in said
     assert command.args[0].startswith("/venv/bin/")
-    assert server.name in {"ours", "llamacpp"} or "/checkpoint" in said
+    assert server.name in {"ours", "ours-16", "llamacpp"} or "/checkpoint" in said
 
 
 def test_ours_sends_a_prompt_once_for_all_its_responses(query: Query) -> None:

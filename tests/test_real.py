@@ -37,7 +37,7 @@ EXCHANGES = [
 
 @pytest.fixture(scope="module")
 def shipped() -> Settings:
-    return Settings(models_dir=Path(__file__).parent.parent / "models", device="cpu")
+    return Settings(models_dir=Path(__file__).parent.parent / "models", device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")

@@ -107,6 +107,7 @@ def settings(root: Path, **given: object) -> Settings:
         "models_dir": root / "models",
         "cache_dir": root / "cache",
         "device": "cpu",
+        "dtype": "float32",
         "max_tokens": 256,
         "batch_tokens": 1024,
     }

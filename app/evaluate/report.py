@@ -98,8 +98,11 @@ def _standard(found: Found) -> Iterator[str]:
         f"{found['threads']} threads. From nothing to a model, features included; CPU seconds add up the "
         "work of all cores, which the company of other programs disturbs less.\n"
     )
-    yield "| pairs | model | accuracy | SparseRM's lead | seconds | CPU seconds | parameters | peak GiB |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield (
+        "| pairs | model | accuracy | SparseRM's lead | seconds | CPU seconds | parameters | peak GiB "
+        "| products in |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|"
     for row in found["sizes"].values():
         for name, key in (("SparseRM", "sparse"), ("StandardRM", "standard")):
             one = row[key]
@@ -107,7 +110,7 @@ def _standard(found: Found) -> Iterator[str]:
             yield (
                 f"| {row['pairs']} | {name} | {_cell(one)} | {lead} "
                 f"| {one['seconds']:,.0f} | {one['cpu_seconds']:,.0f} "
-                f"| {one['trainable']:,} | {one['peak_gib']} |"
+                f"| {one['trainable']:,} | {one['peak_gib']} | {one['precision']} |"
             )
     yield ""
 

@@ -246,19 +246,26 @@ class Engine:
         """Score the probes of some models, or of all, and refuse to serve if one is off."""
         tolerance = TOLERANCE[self.backbone.dtype]
         for name in names or self.models:
-            model = self.models[name]
-            try:
-                encoded = self.encode([probe.exchange for probe in model.probes])
-            except InvalidInput as error:
-                raise BundleError(f"{name}: a probe cannot be scored: {error}") from error
-            results = self.score([Job(one, Ask((name,), Explain.NONE)) for one in encoded])
-            for index, (probe, result) in enumerate(zip(model.probes, results, strict=True)):
-                found = math.nan if isinstance(result, NonFinite) else result.scores[0].reward
-                if not abs(found - probe.reward) <= tolerance:
+            for index, off in enumerate(self.probed(name)):
+                if not off <= tolerance:
+                    told = self.models[name].probes[index].reward
                     raise BundleError(
-                        f"{name}: probe {index} scores {found:.6f}, the bundle says {probe.reward:.6f} "
+                        f"{name}: probe {index} scores {off:.6f} off the {told:.6f} that the bundle says "
                         f"(tolerance {tolerance})"
                     )
+
+    def probed(self, name: str) -> list[float]:
+        """How far a model's probes score here from what its bundle says; NaN where they cannot."""
+        probes = self.models[name].probes
+        try:
+            encoded = self.encode([probe.exchange for probe in probes])
+        except InvalidInput as error:
+            raise BundleError(f"{name}: a probe cannot be scored: {error}") from error
+        results = self.score([Job(one, Ask((name,), Explain.NONE)) for one in encoded])
+        return [
+            math.nan if isinstance(result, NonFinite) else abs(result.scores[0].reward - probe.reward)
+            for probe, result in zip(probes, results, strict=True)
+        ]
 
 
 def _prompt(job: Job) -> Ids:

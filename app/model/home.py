@@ -1,13 +1,14 @@
 """From settings to a running engine: which bundles, which backbone, which device and precision."""
 
+import logging
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import logging as chatter
 
 from app.errors import BundleError, NotFound
-from app.model import bundle, composite, sources
+from app.model import bundle, composite, precision, sources
 from app.model.backbone import Backbone
 from app.model.bundle import RewardModel
 from app.model.composite import Composite
@@ -17,9 +18,22 @@ from app.model.sources import Progress
 from app.model.text import Text
 from app.settings import Settings
 
+log = logging.getLogger("sparserm")
+
 
 def engine(settings: Settings, progress: Progress) -> Engine:
-    """Every reward model asked for, on one backbone cut after the deepest layer they read."""
+    """Every reward model asked for, in the precision that answers soonest and moves no reward."""
+    if precision.halves(settings, device(settings)):
+        made = _engine(settings.model_copy(update={"dtype": "bfloat16"}), progress)
+        moved = [off for name in made.models for off in made.probed(name)]
+        if all(off <= precision.FAITHFUL for off in moved):
+            return made
+        log.warning("16 bits would be faster, but move a probe's reward by %.3f: using 32", max(moved))
+    return _engine(settings, progress)
+
+
+def _engine(settings: Settings, progress: Progress) -> Engine:
+    """One backbone, cut after the deepest layer that any of its models reads."""
     models = _models(settings)
     backbones = sorted({model.card.backbone for model in models.values()})
     if len(backbones) > 1:
@@ -61,17 +75,17 @@ def bundles(name: str, settings: Settings) -> set[str]:
 
 def resident(name: str, layers: int | None, settings: Settings, progress: Progress) -> tuple[Backbone, Text]:
     """A backbone on the chosen device, and its text room."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device = _device(settings)
+    chosen = device(settings)
     backbone, tokenizer = sources.open_backbone(
         sources.find(name, settings.models_dir),
         layers=layers,
         cache=settings.cache,
-        device=device,
-        dtype=_dtype(settings, device),
+        device=chosen,
+        dtype=precision.exact(settings, chosen),
         progress=progress,
     )
     text = Text(tokenizer, max_tokens=settings.max_tokens, max_text_chars=settings.max_text_chars)
@@ -80,12 +94,12 @@ def resident(name: str, layers: int | None, settings: Settings, progress: Progre
 
 def llm(name: str, settings: Settings, progress: Progress) -> PreTrainedModel:
     """A backbone's whole language model on the chosen device."""
-    device = _device(settings)
+    chosen = device(settings)
     return sources.open_llm(
         sources.find(name, settings.models_dir),
         cache=settings.cache,
-        device=device,
-        dtype=_dtype(settings, device),
+        device=chosen,
+        dtype=precision.exact(settings, chosen),
         progress=progress,
     )
 
@@ -94,6 +108,13 @@ def whole(name: str, settings: Settings, progress: Progress) -> Path:
     """The folder of a backbone with all of its layers."""
     source = sources.find(name, settings.models_dir)
     return Path(sources.pull(source, layers=None, cache=settings.cache, progress=progress).path)
+
+
+def device(settings: Settings) -> torch.device:
+    """Where a backbone is to lie."""
+    if settings.device != "auto":
+        return torch.device(settings.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def depth(backbone: str, settings: Settings) -> int | None:
@@ -121,15 +142,3 @@ def _composites(settings: Settings, served: set[str]) -> dict[str, Composite]:
     known = set(bundle.names(settings.models_dir))
     heads = {name: {head.partition("@")[0] for head in one.weights} for name, one in found.items()}
     return {name: one for name, one in found.items() if heads[name] <= served or not heads[name] <= known}
-
-
-def _device(settings: Settings) -> torch.device:
-    if settings.device != "auto":
-        return torch.device(settings.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _dtype(settings: Settings, device: torch.device) -> torch.dtype:
-    if settings.dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
-    return torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -41,7 +41,10 @@ def run(
             "pairs": len(pairs),
             "sparse": asdict(interval(won, groups)) | costs,
             "standard": asdict(interval(beaten, groups))
-            | {name: getattr(theirs, name) for name in ("seconds", "cpu_seconds", "trainable", "peak_gib")},
+            | {
+                name: getattr(theirs, name)
+                for name in ("seconds", "cpu_seconds", "trainable", "peak_gib", "precision")
+            },
             "lead": asdict(advantage(won, beaten, groups)),
         }
     return {"plan": asdict(plan), "threads": torch.get_num_threads(), "sizes": found}
@@ -70,5 +73,6 @@ def _sparse(
         "cpu_seconds": round(fitted[1] - started[1], 1),
         "trainable": learnt.head.parameters,
         "peak_gib": round(peak, 2),
+        "precision": str(reader.backbone.dtype).removeprefix("torch."),
     }
     return wins(rewards[:, 0] - rewards[:, 1]), costs

@@ -74,6 +74,7 @@ def ablate(
     *,
     layers: tuple[int, ...],
     seeds: int,
+    limit: int,
     bad: Bad | None,
 ) -> None:
     """Compare every variant of a bundle's recipe on its own data; the findings join its report."""
@@ -92,7 +93,7 @@ def ablate(
         train, tables[0], tested, tables[1], ours.dictionary, card.layer, card.readout,
         card.directions // 2, plan, dressed,
     )  # fmt: skip
-    study = Study(arena, min(card.data[0].pairs, len(train)), seeds=seeds, layers=ours.layers)
+    study = Study(arena, min(limit, len(train)), seeds=seeds, layers=ours.layers)
     reports.write(out, card, {"ablation": run(study, progress)})
 
 

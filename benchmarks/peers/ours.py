@@ -1,10 +1,11 @@
-"""SparseRM as `sparserm serve` serves it: the reward alone, with its reasons, or all models on one pass."""
+"""SparseRM as `sparserm serve` serves it: one reward, with its reasons, all models at once, or in 16 bits."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
+from app.model.precision import FAITHFUL
 from benchmarks.peers.peer import HERE, Command, Peer, Place, Request, Server
 from benchmarks.workloads import Pair, Query
 
@@ -19,18 +20,31 @@ def peers(models: list[str]) -> list[Peer]:
         "ours", SERVER, asking(first, explain=False), reading(first[0]), judge=first[0], counters=COUNTERS,
         patience="X-SparseRM-Timeout",
     )  # fmt: skip
+    half = replace(
+        alone, name="ours-16", server=HALF, tolerance=FAITHFUL,
+        only=("unique-1", "unique-16", "groups-8-75", "batch"),
+    )  # fmt: skip
     rest = (
         ("ours-reasons", asking(first, explain=True), alone.read, ("unique-1", "unique-16", "batch")),
         ("ours-openrlhf", ask_openrlhf, read_openrlhf, ("unique-16", "storm")),
         ("ours-all", asking(models, explain=False), alone.read, ("unique-1", "unique-16", "groups-8-75")),
     )
-    return [alone, *(replace(alone, name=n, ask=ask, read=read, only=only) for n, ask, read, only in rest)]
+    return [
+        alone,
+        half,
+        *(replace(alone, name=n, ask=ask, read=read, only=only) for n, ask, read, only in rest),
+    ]
 
 
-def start(place: Place) -> Command:
-    """As its users start it; threads and batches are its own choice."""
-    program = "from app.cli import app; app()"
-    return Command([str(place.python), "-c", program, "serve", "--host", HERE, "--port", str(place.port)])
+def starting(dtype: str) -> Callable[[Place], Command]:
+    """As its users start it, but for the precision; threads and batches are its own choice."""
+
+    def start(place: Place) -> Command:
+        program = "from app.cli import app; app()"
+        args = [str(place.python), "-c", program, "serve", "--host", HERE, "--port", str(place.port)]
+        return Command(args, {"SPARSERM_DTYPE": dtype})
+
+    return start
 
 
 def asking(models: list[str], *, explain: bool) -> Callable[[Query], list[Request]]:
@@ -64,4 +78,5 @@ def _input(pairs: list[Pair]) -> dict[str, Any]:
     return {"messages": turns, "responses": [pair.response for pair in pairs]}
 
 
-SERVER = Server("ours", "sparserm serve", start, ready="/ready")
+SERVER = Server("ours", "sparserm serve, float32", starting("float32"), ready="/ready")
+HALF = Server("ours-16", "sparserm serve, bfloat16", starting("bfloat16"), ready="/ready")
