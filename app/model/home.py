@@ -65,7 +65,7 @@ def resident(name: str, layers: int | None, settings: Settings, progress: Progre
     logging.disable_progress_bar()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device = _device(settings)
+    device = best_device(settings)
     backbone, tokenizer = sources.open_backbone(
         sources.find(name, settings.models_dir),
         layers=layers,
@@ -80,7 +80,7 @@ def resident(name: str, layers: int | None, settings: Settings, progress: Progre
 
 def llm(name: str, settings: Settings, progress: Progress) -> PreTrainedModel:
     """A backbone's whole language model on the chosen device."""
-    device = _device(settings)
+    device = best_device(settings)
     return sources.open_llm(
         sources.find(name, settings.models_dir),
         cache=settings.cache,
@@ -94,6 +94,13 @@ def whole(name: str, settings: Settings, progress: Progress) -> Path:
     """The folder of a backbone with all of its layers."""
     source = sources.find(name, settings.models_dir)
     return Path(sources.pull(source, layers=None, cache=settings.cache, progress=progress).path)
+
+
+def best_device(settings: Settings) -> torch.device:
+    """The device that is asked for, or the best there is."""
+    if settings.device != "auto":
+        return torch.device(settings.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def depth(backbone: str, settings: Settings) -> int | None:
@@ -121,12 +128,6 @@ def _composites(settings: Settings, served: set[str]) -> dict[str, Composite]:
     known = set(bundle.names(settings.models_dir))
     heads = {name: {head.partition("@")[0] for head in one.weights} for name, one in found.items()}
     return {name: one for name, one in found.items() if heads[name] <= served or not heads[name] <= known}
-
-
-def _device(settings: Settings) -> torch.device:
-    if settings.device != "auto":
-        return torch.device(settings.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _dtype(settings: Settings, device: torch.device) -> torch.dtype:
