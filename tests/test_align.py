@@ -1,6 +1,7 @@
 """The loop: what a round does to a policy, what is kept, cut runs, alarms, and the command."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_dpo_makes_the_preferred_responses_likelier(
     exam, what = aligning.exam(root), aligning.plan(root, epochs=6)
     pairs = labelling.by_data(exam.pairs)
     dpo.train(start, dpo.rows(pairs, reading, quiet), what, 0, tmp_path / "made", quiet)
-    taught = Likelihood(Policy(start.folder, start.text, start.device, tmp_path / "made"))
+    taught = Likelihood(replace(start, adapter=tmp_path / "made"))
     before, after = (measures.likelihoods(one, exam, quiet) for one in (reading, taught))
     agreed = measures.agreement(exam, after, before)
     assert min(agreed["implicit"]) > 0

@@ -85,7 +85,8 @@ def _trainer(
         per_device_train_batch_size=plan.step, gradient_accumulation_steps=max(plan.batch // plan.step, 1),
         save_strategy="steps", save_steps=SAVED_EVERY, save_total_limit=1, logging_strategy="no",
         report_to=[], disable_tqdm=True, max_length=None, precompute_ref_log_probs=True,
-        activation_checkpointing=False, bf16=cuda, dataloader_pin_memory=cuda, use_cpu=not cuda,
+        activation_checkpointing=False, bf16=policy.dtype is torch.bfloat16,
+        dataloader_pin_memory=cuda, use_cpu=not cuda,
     )  # fmt: skip
     lora = peft().LoraConfig(
         task_type="CAUSAL_LM", r=plan.rank, lora_alpha=2 * plan.rank, target_modules="all-linear"

@@ -70,7 +70,7 @@ class Loop:
             policy = self._round(policy, number)
             rounds.append(self._measured(policy, number) | {"pairs": self._counts(number)})
             rounds[-1]["alarms"] = self._alarms(rounds, number)
-            if rounds[-1]["alarms"]:
+            if rounds[-1]["alarms"] and self.plan.watch:
                 break
             self._refresh(number)
         return chronicle.write(self.stages.folder, self.plan, rounds)

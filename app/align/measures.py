@@ -97,7 +97,9 @@ def answers(
     ]
     for name, scored in scorers.items():
         for row, verdict in zip(rows, scored(exchanges), strict=True):
-            row |= {name: verdict.reward, f"{name} distance": verdict.distance}
+            row[name] = verdict.reward
+            if verdict.distance is not None:
+                row[f"{name} distance"] = verdict.distance
     return rows
 
 

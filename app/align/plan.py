@@ -42,6 +42,7 @@ class Plan(BaseModel):
     max_drift: float = Field(
         20.0, gt=0, description="Stop when the mean distance has risen by more percentile points."
     )
+    watch: bool = Field(default=True, description="Stop when the reward is being hacked.")
     seed: int = Field(0, description="Of everything that is drawn.")
 
 

@@ -21,15 +21,19 @@ AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Where the start lies, how it reads, and the adapter of the last round; None is the start itself."""
+    """Where the start lies, how it reads, and the adapter of the last round; None is the start itself.
+
+    It speaks and learns in `dtype`; what it finds likely is read in float32.
+    """
 
     folder: Path
     text: Text
     device: torch.device
+    dtype: torch.dtype = torch.float32
     adapter: Path | None = None
 
     def opened(self) -> PreTrainedModel:
-        """The language model with the adapter worked in."""
+        """The language model with the adapter worked in, in float32."""
         llm = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32, use_safetensors=True)
         if self.adapter:
             llm = peft().PeftModel.from_pretrained(llm, self.adapter).merge_and_unload()
@@ -60,7 +64,8 @@ def start(name: str, settings: Settings, max_tokens: int, progress: Progress) ->
     if settings.threads:
         torch.set_num_threads(settings.threads)
     text = Text(AutoTokenizer.from_pretrained(folder), max_tokens=max_tokens)
-    return Policy(folder, text, home.best_device(settings))
+    device = home.best_device(settings)
+    return Policy(folder, text, device, home.best_dtype(settings, device))
 
 
 def peft() -> Any:
@@ -79,7 +84,7 @@ def draw(
     policy: Policy, prompts: Sequence[Turns], drawing: Drawing, report: Callable[[float], None]
 ) -> list[list[Said]]:
     """Responses to every prompt; prompts of a length go together, each batch with a seed of its own."""
-    llm, text = policy.opened(), policy.text
+    llm, text = policy.opened().to(policy.dtype), policy.text
     asked = [_asked(text, turns) for turns in prompts]
     order = sorted(range(len(asked)), key=lambda i: (len(asked[i]), i))
     batch = max(AT_ONCE // drawing.count, 1)

@@ -12,10 +12,10 @@ AT_ONCE = 256
 
 
 class Verdict(NamedTuple):
-    """A reward, and how far the response is from the reward model's home."""
+    """A reward, and where that is known how far the response is from the reward model's home."""
 
     reward: float
-    distance: float
+    distance: float | None = None
 
 
 Scorer = Callable[[Sequence[Exchange]], list[Verdict]]

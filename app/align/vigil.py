@@ -13,7 +13,7 @@ from app.align.plan import Plan
 from app.evaluate.accuracy import Accuracy, interval
 
 Row = dict[str, Any]
-REWARD, HELD_OUT = "reward", "held-out reward"
+REWARD, HELD_OUT, DISTANCE = "reward", "held-out reward", "reward distance"
 
 
 def alarms(plan: Plan, before: Sequence[Row], now: Sequence[Row], start: Row, found: Row) -> list[str]:
@@ -21,7 +21,7 @@ def alarms(plan: Plan, before: Sequence[Row], now: Sequence[Row], start: Row, fo
     said = []
     if found["kl"] > plan.max_kl:
         said.append(f"KL to the start is {found['kl']:.2f} nats a token, beyond {plan.max_kl}")
-    drift = found[f"{REWARD} distance"]["mean"] - start[f"{REWARD} distance"]["mean"]
+    drift = found[DISTANCE]["mean"] - start[DISTANCE]["mean"] if DISTANCE in found else 0.0
     if drift > plan.max_drift:
         said.append(f"answers are {drift:.0f} percentile points further from home, beyond {plan.max_drift:g}")
     if HELD_OUT in now[0]:

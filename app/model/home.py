@@ -71,7 +71,7 @@ def resident(name: str, layers: int | None, settings: Settings, progress: Progre
         layers=layers,
         cache=settings.cache,
         device=device,
-        dtype=_dtype(settings, device),
+        dtype=best_dtype(settings, device),
         progress=progress,
     )
     text = Text(tokenizer, max_tokens=settings.max_tokens, max_text_chars=settings.max_text_chars)
@@ -85,7 +85,7 @@ def llm(name: str, settings: Settings, progress: Progress) -> PreTrainedModel:
         sources.find(name, settings.models_dir),
         cache=settings.cache,
         device=device,
-        dtype=_dtype(settings, device),
+        dtype=best_dtype(settings, device),
         progress=progress,
     )
 
@@ -101,6 +101,13 @@ def best_device(settings: Settings) -> torch.device:
     if settings.device != "auto":
         return torch.device(settings.device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def best_dtype(settings: Settings, device: torch.device) -> torch.dtype:
+    """The precision that is asked for, or the usual one on a device."""
+    if settings.dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def depth(backbone: str, settings: Settings) -> int | None:
@@ -128,9 +135,3 @@ def _composites(settings: Settings, served: set[str]) -> dict[str, Composite]:
     known = set(bundle.names(settings.models_dir))
     heads = {name: {head.partition("@")[0] for head in one.weights} for name, one in found.items()}
     return {name: one for name, one in found.items() if heads[name] <= served or not heads[name] <= known}
-
-
-def _dtype(settings: Settings, device: torch.device) -> torch.dtype:
-    if settings.dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
