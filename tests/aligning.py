@@ -41,8 +41,8 @@ def plan(root: Path, **given: Any) -> Plan:
         None,
         **{
             "prompts": str(learn), "test": str(test), "model": "alpha", "held_out": "gamma",
-            "policy": str(root / "backbone"), "rounds": 1, "per_round": 12, "new_tokens": 6, "epochs": 2,
-            "batch": 4, "step": 2, "lr": 5e-3, "answered": 6, "compared": 12, "max_tokens": 256, **OPEN,
+            "policy": str(root / "backbone"), "rounds": 1, "per_round": 6, "new_tokens": 5, "epochs": 1,
+            "batch": 2, "step": 2, "lr": 5e-3, "answered": 4, "compared": 8, "max_tokens": 256, **OPEN,
             **given,
         },
     )  # fmt: skip

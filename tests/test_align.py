@@ -96,7 +96,7 @@ def test_the_reference_is_the_start_and_ends_where_a_response_was_cut(
 def test_dpo_makes_the_preferred_responses_likelier(
     start: Policy, reading: Likelihood, root: Path, tmp_path: Path
 ) -> None:
-    exam, what = aligning.exam(root), aligning.plan(root, epochs=6)
+    exam, what = aligning.exam(root), aligning.plan(root, epochs=3, batch=4)
     pairs = labelling.by_data(exam.pairs)
     dpo.train(start, dpo.rows(pairs, reading, quiet), what, 0, tmp_path / "made", quiet)
     taught = Likelihood(replace(start, adapter=tmp_path / "made"))
@@ -139,7 +139,14 @@ def test_every_round_is_kept_and_told(straight: Path) -> None:
     assert len(margins) == len((straight / "round-1" / "pairs.jsonl").read_text().splitlines())
 
 
-@pytest.mark.parametrize("stage", ["round 1: DPO", "round 2: judging", "round 1: measuring, answers"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "round 2: judging",
+        pytest.param("round 1: DPO", marks=pytest.mark.heavy),
+        pytest.param("round 1: measuring, answers", marks=pytest.mark.heavy),
+    ],
+)
 def test_a_cut_run_ends_as_an_unbroken_one(
     straight: Path, root: Path, world: Settings, tmp_path: Path, stage: str
 ) -> None:
