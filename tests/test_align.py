@@ -21,7 +21,7 @@ from app.settings import Settings
 from app.types import Exchange, Message
 from tests import aligning, tiny
 from tests.test_cli import said, sparserm
-from tests.workshop import Killed, killing_at, quiet
+from tests.workshop import Killed, killing, killing_at, quiet
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +106,26 @@ def test_dpo_makes_the_preferred_responses_likelier(
     first = measures.agreement(exam, before, before)
     assert sum(agreed["mc2"]) > sum(first["mc2"])
     assert set(first["implicit"]) == {0.0}
+
+
+def test_a_cut_dpo_goes_on_at_its_checkpoint(
+    start: Policy, reading: Likelihood, root: Path, tmp_path: Path
+) -> None:
+    what = aligning.plan(root, epochs=3, batch=4)
+    rows = dpo.rows(labelling.by_data(aligning.exam(root).pairs), reading, quiet)
+    (tmp_path / "cut").mkdir()
+    killed = killing(11)
+    with pytest.raises(Killed):
+        dpo.train(start, rows, what, 0, tmp_path / "cut" / "made", killed)
+    (checkpoint,) = (tmp_path / "cut" / "checkpoints").glob("checkpoint-*")
+    assert checkpoint.name == "checkpoint-10"
+    for name in ("cut", "straight"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        dpo.train(start, rows, what, 0, tmp_path / name / "made", quiet)
+    cut, straight = (
+        (tmp_path / name / "made" / "adapter_model.safetensors").read_bytes() for name in ("cut", "straight")
+    )
+    assert cut == straight
 
 
 def test_labels_come_from_the_policy_or_the_reward(reading: Likelihood) -> None:

@@ -22,7 +22,7 @@ class Plan(BaseModel):
     labels: Literal["self", "data", "reward"] = Field(
         "self", description="Who prefers: the policy itself, the data, or the reward (best and worst)."
     )
-    criterion: str = Field("better", description="What the policy judges by: which answer is more ...?")
+    criterion: str = Field("better", description="What the policy judges its answers by: which one is ...?")
     rounds: int = Field(3, ge=1, le=100, description="Rounds at most.")
     per_round: int = Field(256, ge=1, description="Prompts of a round.")
     candidates: int = Field(2, ge=2, le=64, description="Responses to each of them.")

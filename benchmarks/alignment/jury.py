@@ -56,7 +56,7 @@ class Jury:
     ) -> None:
         self.preset, self._reader, self._llm = preset, reader, llm
         self._cache, self._report = cache, report
-        halves = {True: [], False: []}  # type: dict[bool, list[Pair]]
+        halves: dict[bool, list[Pair]] = {True: [], False: []}
         for pair in pairs:
             halves[chance(f"half/{pair.group}") < HALF].append(pair)
         self.learnt, self.others = halves[True][: preset.learnt], halves[False]
@@ -75,7 +75,7 @@ class Jury:
     @cached_property
     def gold(self) -> Reward:
         """The same, from the pairs that no other has seen."""
-        return self._whole(self.others)
+        return self._whole(self.others[: self.preset.gold])
 
     def scorer(self, which: Callable[[], Reward]) -> Scorer:
         """Rewards of exchanges."""

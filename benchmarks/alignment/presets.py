@@ -7,11 +7,11 @@ from app.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Sizes; `learnt` pairs train the reward models, `standard` of them the costly one."""
+    """Sizes; `learnt` pairs train the reward models, `standard` of them the costly one, `gold` others gold."""
 
     seeds: int = 3
     rounds: int = 1
-    per_round: int = 24
+    per_round: int = 20
     new_tokens: int = 32
     epochs: int = 1
     lr: float = 5e-4
@@ -20,6 +20,7 @@ class Preset:
     answered: int = 20
     compared: int = 80
     learnt: int = 400
+    gold: int = 400
     standard: int = 128
     standard_epochs: int = 1
     pool_prompts: int = 12
@@ -31,7 +32,7 @@ PRESETS = {
     "small": Preset(),
     "full": Preset(
         rounds=3, per_round=256, new_tokens=64, epochs=3, lr=1e-4, batch=16, step=8, answered=128,
-        compared=1600, learnt=1000, standard=1000, standard_epochs=3, pool_prompts=128,
+        compared=1600, learnt=1000, gold=4000, standard=1000, standard_epochs=3, pool_prompts=128,
     ),
 }  # fmt: skip
 
