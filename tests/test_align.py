@@ -108,6 +108,7 @@ def test_dpo_makes_the_preferred_responses_likelier(
     assert set(first["implicit"]) == {0.0}
 
 
+@pytest.mark.heavy
 def test_a_cut_dpo_goes_on_at_its_checkpoint(
     start: Policy, reading: Likelihood, root: Path, tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ def again(workshop: Settings, sae: Path) -> None:
     refit.refit(NAME, known, new, data, sae=sae, settings=workshop, progress=quiet)
 
 
+@pytest.mark.heavy
 def test_a_head_is_learnt_again_over_the_same_directions(
     workshop: Settings, made_sae: Path, made: Path
 ) -> None:

@@ -18,7 +18,7 @@ from app.align.rewards import Scorer
 from app.align.stages import Row, Stages
 from app.errors import DataError
 from app.pairs import chance
-from app.types import Pair
+from app.types import Exchange, Pair
 
 Report = Callable[[str, float], None]
 Sieve = Callable[[Sequence[Labelled], int], list[float]]
@@ -126,27 +126,39 @@ class Loop:
 
     def _measured(self, policy: Policy, number: int) -> Row:
         """What the policy is like, and everything it was found by."""
-        stages = self.stages.within(f"round-{number}")
-        exam, where = self.parts.exam, f"round {number}: measuring"
-        once = Drawing(1, self.plan.new_tokens, self.plan.temperature, self.plan.seed + MEASURED)
 
         def made() -> Row:
-            said = self._said(stages, "answers", policy, exam.prompts, once, where)
-            now = self._start if number == 0 else Likelihood(policy)
+            exam, where = self.parts.exam, f"round {number}: measuring"
+            exchanges, finished = self._answers(policy, number)
+            now = Likelihood(policy) if number else self._start
             found = measures.likelihoods(now, exam, self._told(f"{where}, pairs"))
-            start = found if number == 0 else self._measured(self.parts.start, 0)["likelihoods"]
-            rows = measures.answers(
-                exam.prompts, [one for (one,) in said], now, self._start, self.parts.scorers,
-                self._told(f"{where}, answers"),
-            )  # fmt: skip
+            start = self._measured(self.parts.start, 0)["likelihoods"] if number else found
+            told = measures.answers(exchanges, finished, now, self._start, self._told(f"{where}, answers"))
+            rows = [a | b for a, b in zip(told, measures.rated(exchanges, self.parts.scorers), strict=True)]
             agreed = measures.agreement(exam, found, start)
             return {
                 "summary": measures.summary(exam, agreed, rows),
-                "agreement": agreed, "answers": rows, "likelihoods": found,
+                "agreement": agreed, "answers": rows, "likelihoods": found, "before": self._before(number),
             }  # fmt: skip
 
-        found: Row = stages.value("measures", made)
+        found: Row = self.stages.within(f"round-{number}").value("measures", made)
         return found
+
+    def _answers(self, policy: Policy, number: int) -> tuple[list[Exchange], list[bool]]:
+        """One answer to each test prompt, and whether the policy ended it."""
+        plan, prompts = self.plan, self.parts.exam.prompts
+        once = Drawing(1, plan.new_tokens, plan.temperature, plan.seed + MEASURED)
+        stages = self.stages.within(f"round-{number}")
+        said = self._said(stages, "answers", policy, prompts, once, f"round {number}: measuring")
+        exchanges = [Exchange(turns, one.response) for turns, (one,) in zip(prompts, said, strict=True)]
+        return exchanges, [one.finished for (one,) in said]
+
+    def _before(self, number: int) -> list[Row]:
+        """The answers of the round before by the rewards of now, which a refresh may have changed."""
+        if not number:
+            return []
+        exchanges, _ = self._answers(self.parts.start, number - 1)  # kept already; nobody speaks here
+        return measures.rated(exchanges, self.parts.scorers)
 
     def _said(
         self, stages: Stages, name: str, policy: Policy, prompts: Sequence[Turns], how: Drawing, where: str
@@ -174,7 +186,7 @@ class Loop:
 
     def _alarms(self, rounds: list[Row], number: int) -> list[str]:
         found = [one["summary"] for one in (rounds[0], rounds[number])]
-        return vigil.alarms(self.plan, rounds[number - 1]["answers"], rounds[number]["answers"], *found)
+        return vigil.alarms(self.plan, rounds[number]["before"], rounds[number]["answers"], *found)
 
     def _refresh(self, number: int) -> None:
         """Once after each round."""

@@ -4,14 +4,14 @@ Its implicit reward is what it finds likelier than the start does. Questions tha
 wrong answers are asked as multiple choice. Test prompts are answered, and the answers rewarded and measured.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from app.align.likelihood import Likelihood
-from app.align.policy import Said, Turns
+from app.align.policy import Turns
 from app.align.rewards import Scorer
 from app.evaluate.accuracy import Array, interval
 from app.types import Exchange, Pair
@@ -81,20 +81,26 @@ def agreement(exam: Exam, now: Sequence[float], start: Sequence[float]) -> dict[
 
 
 def answers(
-    prompts: Sequence[Turns],
-    said: Sequence[Said],
+    exchanges: Sequence[Exchange],
+    finished: Sequence[bool],
     now: Likelihood,
     start: Likelihood,
-    scorers: dict[str, Scorer],
     report: Callable[[float], None],
 ) -> list[Row]:
-    """Of each answer to a test prompt: rewards, distance, tokens, and how much likelier it has become."""
-    exchanges = [Exchange(turns, one.response) for turns, one in zip(prompts, said, strict=True)]
+    """Of each answer to a test prompt: its tokens, and how much likelier it has become.
+
+    Where it was cut off, its end was nobody's choice and does not count.
+    """
     gains = [late - early for late, early in zip(now.of(exchanges, report), start.of(exchanges), strict=True)]
-    rows: list[Row] = [
-        {"tokens": len(gain) - 1, "gain": float(gain[: len(gain) - (not one.finished)].sum())}
-        for one, gain in zip(said, gains, strict=True)
+    return [
+        {"tokens": len(gain) - 1, "gain": float(gain[: len(gain) - (not whole)].sum())}
+        for whole, gain in zip(finished, gains, strict=True)
     ]
+
+
+def rated(exchanges: Sequence[Exchange], scorers: Mapping[str, Scorer]) -> list[Row]:
+    """Every reward of every answer, and its distance where that is known."""
+    rows: list[Row] = [{} for _ in exchanges]
     for name, scored in scorers.items():
         for row, verdict in zip(rows, scored(exchanges), strict=True):
             row[name] = verdict.reward

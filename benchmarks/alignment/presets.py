@@ -7,7 +7,7 @@ from app.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Sizes; `learnt` pairs train the reward models, `standard` of them the costly one, `gold` others gold."""
+    """Sizes: `learnt` pairs teach reward models, `standard` of them StandardRM, `gold` others the gold one."""
 
     seeds: int = 3
     rounds: int = 1
