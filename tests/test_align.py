@@ -1,6 +1,7 @@
 """The loop: what a round does to a policy, what is kept, cut runs, alarms, and the command."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,15 @@ def test_the_reference_is_the_start_and_ends_where_a_response_was_cut(
         said_ids = torch.tensor(row["rejected_ids"])[:, None]
         wanted = chances[len(row["prompt_ids"]) - 1 : -1].gather(1, said_ids).sum()
         assert row["ref_rejected_logps"] == pytest.approx(float(wanted), abs=1e-3)
+
+
+def test_dpo_begins_where_policy_and_reference_agree(
+    start: Policy, reading: Likelihood, root: Path, tmp_path: Path
+) -> None:
+    what = aligning.plan(root, lr=1e-12)
+    rows = dpo.rows(labelling.by_data(aligning.exam(root).pairs[:4]), reading, quiet)
+    done = dpo.trainer(start, rows, what, 0, tmp_path, quiet).train()
+    assert done.training_loss == pytest.approx(math.log(2), abs=1e-4)
 
 
 def test_dpo_makes_the_preferred_responses_likelier(
@@ -232,7 +242,7 @@ def test_a_run_stops_at_an_alarm(root: Path, world: Settings, tmp_path: Path) ->
     found = aligning.run(what, tmp_path / "run", world)
     assert [row["round"] for row in found["rounds"]] == [0, 1]
     assert found["best"] == 0
-    assert "Stopped after round 1: KL" in (tmp_path / "run" / "report.md").read_text()
+    assert "Alarm after round 1: KL" in (tmp_path / "run" / "report.md").read_text()
 
 
 def test_the_command_reads_a_plan_and_flags(

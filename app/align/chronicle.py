@@ -48,10 +48,8 @@ def _page(plan: Plan, found: Row) -> Iterator[str]:
         yield f"| {row['round']} | {pairs} | {cells} | {row['summary']['kl']:.3f} |"
     for row in told:
         for alarm in row.get("alarms", ()):
-            yield f"\nStopped after round {row['round']}: {alarm}."
-    adapter = (
-        f"`round-{found['best']}/adapter`" if found["best"] else "the start itself: no round did any good"
-    )
+            yield f"\nAlarm after round {row['round']}: {alarm}."
+    adapter = f"`round-{found['best']}/adapter`" if found["best"] else "the start itself"
     yield f"\nThe last round nothing was wrong with is {found['best']}: {adapter}.\n"
     yield "![curves](curves.png)"
 

@@ -49,17 +49,19 @@ def train(
     if not rows:
         raise DataError("not one pair is left to learn from")
     lora = peft()
-    trainer = _trainer(policy, rows, plan, seed, folder.parent / "checkpoints", report)
+    work = folder.parent / "checkpoints"
+    hand = trainer(policy, rows, plan, seed, work, report)
     if policy.adapter:
         before = lora.load_peft_weights(str(policy.adapter), device=str(policy.device))
-        lora.set_peft_model_state_dict(trainer.model, before)
-    trainer.train(resume_from_checkpoint=_last(folder.parent / "checkpoints"))
-    trainer.model.save_pretrained(folder)
+        lora.set_peft_model_state_dict(hand.model, before)
+    hand.train(resume_from_checkpoint=_last(work))
+    hand.model.save_pretrained(folder)
 
 
-def _trainer(
+def trainer(
     policy: Policy, rows: list[Row], plan: Plan, seed: int, work: Path, report: Callable[[float], None]
 ) -> Any:
+    """TRL's, with a fresh adapter on the start; it works in a folder."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
     from trl import DPOConfig, DPOTrainer
@@ -94,12 +96,12 @@ def _trainer(
     tokenizer = copy.deepcopy(policy.text.tokenizer)
     tokenizer.pad_token_id = policy.text.padding
     llm = AutoModelForCausalLM.from_pretrained(policy.folder, dtype=torch.float32, use_safetensors=True)
-    trainer = Prepared(
+    made = Prepared(
         model=llm, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
         peft_config=lora, callbacks=[Heard()],
     )  # fmt: skip
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    made.remove_callback(PrinterCallback)
+    return made
 
 
 def _last(work: Path) -> str | None:

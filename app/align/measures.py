@@ -17,7 +17,6 @@ from app.evaluate.accuracy import Array, interval
 from app.types import Exchange, Pair
 
 Row = dict[str, Any]
-Reading = Callable[[Sequence[Exchange]], list[float]]
 
 
 @dataclass(frozen=True, slots=True)

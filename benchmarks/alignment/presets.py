@@ -7,7 +7,7 @@ from app.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Sizes: `learnt` pairs teach reward models, `standard` of them StandardRM, `gold` others the gold one."""
+    """Sizes: `learnt` pairs teach reward models, `standard` of them StandardRM, `gold` others gold."""
 
     seeds: int = 3
     rounds: int = 1
