@@ -41,6 +41,20 @@ def read_pairs(source: str | Path, bad: Bad | None = None) -> list[Pair]:
     return pairs
 
 
+def read_prompts(source: str | Path, bad: Bad | None = None) -> list[tuple[Message, ...]]:
+    """Every conversation that waits for a response, once; of rows that are pairs, what comes before."""
+    found: dict[tuple[Message, ...], None] = {}
+    for place, row in rows(source):
+        try:
+            known = parsed(row, place)
+            found[_prompt(known, place) or pair(known, place).messages] = None
+        except DataError as error:
+            if bad is None:
+                raise
+            bad(error)
+    return list(found)
+
+
 def read_chats(source: str | Path) -> Iterator[Exchange]:
     """Every conversation up to its last assistant turn; both sides of a row that is a pair."""
     for place, raw in rows(source):

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
 from app import cli
+from app.align.plan import Plan
 from app.model import home
 from app.model.bundle import save
 from app.serve import openapi
@@ -60,6 +61,15 @@ def render_cli() -> str:
         text = "\n".join(line.rstrip() for line in shown.output.strip().splitlines())
         parts.append(f"## sparserm {command}".rstrip() + f"\n\n```\n{text}\n```\n")
     return "# Command line\n\n" + "\n".join(parts)
+
+
+def render_choices() -> str:
+    """Every choice of an alignment plan, as a table's rows."""
+    rows = []
+    for name, field in Plan.model_fields.items():
+        default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
+        rows.append(f"| `{name}` | {default} | {field.description} |")
+    return "\n".join(rows)
 
 
 def shell_blocks() -> list[str]:
@@ -129,6 +139,10 @@ def test_every_command_on_data_sets_works(
 
 def test_settings_are_documented() -> None:
     assert (DOCS / "settings.md").read_text() == render_settings()
+
+
+def test_every_choice_of_a_plan_is_documented() -> None:
+    assert f"\n{render_choices()}\n" in (DOCS / "alignment.md").read_text()
 
 
 def test_commands_are_documented() -> None:

@@ -2,11 +2,12 @@
 
 import typer
 
-from app.cli import bulk, measuring, models, serving, training
+from app.cli import aligning, bulk, measuring, models, serving, training
 
 app = typer.Typer(help="SparseRM: reward models one can read.", no_args_is_help=True)
 app.add_typer(serving.app)
 app.add_typer(training.app)
 app.add_typer(measuring.app)
 app.add_typer(bulk.app)
+app.add_typer(aligning.app)
 app.add_typer(models.app, name="models")

@@ -83,6 +83,26 @@ def curves(
         axes.legend(frameon=False, fontsize=8)
 
 
+def rounds(file: Path, panels: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], title: str) -> None:
+    """One figure a panel against the rounds of a run, with shaded intervals where there are any."""
+    shown = {name: lines for name, lines in panels.items() if lines}
+    with mpl.rc_context(STYLE):
+        figure, grid = plt.subplots(1, len(shown), figsize=(3.2 * len(shown), 3.2), layout="constrained")
+        for axes, (name, lines) in zip(grid, shown.items(), strict=True):
+            for at, (line, points) in enumerate(lines.items()):
+                x = range(len(points))
+                axes.plot(x, [p["mean"] for p in points], marker=MARKERS[at], markersize=4, label=line)
+                if points[0]["ci_low"] is not None:
+                    low, high = ([p[end] for p in points] for end in ("ci_low", "ci_high"))
+                    axes.fill_between(x, low, high, alpha=0.12)
+            axes.set(xlabel="round", title=name, xticks=range(len(points)))
+            if len(lines) > 1:
+                axes.legend(frameon=False, fontsize=8)
+        figure.suptitle(title)
+        figure.savefig(file, metadata={"Software": None})
+        plt.close(figure)
+
+
 @contextmanager
 def _picture(file: Path, *, height: float = 3.6) -> Iterator[Axes]:
     with mpl.rc_context(STYLE):

@@ -44,7 +44,7 @@ class Text:
             one.no_padding()
             one.no_truncation()
         self._trims = f" {SENTINEL} " not in self._render((Message("user", f" {SENTINEL} "),))
-        self._closing = self._closing_token()
+        self.closing = self._closing_token()
 
     def encode(self, exchanges: Sequence[Exchange], *, truncate: bool = True) -> list[Encoded]:
         """Token ids of every exchange; the first one that cannot be scored raises InvalidInput."""
@@ -68,7 +68,7 @@ class Text:
     @property
     def padding(self) -> int:
         """A token that never ends a conversation, for models that must be padded."""
-        return next(int(token) for token in self.tokenizer.all_special_ids if token != self._closing)
+        return next(int(token) for token in self.tokenizer.all_special_ids if token != self.closing)
 
     def _check(self, exchange: Exchange, index: int) -> None:
         if not exchange.messages:
@@ -138,7 +138,7 @@ class Text:
             cut = min(excess, len(prompt) - head)
             prompt = prompt[:head] + prompt[head + cut :]
             response = response[excess - cut :]
-        return Encoded((*prompt, *response, self._closing), len(prompt), excess > 0)
+        return Encoded((*prompt, *response, self.closing), len(prompt), excess > 0)
 
     def _markup_ids(self, piece: str) -> list[int]:
         return list(self._markup.encode(piece, add_special_tokens=False).ids)

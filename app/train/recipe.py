@@ -116,7 +116,7 @@ def train(
         findings |= _examined(order, arena, model, judged, report)
         metrics = {name: findings["test"][name] for name in ("accuracy", "ci_low", "ci_high", "n", "ece")}
         model = replace(model, card=replace(model.card, metrics=metrics))
-    return Made(replace(model, probes=_probes(model, reader)), findings, judged)
+    return Made(replace(model, probes=probes(model, reader)), findings, judged)
 
 
 def learn(
@@ -211,16 +211,17 @@ def _described(chosen: Selection) -> tuple[Feature, ...]:
     )
 
 
-def _probes(model: RewardModel, reader: features.Reader) -> tuple[Probe, ...]:
+def probes(model: RewardModel, reader: features.Reader) -> tuple[Probe, ...]:
+    """A few exchanges with the rewards a model gives them: its own test."""
     exchanges = [Exchange((Message("user", prompt),), response) for prompt, response in PROBES]
     engine = Engine(reader.backbone, reader.text, {model.card.name: model})
     jobs = [Job(one, Ask((model.card.name,), Explain.NONE)) for one in engine.encode(exchanges)]
-    probes = []
+    found = []
     for exchange, result in zip(exchanges, engine.score(jobs), strict=True):
         if isinstance(result, NonFinite):
             raise result
-        probes.append(Probe(exchange, result.scores[0].reward))
-    return tuple(probes)
+        found.append(Probe(exchange, result.scores[0].reward))
+    return tuple(found)
 
 
 def _naming(named: tuple[Feature, ...]) -> dict[str, Any]:

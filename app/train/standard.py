@@ -68,13 +68,13 @@ def run(
         return Standard(**json.loads(done.read_text()))
     home.mkdir(parents=True, exist_ok=True)
     clock = Clock(home / "spent.json")
-    trained = _trained(_model(backbone, text, plan), text, train, plan, clock, report)
+    taught = trained(backbone, text, train, plan, clock, report)
     seconds, cpu = clock.spent
-    margins = _margins(trained, text, test, report)
-    trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+    apart = margins(taught, text, test, report)
+    trainable = sum(p.numel() for p in taught.parameters() if p.requires_grad)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     costs = (round(seconds, 1), round(cpu, 1), trainable, round(peak, 2))
-    found = Standard(margins.tolist(), *costs, precision())
+    found = Standard(apart.tolist(), *costs, precision())
     done.write_text(json.dumps(asdict(found)))
     return found
 
@@ -109,21 +109,15 @@ def precision() -> str:
     return HALF if torch.cuda.is_available() or has.get("avx512_bf16") or has.get("amx_bf16") else "float32"
 
 
-def _model(backbone: Path, text: Text, plan: StandardPlan) -> PreTrainedModel:
-    torch.manual_seed(plan.seed)
-    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1, dtype=torch.float32)
-    model.config.pad_token_id = text.padding
-    return model
-
-
-def _trained(
-    model: PreTrainedModel,
+def trained(
+    backbone: Path,
     text: Text,
     pairs: list[Pair],
     plan: StandardPlan,
     clock: Clock,
     report: Callable[[str, float], None],
 ) -> PreTrainedModel:
+    """A model taught by pairs, or the rest of it; what is done lies beside the clock's note."""
     try:
         from datasets import Dataset
         from peft import LoraConfig, TaskType
@@ -161,22 +155,16 @@ def _trained(
         target_modules="all-linear", modules_to_save=["score"],
     )  # fmt: skip
     trainer = RewardTrainer(
-        model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
-        peft_config=lora, callbacks=[Heard()],
+        model=_model(backbone, text, plan), args=config, train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer, peft_config=lora, callbacks=[Heard()],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_checkpoint(home))
     return trainer.model.eval()
 
 
-def _last_checkpoint(home: Path) -> str | None:
-    """The newest checkpoint that was written to its end."""
-    whole = [state.parent for state in home.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda found: int(found.name.partition("-")[2]))) if whole else None
-
-
 @torch.inference_mode()
-def _margins(
+def margins(
     model: PreTrainedModel, text: Text, pairs: list[Pair], report: Callable[[str, float], None]
 ) -> Tensor:
     """Reward of chosen minus rejected; neighbours in length go together."""
@@ -197,6 +185,19 @@ def _margins(
         report("scoring the test", done / len(encoded))
     sides = rewards.reshape(-1, 2)
     return sides[:, 0] - sides[:, 1]
+
+
+def _model(backbone: Path, text: Text, plan: StandardPlan) -> PreTrainedModel:
+    torch.manual_seed(plan.seed)
+    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1, dtype=torch.float32)
+    model.config.pad_token_id = text.padding
+    return model
+
+
+def _last_checkpoint(home: Path) -> str | None:
+    """The newest checkpoint that was written to its end."""
+    whole = [state.parent for state in home.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda found: int(found.name.partition("-")[2]))) if whole else None
 
 
 def _encoded(text: Text, pair: Pair) -> list[Encoded]:

@@ -1,0 +1,208 @@
+"""Online alignment: draw → label → filter → DPO → measure, round by round, until it is done or goes wrong.
+
+Every product of a round is kept in the run's folder, and what is there is not made again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from app.align import chronicle, dpo, labelling, measures, vigil
+from app.align.labelling import Labelled
+from app.align.likelihood import Likelihood
+from app.align.measures import Exam
+from app.align.plan import Plan
+from app.align.policy import Drawing, Policy, Said, Turns, draw
+from app.align.rewards import Scorer
+from app.align.stages import Row, Stages
+from app.errors import DataError
+from app.pairs import chance
+from app.types import Exchange, Pair
+
+Report = Callable[[str, float], None]
+Sieve = Callable[[Sequence[Labelled], int], list[float]]
+Refresh = Callable[[int], None]
+MEASURED = 7919
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a run works with: where it starts, its data, and whoever says what is good.
+
+    `sieve` gives each pair of a round the margin by which it agrees; `scorers` measure, by the names of
+    `vigil`; `refresh` is told of every round that ends.
+    """
+
+    start: Policy
+    prompts: Sequence[Turns]
+    pairs: Sequence[Pair]
+    exam: Exam
+    sieve: Sieve
+    scorers: dict[str, Scorer]
+    refresh: Refresh
+
+
+def filtering(scored: Scorer) -> Sieve:
+    """The margin of the preferred response in a reward: the paper's filter."""
+
+    def sieve(pairs: Sequence[Labelled], _: int) -> list[float]:
+        rewards = [one.reward for one in scored([side for pair in pairs for side in pair.exchanges])]
+        return [chosen - rejected for chosen, rejected in zip(rewards[::2], rewards[1::2], strict=True)]
+
+    return sieve
+
+
+class Loop:
+    """One run in its folder."""
+
+    def __init__(self, plan: Plan, parts: Parts, folder: Path, report: Report) -> None:
+        self.plan, self.parts = plan, parts
+        self.stages = Stages(folder)
+        self._report = report
+
+    def run(self, facts: Row) -> Row:
+        """All rounds, or those that are left; what was found is in report.json and returned."""
+        self.stages.claim(facts)
+        policy = self.parts.start
+        rounds = [self._measured(policy, 0)]
+        for number in range(1, self.plan.rounds + 1):
+            policy = self._round(policy, number)
+            rounds.append(self._measured(policy, number) | {"pairs": self._counts(number)})
+            rounds[-1]["alarms"] = self._alarms(rounds, number)
+            if rounds[-1]["alarms"] and self.plan.watch:
+                break
+            self._refresh(number)
+        return chronicle.write(self.stages.folder, self.plan, rounds)
+
+    @cached_property
+    def _start(self) -> Likelihood:
+        return Likelihood(self.parts.start)
+
+    def _round(self, policy: Policy, number: int) -> Policy:
+        """One round of drawing, labelling, filtering and learning."""
+        stages = self.stages.within(f"round-{number}")
+        prompts = self._prompts(number)
+        pairs = [
+            Labelled.of(row)
+            for row in stages.rows("pairs", lambda: self._pairs(stages, policy, prompts, number))
+        ]
+        margins = stages.value("margins", lambda: self.parts.sieve(pairs, number))
+        kept = [pair for pair, margin in zip(pairs, margins, strict=True) if margin >= self.plan.min_margin]
+        where = f"round {number}"
+
+        def learn(folder: Path) -> None:
+            rows = dpo.rows(kept, self._start, self._told(f"{where}: reference"))
+            dpo.train(policy, rows, self.plan, self._seed(number), folder, self._told(f"{where}: DPO"))
+
+        return replace(policy, adapter=stages.tree("adapter", learn))
+
+    def _prompts(self, number: int) -> list[Turns]:
+        """The share of a round: prompts in an order the seed decides, from the front again at the end."""
+        keys = {turns: chance(f"{self.plan.seed}/{turns}") for turns in self.parts.prompts}
+        order = sorted(keys, key=keys.__getitem__)
+        first = (number - 1) * self.plan.per_round
+        count = min(self.plan.per_round, len(order))
+        return [order[at % len(order)] for at in range(first, first + count)]
+
+    def _pairs(self, stages: Stages, policy: Policy, prompts: list[Turns], number: int) -> list[Row]:
+        """The round's labelled pairs as rows."""
+        where = f"round {number}"
+        if self.plan.labels == "data":
+            known = set(prompts)
+            found = labelling.by_data([pair for pair in self.parts.pairs if pair.messages in known])
+        else:
+            said = self._said(stages, "candidates", policy, prompts, self._drawing(number), where)
+            if self.plan.labels == "reward":
+                found = labelling.by_reward(self.parts.scorers[vigil.REWARD], prompts, said)
+            else:
+                found = labelling.by_itself(
+                    Likelihood(policy), prompts, said,
+                    criterion=self.plan.criterion, report=self._told(f"{where}: judging"),
+                )  # fmt: skip
+        if not found:
+            raise DataError(f"{where}: not one pair of different responses")
+        return [one.row for one in found]
+
+    def _measured(self, policy: Policy, number: int) -> Row:
+        """What the policy is like, and everything it was found by."""
+
+        def made() -> Row:
+            exam, where = self.parts.exam, f"round {number}: measuring"
+            exchanges, finished = self._answers(policy, number)
+            now = Likelihood(policy) if number else self._start
+            found = measures.likelihoods(now, exam, self._told(f"{where}, pairs"))
+            start = self._measured(self.parts.start, 0)["likelihoods"] if number else found
+            told = measures.answers(exchanges, finished, now, self._start, self._told(f"{where}, answers"))
+            rows = [a | b for a, b in zip(told, measures.rated(exchanges, self.parts.scorers), strict=True)]
+            agreed = measures.agreement(exam, found, start)
+            return {
+                "summary": measures.summary(exam, agreed, rows),
+                "agreement": agreed, "answers": rows, "likelihoods": found, "before": self._before(number),
+            }  # fmt: skip
+
+        found: Row = self.stages.within(f"round-{number}").value("measures", made)
+        return found
+
+    def _answers(self, policy: Policy, number: int) -> tuple[list[Exchange], list[bool]]:
+        """One answer to each test prompt, and whether the policy ended it."""
+        plan, prompts = self.plan, self.parts.exam.prompts
+        once = Drawing(1, plan.new_tokens, plan.temperature, plan.seed + MEASURED)
+        stages = self.stages.within(f"round-{number}")
+        said = self._said(stages, "answers", policy, prompts, once, f"round {number}: measuring")
+        exchanges = [Exchange(turns, one.response) for turns, (one,) in zip(prompts, said, strict=True)]
+        return exchanges, [one.finished for (one,) in said]
+
+    def _before(self, number: int) -> list[Row]:
+        """The answers of the round before by the rewards of now, which a refresh may have changed."""
+        if not number:
+            return []
+        exchanges, _ = self._answers(self.parts.start, number - 1)  # kept already; nobody speaks here
+        return measures.rated(exchanges, self.parts.scorers)
+
+    def _said(
+        self, stages: Stages, name: str, policy: Policy, prompts: Sequence[Turns], how: Drawing, where: str
+    ) -> list[list[Said]]:
+        """Responses to prompts, kept as rows."""
+
+        def made() -> list[Row]:
+            said = draw(policy, prompts, how, self._told(f"{where}: drawing"))
+            return [
+                {
+                    "messages": [{"role": turn.role, "content": turn.content} for turn in turns],
+                    "responses": [one.response for one in some],
+                    "finished": [one.finished for one in some],
+                }
+                for turns, some in zip(prompts, said, strict=True)
+            ]
+
+        rows = stages.rows(name, made)
+        return [[Said(*one) for one in zip(r["responses"], r["finished"], strict=True)] for r in rows]
+
+    def _counts(self, number: int) -> Row:
+        margins = self.stages.within(f"round-{number}").value("margins", list)
+        kept = sum(margin >= self.plan.min_margin for margin in margins)
+        return {"labelled": len(margins), "kept": kept}
+
+    def _alarms(self, rounds: list[Row], number: int) -> list[str]:
+        found = [one["summary"] for one in (rounds[0], rounds[number])]
+        return vigil.alarms(self.plan, rounds[number]["before"], rounds[number]["answers"], *found)
+
+    def _refresh(self, number: int) -> None:
+        """Once after each round."""
+
+        def made() -> Row:
+            self.parts.refresh(number)
+            return {"round": number}
+
+        self.stages.within(f"round-{number}").value("refreshed", made)
+
+    def _drawing(self, number: int) -> Drawing:
+        plan = self.plan
+        return Drawing(plan.candidates, plan.new_tokens, plan.temperature, self._seed(number))
+
+    def _seed(self, number: int) -> int:
+        return self.plan.seed * 1000 + number
+
+    def _told(self, stage: str) -> Callable[[float], None]:
+        return lambda share: self._report(stage, share)

@@ -1,0 +1,86 @@
+"""A head learnt again from more pairs, over the same directions: seconds, because features are kept.
+
+Names, plan and layer stay; head, calibration and probes are new. The bundle is replaced file by file from a
+finished copy, and its seal comes last.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from app.model import bundle
+from app.model.bundle import SEALED, RewardModel, TrainingData
+from app.model.sources import Progress
+from app.settings import Settings
+from app.train import fit, recipe, studio
+from app.train.calibrate import Lengths, calibrate
+from app.train.contexts import contexts
+from app.train.features import Reader
+from app.types import Pair
+
+NEW, SEAL = ".new", "SHA256SUMS"
+
+
+def refit(
+    name: str,
+    known: list[Pair],
+    new: list[Pair],
+    data: TrainingData,
+    *,
+    sae: Path,
+    settings: Settings,
+    progress: Progress,
+) -> RewardModel:
+    """Learn the head of a bundle from the pairs it knows and new ones; `data` says what the latter are."""
+    folder = settings.models_dir / name
+    _settle(folder)
+    model = bundle.load(folder)
+    known = known[: model.card.data[0].pairs]
+    plan = fit.Plan(**json.loads((folder / "report.json").read_text())["training"]["plan"])
+    reader = studio.reader(sae, settings, progress)
+    made = _learnt(model, [*known, *new], plan, reader, settings.cache, progress)
+    sources = tuple(one for one in model.card.data if one.name != data.name)
+    card = replace(
+        made.card, data=(*sources, data), metrics={}, trained_parameters=made.head.parameters,
+        use="research use only" if "NC" in data.license else made.card.use,
+    )  # fmt: skip
+    made = replace(made, card=card)
+    bundle.save(made, folder / NEW)
+    _settle(folder)
+    return made
+
+
+def _learnt(
+    model: RewardModel, pairs: list[Pair], plan: fit.Plan, reader: Reader, cache: Path, progress: Progress
+) -> RewardModel:
+    card, directions = model.card, model.dictionary.to(torch.device("cpu"))
+    seen = recipe.table(pairs, reader, cache, "pairs", progress)
+    dressed = recipe.drilled(recipe.DRILLS, pairs, seen, reader, cache, progress)
+    lesson = fit.Lesson.of(
+        seen.pooled(card.layer, card.readout), directions.directions, [pair.group for pair in pairs]
+    )
+    if dressed:
+        vectors = dressed.table.pooled(card.layer, card.readout)
+        lesson = lesson.with_drills(directions.project(vectors), dressed.groups)
+    head = fit.fit(lesson, plan, lambda epoch: progress("head", epoch / plan.epochs))
+    read = contexts(pairs, reader, cache, lambda done: progress("single tokens", done))
+    single = directions.project(read.residuals[torch.from_numpy(read.since >= 0)].cpu())
+    lengths = Lengths(seen.lengths(), seen.read(card.readout))
+    tables = calibrate(head, lesson, lengths, single, plan, lambda done: progress("calibration", done))
+    made = replace(model, head=head, calibration=tables, card=replace(card, temperature=tables.temperature))
+    return replace(made, probes=recipe.probes(made, reader))
+
+
+def _settle(folder: Path) -> None:
+    """Put a finished copy in place of the bundle; one that was not finished is left for the next attempt."""
+    made = folder / NEW
+    if not (made / SEAL).exists():
+        return
+    (folder / SEAL).unlink(missing_ok=True)
+    for name in SEALED:
+        if (made / name).exists():
+            (made / name).replace(folder / name)
+    (made / SEAL).replace(folder / SEAL)
+    made.rmdir()

@@ -1,0 +1,49 @@
+"""How large the experiment is."""
+
+from dataclasses import dataclass, fields, replace
+
+from app.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Sizes: `learnt` pairs teach reward models, `standard` of them StandardRM, `gold` others gold."""
+
+    seeds: int = 3
+    rounds: int = 1
+    per_round: int = 20
+    new_tokens: int = 32
+    epochs: int = 1
+    lr: float = 5e-4
+    batch: int = 4
+    step: int = 4
+    answered: int = 20
+    compared: int = 80
+    learnt: int = 400
+    gold: int = 400
+    standard: int = 128
+    standard_epochs: int = 1
+    pool_prompts: int = 12
+    pool: int = 64
+    k: int = 128
+
+
+PRESETS = {
+    "small": Preset(),
+    "full": Preset(
+        rounds=3, per_round=256, new_tokens=64, epochs=3, lr=1e-4, batch=16, step=8, answered=128,
+        compared=1600, learnt=1000, gold=4000, standard=1000, standard_epochs=3, pool_prompts=128,
+    ),
+}  # fmt: skip
+
+
+def changed(preset: Preset, choices: list[str]) -> Preset:
+    """The same with some sizes set by NAME=VALUE."""
+    kinds = {field.name: type(getattr(preset, field.name)) for field in fields(preset)}
+    found = {}
+    for choice in choices:
+        name, _, value = choice.partition("=")
+        if name not in kinds:
+            raise DataError(f"no size {name!r}; there are: {', '.join(kinds)}")
+        found[name] = kinds[name](value)
+    return replace(preset, **found)

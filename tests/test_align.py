@@ -1,0 +1,278 @@
+"""The loop: what a round does to a policy, what is kept, cut runs, alarms, and the command."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from app.align import chronicle, dpo, labelling, measures, vigil
+from app.align import plan as plans
+from app.align.labelling import Labelled
+from app.align.likelihood import Likelihood
+from app.align.policy import Drawing, Policy, Said, draw
+from app.align.rewards import Verdict
+from app.align.stages import Stages
+from app.errors import DataError
+from app.settings import Settings
+from app.types import Exchange, Message
+from tests import aligning, tiny
+from tests.test_cli import said, sparserm
+from tests.workshop import Killed, killing, killing_at, quiet
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return tiny.world(tmp_path_factory.mktemp("aligning"))
+
+
+@pytest.fixture(scope="module")
+def root(world: Settings) -> Path:
+    return world.models_dir.parent
+
+
+@pytest.fixture(scope="module")
+def start(root: Path, world: Settings) -> Policy:
+    return aligning.start(root, world)
+
+
+@pytest.fixture(scope="module")
+def reading(start: Policy) -> Likelihood:
+    return Likelihood(start)
+
+
+@pytest.fixture(scope="module")
+def straight(root: Path, world: Settings) -> Path:
+    """A run of two rounds that nobody cut."""
+    folder = root / "straight"
+    aligning.run(aligning.plan(root, rounds=2), folder, world)
+    return folder
+
+
+def test_a_packed_likelihood_is_the_language_model_s_own(start: Policy, reading: Likelihood) -> None:
+    exchanges = tiny.babble(24)
+    llm = AutoModelForCausalLM.from_pretrained(start.folder)
+    for one, found in zip(exchanges, reading.of(exchanges), strict=True):
+        (encoded,) = start.text.encode([one])
+        with torch.no_grad():
+            chances = llm(torch.tensor([encoded.ids])).logits[0].double().log_softmax(-1)
+        wanted = chances[:-1].gather(1, torch.tensor(encoded.ids)[1:, None])[encoded.start - 1 :, 0]
+        assert torch.allclose(found, wanted, atol=1e-4)
+
+
+def test_what_is_drawn_depends_on_the_seed_alone(start: Policy) -> None:
+    prompts = [one.messages for one in tiny.babble(5)]
+    drawn = [draw(start, prompts, Drawing(3, 5, 1.0, seed), quiet) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert [len(some) for some in drawn[0]] == [3] * 5
+    assert all(one.response for some in drawn[0] for one in some)
+
+
+def test_the_reference_is_the_start_and_ends_where_a_response_was_cut(
+    start: Policy, reading: Likelihood
+) -> None:
+    pairs = [
+        Labelled((Message("user", "river?"),), Said("amber stone", True), Said("glass", done), 1.0)  # noqa: FBT003
+        for done in (True, False)
+    ]
+    rows = dpo.rows(pairs, reading, quiet)
+    assert [len(row["rejected_ids"]) for row in rows] == [
+        len(rows[0]["rejected_ids"]),
+        len(rows[0]["rejected_ids"]) - 1,
+    ]
+    llm = AutoModelForCausalLM.from_pretrained(start.folder)
+    for row in rows:
+        ids = row["prompt_ids"] + row["rejected_ids"]
+        with torch.no_grad():
+            chances = llm(torch.tensor([ids])).logits[0].log_softmax(-1)
+        said_ids = torch.tensor(row["rejected_ids"])[:, None]
+        wanted = chances[len(row["prompt_ids"]) - 1 : -1].gather(1, said_ids).sum()
+        assert row["ref_rejected_logps"] == pytest.approx(float(wanted), abs=1e-3)
+
+
+def test_dpo_begins_where_policy_and_reference_agree(
+    start: Policy, reading: Likelihood, root: Path, tmp_path: Path
+) -> None:
+    what = aligning.plan(root, lr=1e-12)
+    rows = dpo.rows(labelling.by_data(aligning.exam(root).pairs[:4]), reading, quiet)
+    done = dpo.trainer(start, rows, what, 0, tmp_path, quiet).train()
+    assert done.training_loss == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_dpo_makes_the_preferred_responses_likelier(
+    start: Policy, reading: Likelihood, root: Path, tmp_path: Path
+) -> None:
+    exam, what = aligning.exam(root), aligning.plan(root, epochs=3, batch=4)
+    pairs = labelling.by_data(exam.pairs)
+    dpo.train(start, dpo.rows(pairs, reading, quiet), what, 0, tmp_path / "made", quiet)
+    taught = Likelihood(replace(start, adapter=tmp_path / "made"))
+    before, after = (measures.likelihoods(one, exam, quiet) for one in (reading, taught))
+    agreed = measures.agreement(exam, after, before)
+    assert min(agreed["implicit"]) > 0
+    first = measures.agreement(exam, before, before)
+    assert sum(agreed["mc2"]) > sum(first["mc2"])
+    assert set(first["implicit"]) == {0.0}
+
+
+@pytest.mark.heavy
+def test_a_cut_dpo_goes_on_at_its_checkpoint(
+    start: Policy, reading: Likelihood, root: Path, tmp_path: Path
+) -> None:
+    what = aligning.plan(root, epochs=3, batch=4)
+    rows = dpo.rows(labelling.by_data(aligning.exam(root).pairs), reading, quiet)
+    (tmp_path / "cut").mkdir()
+    killed = killing(11)
+    with pytest.raises(Killed):
+        dpo.train(start, rows, what, 0, tmp_path / "cut" / "made", killed)
+    (checkpoint,) = (tmp_path / "cut" / "checkpoints").glob("checkpoint-*")
+    assert checkpoint.name == "checkpoint-10"
+    for name in ("cut", "straight"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        dpo.train(start, rows, what, 0, tmp_path / name / "made", quiet)
+    cut, straight = (
+        (tmp_path / name / "made" / "adapter_model.safetensors").read_bytes() for name in ("cut", "straight")
+    )
+    assert cut == straight
+
+
+def test_labels_come_from_the_policy_or_the_reward(reading: Likelihood) -> None:
+    prompts = [one.messages for one in tiny.babble(6)]
+    couples = [[Said("amber", True), Said("stone glass", True)] for _ in prompts]  # noqa: FBT003
+    couples[2] = [couples[2][0]] * 2
+    own = labelling.by_itself(reading, prompts, couples, criterion="better", report=quiet)
+    swapped = labelling.by_itself(
+        reading, prompts, [some[::-1] for some in couples], criterion="better", report=quiet
+    )
+    assert len(own) == 5
+    assert [one.chosen for one in own] == [one.chosen for one in swapped]
+    assert [one.lead for one in own] == pytest.approx([one.lead for one in swapped])
+    assert [Labelled.of(json.loads(json.dumps(one.row))) for one in own] == own
+    longest = labelling.by_reward(lambda some: [Verdict(len(e.response), 0) for e in some], prompts, couples)
+    assert {one.chosen.response for one in longest} == {"stone glass"}
+
+
+def test_every_round_is_kept_and_told(straight: Path) -> None:
+    found = json.loads((straight / "report.json").read_text())
+    assert [row["round"] for row in found["rounds"]] == [0, 1, 2]
+    first, second, _ = found["rounds"]
+    assert first["summary"]["kl"] == 0
+    assert second["summary"]["kl"] != 0
+    assert {"implicit accuracy", "mc1", "mc2", "reward", "held-out reward", "tokens"} <= set(first["summary"])
+    assert second["pairs"]["kept"] <= second["pairs"]["labelled"]
+    page = (straight / "report.md").read_text()
+    assert page.count("\n| ") == 4
+    assert (straight / "curves.png").stat().st_size > 10_000
+    margins = json.loads((straight / "round-1" / "margins.json").read_text())
+    assert len(margins) == len((straight / "round-1" / "pairs.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "round 2: judging",
+        pytest.param("round 1: DPO", marks=pytest.mark.heavy),
+        pytest.param("round 1: measuring, answers", marks=pytest.mark.heavy),
+    ],
+)
+def test_a_cut_run_ends_as_an_unbroken_one(
+    straight: Path, root: Path, world: Settings, tmp_path: Path, stage: str
+) -> None:
+    what = aligning.plan(root, rounds=2)
+    with pytest.raises(Killed):
+        aligning.run(what, tmp_path / "cut", world, killing_at(stage, 0))
+    aligning.run(what, tmp_path / "cut", world)
+    assert aligning.products(tmp_path / "cut") == aligning.products(straight)
+
+
+def test_only_the_same_run_goes_on(straight: Path, root: Path, world: Settings) -> None:
+    with pytest.raises(DataError, match=r"begun with another beta \(0.1; now 0.2\)"):
+        aligning.run(aligning.plan(root, rounds=2, beta=0.2), straight, world)
+
+
+def test_a_stage_is_whole_or_not_there(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+
+    def fail(folder: Path) -> None:
+        folder.mkdir()
+        raise Killed
+
+    with pytest.raises(Killed):
+        stages.tree("adapter", fail)
+    assert not (tmp_path / "adapter").exists()
+    made = stages.tree("adapter", lambda folder: folder.mkdir())
+    assert list(made.iterdir()) == []
+    assert stages.value("one", lambda: 1) == stages.value("one", lambda: 2) == 1
+
+
+def rounds(change: float, held: float) -> tuple[list[Any], list[Any], dict[str, Any]]:
+    """Answers of two rounds in which two rewards move, and a summary in which nothing else does."""
+    before = [{"reward": at * 0.1, "held-out reward": -at * 0.1} for at in range(30)]
+    now = [
+        {"reward": r["reward"] + change + 0.01 * at, "held-out reward": r["held-out reward"] + held}
+        for at, r in enumerate(before)
+    ]
+    return before, now, {"kl": 0.1, "reward distance": {"mean": 50.0}}
+
+
+@pytest.mark.parametrize(
+    ("change", "held", "alarms"), [(1.0, -1.0, 1), (1.0, 1.0, 0), (-1.0, -1.0, 0), (1.0, 0.0, 0)]
+)
+def test_an_alarm_is_a_reward_that_rises_alone(root: Path, change: float, held: float, alarms: int) -> None:
+    before, now, calm = rounds(change, held)
+    what = aligning.plan(root, max_kl=0.5, max_drift=20)
+    assert len(vigil.alarms(what, before, now, calm, calm)) == alarms
+
+
+def test_kl_and_distance_have_bounds(root: Path) -> None:
+    before, now, calm = rounds(0, 0)
+    what = aligning.plan(root, max_kl=0.5, max_drift=20)
+    far = {"kl": 0.6, "reward distance": {"mean": 71.0}}
+    kl, distance = vigil.alarms(what, before, now, calm, far)
+    assert "KL to the start is 0.60" in kl
+    assert "21 percentile points further" in distance
+    assert chronicle.best([{"round": 0}, {"round": 1, "alarms": []}, {"round": 2, "alarms": [kl]}]) == 1
+
+
+def test_a_run_stops_at_an_alarm(root: Path, world: Settings, tmp_path: Path) -> None:
+    what = aligning.plan(root, rounds=3, max_kl=1e-9, labels="data", held_out="")
+    found = aligning.run(what, tmp_path / "run", world)
+    assert [row["round"] for row in found["rounds"]] == [0, 1]
+    assert found["best"] == 0
+    assert "Alarm after round 1: KL" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_the_command_reads_a_plan_and_flags(
+    root: Path, world: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSERM_MODELS_DIR", str(world.models_dir))
+    monkeypatch.setenv("SPARSERM_CACHE_DIR", str(world.cache_dir))
+    what = aligning.plan(root, labels="reward", candidates=3, held_out="")
+    config = tmp_path / "run.toml"
+    config.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in what.model_dump().items()))
+    words = ("align", str(config), "--out", str(tmp_path / "run"))
+    wrong = sparserm(*words, "--set", "betta=1")
+    assert (wrong.exit_code, "betta: Extra inputs" in said(wrong)) == (1, True)
+    done = sparserm(*words, "--per-round", 4, "--set", "epochs=1")
+    assert done.exit_code == 0, done.output
+    assert "# Aligning" in done.stdout
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["per_round"] == 4
+
+
+def test_a_plan_says_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("rounds = [")
+    with pytest.raises(DataError, match=r"bad\.toml"):
+        plans.read(tmp_path / "bad.toml")
+    with pytest.raises(DataError, match="rounds: Input should be greater"):
+        plans.read(None, prompts="a", test="b", model="c", rounds=0)
+
+
+def test_an_exam_takes_whole_prompts(root: Path) -> None:
+    exam = aligning.exam(root)
+    assert len(exam.pairs) == 20
+    assert len(exam.choices) == 10
+    assert all(len(choice.right) == len(choice.wrong) == 2 for choice in exam.choices)
+    assert isinstance(exam.exchanges[0], Exchange)
