@@ -36,7 +36,7 @@ def make(what: recipe.Order, folder: Path, settings: Settings, progress: Progres
     made = recipe.train(what, reader(folder, settings, progress), settings.cache, progress, neuronpedia)
     out = settings.models_dir / what.name
     bundle.save(made.model, out)
-    reports.write(out, made.model.card, made.findings, made.judged)
+    reports.write(out, made.model.card, made.findings)
     return made.model
 
 
