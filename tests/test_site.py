@@ -69,7 +69,7 @@ def test_the_site_reads_well_in_a_browser(browser: Browser, shown: str) -> None:
         browsing.keep(page, "site-quickstart")
         page.locator("input[name=query]").press_sequentially("uncertainty")
         page.wait_for_selector(".md-search-result__link")
-        page.set_viewport_size(browsing.PHONE)
+        page.set_viewport_size({"width": 360, "height": 740})
         page.goto(f"{shown}/explanations.html")
         wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert page.evaluate(wide) <= 0
