@@ -31,7 +31,7 @@ def test_the_quickstart_works_word_by_word(tmp_path: Path) -> None:
         ["bash", "-euo", "pipefail", "-c", script().replace("127.0.0.1:8000", f"127.0.0.1:{port}")],
         cwd=clone, env={**outside, **inside}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    print(done.stdout)
+    print(done.stdout)  # noqa: T201 # when each block began, for `pytest -s`
     assert done.returncode == 0, done.stderr
     said = dict(part.split("\n", 1) for part in done.stdout.split("@ line ")[1:])
     answers = [json.loads(text) for text in said.values() if text.startswith("{\n")]
