@@ -4,7 +4,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: setup serve browser test test-all audit check bench bench-peers soak docs
+.PHONY: setup serve browser test test-all audit check bench bench-peers soak docs site
 
 setup: .venv/ready
 
@@ -54,3 +54,7 @@ soak: setup
 docs: setup
 	$(BIN)/python -m app.serve.openapi docs/openapi.json
 	$(BIN)/python -m tests.test_docs
+
+# The pages of docs/ as a site that asks nothing of other hosts; open build/site/index.html, or serve the folder.
+site: setup
+	$(BIN)/mkdocs build --strict

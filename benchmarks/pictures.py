@@ -60,7 +60,10 @@ def _shares(axes: Axes, results: Results, peer: str, look: dict[str, Any]) -> No
 def _dress(speeds: Axes, shares: Axes, results: Results) -> None:
     speeds.set_yticks(range(len(results.closed)), results.closed)
     speeds.set_ylim(len(results.closed) - 0.5, -0.5)
-    speeds.set(xscale="log", xlabel="tokens of answered pairs a second, median and range over rounds")
+    rounds = max(len(results.blocks(peer, one)) for peer in results.peers for one in results.workloads)
+    speeds.set(
+        xscale="log", xlabel=f"tokens of answered pairs a second; median and range, n = {rounds} rounds"
+    )
     speeds.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     speeds.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     speeds.xaxis.set_minor_formatter(NullFormatter())

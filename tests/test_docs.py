@@ -1,11 +1,13 @@
 """Documentation that cannot lie. `python -m tests.test_docs` rewrites the generated pages."""
 
+import importlib.util
 import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,11 @@ from app.serve.metrics import Metrics
 from app.settings import Settings
 from app.types import ReadOut
 from tests import tiny
+from tests.pages import COMMANDS, DOCS, PAGES, QUICKSTART, REASONS, ROOT, Block, anchors, blocks, links, prose
 from tests.serving import listening
 
-ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+HERE = [block for block in BLOCKS if block.runs and block.page != QUICKSTART]
 
 
 def render_settings() -> str:
@@ -59,7 +61,7 @@ def render_cli() -> str:
     for command in commands():
         shown = CliRunner().invoke(cli.app, [*command.split(), "--help"], prog_name="sparserm", env=plain)
         text = "\n".join(line.rstrip() for line in shown.output.strip().splitlines())
-        parts.append(f"## sparserm {command}".rstrip() + f"\n\n```\n{text}\n```\n")
+        parts.append(f"## sparserm {command}".rstrip() + f"\n\n```text\n{text}\n```\n")
     return "# Command line\n\n" + "\n".join(parts)
 
 
@@ -70,14 +72,6 @@ def render_choices() -> str:
         default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
         rows.append(f"| `{name}` | {default} | {field.description} |")
     return "\n".join(rows)
-
-
-def shell_blocks() -> list[str]:
-    return [
-        block
-        for page in (ROOT / "README.md", DOCS / "api.md")
-        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -99,42 +93,92 @@ def address(shop: Settings) -> Iterator[str]:
         yield found
 
 
+@pytest.fixture
+def place(tmp_path: Path, shop: Settings, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the docs in it, where `sparserm` is found and serves the tiny model."""
+    (tmp_path / "docs").symlink_to(DOCS)
+    program = tmp_path / "bin" / "sparserm"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'from app.cli import app; app()' \"$@\"\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("SPARSERM_MODELS_DIR", str(shop.models_dir))
+    monkeypatch.setenv("SPARSERM_CACHE_DIR", str(shop.cache_dir))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_every_block_is_run_or_says_why_not(block: Block) -> None:
+    if block.language not in COMMANDS:
+        assert block.language in {"text", "json", "toml"}
+        assert block.reason is None
+    elif block.reason is not None:
+        assert block.reason.startswith(REASONS)
+    else:
+        assert block.page == QUICKSTART or block in HERE
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed here")
-@pytest.mark.parametrize("block", shell_blocks())
-def test_every_curl_in_the_docs_works(block: str, address: str) -> None:
-    script = block.replace("http://127.0.0.1:8000", address)
-    result = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, check=False
-    )
+@pytest.mark.parametrize("block", HERE, ids=str)
+def test_every_block_works(block: Block, address: str, place: Path) -> None:
+    text = block.text.replace("http://127.0.0.1:8000", address)
+    if all(line.startswith("sparserm ") and ">" not in line for line in text.splitlines()):
+        for line in text.splitlines():
+            run_here(line, place)
+        return
+    command = [sys.executable, "-c"] if block.language == "python" else ["bash", "-euo", "pipefail", "-c"]
+    result = subprocess.run([*command, text], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert "error" not in json.loads(result.stdout)
+    if result.stdout.startswith("{"):
+        assert "error" not in json.loads(result.stdout)
+
+
+def run_here(line: str, place: Path) -> None:
+    """A command without a process of its own, which would load torch again."""
+    _, *words = shlex.split(line)
+    done = CliRunner().invoke(cli.app, words)
+    assert done.exit_code == 0, done.output
+    if "--prompt" not in words:
+        assert (place / words[2]).exists()
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed here")
-def test_the_readme_s_first_curl_answers_a_reward_with_five_features(address: str) -> None:
-    script = shell_blocks()[0].replace("http://127.0.0.1:8000", address)
+def test_the_readme_s_curl_answers_a_comparison_with_five_features(address: str) -> None:
+    script = next(block for block in HERE if block.page.name == "README.md").text
+    script = script.replace("http://127.0.0.1:8000", address)
     answer = json.loads(subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout)
     assert len(answer["data"][0]["features"]) == 5
 
 
-def bulk_commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", (DOCS / "bulk.md").read_text(), re.DOTALL)
-    return [line for block in blocks for line in block.splitlines()]
+def lines_not_run() -> list[str]:
+    return [line.split("#")[0] for block in BLOCKS if block.reason for line in block.text.splitlines()]
 
 
-@pytest.mark.parametrize("line", bulk_commands())
-def test_every_command_on_data_sets_works(
-    line: str, shop: Settings, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SPARSERM_MODELS_DIR", str(shop.models_dir))
-    monkeypatch.setenv("SPARSERM_CACHE_DIR", str(shop.cache_dir))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "docs").symlink_to(DOCS)
-    program, *words = shlex.split(line.replace("http://127.0.0.1:8000", address))
-    done = CliRunner().invoke(cli.app, words)
-    assert (program, done.exit_code) == ("sparserm", 0), done.output
-    if "--prompt" not in words:
-        assert (tmp_path / words[2]).exists()
+def test_commands_that_are_only_shown_exist() -> None:
+    said = "\n".join([*lines_not_run(), *(prose(page) for page in PAGES if page.name != "log.md")])
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    made = set(re.findall(r"(?:^|`)make ([a-z-]+)", said, re.MULTILINE))
+    modules = set(re.findall(r"python -m ([a-z_.]+)", said)) - {"json.tool"}
+    verbs = set(re.findall(r"`sparserm ([a-z]+)", said))
+    assert {"serve", "setup", "bench-peers"} <= made <= targets
+    assert {"benchmarks.peers", "benchmarks.bulk"} <= modules
+    assert all(importlib.util.find_spec(name) for name in modules)
+    assert {"serve", "evaluate"} <= verbs <= {command.split(" ")[0] for command in commands()}
+
+
+def test_readme_s_accuracies_are_those_of_the_reports() -> None:
+    text = (ROOT / "README.md").read_text()
+    for folder in sorted(file.parent for file in (ROOT / "models").glob("*/manifest.json")):
+        found = json.loads((folder / "report.json").read_text())
+        [row] = re.findall(rf"^\| {folder.name} \| ([\d,]+) .*? \| (.*) \|$", text, re.MULTILINE)
+        rivals = ("linear probe on the residual", "same head on random directions", "TF-IDF of the response",
+                  "longer response wins")  # fmt: skip
+        test = found["test"]
+        ours = f"**{test['accuracy']:.3f}** [{test['ci_low']:.3f}, {test['ci_high']:.3f}]"
+        cells = [ours, *(f"{found['baselines'][rival]['accuracy']:.3f}" for rival in rivals)]
+        assert row == (f"{found['training']['pairs']:,}", " | ".join(cells).replace("0.", "."))
 
 
 def test_settings_are_documented() -> None:
@@ -170,8 +214,13 @@ def test_every_metric_is_documented() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        assert link.startswith("https://") or (page.parent / link).exists(), link
+    for link in links(page):
+        if link.startswith("https://"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
 
 
 def test_the_readme_s_tree_is_true() -> None:

@@ -291,4 +291,6 @@ def test_a_report_shows_medians_ratios_and_what_was_not_steady(tmp_path: Path) -
     assert "| ours | 2.00 | 0.750 | 200 |  |  |  | 3 good, 1 refused |" in text
     assert json.loads(json.dumps(report.as_json(found)))["blocks"][0]["speed"] == 500
     pictures.draw(found, tmp_path / "peers.svg")
-    assert "unique-16" in (tmp_path / "peers.svg").read_text()
+    drawn = (tmp_path / "peers.svg").read_text()
+    assert "unique-16" in drawn
+    assert "median and range, n = " in drawn

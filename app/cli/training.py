@@ -64,7 +64,8 @@ def train(
         )  # fmt: skip
         with progress() as report:
             model = studio.make(order, source, chosen, report)
-    console.print((chosen.models_dir / task / "report.md").read_text(), highlight=False, markup=False)
+    told = (chosen.models_dir / task / "report.md").read_text()
+    console.print(told, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{model.card.name} is in {chosen.models_dir / task}", highlight=False)
 
 

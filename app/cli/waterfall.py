@@ -22,7 +22,7 @@ def waterfall(reward: Body) -> Table:
     for name, start, stop in steps:
         bar = Bar(
             max(high - low, 1e-9), min(start, stop) - low, max(start, stop) - low, width=WIDTH,
-            color="green" if stop >= start else "red",
+            color="dodger_blue2" if stop >= start else "dark_orange",
         )  # fmt: skip
         table.add_row(Text(name), Text(f"{stop - start:+.3f}", justify="right"), bar)
     return table

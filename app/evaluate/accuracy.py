@@ -16,6 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 RESAMPLES = 2000
 BINS = 15
+STEPS = 8
 Array = NDArray[np.float64]
 
 
@@ -56,6 +57,8 @@ def examine(judged: Judged, temperature: float, slices: Mapping[str, Sequence[bo
         **asdict(interval(right, judged.groups)),
         "ece": calibration_error(said, true),
         "brier": float(((said - true) ** 2).mean()),
+        "reliability": reliability(judged, temperature),
+        "by_length": by_length(judged),
         "length": {
             "spearman": within_prompt(judged),
             "chosen_longer": _part(right, judged.groups, longer > 0),
@@ -113,13 +116,33 @@ def outcomes(margins: Tensor, temperature: float) -> tuple[Array, Array]:
 
 def calibration_error(said: Array, true: Array) -> float:
     """Expected calibration error in bins of equal mass."""
-    return float(sum(n * abs(p - t) for p, t, n in reliability(said, true)) / len(said))
+    return float(
+        sum(abs(said[part].mean() - true[part].mean()) * len(part) for part in _bins(said, BINS)) / len(said)
+    )
 
 
-def reliability(said: Array, true: Array) -> list[tuple[float, float, int]]:
-    """Mean said probability, share that came true and size of each bin."""
-    parts = np.array_split(np.argsort(said, kind="stable"), BINS)
-    return [(float(said[p].mean()), float(true[p].mean()), len(p)) for p in parts if len(p)]
+def reliability(judged: Judged, temperature: float) -> list[dict[str, float]]:
+    """How sure it is of the response it prefers, and how often people agree, in bins of equal mass."""
+    said = torch.sigmoid(judged.margins.abs().double() / temperature).numpy()
+    right, groups = wins(judged.margins), np.array(judged.groups)
+    return [
+        {"said": float(said[part].mean()), **_mean("came", right[part], groups[part])}
+        for part in _bins(said, STEPS)
+    ]
+
+
+def by_length(judged: Judged) -> dict[str, list[dict[str, float]]]:
+    """Mean reward of responses as long as each other, preferred and rejected apart; bins of equal mass."""
+    tokens, rewards = judged.tokens.numpy(), judged.rewards.double().numpy()
+    edges = np.unique(np.quantile(tokens, np.linspace(0, 1, STEPS + 1)))[1:-1]
+    place, groups = np.digitize(tokens, edges), np.array(judged.groups)
+    found: dict[str, list[dict[str, float]]] = {"preferred": [], "rejected": []}
+    for side, rows in enumerate(found.values()):
+        for part in (place[:, side] == at for at in range(len(edges) + 1)):
+            if part.any():
+                middle = float(np.median(tokens[part, side]))
+                rows.append({"tokens": middle, **_mean("reward", rewards[part, side], groups[part])})
+    return found
 
 
 def within_prompt(judged: Judged) -> float:
@@ -144,6 +167,16 @@ def _centred_ranks(values: Array, place: NDArray[np.int64]) -> Array:
         ranks = rankdata(values[rows]) / len(rows)
         out[rows] = ranks - ranks.mean()
     return out
+
+
+def _bins(said: Array, count: int) -> list[NDArray[np.int64]]:
+    return [part for part in np.array_split(np.argsort(said, kind="stable"), count) if len(part)]
+
+
+def _mean(name: str, values: Array, groups: NDArray[np.str_]) -> dict[str, float]:
+    """A mean under a name, its interval and how many it is of."""
+    found = asdict(interval(values, list(groups)))
+    return {name: found.pop("accuracy"), **found}
 
 
 def _part(right: Array, groups: list[str], mask: NDArray[np.bool_]) -> dict[str, Any] | None:

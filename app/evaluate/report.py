@@ -6,23 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from app.evaluate import plots, shift
-from app.evaluate.accuracy import Judged
 from app.model.bundle import ModelCard
 
 Found = Mapping[str, Any]
 
 
-def write(folder: Path, card: ModelCard, findings: dict[str, Any], judged: Judged | None = None) -> None:
+def write(folder: Path, card: ModelCard, findings: dict[str, Any]) -> None:
     """Keep findings beside a bundle, add what is new to what was known, and draw it."""
-    file = folder / "report.json"
     known = {**read(folder), **findings}
-    file.write_text(json.dumps(known, indent=1) + "\n")
-    if judged:
-        test = known["test"]
-        plots.calibration(folder / "calibration.png", judged, card.temperature, test["ece"])
-        plots.length(folder / "length.png", judged, test["length"])
+    (folder / "report.json").write_text(json.dumps(known, indent=1) + "\n")
+    if "test" in known:
+        _draw_test(folder, known)
     if "ablation" in known:
-        _draw_ablation(folder, card, known)
+        _draw_ablation(folder, known)
     (folder / "report.md").write_text("\n".join(_lines(card, known)) + "\n")
 
 
@@ -73,7 +69,33 @@ def _test(known: Found) -> Iterator[str]:
         f"Calibration error {test['ece']:.3f}, Brier score {test['brier']:.3f}; correlation of reward and "
         f"length within a prompt {test['length']['spearman']:+.2f} (Spearman).\n"
     )
-    yield "![calibration](calibration.png) ![length](length.png)\n"
+    yield from _test_pictures(known)
+
+
+def _test_pictures(known: Found) -> Iterator[str]:
+    """The pictures, each with what it shows in words for those who do not see it."""
+    test, rivals = known["test"], known["baselines"]
+    best = max(rivals, key=lambda name: rivals[name]["accuracy"])
+    yield (
+        f"![Accuracy on {test['n']} test pairs with 95 % intervals: SparseRM {_cell(test)}, the best of "
+        f"{len(rivals)} other ways, {best}, {_cell(rivals[best])}.](accuracy.png)\n"
+    )
+    surest = test["reliability"][-1]
+    yield (
+        f"![Calibration on {test['n']} test pairs: where it says {surest['said']:.0%} on average, people "
+        f"agree in {surest['came']:.0%} [{surest['ci_low']:.0%}, {surest['ci_high']:.0%}]; "
+        f"calibration error {test['ece']:.3f}.](calibration.png)\n"
+    )
+    yield f"![Mean reward by length of response: {_by_length(test['by_length'])}.](length.png)\n"
+
+
+def _by_length(sides: Mapping[str, list[Found]]) -> str:
+    """Where the two lines begin and end."""
+    return "; ".join(
+        f"{name} responses {rows[0]['reward']:+.2f} around {rows[0]['tokens']:.0f} tokens and "
+        f"{rows[-1]['reward']:+.2f} around {rows[-1]['tokens']:.0f}"
+        for name, rows in sides.items()
+    )
 
 
 def _ablation(found: Found) -> Iterator[str]:
@@ -86,7 +108,18 @@ def _ablation(found: Found) -> Iterator[str]:
     yield "|---|---|---|"
     for name, row in found["variants"].items():
         yield f"| {name} | {_cell(row)} | {_cell(row['lead'], sign=True) if 'lead' in row else ''} |"
-    yield "\n![variants](variants.png) ![data](data.png) ![directions](directions.png)\n"
+    yield "\n![The table above as points with 95 % intervals.](variants.png)\n"
+    yield f"![Accuracy by number of training pairs: {_ends(found['data'])}.](data.png)\n"
+    yield f"![Accuracy by number of directions of each sign: {_ends(found['directions'])}.](directions.png)\n"
+
+
+def _ends(lines: Mapping[str, Mapping[str, Found]]) -> str:
+    """Where each line of a picture begins and ends."""
+    return "; ".join(
+        f"{name} {points[first]['accuracy']:.3f} at {first}, {points[last]['accuracy']:.3f} at {last}"
+        for name, points in lines.items()
+        for first, last in [(next(iter(points)), list(points)[-1])]
+    )
 
 
 def _standard(found: Found) -> Iterator[str]:
@@ -245,14 +278,26 @@ def _adopted(origin: Found) -> Iterator[str]:
         )
 
 
-def _draw_ablation(folder: Path, card: ModelCard, known: Found) -> None:
+def _draw_test(folder: Path, known: Found) -> None:
+    test = known["test"]
+    rows = [("SparseRM", test), *known["baselines"].items()]
+    note = f"n = {test['n']:,} test pairs of unseen prompts, bars: 95 % intervals"
+    plots.bars(folder / "accuracy.png", rows, "How often does it agree with people?", note)
+    plots.calibration(folder / "calibration.png", test)
+    plots.length(folder / "length.png", test)
+
+
+def _draw_ablation(folder: Path, known: Found) -> None:
     found, data = known["ablation"], dict(known["ablation"]["data"])
     if "standard" in known:
         data["StandardRM"] = {size: row["standard"] for size, row in known["standard"]["sizes"].items()}
-    title = f"{card.name}: {found['seeds']} seeds, n = {found['n']} test pairs, bands 95 %"
-    plots.bars(folder / "variants.png", list(found["variants"].items()), title)
-    plots.curves(folder / "data.png", data, ("training pairs", "log scale", title))
-    plots.curves(folder / "directions.png", found["directions"], ("directions of each sign", "K", title))
+    note = f"n = {found['n']:,} test pairs, {found['seeds']} seeds, 95 % intervals"
+    plots.bars(folder / "variants.png", list(found["variants"].items()), "What matters in the method?", note)
+    plots.curves(folder / "data.png", data, "training pairs", "How much data does it take?", note)
+    lines = found["directions"]
+    plots.curves(
+        folder / "directions.png", lines, "directions of each sign", "How many directions does it take?", note
+    )
 
 
 def _cell(found: Found, *, sign: bool = False) -> str:

@@ -60,7 +60,6 @@ class Made:
 
     model: RewardModel
     findings: dict[str, Any]
-    judged: Judged | None
 
 
 class Learnt(NamedTuple):
@@ -105,18 +104,16 @@ def train(
         "selection": {"false_discovery": chosen.false_discovery, "overlap": chosen.overlap},
         "names": _naming(named),
     }
-    judged = None
     if order.test:
         tested = table(order.test, reader, cache, "test pairs", report)
         layer, *_ = reader.layers
         arena = Arena(
             fitting, seen, order.test, tested, reader.dictionary, layer, order.readout, order.k, plan, dressed
         )
-        judged = _judged(arena, model)
-        findings |= _examined(order, arena, model, judged, report)
+        findings |= _examined(order, arena, model, report)
         metrics = {name: findings["test"][name] for name in ("accuracy", "ci_low", "ci_high", "n", "ece")}
         model = replace(model, card=replace(model.card, metrics=metrics))
-    return Made(replace(model, probes=probes(model, reader)), findings, judged)
+    return Made(replace(model, probes=probes(model, reader)), findings)
 
 
 def learn(
@@ -240,10 +237,9 @@ def _judged(arena: Arena, model: RewardModel) -> Judged:
     return Judged(fit.rewards(model.head, projections), arena.tested.lengths(), groups)
 
 
-def _examined(
-    order: Order, arena: Arena, model: RewardModel, judged: Judged, report: Report
-) -> dict[str, Any]:
+def _examined(order: Order, arena: Arena, model: RewardModel, report: Report) -> dict[str, Any]:
     """Our accuracy beside the baselines that matter: the same pairs, the same training."""
+    judged = _judged(arena, model)
     slices = {fact: having(order.test, fact) for fact in order.slices}
     compared: dict[str, Any] = {}
     for done, (name, rival) in enumerate(BASELINES.items()):
