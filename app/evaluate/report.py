@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from app.evaluate import plots, shift
+from app.evaluate import pictures, shift
 from app.model.bundle import ModelCard
 
 Found = Mapping[str, Any]
@@ -15,10 +15,7 @@ def write(folder: Path, card: ModelCard, findings: dict[str, Any]) -> None:
     """Keep findings beside a bundle, add what is new to what was known, and draw it."""
     known = {**read(folder), **findings}
     (folder / "report.json").write_text(json.dumps(known, indent=1) + "\n")
-    if "test" in known:
-        _draw_test(folder, known)
-    if "ablation" in known:
-        _draw_ablation(folder, known)
+    pictures.draw(folder, known)
     (folder / "report.md").write_text("\n".join(_lines(card, known)) + "\n")
 
 
@@ -276,28 +273,6 @@ def _adopted(origin: Found) -> Iterator[str]:
             f"{firing['l0']:.1f} fire on average; {firing['right']:.1%} of them do so in the SAE itself, and "
             f"{firing['found']:.1%} of those that do so there fire here"
         )
-
-
-def _draw_test(folder: Path, known: Found) -> None:
-    test = known["test"]
-    rows = [("SparseRM", test), *known["baselines"].items()]
-    note = f"n = {test['n']:,} test pairs of unseen prompts, bars: 95 % intervals"
-    plots.bars(folder / "accuracy.png", rows, "How often does it agree with people?", note)
-    plots.calibration(folder / "calibration.png", test)
-    plots.length(folder / "length.png", test)
-
-
-def _draw_ablation(folder: Path, known: Found) -> None:
-    found, data = known["ablation"], dict(known["ablation"]["data"])
-    if "standard" in known:
-        data["StandardRM"] = {size: row["standard"] for size, row in known["standard"]["sizes"].items()}
-    note = f"n = {found['n']:,} test pairs, {found['seeds']} seeds, 95 % intervals"
-    plots.bars(folder / "variants.png", list(found["variants"].items()), "What matters in the method?", note)
-    plots.curves(folder / "data.png", data, "training pairs", "How much data does it take?", note)
-    lines = found["directions"]
-    plots.curves(
-        folder / "directions.png", lines, "directions of each sign", "How many directions does it take?", note
-    )
 
 
 def _cell(found: Found, *, sign: bool = False) -> str:
