@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,85 +9,21 @@ from random import Random
 from typing import Any
 
 import httpx
-import psutil
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from app.model.engine import Engine
 from app.settings import Settings
-from app.types import Ask, Exchange
+from app.types import Ask
 from tests import tiny
+from tests.replicas import ADMIN, Served, inputs, serving
 from tests.test_serve import environment
 
-ADMIN = {"X-API-Key": "boss"}
-
-
-class Served:
-    """A front and its workers."""
-
-    def __init__(self, process: "subprocess.Popen[str]", client: httpx.Client) -> None:
-        self.process = process
-        self.client = client
-
-    @property
-    def workers(self) -> list[psutil.Process]:
-        children = psutil.Process(self.process.pid).children()
-        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
-
-    def metric(self, name: str, **labels: str) -> float:
-        text = self.client.get("/metrics").text
-        samples = [one for family in text_string_to_metric_families(text) for one in family.samples]
-        return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
-
-    def until_ready(self) -> None:
-        until = time.monotonic() + 120
-        while time.monotonic() < until:
-            assert self.process.poll() is None
-            try:
-                if self.client.get("/ready").status_code == 200:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.1)
-        raise TimeoutError("not ready")
-
 
 @pytest.fixture(scope="module")
-def port(free_tcp_port_factory: Any) -> int:
-    return int(free_tcp_port_factory())
-
-
-@pytest.fixture(scope="module")
-def served(settings: Settings, port: int) -> Iterator[Served]:
-    given = {
-        **environment(settings),
-        "SPARSERM_API_KEYS": "mine,admin=boss,metrics=eye",
-        "SPARSERM_BATCH_TOKENS": "1024",
-    }
-    command = [sys.executable, "-c", "from app.cli import app; app()", "serve", "--port", str(port)]
-    with (
-        subprocess.Popen(
-            [*command, "--workers", "2"], env=given, stderr=subprocess.DEVNULL, text=True
-        ) as front,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, headers=ADMIN) as client,
-    ):
-        found = Served(front, client)
-        try:
-            found.until_ready()
-            yield found
-        finally:
-            front.terminate()
-            front.wait(60)
-        assert not psutil.pid_exists(front.pid) or psutil.Process(front.pid).status() == psutil.STATUS_ZOMBIE
-
-
-def inputs(exchanges: list[Exchange]) -> list[dict[str, str]]:
-    return [{"prompt": one.messages[0].content, "response": one.response} for one in exchanges]
-
-
-def rewards(served: Served, items: list[dict[str, str]], **more: Any) -> list[float]:
-    answer = served.client.post("/v1/rewards", json={"inputs": items, "top_k": 0, **more})
-    assert answer.status_code == 200, answer.text
-    return [row["reward"] for row in answer.json()["data"]]
+def served(settings: Settings, free_tcp_port_factory: Any) -> Iterator[Served]:
+    port = free_tcp_port_factory()
+    with serving(port, environment(settings), "--workers", "2", worker="spawn_main") as found:
+        yield found
 
 
 def busy(served: Served) -> list[float]:
@@ -100,7 +34,7 @@ def busy(served: Served) -> list[float]:
 def test_scores_are_those_of_one_server(served: Served, engine: Engine) -> None:
     exchanges = tiny.babble(12)
     alone = [scores[0].reward for scores in tiny.scores(engine, exchanges, Ask(("beta",)))]
-    apart = [rewards(served, [one], model="beta")[0] for one in inputs(exchanges)]
+    apart = [served.rewards([one], model="beta")[0] for one in inputs(exchanges)]
     assert apart == pytest.approx(alone, abs=1e-5)
 
 
@@ -128,7 +62,7 @@ def test_a_group_meets_on_one_worker(served: Served) -> None:
     items = [{"prompt": prompt, "response": f"stone {n}"} for n in range(8) for prompt in prompts]
     saved, tokens = (served.metric(f"sparserm_tokens{part}_total") for part in ("_saved", ""))
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(lambda one: rewards(served, [one]), items))
+        list(pool.map(lambda one: served.rewards([one]), items))
     after = served.metric("sparserm_tokens_saved_total") - saved
     assert after / (served.metric("sparserm_tokens_total") - tokens) > 0.7
 
@@ -137,7 +71,7 @@ def test_metrics_are_the_sum_of_all(served: Served) -> None:
     scored = served.metric("sparserm_scored_total")
     asked = served.metric("sparserm_requests_total", route="/metrics")
     for one in inputs(tiny.babble(6, seed=9)):
-        rewards(served, [one])
+        served.rewards([one])
     assert served.metric("sparserm_scored_total") == scored + 6
     assert served.metric("sparserm_requests_total", route="/metrics") == asked + 2
     assert served.metric("sparserm_requests_in_flight") == 1
@@ -160,12 +94,12 @@ def test_keys_open_what_they_always_do(served: Served) -> None:
 
 def test_a_killed_worker_loses_no_request_and_comes_back_as_the_others_are(served: Served) -> None:
     items = inputs(tiny.babble(120, seed=3))
-    expected = rewards(served, items)
+    expected = served.rewards(items)
     assert served.client.post("/v1/models/gamma/unload").status_code == 200
     assert served.client.post("/v1/models/nobody/load").status_code == 404
     scored = served.metric("sparserm_scored_total")
     with ThreadPoolExecutor(8) as pool:
-        coming = [pool.submit(rewards, served, [one]) for one in items]
+        coming = [pool.submit(served.rewards, [one]) for one in items]
         coming[10].result()
         served.workers[1].kill()
         found = [one.result()[0] for one in coming]
@@ -183,7 +117,7 @@ def test_the_end_waits_for_requests_in_flight(served: Served) -> None:
     items = [{"prompt": "amber river " * 60, "response": f"stone {n} " * 40} for n in range(300)]
     workers = served.workers
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(rewards, served, items)
+        answer = pool.submit(served.rewards, items)
         time.sleep(0.5)
         os.kill(served.process.pid, signal.SIGTERM)
         assert len(answer.result()) == 300

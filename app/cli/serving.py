@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.shared import failing_kindly, progress, settings
+from app.cli.shared import failing_kindly, needing_ray, progress, settings
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,8 +21,13 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that serve, each on a device of its own.")
+        int | None,
+        typer.Option(
+            help="Processes that serve, each on a device of its own, or with its share of the threads."
+        ),
     ] = None,
+    *,
+    ray: Annotated[bool, typer.Option("--ray", help="Let Ray Serve run these processes.")] = False,
 ) -> None:
     """Serve every reward model found; each setting is also a SPARSERM_… variable (docs/settings.md)."""
     from app.serve import logs, process
@@ -33,6 +38,8 @@ def serve(
     process.prepare()
     with failing_kindly():
         refuse_exposure(chosen)
+        if ray:
+            raise typer.Exit(_serve_by_ray(chosen))
         if chosen.workers == 1:
             raise typer.Exit(_serve(chosen))
         logs.begin(chosen.log_level)
@@ -46,6 +53,13 @@ def _serve_by_workers(chosen: Settings) -> int:
 
     with Workers(partial(_work, chosen), chosen.workers, drain_s=chosen.drain_s) as workers:
         return process.run(create_front(workers, chosen), chosen)
+
+
+def _serve_by_ray(chosen: Settings) -> int:
+    with needing_ray():
+        from app.serve.ray import run
+
+    return run(chosen)
 
 
 def _work(chosen: Settings, place: "Place") -> None:
