@@ -150,7 +150,7 @@ def build(plan: Plan) -> serve.Application:
 
 
 def application(settings: Settings, plan: Plan) -> serve.Application:
-    """One front, and so many replicas behind it."""
+    """One front, and so many replicas behind it; each has as many threads as processors if it is not said."""
     if not settings.threads:
         settings = settings.model_copy(update={"threads": max(1, int(plan.cpus))})
     shared = {"max_ongoing_requests": MOST_ONGOING, "graceful_shutdown_timeout_s": settings.drain_s}
@@ -171,7 +171,8 @@ def run(settings: Settings) -> int:
     cores = len(os.sched_getaffinity(0))
     with joined(max(cores, settings.workers)):
         serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port))
-        serve.run(application(settings, _plan(settings, cores)), name=NAME)
+        each = settings.model_copy(update={"threads": 0})
+        serve.run(application(each, _plan(settings, cores)), name=NAME)
         _until_told()
         serve.shutdown()
     return 0
