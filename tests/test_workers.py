@@ -79,6 +79,15 @@ def test_metrics_are_the_sum_of_all(served: Served) -> None:
     assert served.client.get("/load").json() == {"server_load": 0}
 
 
+def test_who_hangs_up_is_forgotten_by_the_worker(served: Served) -> None:
+    items = [{"prompt": "amber river " * 60, "response": f"stone {n} " * 40} for n in range(1000)]
+    dropped = served.metric("sparserm_dropped_total")
+    with pytest.raises(httpx.ReadTimeout):
+        served.client.post("/v1/rewards", json={"inputs": items}, timeout=0.5)
+    served.rewards(items[:1])
+    assert served.metric("sparserm_dropped_total") > dropped
+
+
 def test_keys_open_what_they_always_do(served: Served) -> None:
     ask = {"inputs": [{"prompt": "amber", "response": "river"}]}
     base = str(served.client.base_url)
