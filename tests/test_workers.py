@@ -81,11 +81,12 @@ def test_metrics_are_the_sum_of_all(served: Served) -> None:
 
 def test_who_hangs_up_is_forgotten_by_the_worker(served: Served) -> None:
     items = [{"prompt": "amber river " * 60, "response": f"stone {n} " * 40} for n in range(1000)]
-    dropped = served.metric("sparserm_dropped_total")
+    scored = served.metric("sparserm_scored_total")
     with pytest.raises(httpx.ReadTimeout):
         served.client.post("/v1/rewards", json={"inputs": items}, timeout=0.5)
-    served.rewards(items[:1])
-    assert served.metric("sparserm_dropped_total") > dropped
+    while served.client.get("/load").json()["server_load"]:
+        time.sleep(0.05)
+    assert served.metric("sparserm_scored_total") == scored
 
 
 def test_keys_open_what_they_always_do(served: Served) -> None:
