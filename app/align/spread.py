@@ -6,11 +6,13 @@ goes on, is what one engine would make it.
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import cached_property
 from itertools import cycle
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
 from app.align.judges import Facts, Found, Judge, Question
 from app.align.resident import resident
@@ -28,7 +30,7 @@ def spread(question: Question, settings: Settings, progress: Progress) -> Iterat
         gpus = int(ray.cluster_resources().get("GPU", 0)) if settings.device in ("auto", "cuda") else 0
         number = max(settings.workers, gpus)
         threads = max(1, cores // number)
-        given = settings.model_copy(update={"threads": threads})
+        given = settings.model_copy(update={"threads": threads, "models_dir": settings.models_dir.absolute()})
         place = {"num_gpus": min(1, gpus / number), "num_cpus": 0 if gpus else threads}
         progress("engines", 0.0)
         engine = ray.remote(max_restarts=-1, max_task_retries=-1, **place)(Engine)
@@ -39,7 +41,10 @@ class Spread:
     """Engines that take turns."""
 
     def __init__(self, engines: Sequence[Any]) -> None:
-        self.facts: Facts = ray.get([engine.facts.remote() for engine in engines])[0]
+        try:
+            self.facts: Facts = ray.get([engine.facts.remote() for engine in engines])[0]
+        except RayTaskError as error:
+            raise error.cause from error
         self.depth = len(engines)
         self._turns = cycle(engines)
 
@@ -57,8 +62,12 @@ class Engine:
     """A resident judge somewhere in the cluster; one that is lost is made again, and asked again."""
 
     def __init__(self, question: Question, settings: Settings) -> None:
-        self._stack = ExitStack()
-        self._judge = self._stack.enter_context(resident(question, settings, lambda *_: None))
+        self._call = resident(question, settings, lambda *_: None)
+
+    @cached_property
+    def _judge(self) -> Judge:
+        """Called when it is first asked, so that what is wrong with it is its answer."""
+        return self._call.__enter__()
 
     def facts(self) -> Facts:
         """What decides its numbers."""

@@ -175,11 +175,10 @@ def _run(order: Order, url: str | None, key: str | None, *, ray: bool) -> None:
         raise typer.BadParameter("give --url or --ray")
     chosen = settings()
     with _stoppable(), failing_kindly(), progress() as report:
-        judge = (
-            _spread(order.question, chosen, report)
-            if ray
-            else _judge(order.question, url, key, chosen, report)
-        )
+        if ray:
+            judge = _spread(order.question, chosen, report)
+        else:
+            judge = _judge(order.question, url, key, chosen, report)
         mark = bulk.run(order, judge, report, pass_tokens=chosen.batch_tokens or PASS_TOKENS)
     console.print(_summary(order, mark), highlight=False, markup=False, soft_wrap=True)
 

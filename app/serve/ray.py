@@ -23,7 +23,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions, 
 from ray.serve.handle import DeploymentHandle
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from app.errors import Closing, Conflict, DeviceLost
+from app.errors import Closing, Conflict, DeviceLost, SourceError
 from app.serve import logs
 from app.serve.cluster import joined
 from app.serve.front import Asked, Said, create_front
@@ -34,6 +34,7 @@ from app.settings import Settings
 NAME = "sparserm"
 MOST_ONGOING = 16_384  # the batcher says when it is too much
 TRIES, AWAY = 2, 503
+CONSTRUCTOR_TRIES = 3
 
 
 class Plan(BaseModel):
@@ -158,6 +159,7 @@ def application(settings: Settings, plan: Plan) -> serve.Application:
         Replica,
         name="replica",
         ray_actor_options={"num_gpus": plan.gpus, "num_cpus": plan.cpus},
+        max_constructor_retry_count=CONSTRUCTOR_TRIES,
         request_router_config=RequestRouterConfig(request_router_class=ByPrompt),
         **_size(plan),
         **shared,
@@ -171,8 +173,11 @@ def run(settings: Settings) -> int:
     cores = len(os.sched_getaffinity(0))
     with joined(max(cores, settings.workers)):
         serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port))
-        each = settings.model_copy(update={"threads": 0})
-        serve.run(application(each, _plan(settings, cores)), name=NAME)
+        each = settings.model_copy(update={"threads": 0, "models_dir": settings.models_dir.absolute()})
+        try:
+            serve.run(application(each, _plan(settings, cores)), name=NAME)
+        except RuntimeError as error:
+            raise SourceError(f"Ray could not start the replicas: {error}") from error
         _until_told()
         serve.shutdown()
     return 0
