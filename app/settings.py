@@ -45,6 +45,12 @@ class Settings(BaseSettings):
         "bfloat16 is measured faster and moves no probe's reward by more than .05.",
     )
     threads: int = Field(0, ge=0, description="Compute threads on a CPU; 0 uses every core.")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Processes that serve: each on a GPU of its own, or with its share of the threads.",
+    )
     max_tokens: int = Field(2048, ge=16, description="Longest item in tokens; older prompt text is cut.")
     max_items: int = Field(16_384, ge=1, description="Most responses in one request.")
     max_text_chars: int = Field(1_000_000, ge=1, description="Longest single text in characters.")

@@ -74,9 +74,9 @@ def run(
 
 
 def _judged(order: Order, judge: Judge, after: Reach, size: int) -> Iterator[tuple[Window, list[Found]]]:
-    """Windows with what is found in them; while one is written, the next is scored, and one more is read."""
+    """Windows with what is found in them; while one is written, the next is scored, and more are read."""
     windows = Reader(order.source, order.task, order.prefix).windows(after, size)
-    prepared = ahead((window, judge.prepare(window.items)) for window in windows)
+    prepared = ahead(((window, judge.prepare(window.items)) for window in windows), judge.depth)
     return ahead((window, judge.answer(ready)) for window, ready in prepared)
 
 

@@ -1,6 +1,7 @@
-"""Who scores the rows of a data set: `resident.py` is the engine in this process, `remote.py` a server.
+"""Who scores the rows of a data set.
 
-Both answer in the bodies of the API, so what comes of a row does not depend on who was asked.
+`resident.py` is the engine in this process, `spread.py` engines on a Ray cluster, `remote.py` a server.
+All answer in the bodies of the API, so what comes of a row does not depend on who was asked.
 """
 
 import hashlib
@@ -34,9 +35,13 @@ class Question:
 
 
 class Judge(Protocol):
-    """Items in, bodies of answers out; `facts` are what decides the numbers."""
+    """Items in, bodies of answers out.
+
+    `facts` are what decides the numbers, `depth` how many windows are prepared before the first is answered.
+    """
 
     facts: Facts
+    depth: int
 
     def prepare(self, items: Sequence[Item]) -> Any:
         """Everything that can be done before it is an item's turn."""

@@ -33,6 +33,7 @@ class Remote:
 
     def __init__(self, client: Client, question: Question, cards: list[Any]) -> None:
         self.facts: Facts = {"reward model": digest(cards), "precision": "a server's"}
+        self.depth = 1
         self._client = client
         self._question = question
 

@@ -48,6 +48,7 @@ class Resident:
             "precision": str(engine.backbone.dtype),
             "SPARSERM_MAX_TOKENS": settings.max_tokens,
         }
+        self.depth = 1
         self._engine = copy(engine)
         self._engine.recall = Recall(0)
         self._question = question

@@ -96,16 +96,16 @@ class Reader:
         return self._task.read(row, place)
 
 
-def ahead(things: Iterator[T]) -> Iterator[T]:
-    """The same things, each made by a thread of its own while the one before is used.
+def ahead(things: Iterator[T], depth: int = 1) -> Iterator[T]:
+    """The same things, made by a thread of their own so many before they are used.
 
     Whoever stops early waits for the one being made, for it may use what is used next; not so who interrupts.
     """
     pool, patient = ThreadPoolExecutor(1), True
     try:
-        coming = pool.submit(next, things, None)
-        while (thing := coming.result()) is not None:
-            coming = pool.submit(next, things, None)
+        coming = deque(pool.submit(next, things, None) for _ in range(depth))
+        while (thing := coming.popleft().result()) is not None:
+            coming.append(pool.submit(next, things, None))
             yield thing
     except KeyboardInterrupt:
         patient = False

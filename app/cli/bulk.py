@@ -18,7 +18,7 @@ from app.align.judges import Judge, Question
 from app.align.ledger import Files, Mark
 from app.align.tasks import COMPARE, RANK, SCORE, Rule, filtered
 from app.align.windows import PASS_TOKENS
-from app.cli.shared import PAIRS_HELP, Report, console, failing_kindly, progress, settings
+from app.cli.shared import PAIRS_HELP, Report, console, failing_kindly, needing_ray, progress, settings
 from app.cli.waterfall import waterfall
 from app.errors import SparseRMError
 from app.settings import Settings
@@ -40,6 +40,9 @@ Url = Annotated[
     typer.Option(help="Ask a server, such as http://127.0.0.1:8000, instead of loading the model."),
 ]
 Key = Annotated[str | None, typer.Option(envvar="SPARSERM_KEY", help="Key for that server.")]
+Spread = Annotated[
+    bool, typer.Option("--ray", help="Score on a Ray cluster, by SPARSERM_WORKERS engines or one a GPU.")
+]
 TopK = Annotated[int, typer.Option(min=0, max=1000, help="How many features to list.")]
 Length = Annotated[
     bool, typer.Option("--length-control", help="Take out of each reward what goes with its length.")
@@ -62,6 +65,7 @@ def score(
     ] = False,
     url: Url = None,
     key: Key = None,
+    ray: Spread = False,
     top_k: TopK = 5,
     length_control: Length = False,
     prefix: Prefix = "",
@@ -76,7 +80,7 @@ def score(
     """
     question = Question(model, top_k, length_control=length_control)
     if source and out and prompt is None and response is None and not as_json:
-        _run(Order(SCORE, question, source, out, prefix, strict=strict, fresh=fresh), url, key)
+        _run(Order(SCORE, question, source, out, prefix, strict=strict, fresh=fresh), url, key, ray=ray)
     elif prompt is not None and response is not None and source is None:
         _show(question, Exchange((Message("user", prompt),), response), url, key, as_json=as_json)
     else:
@@ -91,6 +95,7 @@ def compare(
     model: Model,
     url: Url = None,
     key: Key = None,
+    ray: Spread = False,
     top_k: TopK = 5,
     length_control: Length = False,
     prefix: Prefix = "",
@@ -105,7 +110,7 @@ def compare(
     A killed run goes on when it is started again.
     """
     question = Question(model, top_k, length_control=length_control, paired=True)
-    _run(Order(COMPARE, question, source, out, prefix, strict=strict, fresh=fresh), url, key)
+    _run(Order(COMPARE, question, source, out, prefix, strict=strict, fresh=fresh), url, key, ray=ray)
 
 
 @app.command("filter")
@@ -121,6 +126,7 @@ def keep(
     ] = 100.0,
     url: Url = None,
     key: Key = None,
+    ray: Spread = False,
     length_control: Length = False,
     prefix: Prefix = "",
     strict: Strict = False,
@@ -135,7 +141,7 @@ def keep(
     """
     question = Question(model, 0, length_control=length_control, paired=True)
     task = filtered(Rule(min_margin, max_uncertainty, max_distance))
-    _run(Order(task, question, source, out, prefix, strict=strict, fresh=fresh), url, key)
+    _run(Order(task, question, source, out, prefix, strict=strict, fresh=fresh), url, key, ray=ray)
 
 
 @app.command()
@@ -146,6 +152,7 @@ def rank(
     model: Model,
     url: Url = None,
     key: Key = None,
+    ray: Spread = False,
     top_k: TopK = 5,
     length_control: Length = False,
     prefix: Prefix = "",
@@ -160,13 +167,18 @@ def rank(
     A killed run goes on when it is started again.
     """
     question = Question(model, top_k, length_control=length_control)
-    _run(Order(RANK, question, source, out, prefix, strict=strict, fresh=fresh), url, key)
+    _run(Order(RANK, question, source, out, prefix, strict=strict, fresh=fresh), url, key, ray=ray)
 
 
-def _run(order: Order, url: str | None, key: str | None) -> None:
+def _run(order: Order, url: str | None, key: str | None, *, ray: bool) -> None:
+    if ray and url:
+        raise typer.BadParameter("give --url or --ray")
     chosen = settings()
     with _stoppable(), failing_kindly(), progress() as report:
-        judge = _judge(order.question, url, key, chosen, report)
+        if ray:
+            judge = _spread(order.question, chosen, report)
+        else:
+            judge = _judge(order.question, url, key, chosen, report)
         mark = bulk.run(order, judge, report, pass_tokens=chosen.batch_tokens or PASS_TOKENS)
     console.print(_summary(order, mark), highlight=False, markup=False, soft_wrap=True)
 
@@ -210,6 +222,13 @@ def _judge(
     from app.align.resident import resident
 
     return resident(question, chosen, report)
+
+
+def _spread(question: Question, chosen: Settings, report: Report) -> AbstractContextManager[Judge]:
+    with needing_ray():
+        from app.align.spread import spread
+
+    return spread(question, chosen, report)
 
 
 def _summary(order: Order, mark: Mark) -> str:

@@ -1,10 +1,17 @@
 """`sparserm serve` and `sparserm keys`."""
 
-from typing import Annotated, Any
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.shared import failing_kindly, progress, settings
+from app.cli.shared import failing_kindly, needing_ray, progress, settings
+from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.serve.workers import Place
 
 app = typer.Typer()
 
@@ -13,28 +20,77 @@ app = typer.Typer()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that serve, each on a device of its own, or with its share of the threads."
+        ),
+    ] = None,
+    *,
+    ray: Annotated[bool, typer.Option("--ray", help="Let Ray Serve run these processes.")] = False,
 ) -> None:
     """Serve every reward model found; each setting is also a SPARSERM_… variable (docs/settings.md)."""
-    from prometheus_client import REGISTRY
+    from app.serve import logs, process
+    from app.serve.gate import refuse_exposure
 
+    given = {"host": host, "port": port, "workers": workers}
+    chosen = settings(**{name: value for name, value in given.items() if value is not None})
+    process.prepare()
+    with failing_kindly():
+        refuse_exposure(chosen)
+        if ray:
+            raise typer.Exit(_serve_by_ray(chosen))
+        if chosen.workers == 1:
+            raise typer.Exit(_serve(chosen))
+        logs.begin(chosen.log_level)
+        raise typer.Exit(_serve_by_workers(chosen))
+
+
+def _serve_by_workers(chosen: Settings) -> int:
     from app.serve import process
+    from app.serve.front import create_front
+    from app.serve.workers import Workers
 
+    with Workers(partial(_work, chosen), chosen.workers, drain_s=chosen.drain_s) as workers:
+        return process.run(create_front(workers, chosen), chosen)
+
+
+def _serve_by_ray(chosen: Settings) -> int:
+    with needing_ray():
+        from app.serve.ray import run
+
+    return run(chosen)
+
+
+def _work(chosen: Settings, place: "Place") -> None:
+    """All that a worker's process does."""
+    from app.serve import process, workers
+
+    workers.attach()
     process.prepare()
 
     from app.model import home
-    from app.serve import logs
-    from app.serve.gate import refuse_exposure
+
+    names = ",".join(place.models) or chosen.models
+    mine = home.portion(chosen.model_copy(update={"models": names}), place.number)
+    try:
+        with failing_kindly():
+            sys.exit(_serve(mine, place.socket))
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+
+
+def _serve(chosen: Settings, socket: Path | None = None) -> int:
+    from prometheus_client import REGISTRY
+
+    from app.model import home
+    from app.serve import logs, process
     from app.serve.server import create_app
 
-    given: dict[str, Any] = {
-        name: value for name, value in (("host", host), ("port", port)) if value is not None
-    }
-    chosen = settings(**given)
-    with failing_kindly(), progress() as report:
-        refuse_exposure(chosen)
+    with progress() as report:
         served = create_app(home.engine(chosen, report), chosen, REGISTRY)
     logs.begin(chosen.log_level)
-    raise typer.Exit(process.run(served, chosen))
+    return process.run(served, chosen, socket)
 
 
 keys = typer.Typer(help="Keys that open the server.", no_args_is_help=True)

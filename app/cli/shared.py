@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from app.errors import SparseRMError
+from app.errors import SourceError, SparseRMError
 from app.settings import Settings
 
 console = Console(stderr=True)
@@ -49,6 +49,15 @@ def failing_kindly() -> Iterator[None]:
     except (SparseRMError, OSError, sqlite3.Error) as error:
         console.print(f"[red]error:[/red] {error}", highlight=False)
         raise typer.Exit(1) from error
+
+
+@contextmanager
+def needing_ray() -> Iterator[None]:
+    """Import what wants the extra, or say so."""
+    try:
+        yield
+    except ImportError as error:
+        raise SourceError("--ray wants the extra: pip install 'sparserm[ray]'") from error
 
 
 @contextmanager

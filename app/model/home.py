@@ -1,6 +1,7 @@
 """From settings to a running engine: which bundles, which backbone, which device and precision."""
 
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -46,6 +47,15 @@ def _engine(settings: Settings, progress: Progress) -> Engine:
         known = ", ".join(made.names)
         raise BundleError(f"no reward model {settings.default_model!r} to be the default; there are: {known}")
     return made
+
+
+def portion(settings: Settings, index: int) -> Settings:
+    """What one of several workers gets: a GPU of its own, or its share of the threads."""
+    gpus = torch.cuda.device_count() if settings.device in ("auto", "cuda") else 0
+    if gpus:
+        return settings.model_copy(update={"device": f"cuda:{index % gpus}"})
+    threads = settings.threads or len(os.sched_getaffinity(0))
+    return settings.model_copy(update={"threads": max(1, threads // settings.workers)})
 
 
 def with_model(engine: Engine, name: str, settings: Settings) -> Engine:

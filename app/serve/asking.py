@@ -1,18 +1,15 @@
 """Between a request and the scorer, for every dialect: on which terms, which model, does anybody wait."""
 
-import asyncio
-from collections.abc import Coroutine, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 from fastapi import Depends, Header, Request
 
+from app.serve.door import NOTE, unless_gone
+from app.serve.gate import PATH_MODEL
 from app.serve.requests import Place
 from app.serve.scoring import Outcome, Scorer
 from app.types import ANYONE, Ask, Exchange, Terms
-
-T = TypeVar("T")
-PATH_MODEL = "sparserm.model"
-NOTE = "sparserm.note"
 
 
 def scorer(request: Request) -> Scorer:
@@ -74,7 +71,7 @@ async def outcome(
     note = request.scope.setdefault(NOTE, {})
     note |= {"models": ",".join(ask.models), "items": len(placed), "caller": request.state.terms.caller}
     work = scorer(request).score(placed, ask, request.state.terms, truncate=truncate)
-    found = await _unless_gone(request, work)
+    found = await unless_gone(request, work)
     note |= {
         "tokens": sum(len(one.ids) for one in found.encoded),
         "computed_tokens": found.computed_tokens,
@@ -90,17 +87,3 @@ def timings(found: Outcome) -> dict[str, float]:
         "wait_ms": round(found.wait_s * 1e3, 3),
         "device_ms": round(found.device_s * 1e3, 3),
     }
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do the work, or drop it as soon as nobody waits for the answer."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(request.receive())
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-        return await task
-    finally:
-        gone.cancel()
-        task.cancel()

@@ -7,18 +7,21 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.serve import page
-from app.serve.asking import NOTE
 from app.serve.metrics import Metrics
 
 T = TypeVar("T")
 log = logging.getLogger("sparserm.request")
+NOTE = "sparserm.note"
+ID = "sparserm.id"
+ELSEWHERE = "sparserm.elsewhere"
 MANUALS = ("/docs", "/redoc")
 CDN = "https://cdn.jsdelivr.net"
 SEALED = "default-src 'none'; frame-ancestors 'none'"
@@ -58,6 +61,7 @@ class Door:
             return
         started, code = time.perf_counter(), 499
         request_id = _request_id(scope)
+        scope[ID] = request_id
         body = Body(self, scope, receive)
 
         async def sent(message: Message) -> None:
@@ -88,6 +92,8 @@ class Door:
         self._held += size
 
     def _tell(self, scope: Scope, code: int, request_id: bytes, seconds: float) -> None:
+        if ELSEWHERE in scope:  # counted where it was answered
+            return
         route = getattr(scope.get("route"), "path", "none")
         self._metrics.requests.labels(route, scope["method"], str(code)).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
@@ -126,6 +132,20 @@ class Body:
         self.bytes += part
         self._complete = not message.get("more_body", False)
         return message
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do the work, or drop it as soon as nobody waits for the answer."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+        return await task
+    finally:
+        gone.cancel()
+        task.cancel()
 
 
 def _headers(scope: Scope, request_id: bytes) -> list[tuple[bytes, bytes]]:

@@ -1,9 +1,13 @@
 """A failure, said so that a caller knows what to mend; texts of a request are never repeated."""
 
+import logging
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 
 from app.errors import (
     Closing,
@@ -15,7 +19,9 @@ from app.errors import (
     TooLarge,
     TooSlow,
 )
+from app.serve.metrics import Metrics
 
+log = logging.getLogger("sparserm")
 LONGEST = 500
 VLLM_TYPES = {
     400: "BadRequestError", 404: "NotFoundError", 413: "BadRequestError", 429: "RateLimitError",
@@ -64,6 +70,39 @@ def first_problem(error: RequestValidationError) -> SparseRMError:
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
     message = str(detail.get("msg", "invalid")).removeprefix("Value error, ")
     return InvalidInput(f"{param or 'body'}: {message}", param or "body", kind)
+
+
+def answer_errors(app: Starlette, metrics: Metrics) -> None:
+    """One envelope for whatever goes wrong."""
+
+    def answer(error: SparseRMError) -> JSONResponse:
+        metrics.errors.labels(error.code).inc()
+        return JSONResponse(envelope(error), error.status, waiting(error))
+
+    async def ours(_: Request, error: Exception) -> JSONResponse:
+        return answer(error if isinstance(error, SparseRMError) else SparseRMError("internal error"))
+
+    async def invalid(_: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, RequestValidationError):
+            return answer(first_problem(error))
+        return await unexpected(_, error)
+
+    async def http(_: Request, error: Exception) -> JSONResponse:
+        if not isinstance(error, HTTPException):
+            return await unexpected(_, error)
+        response = answer(from_http(error))
+        response.status_code = error.status_code
+        response.headers.update(error.headers or {})
+        return response
+
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        log.error("unexpected %s", type(error).__name__)
+        return answer(SparseRMError("internal error"))
+
+    app.add_exception_handler(SparseRMError, ours)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unexpected)
 
 
 def printable(text: str) -> str:

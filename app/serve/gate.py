@@ -18,7 +18,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import Exposed, Forbidden, SparseRMError, Unauthorized
 from app.serve import page
-from app.serve.asking import PATH_MODEL
 from app.serve.failures import envelope
 from app.serve.keys import Keys, Role
 from app.serve.metrics import Metrics
@@ -26,6 +25,8 @@ from app.settings import Settings
 
 OPEN = frozenset({"/health", "/ready", page.FRONT})
 ROLE = "sparserm.role"
+PATH_MODEL = "sparserm.model"
+SENT = "sparserm.sent"
 
 
 class Gate:
@@ -49,6 +50,7 @@ class Gate:
             refusal = JSONResponse(envelope(error), error.status, {"WWW-Authenticate": "Bearer"})
             await refusal(scope, receive, send)
             return
+        scope[SENT] = scope["raw_path"]
         scope.update({"path": path, "raw_path": path.encode(), PATH_MODEL: named.get("m"), ROLE: role})
         await self._app(scope, receive, send)
 

@@ -10,6 +10,7 @@ import logging
 import os
 import resource
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import h11
@@ -37,13 +38,17 @@ def prepare() -> None:
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, HEAPS)
 
 
-def run(app: FastAPI, settings: Settings) -> int:
-    """Serve until a signal or the loss of the device; the exit status."""
+def run(app: FastAPI, settings: Settings, socket: Path | None = None) -> int:
+    """Serve until a signal or the loss of the device, on a socket if one is given; the exit status."""
     server = uvicorn.Server(
         uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
+            uds=str(socket) if socket else None,
+            forwarded_allow_ips="*" if socket else None,
+            loop="asyncio",
+            ws="none",
             http=type("Punctual", (Punctual,), {"slow_s": settings.slow_s}),
             log_config=None,
             log_level=settings.log_level,

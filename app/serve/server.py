@@ -6,19 +6,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from starlette.exceptions import HTTPException
 
-from app.errors import SourceError, SparseRMError
+from app.errors import SourceError
 from app.model import pace
 from app.model.engine import Engine
 from app.serve import adapters, operating, page, routes
 from app.serve.batcher import Batcher
 from app.serve.door import Door
-from app.serve.failures import envelope, first_problem, from_http, waiting
+from app.serve.failures import answer_errors
 from app.serve.fleet import Fleet
 from app.serve.gate import Gate
 from app.serve.keys import Keys
@@ -56,7 +53,7 @@ def create_app(engine: Engine, settings: Settings, registry: CollectorRegistry) 
     )
     if settings.otlp_endpoint:
         _trace(app, settings.otlp_endpoint)
-    _answer_errors(app, metrics)
+    answer_errors(app, metrics)
     return app
 
 
@@ -95,36 +92,3 @@ def _lose(app: FastAPI) -> None:
     """The device is lost: say so, and end the process that runs this app."""
     app.state.lost = True
     app.state.give_up()
-
-
-def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
-    """One envelope for whatever goes wrong."""
-
-    def answer(error: SparseRMError) -> JSONResponse:
-        metrics.errors.labels(error.code).inc()
-        return JSONResponse(envelope(error), error.status, waiting(error))
-
-    async def ours(_: Request, error: Exception) -> JSONResponse:
-        return answer(error if isinstance(error, SparseRMError) else SparseRMError("internal error"))
-
-    async def invalid(_: Request, error: Exception) -> JSONResponse:
-        if isinstance(error, RequestValidationError):
-            return answer(first_problem(error))
-        return await unexpected(_, error)
-
-    async def http(_: Request, error: Exception) -> JSONResponse:
-        if not isinstance(error, HTTPException):
-            return await unexpected(_, error)
-        response = answer(from_http(error))
-        response.status_code = error.status_code
-        response.headers.update(error.headers or {})
-        return response
-
-    async def unexpected(_: Request, error: Exception) -> JSONResponse:
-        log.error("unexpected %s", type(error).__name__)
-        return answer(SparseRMError("internal error"))
-
-    app.add_exception_handler(SparseRMError, ours)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, unexpected)

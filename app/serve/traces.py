@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Tracer, get_current_span
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.serve.asking import NOTE
+from app.serve.door import NOTE
 
 STAGES = ("encode", "wait", "device")
 

@@ -1,0 +1,153 @@
+"""Two workers, and two replicas on Ray, of one thread each, against two single servers side by side.
+
+`python -m benchmarks.replicas` measures tokens a second on pairs that share nothing, and the share of tokens
+saved when responses to one prompt come one by one, against one single server. Every contender is started anew
+for every round, so that none works beside another; with `--tiny` it is the tests' toy.
+"""
+
+import argparse
+import asyncio
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+from app.model import home
+from app.settings import Settings
+from benchmarks import figures, machine
+from benchmarks.load import Run, calling, closed, written
+from benchmarks.peers.ours import peers
+from benchmarks.peers.peer import Peer
+from benchmarks.server import PROGRAM, Served, free_port, started
+from benchmarks.workloads import Words, Workload, chosen
+from tests import tiny
+
+ALONE, WORKERS, RAY = "two single servers", "two workers", "two replicas on Ray"
+SPREAD, GROUPED = chosen(["unique-16", "groups-8-75-apart"])
+WARM_S, PATIENCE_S = 5.0, 300.0
+Servers = Sequence[Served]
+
+
+def main() -> None:
+    """Print every round, then ratios."""
+    given = _arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = tiny.world(Path(folder)) if given.tiny else Settings()
+        engine = home.engine(settings, lambda *_: None)
+        ours, tokens = peers(list(engine.models))[0], 64 if given.tiny else 256
+        course = Course(ours, Words(engine.text), seconds=given.seconds, tokens=tokens)
+        environment = {
+            **os.environ, "SPARSERM_DEVICE": "cpu", "SPARSERM_MODELS_DIR": str(settings.models_dir),
+            "SPARSERM_CACHE_DIR": str(settings.cache), "SPARSERM_MAX_TOKENS": str(settings.max_tokens),
+        }  # fmt: skip
+        del engine
+        for round_ in range(given.rounds):
+            for name in sorted(CONTENDERS, reverse=bool(round_ % 2)):
+                with CONTENDERS[name](environment) as servers:
+                    course.run(name, servers, round_)
+    course.report()
+
+
+class Course:
+    """What each contender goes through, and what was measured on it."""
+
+    def __init__(self, peer: Peer, words: Words, *, seconds: float, tokens: int) -> None:
+        self._peer = peer
+        self._words = words
+        self._seconds = seconds
+        self._lengths = (tokens, tokens)
+        self._rates: dict[str, dict[int, float]] = {}
+        self._saved: dict[str, dict[int, float]] = {}
+
+    def run(self, name: str, servers: Servers, round_: int) -> None:
+        """One round of one contender."""
+        self._ask(servers, SPREAD, WARM_S, seed=-1)
+        before = machine.peak([])
+        runs = self._ask(servers, SPREAD, self._seconds, seed=round_)
+        tokens = sum(sum(figures.lengths(run)) for run in runs)
+        rate = tokens / max(run.seconds for run in runs)
+        saved = self._share_saved(servers[:1], round_)
+        after, load = machine.peak([]), os.getloadavg()[0]
+        self._rates.setdefault(name, {})[round_] = rate
+        self._saved.setdefault(name, {})[round_] = saved
+        fates = [figures.fates(run) for run in runs]
+        print(
+            f"round {round_}, {name}: {rate:.0f} tokens/s, groups save {saved:.1%} of their tokens; {fates}; "
+            f"GEMM peak {before:.0f} and {after:.0f} GFLOP/s, load average {load:.2f}",
+            flush=True,
+        )
+
+    def report(self) -> None:
+        """Ratios, round by round."""
+        for name in (WORKERS, RAY):
+            rates = figures.ratios(self._rates[name], self._rates[ALONE])
+            saved = figures.ratios(self._saved[name], self._saved[ALONE])
+            print(f"{name}: {rates:.3f} of the tokens/s of {ALONE}; {saved:.3f} of one server's sharing")
+
+    def _share_saved(self, servers: Servers, round_: int) -> float:
+        """Of the tokens of groups whose responses come one by one, those that were not computed."""
+        before = [_told(servers, name) for name in ("tokens_saved", "tokens")]
+        self._ask(servers, GROUPED, self._seconds, seed=1000 + round_)
+        saved, tokens = (
+            _told(servers, name) - was for name, was in zip(("tokens_saved", "tokens"), before, strict=True)
+        )
+        return saved / tokens
+
+    def _ask(self, servers: Servers, workload: Workload, seconds: float, seed: int) -> list[Run]:
+        """All servers at once, the voices divided between them."""
+        part = replace(workload, voices=workload.voices // len(servers), tokens=self._lengths)
+
+        async def one(server: Served, rng: Random) -> Run:
+            turns = written(part.turns(self._words, rng), 20_000)
+            async with calling(self._peer, [server.url], patience_s=PATIENCE_S) as caller:
+                return await closed(caller.ask, turns, part, seconds=seconds, rng=rng)
+
+        async def all_() -> list[Run]:
+            rngs = [Random(f"{workload.name} {seed} {i}") for i in range(len(servers))]
+            return await asyncio.gather(*map(one, servers, rngs))
+
+        return asyncio.run(all_())
+
+
+@contextmanager
+def _side_by_side(environment: dict[str, str]) -> Iterator[Servers]:
+    given = {**environment, "SPARSERM_THREADS": "1"}
+    with _serve(given) as one, _serve(given) as other:
+        yield [one, other]
+
+
+@contextmanager
+def _behind_one_address(environment: dict[str, str], *options: str) -> Iterator[Servers]:
+    with _serve({**environment, "SPARSERM_THREADS": "2"}, "--workers", "2", *options) as server:
+        yield [server]
+
+
+def _serve(environment: dict[str, str], *options: str) -> AbstractContextManager[Served]:
+    port = free_port()
+    return started([*PROGRAM, str(port), *options], environment, port=port, ready="/ready")
+
+
+CONTENDERS: dict[str, Callable[[dict[str, str]], AbstractContextManager[Servers]]] = {
+    ALONE: _side_by_side,
+    WORKERS: _behind_one_address,
+    RAY: lambda environment: _behind_one_address(environment, "--ray"),
+}
+
+
+def _told(servers: Servers, name: str) -> float:
+    return sum(server.metric(f"sparserm_{name}_total") for server in servers)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--tiny", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
