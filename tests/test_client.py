@@ -121,6 +121,7 @@ def serve(folder: Path, port: int) -> "subprocess.Popen[bytes]":
         "SPARSERM_MODELS_DIR": str(folder / "models"),
         "SPARSERM_CACHE_DIR": str(folder / "cache"),
         "SPARSERM_DEVICE": "cpu",
+        "SPARSERM_DTYPE": "float32",
         "SPARSERM_MAX_TOKENS": "256",
     }
     program = [sys.executable, "-c", "from app.cli import app; app()", "serve", "--port", str(port)]

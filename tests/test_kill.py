@@ -18,6 +18,7 @@ def command(*words: str, home: Path) -> "subprocess.Popen[bytes]":
         "SPARSERM_CACHE_DIR": str(home / "cache"),
         "SPARSERM_MODELS_DIR": str(home / "models"),
         "SPARSERM_DEVICE": "cpu",
+        "SPARSERM_DTYPE": "float32",
     }
     home.mkdir(exist_ok=True)
     program = [sys.executable, "-c", "from app.cli import app; app()", *words]

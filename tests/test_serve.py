@@ -26,7 +26,13 @@ SPARSERM = str(Path(sys.executable).with_name("sparserm"))
 
 def environment(settings: Settings) -> dict[str, str]:
     given = {"SPARSERM_MODELS_DIR": str(settings.models_dir), "SPARSERM_CACHE_DIR": str(settings.cache_dir)}
-    return {**os.environ, **given, "SPARSERM_DEVICE": "cpu", "SPARSERM_MAX_TOKENS": "256"}
+    return {
+        **os.environ,
+        **given,
+        "SPARSERM_DEVICE": "cpu",
+        "SPARSERM_DTYPE": "float32",
+        "SPARSERM_MAX_TOKENS": "256",
+    }
 
 
 @contextmanager
@@ -45,7 +51,7 @@ def served(settings: Settings, port: int) -> Iterator[tuple[subprocess.Popen[str
 
 
 def _until_ready(process: subprocess.Popen[str], client: httpx.Client) -> None:
-    for _ in range(600):
+    for _ in range(1500):
         assert process.poll() is None, process.stderr and process.stderr.read()
         try:
             if client.get("/ready").status_code == 200:
