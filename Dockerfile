@@ -29,7 +29,7 @@ WORKDIR /srv
 USER sparserm
 # A backbone named here is part of the image; otherwise the first start fetches and converts it.
 ARG BACKBONE=
-RUN if [ -n "$BACKBONE" ]; then sparserm models pull "$BACKBONE"; fi
+RUN if [ -n "$BACKBONE" ]; then sparserm models pull "$BACKBONE" && rm -rf "$SPARSERM_CACHE_DIR/sources"; fi
 VOLUME /var/cache/sparserm
 EXPOSE 8000
 # The probe must outwait a first start.

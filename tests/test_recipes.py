@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from app import cli
 from app.errors import SourceError
 from app.model import home, sources
 from app.model.engine import Engine
@@ -108,6 +110,12 @@ def test_the_page_lists_them_all() -> None:
         assert (
             f"| {one.name} | {one.backbone} | {place} | {one.sae.release} {one.sae.id} | {size} |\n" in page
         )
+
+
+def test_the_command_names_them_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSERM_MODELS_DIR", str(MODELS))
+    shown = CliRunner().invoke(cli.app, ["recipes"], env={"COLUMNS": "80"}).output
+    assert all(f"{one.name} " in shown for one in KNOWN)
 
 
 def test_a_hook_is_before_or_after_its_block() -> None:

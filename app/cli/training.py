@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from app.cli.shared import (
     DEFAULT_BACKBONE,
@@ -75,13 +75,16 @@ def recipes() -> None:
     from app.train import recipes
 
     chosen = settings()
-    table = Table("recipe", "backbone", "layer", "latents", "SAE", "about")
+    table = Table(Column("recipe", no_wrap=True), "layer", "SAE", Column("about", overflow="fold"))
     with failing_kindly():
         for name in recipes.names(chosen.models_dir):
             one = recipes.find(name, chosen.models_dir)
-            size = f"{one.sae.latents:,} latents, {one.sae.bytes / 2**30:.1f} GiB"
+            latents = f"{one.sae.latents:,} {one.sae.kind}, {one.sae.bytes / 2**30:.1f} GiB"
             table.add_row(
-                name, one.backbone, f"{one.sae.layer} of {one.layers}", one.sae.kind, size, one.about
+                name,
+                f"{one.sae.layer} of {one.layers}",
+                latents,
+                f"{one.backbone}: {one.about}; {one.license}",
             )
     Console().print(table)
 
