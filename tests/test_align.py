@@ -2,6 +2,12 @@
 
 import json
 import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from app.align import chronicle, dpo, labelling, measures, vigil
+from app.align import chronicle, dpo, labelling, launch, measures, vigil
 from app.align import plan as plans
 from app.align.labelling import Labelled
 from app.align.likelihood import Likelihood
@@ -18,9 +24,11 @@ from app.align.policy import Drawing, Policy, Said, draw
 from app.align.rewards import Verdict
 from app.align.stages import Stages
 from app.errors import DataError
+from app.model import home
 from app.settings import Settings
 from app.types import Exchange, Message
-from tests import aligning, tiny
+from tests import aligning, bulks, tiny
+from tests.serving import listening
 from tests.test_cli import said, sparserm
 from tests.workshop import Killed, killing, killing_at, quiet
 
@@ -186,6 +194,39 @@ def test_a_cut_run_ends_as_an_unbroken_one(
         aligning.run(what, tmp_path / "cut", world, killing_at(stage, 0))
     aligning.run(what, tmp_path / "cut", world)
     assert aligning.products(tmp_path / "cut") == aligning.products(straight)
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(900)
+def test_a_command_killed_at_random_moments_ends_as_an_unbroken_one(
+    straight: Path, root: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "run.toml"
+    what = aligning.plan(root, rounds=2).model_dump()
+    config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in what.items()))
+    program = [sys.executable, "-c", "from app.cli import app; app()", "align", str(config)]
+    environment = {**os.environ, **bulks.environ(root, 1024)}
+
+    def begun() -> "subprocess.Popen[bytes]":
+        return subprocess.Popen([*program, "--out", str(tmp_path / "run")], env=environment)
+
+    started = time.monotonic()
+    while len(list((tmp_path / "run").glob("round-*/measures.json"))) < 3:
+        process = begun()
+        time.sleep(random.uniform(0.2, 1.0) * (10 + (time.monotonic() - started) / 4))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert begun().wait() == 0
+    assert aligning.products(tmp_path / "run") == aligning.products(straight)
+
+
+def test_a_server_rewards_as_this_process_does(root: Path, world: Settings) -> None:
+    what, exchanges = aligning.plan(root), tiny.babble(12)
+    with listening(home.engine(world, quiet), world) as url:
+        here, there = (launch.scorers(what, world, quiet, where, None) for where in (None, url))
+        for name in (vigil.REWARD, vigil.HELD_OUT):
+            found = [[one.reward for one in some[name](exchanges)] for some in (here, there)]
+            assert found[0] == pytest.approx(found[1], abs=bulks.CLOSE)
 
 
 def test_only_the_same_run_goes_on(straight: Path, root: Path, world: Settings) -> None:

@@ -39,7 +39,8 @@ def task(workshop: Settings) -> Task:
 
 def study(task: Task, preset: Preset, workshop: Settings, sae: Path, folder: Path, report: Any) -> Any:
     start = str(workshop.models_dir.parent / "backbone")
-    return run(task, preset, sae, start, folder, workshop, report)
+    own = workshop.model_copy(update={"cache_dir": folder / "cache"})
+    return run(task, preset, sae, start, folder, own, report)
 
 
 def test_every_arm_is_measured_and_told(

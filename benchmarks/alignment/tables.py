@@ -30,9 +30,9 @@ def section(found: Row) -> Iterator[str]:
     study, sizes = found["study"], found["preset"]
     names = [name for name in NAMES if name in next(iter(study["arms"].values()))]
     yield (
-        f"{sizes['seeds']} seeds, {sizes['rounds']} rounds of {sizes['per_round']} prompts; {study['pairs']} "
-        f"test pairs, {study['questions']} questions, {study['answers']} answers. In brackets 95 % intervals "
-        "over prompts; below each mean, the lead over no filter on the same items.\n"
+        f"Seeds: {sizes['seeds']}; rounds: {sizes['rounds']}, of {sizes['per_round']} prompts. "
+        f"Test: {study['pairs']} pairs, {study['questions']} questions, {study['answers']} answers. "
+        "In brackets 95 % intervals over prompts; below each mean, the lead over no filter on the same items.\n"
     )
     yield f"| filter | pairs kept | {' | '.join(NAMES[name] for name in names)} | KL |"
     yield "|---|---|" + "---|" * (len(names) + 1)
