@@ -61,7 +61,7 @@ class Peers(Protocol):
     """Servers that answer alike."""
 
     def running(self) -> AbstractAsyncContextManager[None]:
-        """Start them; returns when they are ready, and ends them at the end."""
+        """Keep them running, from the start of the app to its end."""
 
     @property
     def number(self) -> int:
