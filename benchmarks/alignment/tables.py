@@ -32,7 +32,7 @@ def section(found: Row) -> Iterator[str]:
     yield (
         f"Seeds: {sizes['seeds']}; rounds: {sizes['rounds']}, of {sizes['per_round']} prompts. "
         f"Test: {study['pairs']} pairs, {study['questions']} questions, {study['answers']} answers. "
-        "In brackets 95 % intervals over prompts; below a mean, the lead over no filter on the same items.\n"
+        "In brackets 95 % intervals over prompts; below each mean, the lead over no filter.\n"
     )
     yield f"| filter | pairs kept | {' | '.join(NAMES[name] for name in names)} | KL |"
     yield "|---|---|" + "---|" * (len(names) + 1)
