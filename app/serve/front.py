@@ -14,10 +14,9 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 
 from app.errors import Closing, SparseRMError
-from app.serve.door import ELSEWHERE, ID, Door, unless_gone
+from app.serve.door import ELSEWHERE, ID, unless_gone
 from app.serve.failures import answer_errors
-from app.serve.gate import SENT, Gate
-from app.serve.keys import Keys
+from app.serve.gate import SENT, guard
 from app.serve.metrics import Metrics
 from app.serve.sums import Sums
 from app.settings import Settings
@@ -164,14 +163,7 @@ def create_front(peers: Peers, settings: Settings) -> FastAPI:
     metrics = Metrics(registry)
     app = FastAPI(openapi_url=None, lifespan=lambda _: peers.running())
     app.include_router(Front(peers, registry).router)
-    app.add_middleware(Gate, metrics=metrics, keys=Keys(settings.keys, settings.keys_file))
-    app.add_middleware(
-        Door,
-        metrics=metrics,
-        max_body_bytes=settings.max_body_bytes,
-        held_bytes=settings.held_bytes,
-        slow_s=settings.slow_s,
-    )
+    guard(app, settings, metrics)
     answer_errors(app, metrics)
     app.state.lost = False
     return app

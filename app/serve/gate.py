@@ -13,11 +13,13 @@ from contextlib import suppress
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
+from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import Exposed, Forbidden, SparseRMError, Unauthorized
 from app.serve import page
+from app.serve.door import Door
 from app.serve.failures import envelope
 from app.serve.keys import Keys, Role
 from app.serve.metrics import Metrics
@@ -59,6 +61,18 @@ def admin_only(request: Request) -> None:
     """For routes that change what is served; without keys there is no admin."""
     if request.scope.get(ROLE) != Role.ADMIN:
         raise Forbidden("this wants an admin key (`sparserm keys new --role admin`)", code="forbidden")
+
+
+def guard(app: Starlette, settings: Settings, metrics: Metrics) -> None:
+    """Put the door and, behind it, the gate before an app's routes."""
+    app.add_middleware(Gate, metrics=metrics, keys=Keys(settings.keys, settings.keys_file))
+    app.add_middleware(
+        Door,
+        metrics=metrics,
+        max_body_bytes=settings.max_body_bytes,
+        held_bytes=settings.held_bytes,
+        slow_s=settings.slow_s,
+    )
 
 
 def refuse_exposure(settings: Settings) -> None:

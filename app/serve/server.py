@@ -14,11 +14,9 @@ from app.model import pace
 from app.model.engine import Engine
 from app.serve import adapters, operating, page, routes
 from app.serve.batcher import Batcher
-from app.serve.door import Door
 from app.serve.failures import answer_errors
 from app.serve.fleet import Fleet
-from app.serve.gate import Gate
-from app.serve.keys import Keys
+from app.serve.gate import guard
 from app.serve.metrics import Metrics
 from app.serve.scoring import Scorer
 from app.settings import Settings
@@ -43,14 +41,7 @@ def create_app(engine: Engine, settings: Settings, registry: CollectorRegistry) 
     for router in (page.router, routes.router, operating.router, operating.admin):
         app.include_router(router)
     adapters.add(app, settings.dialect_names)
-    app.add_middleware(Gate, metrics=metrics, keys=Keys(settings.keys, settings.keys_file))
-    app.add_middleware(
-        Door,
-        metrics=metrics,
-        max_body_bytes=settings.max_body_bytes,
-        held_bytes=settings.held_bytes,
-        slow_s=settings.slow_s,
-    )
+    guard(app, settings, metrics)
     if settings.otlp_endpoint:
         _trace(app, settings.otlp_endpoint)
     answer_errors(app, metrics)
