@@ -43,6 +43,7 @@ def study(task: Task, preset: Preset, workshop: Settings, sae: Path, folder: Pat
     return run(task, preset, sae, start, folder, own, report)
 
 
+@pytest.mark.heavy
 def test_every_arm_is_measured_and_told(
     task: Task, workshop: Settings, made_sae: Path, tmp_path: Path
 ) -> None:

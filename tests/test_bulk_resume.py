@@ -227,6 +227,7 @@ def killed_ten_times(source: Path, out: Path, environment: dict[str, str], rows:
 
 
 @pytest.mark.usefixtures("settings")
+@pytest.mark.heavy
 def test_a_command_killed_ten_times_ends_in_the_same_bytes(root: Path, tmp_path: Path) -> None:
     source = bulks.write(tmp_path / "in.jsonl", bulks.mixed(bulks.responses(3000)))
     killed_ten_times(source, tmp_path / "broken.jsonl", bulks.environ(root), 3000)

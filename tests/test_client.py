@@ -129,6 +129,7 @@ def serve(folder: Path, port: int) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(program, env=environment, stdout=nowhere, stderr=nowhere)
 
 
+@pytest.mark.heavy
 def test_a_killed_and_restarted_server_loses_no_sample(root: Path, engine: Engine) -> None:
     asks = [Ask("amber river", f"{word} {n}") for n in range(40) for word in tiny.WORDS]
     with socket.socket() as free:

@@ -72,6 +72,7 @@ def test_length_is_looked_at_within_prompts() -> None:
     )
 
 
+@pytest.mark.heavy
 def test_every_variant_is_measured_and_joins_the_report(workshop: Settings, made_sae: Path) -> None:
     root = workshop.models_dir.parent
     pairs, test = str(root / "pairs.jsonl"), str(root / "test.jsonl")
@@ -94,6 +95,7 @@ def test_every_variant_is_measured_and_joins_the_report(workshop: Settings, made
     assert {"variants.png", "data.png", "directions.png"} <= {file.name for file in folder.iterdir()}
 
 
+@pytest.mark.heavy
 def test_a_standard_rm_learns_beside_ours_and_goes_on_when_killed(workshop: Settings, made_sae: Path) -> None:
     what = order(workshop, made_sae, "duelled", tested=True)
     studio.make(what, made_sae, workshop, quiet)

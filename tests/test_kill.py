@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from app.settings import Settings
 
 
@@ -38,6 +40,7 @@ def broken_and_straight(root: Path, *words: str) -> None:
     assert command(*words, home=root / "broken").wait() == 0
 
 
+@pytest.mark.heavy
 def test_a_killed_training_ends_in_the_same_bundle(
     workshop: Settings, made_sae: Path, tmp_path: Path
 ) -> None:
@@ -52,6 +55,7 @@ def test_a_killed_training_ends_in_the_same_bundle(
     assert sums[0] == sums[1]
 
 
+@pytest.mark.heavy
 def test_a_killed_sae_training_ends_in_the_same_sae(workshop: Settings, tmp_path: Path) -> None:
     folder = workshop.models_dir.parent
     broken_and_straight(

@@ -224,6 +224,7 @@ def test_servers_see_nothing_of_this_process_s_threads(
 
 
 @pytest.mark.anyio
+@pytest.mark.heavy
 async def test_servers_are_started_gated_measured_and_stopped(
     ground: Reference, words: Words, query: Query, settings: Settings, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -60,6 +60,7 @@ def test_styles_load_nothing_from_elsewhere(site: Path) -> None:
         assert not re.findall(r"url\(.?(?:https?:|//)|@import", sheet.read_text()), sheet
 
 
+@pytest.mark.heavy
 def test_the_site_reads_well_in_a_browser(browser: Browser, shown: str) -> None:
     with browsing.opened(browser, shown) as page:
         assert page.locator("img[src='journey.svg']").evaluate("(one) => one.naturalWidth") > 0
