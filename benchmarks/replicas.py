@@ -39,16 +39,54 @@ def main() -> None:
         engine = home.engine(settings, lambda *_: None)
         ours, tokens = peers(list(engine.models))[0], 64 if given.tiny else 256
         course = Course(ours, Words(engine.text), seconds=given.seconds, tokens=tokens)
-        environment = {
-            **os.environ, "SPARSERM_DEVICE": "cpu", "SPARSERM_MODELS_DIR": str(settings.models_dir),
-            "SPARSERM_CACHE_DIR": str(settings.cache), "SPARSERM_MAX_TOKENS": str(settings.max_tokens),
-        }  # fmt: skip
         del engine
+        told = environment(settings)
         for round_ in range(given.rounds):
             for name in sorted(CONTENDERS, reverse=bool(round_ % 2)):
-                with CONTENDERS[name](environment) as servers:
+                with CONTENDERS[name](told) as servers:
                     course.run(name, servers, round_)
     course.report()
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """What servers are told of these settings, on processors."""
+    return {
+        **os.environ, "SPARSERM_DEVICE": "cpu", "SPARSERM_MODELS_DIR": str(settings.models_dir),
+        "SPARSERM_CACHE_DIR": str(settings.cache), "SPARSERM_MAX_TOKENS": str(settings.max_tokens),
+    }  # fmt: skip
+
+
+def asked(
+    peer: Peer, words: Words, servers: Servers, workload: Workload, *, seconds: float, seed: int
+) -> list[Run]:
+    """All servers at once, the voices divided between them."""
+    part = replace(workload, voices=workload.voices // len(servers))
+
+    async def one(server: Served, rng: Random) -> Run:
+        turns = written(part.turns(words, rng), 20_000)
+        async with calling(peer, [server.url], patience_s=PATIENCE_S) as caller:
+            return await closed(caller.ask, turns, part, seconds=seconds, rng=rng)
+
+    async def all_() -> list[Run]:
+        rngs = [Random(f"{workload.name} {seed} {i}") for i in range(len(servers))]
+        return await asyncio.gather(*map(one, servers, rngs))
+
+    return asyncio.run(all_())
+
+
+@contextmanager
+def side_by_side(told: dict[str, str]) -> Iterator[Servers]:
+    """Two servers of one thread each."""
+    given = {**told, "SPARSERM_THREADS": "1"}
+    with _serve(given) as one, _serve(given) as other:
+        yield [one, other]
+
+
+@contextmanager
+def behind_one_address(told: dict[str, str], *options: str) -> Iterator[Servers]:
+    """Two workers of one thread each, or whoever the options say runs them."""
+    with _serve({**told, "SPARSERM_THREADS": "2"}, "--workers", "2", *options) as server:
+        yield [server]
 
 
 class Course:
@@ -64,9 +102,9 @@ class Course:
 
     def run(self, name: str, servers: Servers, round_: int) -> None:
         """One round of one contender."""
-        self._ask(servers, SPREAD, WARM_S, seed=-1)
+        self._asked(servers, SPREAD, WARM_S, seed=-1)
         before = machine.peak([])
-        runs = self._ask(servers, SPREAD, self._seconds, seed=round_)
+        runs = self._asked(servers, SPREAD, self._seconds, seed=round_)
         tokens = sum(sum(figures.lengths(run)) for run in runs)
         rate = tokens / max(run.seconds for run in runs)
         saved = self._share_saved(servers[:1], round_)
@@ -90,50 +128,26 @@ class Course:
     def _share_saved(self, servers: Servers, round_: int) -> float:
         """Of the tokens of groups whose responses come one by one, those that were not computed."""
         before = [_told(servers, name) for name in ("tokens_saved", "tokens")]
-        self._ask(servers, GROUPED, self._seconds, seed=1000 + round_)
+        self._asked(servers, GROUPED, self._seconds, seed=1000 + round_)
         saved, tokens = (
             _told(servers, name) - was for name, was in zip(("tokens_saved", "tokens"), before, strict=True)
         )
         return saved / tokens
 
-    def _ask(self, servers: Servers, workload: Workload, seconds: float, seed: int) -> list[Run]:
-        """All servers at once, the voices divided between them."""
-        part = replace(workload, voices=workload.voices // len(servers), tokens=self._lengths)
-
-        async def one(server: Served, rng: Random) -> Run:
-            turns = written(part.turns(self._words, rng), 20_000)
-            async with calling(self._peer, [server.url], patience_s=PATIENCE_S) as caller:
-                return await closed(caller.ask, turns, part, seconds=seconds, rng=rng)
-
-        async def all_() -> list[Run]:
-            rngs = [Random(f"{workload.name} {seed} {i}") for i in range(len(servers))]
-            return await asyncio.gather(*map(one, servers, rngs))
-
-        return asyncio.run(all_())
+    def _asked(self, servers: Servers, workload: Workload, seconds: float, seed: int) -> list[Run]:
+        workload = replace(workload, tokens=self._lengths)
+        return asked(self._peer, self._words, servers, workload, seconds=seconds, seed=seed)
 
 
-@contextmanager
-def _side_by_side(environment: dict[str, str]) -> Iterator[Servers]:
-    given = {**environment, "SPARSERM_THREADS": "1"}
-    with _serve(given) as one, _serve(given) as other:
-        yield [one, other]
-
-
-@contextmanager
-def _behind_one_address(environment: dict[str, str], *options: str) -> Iterator[Servers]:
-    with _serve({**environment, "SPARSERM_THREADS": "2"}, "--workers", "2", *options) as server:
-        yield [server]
-
-
-def _serve(environment: dict[str, str], *options: str) -> AbstractContextManager[Served]:
+def _serve(told: dict[str, str], *options: str) -> AbstractContextManager[Served]:
     port = free_port()
-    return started([*PROGRAM, str(port), *options], environment, port=port, ready="/ready")
+    return started([*PROGRAM, str(port), *options], told, port=port, ready="/ready")
 
 
 CONTENDERS: dict[str, Callable[[dict[str, str]], AbstractContextManager[Servers]]] = {
-    ALONE: _side_by_side,
-    WORKERS: _behind_one_address,
-    RAY: lambda environment: _behind_one_address(environment, "--ray"),
+    ALONE: side_by_side,
+    WORKERS: behind_one_address,
+    RAY: lambda told: behind_one_address(told, "--ray"),
 }
 
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVERS = ("cpu", "gpu", "ray")
 
 
 def instructions(name: str) -> list[str]:
@@ -83,8 +84,8 @@ def test_the_entry_point_is_our_command_and_its_user_is_nobody_special() -> None
 def test_both_devices_are_built_and_the_base_is_pinned() -> None:
     arguments = dict(line.split("=") for line in instructions("ARG"))
     stages = [line.split(" AS ") for line in instructions("FROM")]
-    builds = [COMPOSE["services"][name]["build"] for name in ("cpu", "gpu")]
-    assert [one["target"] for one in builds] == ["cpu", "cuda"]
+    builds = [COMPOSE["services"][name]["build"] for name in SERVERS]
+    assert [one["target"] for one in builds] == ["cpu", "cuda", "cpu"]
     assert {one["target"] for one in builds} <= {name for _, name in stages}
     assert all(set(one["args"]) <= set(arguments) for one in builds)
     assert {base for base, _ in stages} == {"python:${PYTHON}", "server"}
@@ -98,7 +99,7 @@ def test_what_is_written_lies_where_writing_is_allowed() -> None:
     caches = re.findall(r"(?:\w+_CACHE_DIR|HF_HOME)=(/\S+)", text)
     assert len(caches) == 4, caches
     assert all(cache.startswith(volume) for cache in caches)
-    for name in ("cpu", "gpu"):
+    for name in SERVERS:
         assert f"cache:{volume}" in COMPOSE["services"][name]["volumes"]
 
 
@@ -111,7 +112,7 @@ def test_ports_stay_on_loopback_and_mounts_exist() -> None:
 
 
 def test_the_server_runs_with_nothing_it_does_not_need() -> None:
-    for name in ("cpu", "gpu"):
+    for name in SERVERS:
         service = COMPOSE["services"][name]
         assert service["read_only"]
         assert service["cap_drop"] == ["ALL"]
@@ -125,7 +126,7 @@ def test_compose_accepts_the_file() -> None:
         usable = False
     if not usable:
         pytest.skip("docker's compose plugin is not installed here")
-    profiles = [word for name in ("cpu", "gpu", "metrics") for word in ("--profile", name)]
+    profiles = [word for name in (*SERVERS, "metrics") for word in ("--profile", name)]
     result = subprocess.run(
         [*compose, "-f", str(ROOT / "docker-compose.yml"), *profiles, "config", "-q"],
         capture_output=True, text=True, check=False,

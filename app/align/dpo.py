@@ -4,7 +4,6 @@ The token ids are those the engine scores, and what the start thinks of them is 
 prompts shared. TRL keeps checkpoints, so a killed round goes on.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from app.align.likelihood import Likelihood
 from app.align.plan import Plan
 from app.align.policy import Policy, peft
 from app.errors import DataError
+from app.train import coach
 
 Row = dict[str, Any]
-SAVED_EVERY = 10
 
 
 def rows(pairs: Sequence[Labelled], start: Likelihood, report: Callable[[float], None]) -> list[Row]:
@@ -50,20 +49,19 @@ def train(
         raise DataError("not one pair is left to learn from")
     lora = peft()
     work = folder.parent / "checkpoints"
-    hand = trainer(policy, rows, plan, seed, work, report)
+    hand = trainer(policy, rows, plan, seed, work)
+    coach.listen(hand, report)
     if policy.adapter:
         before = lora.load_peft_weights(str(policy.adapter), device=str(policy.device))
         lora.set_peft_model_state_dict(hand.model, before)
-    hand.train(resume_from_checkpoint=_last(work))
+    coach.go_on(hand, work)
     hand.model.save_pretrained(folder)
 
 
-def trainer(
-    policy: Policy, rows: list[Row], plan: Plan, seed: int, work: Path, report: Callable[[float], None]
-) -> Any:
+def trainer(policy: Policy, rows: list[Row], plan: Plan, seed: int, work: Path) -> Any:
     """TRL's, with a fresh adapter on the start; it works in a folder."""
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
+    from transformers import AutoModelForCausalLM
     from trl import DPOConfig, DPOTrainer
 
     class Prepared(DPOTrainer):  # type: ignore[misc] # trl is untyped
@@ -75,36 +73,16 @@ def trainer(
         def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
             return dataset
 
-    class Heard(TrainerCallback):  # type: ignore[misc] # transformers is untyped
-        """Passes the trainer's steps on."""
-
-        def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-            report(state.global_step / max(state.max_steps, 1))
-
-    cuda = policy.device.type == "cuda"
+    half = policy.dtype is torch.bfloat16
     config = DPOConfig(
-        output_dir=str(work), num_train_epochs=plan.epochs, learning_rate=plan.lr, beta=plan.beta, seed=seed,
-        per_device_train_batch_size=plan.step, gradient_accumulation_steps=max(plan.batch // plan.step, 1),
-        save_strategy="steps", save_steps=SAVED_EVERY, save_total_limit=1, logging_strategy="no",
-        report_to=[], disable_tqdm=True, max_length=None, precompute_ref_log_probs=True,
-        activation_checkpointing=False, bf16=policy.dtype is torch.bfloat16,
-        dataloader_pin_memory=cuda, use_cpu=not cuda,
+        **coach.settings(work, batch=plan.batch, step=plan.step, half=half), precompute_ref_log_probs=True,
+        num_train_epochs=plan.epochs, learning_rate=plan.lr, beta=plan.beta, seed=seed,
     )  # fmt: skip
     lora = peft().LoraConfig(
         task_type="CAUSAL_LM", r=plan.rank, lora_alpha=2 * plan.rank, target_modules="all-linear"
     )
-    tokenizer = copy.deepcopy(policy.text.tokenizer)
-    tokenizer.pad_token_id = policy.text.padding
     llm = AutoModelForCausalLM.from_pretrained(policy.folder, dtype=torch.float32, use_safetensors=True)
-    made = Prepared(
-        model=llm, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
-        peft_config=lora, callbacks=[Heard()],
+    return Prepared(
+        model=llm, args=config, train_dataset=Dataset.from_list(rows),
+        processing_class=coach.padded(policy.text), peft_config=lora,
     )  # fmt: skip
-    made.remove_callback(PrinterCallback)
-    return made
-
-
-def _last(work: Path) -> str | None:
-    """The newest checkpoint that was written to its end."""
-    whole = [state.parent for state in work.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda found: int(found.name.partition("-")[2]))) if whole else None

@@ -38,11 +38,11 @@ def serve(
     process.prepare()
     with failing_kindly():
         refuse_exposure(chosen)
-        if ray:
-            raise typer.Exit(_serve_by_ray(chosen))
-        if chosen.workers == 1:
+        if chosen.workers == 1 and not ray:
             raise typer.Exit(_serve(chosen))
         logs.begin(chosen.log_level)
+        if ray:
+            raise typer.Exit(_serve_by_ray(chosen))
         raise typer.Exit(_serve_by_workers(chosen))
 
 

@@ -1,13 +1,12 @@
 """The same app on Ray Serve: replicas with an engine each, and one front that passes requests on to them.
 
 Ray's proxy shows a router the head of a request, and a prompt stands in its body. So the front reads that,
-and Ray's own hook for routers sends what begins alike to the replica that has read it.
+and Ray's own hook for routers sends what begins alike to the replica that has read it. The front is a
+deployment behind Ray's proxy, or, for `sparserm serve --ray`, this process itself.
 """
 
 import asyncio
 import os
-import signal
-import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
@@ -19,12 +18,12 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.exceptions import RayActorError
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ProxyLocation, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app.errors import Closing, Conflict, DeviceLost, SourceError
-from app.serve import logs
+from app.serve import logs, process
 from app.serve.cluster import joined
 from app.serve.front import Asked, Said, create_front
 from app.serve.gate import refuse_exposure
@@ -151,10 +150,15 @@ def build(plan: Plan) -> serve.Application:
 
 
 def application(settings: Settings, plan: Plan) -> serve.Application:
-    """One front, and so many replicas behind it; each has as many threads as processors if it is not said."""
+    """One front, and so many replicas behind it."""
+    front = serve.deployment(Gateway, name="front", ray_actor_options={"num_cpus": 0}, **_patient(settings))
+    return front.bind(replicas(settings, plan), settings, plan.replicas)
+
+
+def replicas(settings: Settings, plan: Plan) -> serve.Application:
+    """So many replicas; each has as many threads as processors if it is not said."""
     if not settings.threads:
         settings = settings.model_copy(update={"threads": max(1, int(plan.cpus))})
-    shared = {"max_ongoing_requests": MOST_ONGOING, "graceful_shutdown_timeout_s": settings.drain_s}
     replica = serve.deployment(
         Replica,
         name="replica",
@@ -162,33 +166,29 @@ def application(settings: Settings, plan: Plan) -> serve.Application:
         max_constructor_retry_count=CONSTRUCTOR_TRIES,
         request_router_config=RequestRouterConfig(request_router_class=ByPrompt),
         **_size(plan),
-        **shared,
+        **_patient(settings),
     )
-    front = serve.deployment(Gateway, name="front", ray_actor_options={"num_cpus": 0}, **shared)
-    return front.bind(replica.bind(settings), settings, plan.replicas)
+    return replica.bind(settings)
 
 
 def run(settings: Settings) -> int:
     """Serve until a signal; the exit status."""
     cores = len(os.sched_getaffinity(0))
     with joined(max(cores, settings.workers)):
-        serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port))
+        serve.start(proxy_location=ProxyLocation.Disabled)
         each = settings.model_copy(update={"threads": 0, "models_dir": settings.models_dir.absolute()})
         try:
-            serve.run(application(each, _plan(settings, cores)), name=NAME)
+            handle = serve.run(replicas(each, _plan(settings, cores)), name=NAME, route_prefix=None)
         except RuntimeError as error:
             raise SourceError(f"Ray could not start the replicas: {error}") from error
-        _until_told()
+        status = process.run(create_front(Replicas(handle, settings.workers), settings), settings)
         serve.shutdown()
-    return 0
+    return status
 
 
-def _until_told() -> None:
-    """Until SIGTERM or Ctrl-C; Ray has put handlers of its own in place by now."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    stop.wait()
+def _patient(settings: Settings) -> dict[str, Any]:
+    """What our front and our batcher know better than Ray: how much is too much, and how long to wait."""
+    return {"max_ongoing_requests": MOST_ONGOING, "graceful_shutdown_timeout_s": settings.drain_s}
 
 
 def _plan(settings: Settings, cores: int) -> Plan:

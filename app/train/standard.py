@@ -4,7 +4,6 @@ It sees the same token ids as ours and the same pairs. TRL trains it and keeps c
 goes on; what it scores on the test pairs is kept with its time, size and memory.
 """
 
-import copy
 import hashlib
 import json
 import resource
@@ -12,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from app.errors import SourceError
 from app.model.text import Text
+from app.train import coach
 from app.types import Encoded, Pair
 
 MAX_TOKENS = 1024
@@ -121,34 +120,17 @@ def trained(
     try:
         from datasets import Dataset
         from peft import LoraConfig, TaskType
-        from transformers import PrinterCallback, TrainerCallback
         from trl import RewardConfig, RewardTrainer
     except ImportError as error:
         message = f"a StandardRM needs the extra 'align': pip install 'sparserm[align]' ({error})"
         raise SourceError(message) from error
-
-    class Heard(TrainerCallback):  # type: ignore[misc] # transformers is untyped
-        """Passes the trainer's steps on, and keeps the time with each checkpoint."""
-
-        def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-            report("StandardRM", state.global_step / max(state.max_steps, 1))
-
-        def on_save(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
-            clock.keep()
-
     home = clock.note.parent
-    tokenizer = copy.deepcopy(text.tokenizer)
-    tokenizer.pad_token_id = text.padding
     ids = [[one.ids for one in _encoded(text, pair)] for pair in pairs]
     rows = [{"chosen_ids": a, "rejected_ids": b, "length": len(a) + len(b)} for a, b in ids]
     config = RewardConfig(
-        output_dir=str(home), num_train_epochs=plan.epochs, learning_rate=plan.lr, seed=plan.seed,
-        per_device_train_batch_size=plan.step, gradient_accumulation_steps=plan.batch // plan.step,
-        save_strategy="steps", save_steps=10, save_total_limit=1, logging_strategy="no", report_to=[],
-        disable_tqdm=True, max_length=None, remove_unused_columns=False, activation_checkpointing=False,
-        train_sampling_strategy="group_by_length", length_column_name="length", warmup_steps=0.1,
-        bf16=precision() == HALF, use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
+        **coach.settings(home, batch=plan.batch, step=plan.step, half=precision() == HALF),
+        num_train_epochs=plan.epochs, learning_rate=plan.lr, seed=plan.seed, warmup_steps=0.1,
+        remove_unused_columns=False, train_sampling_strategy="group_by_length", length_column_name="length",
     )  # fmt: skip
     lora = LoraConfig(
         task_type=TaskType.SEQ_CLS, r=plan.rank, lora_alpha=2 * plan.rank,
@@ -156,10 +138,10 @@ def trained(
     )  # fmt: skip
     trainer = RewardTrainer(
         model=_model(backbone, text, plan), args=config, train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer, peft_config=lora, callbacks=[Heard()],
+        processing_class=coach.padded(text), peft_config=lora,
     )  # fmt: skip
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(home))
+    coach.listen(trainer, lambda share: report("StandardRM", share), clock.keep)
+    coach.go_on(trainer, home)
     return trainer.model.eval()
 
 
@@ -189,15 +171,11 @@ def margins(
 
 def _model(backbone: Path, text: Text, plan: StandardPlan) -> PreTrainedModel:
     torch.manual_seed(plan.seed)
-    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1, dtype=torch.float32)
+    frozen = getattr(torch, precision())
+    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1, dtype=frozen)
+    model.score.float()
     model.config.pad_token_id = text.padding
     return model
-
-
-def _last_checkpoint(home: Path) -> str | None:
-    """The newest checkpoint that was written to its end."""
-    whole = [state.parent for state in home.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda found: int(found.name.partition("-")[2]))) if whole else None
 
 
 def _encoded(text: Text, pair: Pair) -> list[Encoded]:
