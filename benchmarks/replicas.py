@@ -1,8 +1,9 @@
 """Two workers, and two replicas on Ray, of one thread each, against two single servers side by side.
 
 `python -m benchmarks.replicas` measures tokens a second on pairs that share nothing, and the share of tokens
-saved when responses to one prompt come one by one, against one single server. Every contender is started anew
-for every round, so that none works beside another; with `--tiny` it is the tests' toy.
+saved when responses to one prompt come one by one, against one single server. They take short turns, because
+a machine that is shared is now faster and now slower; whoever does not have the turn is stopped altogether.
+With `--tiny` it is the tests' toy.
 """
 
 import argparse
@@ -10,10 +11,12 @@ import asyncio
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+
+import psutil
 
 from app.model import home
 from app.settings import Settings
@@ -27,7 +30,7 @@ from tests import tiny
 
 ALONE, WORKERS, RAY = "two single servers", "two workers", "two replicas on Ray"
 SPREAD, GROUPED = chosen(["unique-16", "groups-8-75-apart"])
-WARM_S, PATIENCE_S = 5.0, 300.0
+WARM_S, PATIENCE_S = 2.0, 300.0
 Servers = Sequence[Served]
 
 
@@ -41,10 +44,12 @@ def main() -> None:
         course = Course(ours, Words(engine.text), seconds=given.seconds, tokens=tokens)
         del engine
         told = environment(settings)
-        for round_ in range(given.rounds):
-            for name in sorted(CONTENDERS, reverse=bool(round_ % 2)):
-                with CONTENDERS[name](told) as servers:
-                    course.run(name, servers, round_)
+        with ExitStack() as stack:
+            all_ = {name: stack.enter_context(_resting(begun(told))) for name, begun in CONTENDERS.items()}
+            for round_ in range(given.rounds):
+                for name in sorted(all_, reverse=bool(round_ % 2)):
+                    with _awake(all_[name]) as servers:
+                        course.run(name, servers, round_)
     course.report()
 
 
@@ -139,6 +144,34 @@ class Course:
         return asked(self._peer, self._words, servers, workload, seconds=seconds, seed=seed)
 
 
+@contextmanager
+def _resting(starting: AbstractContextManager[Servers]) -> Iterator[Servers]:
+    """Start servers, and stop all of their processes for as long as they are not awake."""
+    with starting as servers:
+        _tell(servers, psutil.Process.suspend)
+        try:
+            yield servers
+        finally:
+            _tell(servers, psutil.Process.resume)
+
+
+@contextmanager
+def _awake(servers: Servers) -> Iterator[Servers]:
+    _tell(servers, psutil.Process.resume)
+    try:
+        yield servers
+    finally:
+        _tell(servers, psutil.Process.suspend)
+
+
+def _tell(servers: Servers, what: Callable[[psutil.Process], None]) -> None:
+    for server in servers:
+        root = psutil.Process(server.pid)
+        for process in (root, *root.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                what(process)
+
+
 def _serve(told: dict[str, str], *options: str) -> AbstractContextManager[Served]:
     port = free_port()
     return started([*PROGRAM, str(port), *options], told, port=port, ready="/ready")
@@ -157,8 +190,8 @@ def _told(servers: Servers, name: str) -> float:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=12.0, help="of each of two measurements in a turn")
     parser.add_argument("--tiny", action="store_true")
     return parser.parse_args()
 

@@ -18,12 +18,12 @@ class Preset:
     batch: int = 4
     step: int = 4
     answered: int = 20
-    compared: int = 80
+    compared: int = 60
     learnt: int = 400
     gold: int = 400
-    standard: int = 128
+    standard: int = 96
     standard_epochs: int = 1
-    pool_prompts: int = 12
+    pool_prompts: int = 8
     pool: int = 64
     k: int = 128
 
