@@ -24,6 +24,7 @@ from benchmarks.replicas import (
     PATIENCE_S,
     SPREAD,
     WARM_S,
+    Tally,
     asked,
     behind_one_address,
     environment,
@@ -85,7 +86,7 @@ class Asking:
     def closed(self, servers: Sequence[Served], voices: int, seconds: float) -> list[Run]:
         """All servers at once, each with so many voices."""
         workload = replace(self._workload, voices=voices * len(servers))
-        return asked(self._peer, self._words, servers, workload, seconds=seconds, seed=voices)
+        return asked(self._peer, self._words, servers, workload, Tally(seconds), seed=voices)
 
     def compared(self, server: Served, speed: Speed, rate: float) -> tuple[list[float], list[float]]:
         """Seconds that requests took, and those that the simulation says they take."""

@@ -43,9 +43,15 @@ def section(found: Row) -> Iterator[str]:
         cells = " | ".join(f"{_cell(row[name])}<br>{_cell(row[name]['lead'], '+.3f')}" for name in names)
         kl = sum(row["kl"]) / len(row["kl"])
         yield f"| {arm} | {sum(kept) / len(kept):.0f} | {cells} | {kl:.3f} |"
+    means = "; ".join(f"{arm} {_by_seed(row)}" for arm, row in study["arms"].items())
+    yield f"\nImplicit-reward accuracy of each seed alone: {means}."
     agreement = ", ".join(f"{name} {_cell(row)}" for name, row in study["reward models"].items())
     yield f"\nThe reward models themselves, on the same test pairs: {agreement}.\n"
     yield from _best(found["best of n"])
+
+
+def _by_seed(row: Row) -> str:
+    return ", ".join(f"{mean:.3f}" for mean in row["implicit accuracy"]["seeds"])
 
 
 def _best(curve: Row) -> Iterator[str]:
