@@ -145,9 +145,10 @@ def running() -> int:
 
 @pytest.fixture(scope="module")
 def served(settings: Settings, free_tcp_port_factory: Any) -> Iterator[Served]:
-    port, alone = free_tcp_port_factory(), environment(settings)
-    with serving(port, alone, "--workers", "2", "--ray", worker="ServeReplica:sparserm:replica") as found:
+    port, homeless = free_tcp_port_factory(), {**environment(settings), "HOME": "/proc/nowhere"}
+    with serving(port, homeless, "--workers", "2", "--ray", worker="ServeReplica:sparserm:replica") as found:
         yield found
+    assert found.process.returncode == 0
 
 
 @pytest.mark.heavy

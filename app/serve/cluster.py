@@ -1,6 +1,7 @@
 """The Ray cluster at RAY_ADDRESS, or one on this machine that lasts as long as this process."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,7 +22,8 @@ def joined(cpus: int) -> Iterator[None]:
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False)
     else:
-        os.environ.update({name: value for name, value in ALONE.items() if name not in os.environ})
+        for name, value in {**ALONE, "RAY_AUTH_TOKEN": secrets.token_hex()}.items():
+            os.environ.setdefault(name, value)
         ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
     try:
         yield

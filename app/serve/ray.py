@@ -7,6 +7,7 @@ deployment behind Ray's proxy, or, for `sparserm serve --ray`, this process itse
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
@@ -181,6 +182,8 @@ def run(settings: Settings) -> int:
             handle = serve.run(replicas(each, _plan(settings, cores)), name=NAME, route_prefix=None)
         except RuntimeError as error:
             raise SourceError(f"Ray could not start the replicas: {error}") from error
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)  # uvicorn hears them, and passes them on when it has ended
         status = process.run(create_front(Replicas(handle, settings.workers), settings), settings)
         serve.shutdown()
     return status
