@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -32,35 +32,54 @@ from tests import tiny
 
 ALONE, WORKERS, RAY = "two single servers", "two workers", "two replicas on Ray"
 SPREAD, GROUPED = chosen(["unique-16", "groups-8-75-apart"])
-WARM_S, PATIENCE_S = 2.0, 300.0
+WARM_S, PATIENCE_S, WRITTEN = 2.0, 300.0, 20_000
 Servers = Sequence[Served]
 
 
 def main() -> None:
     """Print every round, then ratios."""
     given = _arguments()
-    with tempfile.TemporaryDirectory() as folder:
-        settings = tiny.world(Path(folder)) if given.tiny else Settings()
-        engine = home.engine(settings, lambda *_: None)
-        ours, tokens = peers(list(engine.models))[0], 64 if given.tiny else 256
-        course = Course(ours, Words(engine.text), seconds=given.seconds, tokens=tokens)
-        del engine
-        told = environment(settings)
-        with ExitStack() as stack:
-            all_ = {name: stack.enter_context(_resting(begun(told))) for name, begun in CONTENDERS.items()}
-            for round_ in range(given.rounds):
-                for name in sorted(all_, reverse=bool(round_ % 2)):
-                    with _awake(all_[name]) as servers:
-                        course.run(name, servers, round_)
+    with ExitStack() as stack:
+        ground = stack.enter_context(grounds(toy=given.tiny))
+        course = Course(ground, given.seconds)
+        all_ = {
+            name: stack.enter_context(_resting(begun(ground.environment)))
+            for name, begun in CONTENDERS.items()
+        }
+        for round_ in range(given.rounds):
+            for name in sorted(all_, reverse=bool(round_ % 2)):
+                with _awake(all_[name]) as servers:
+                    course.run(name, servers, round_)
     course.report()
 
 
-def environment(settings: Settings) -> dict[str, str]:
-    """What servers are told of these settings, on processors."""
-    return {
-        **os.environ, "SPARSERM_DEVICE": "cpu", "SPARSERM_MODELS_DIR": str(settings.models_dir),
-        "SPARSERM_CACHE_DIR": str(settings.cache), "SPARSERM_MAX_TOKENS": str(settings.max_tokens),
-    }  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What all are asked for, by whom, in pairs of how many tokens, and what servers are told."""
+
+    peer: Peer
+    words: Words
+    tokens: int
+    environment: dict[str, str]
+
+    def sized(self, workload: Workload) -> Workload:
+        """The same with pairs of this length."""
+        return replace(workload, tokens=(self.tokens, self.tokens))
+
+
+@contextmanager
+def grounds(*, toy: bool) -> Iterator[Ground]:
+    """The shipped models on processors, or the tests' toy."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = tiny.world(Path(folder)) if toy else Settings()
+        engine = home.engine(settings, lambda *_: None)
+        peer, words = peers(list(engine.models))[0], Words(engine.text)
+        del engine
+        told = {
+            **os.environ, "SPARSERM_DEVICE": "cpu", "SPARSERM_MODELS_DIR": str(settings.models_dir),
+            "SPARSERM_CACHE_DIR": str(settings.cache), "SPARSERM_MAX_TOKENS": str(settings.max_tokens),
+        }  # fmt: skip
+        yield Ground(peer, words, 64 if toy else 256, told)
 
 
 class Tally:
@@ -85,15 +104,13 @@ class Tally:
         return fate
 
 
-def asked(
-    peer: Peer, words: Words, servers: Servers, workload: Workload, tally: Tally, *, seed: int
-) -> list[Run]:
+def asked(ground: Ground, servers: Servers, workload: Workload, tally: Tally, *, seed: int) -> list[Run]:
     """All servers at once, the voices divided between them."""
-    part = replace(workload, voices=workload.voices // len(servers))
+    part = replace(ground.sized(workload), voices=workload.voices // len(servers))
 
     async def one(server: Served, rng: Random) -> Run:
-        turns = written(part.turns(words, rng), 20_000)
-        async with calling(peer, [server.url], patience_s=PATIENCE_S) as caller:
+        turns = written(part.turns(ground.words, rng), WRITTEN)
+        async with calling(ground.peer, [server.url], patience_s=PATIENCE_S) as caller:
             ask = partial(tally.ask, caller.ask)
             return await closed(ask, turns, part, seconds=tally.seconds, rng=rng)
 
@@ -122,19 +139,17 @@ def behind_one_address(told: dict[str, str], *options: str) -> Iterator[Servers]
 class Course:
     """What each contender goes through, and what was measured on it."""
 
-    def __init__(self, peer: Peer, words: Words, *, seconds: float, tokens: int) -> None:
-        self._peer = peer
-        self._words = words
+    def __init__(self, ground: Ground, seconds: float) -> None:
+        self._ground = ground
         self._seconds = seconds
-        self._lengths = (tokens, tokens)
         self._rates: dict[str, dict[int, float]] = {}
         self._saved: dict[str, dict[int, float]] = {}
 
     def run(self, name: str, servers: Servers, round_: int) -> None:
         """One round of one contender."""
-        self._asked(servers, SPREAD, Tally(WARM_S), seed=-1)
+        asked(self._ground, servers, SPREAD, Tally(WARM_S), seed=-1)
         before, tally = machine.peak([]), Tally(self._seconds)
-        runs = self._asked(servers, SPREAD, tally, seed=round_)
+        runs = asked(self._ground, servers, SPREAD, tally, seed=round_)
         saved = self._share_saved(servers[:1], round_)
         after, load = machine.peak([]), os.getloadavg()[0]
         self._rates.setdefault(name, {})[round_] = tally.rate
@@ -156,15 +171,11 @@ class Course:
     def _share_saved(self, servers: Servers, round_: int) -> float:
         """Of the tokens of groups whose responses come one by one, those that were not computed."""
         before = [_told(servers, name) for name in ("tokens_saved", "tokens")]
-        self._asked(servers, GROUPED, Tally(self._seconds / 2), seed=1000 + round_)
+        asked(self._ground, servers, GROUPED, Tally(self._seconds / 2), seed=1000 + round_)
         saved, tokens = (
             _told(servers, name) - was for name, was in zip(("tokens_saved", "tokens"), before, strict=True)
         )
         return saved / tokens
-
-    def _asked(self, servers: Servers, workload: Workload, tally: Tally, seed: int) -> list[Run]:
-        workload = replace(workload, tokens=self._lengths)
-        return asked(self._peer, self._words, servers, workload, tally, seed=seed)
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """The simulation of replicas against what is known about queues."""
 
 import statistics
+import subprocess
+import sys
 
 import pytest
 
@@ -37,3 +39,12 @@ def test_groups_that_meet_finish_sooner() -> None:
     speed = Speed(0.01, 0.001, 1024, memory=100_000)
     apart, together = (max(simulate(wave, speed, 2, route)) for route in (shortest, by_prompt))
     assert 0.75 < together / apart < 0.9
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("bench", "told"), [("waiting", "measured mean"), ("replicas", "of one server")])
+def test_benchmarks_of_many_processes_run_on_the_toy(bench: str, told: str) -> None:
+    options = ["--tiny", "--seconds", "2", *(["--rounds", "1"] if bench == "replicas" else [])]
+    command = [sys.executable, "-m", f"benchmarks.{bench}", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert told in done.stdout
