@@ -1,5 +1,6 @@
 """Ray: deploy/ray is what the code accepts; two replicas are one server; files come out the same."""
 
+import asyncio
 import os
 import re
 import signal
@@ -24,8 +25,9 @@ from ray.serve.schema import ServeDeploySchema
 from app.errors import Exposed
 from app.model.engine import Engine
 from app.serve.cluster import joined
+from app.serve.front import Asked
 from app.serve.ray import NAME, Plan, application, build
-from app.serve.rayhooks import BACKLOG, ByBacklog
+from app.serve.rayhooks import BACKLOG, ByBacklog, ByPrompt
 from app.settings import Settings
 from app.types import Ask
 from tests import bulks, tiny
@@ -70,6 +72,43 @@ def test_a_config_without_keys_is_refused_unless_it_says_so() -> None:
 def test_there_are_as_many_replicas_as_tokens_wait(waiting: list[float], wanted: int) -> None:
     context = SimpleNamespace(aggregated_metrics={BACKLOG: dict(enumerate(waiting))})
     assert ByBacklog(tokens=100)(context) == (wanted, {})
+
+
+def test_requests_that_come_at_once_are_shared_out_before_any_is_sent() -> None:
+    replicas: Any = [SimpleNamespace(replica_id=SimpleNamespace(unique_id=name)) for name in "ab"]
+    router = ByPrompt.__new__(ByPrompt)  # its own part alone: Ray's begins with a cluster
+    router.initialize_state()
+
+    async def eight(first: int) -> list[tuple[Any, Any]]:
+        bodies = [f'{{"prompt": "{number:040}"}}'.encode() for number in range(first, first + 8)]
+        pending: list[Any] = [
+            SimpleNamespace(
+                args=[Asked("POST", b"/", (), body)],
+                metadata=SimpleNamespace(internal_request_id=body),
+                future=asyncio.get_running_loop().create_future(),
+            )
+            for body in bodies
+        ]
+        return [(one, (await router.choose_replicas(replicas, one))[0][0].replica_id) for one in pending]
+
+    def met(some: list[tuple[Any, Any]]) -> Counter[str]:
+        return Counter(replica.unique_id for _, replica in some)
+
+    async def run() -> None:
+        come = await eight(0) + await eight(8)
+        assert met(come) == {"a": 8, "b": 8}
+        for pending, replica in come:
+            if replica.unique_id == "a":
+                pending.future.cancel()  # its caller goes before it is sent
+        await asyncio.sleep(0)
+        assert met(await eight(16)) == {"a": 8}
+        for pending, replica in come:
+            if replica.unique_id == "b":
+                router.on_request_routed(pending, replica, None)
+                router.on_request_completed(replica, pending.metadata.internal_request_id)
+        assert met(await eight(24)) == {"b": 8}
+
+    asyncio.run(run())
 
 
 def score(source: Path, out: Path, env: dict[str, str], *options: str) -> "subprocess.Popen[bytes]":
