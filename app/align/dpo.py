@@ -58,6 +58,7 @@ def train(
     hand.model.save_pretrained(folder)
 
 
+@coach.hushed()
 def trainer(policy: Policy, rows: list[Row], plan: Plan, seed: int, work: Path) -> Any:
     """TRL's, with a fresh adapter on the start; it works in a folder."""
     from datasets import Dataset

@@ -13,6 +13,7 @@ from app.model import home, precision
 from app.model.sources import Progress
 from app.model.text import Text
 from app.settings import Settings
+from app.train import coach
 from app.types import Exchange, Message
 
 Turns = tuple[Message, ...]
@@ -32,6 +33,7 @@ class Policy:
     dtype: torch.dtype = torch.float32
     adapter: Path | None = None
 
+    @coach.hushed()
     def opened(self) -> PreTrainedModel:
         """The language model with the adapter worked in, in float32."""
         llm = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32, use_safetensors=True)

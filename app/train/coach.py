@@ -1,7 +1,9 @@
 """TRL's trainers as they are used here: quiet, checkpointed, heard, going on where they were killed."""
 
 import copy
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,14 @@ from app.model.text import Text
 
 SAVED_EVERY = 10
 Heard = Callable[[float], None]
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Without what peft has to hear from transformers, of which it asks something by an old name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def settings(folder: Path, *, batch: int, step: int, half: bool) -> dict[str, Any]:
@@ -43,6 +53,7 @@ def listen(trainer: Any, report: Heard, saved: Callable[[], None] = lambda: None
     trainer.add_callback(Listener())
 
 
+@hushed()
 def go_on(trainer: Any, folder: Path) -> None:
     """Train, from the newest checkpoint in a folder that was written to its end if there is one."""
     whole = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json")]

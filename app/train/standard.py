@@ -108,6 +108,7 @@ def precision() -> str:
     return HALF if torch.cuda.is_available() or has.get("avx512_bf16") or has.get("amx_bf16") else "float32"
 
 
+@coach.hushed()
 def trained(
     backbone: Path,
     text: Text,

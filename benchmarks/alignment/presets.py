@@ -17,13 +17,13 @@ class Preset:
     lr: float = 5e-4
     batch: int = 4
     step: int = 4
-    answered: int = 20
-    compared: int = 60
+    answered: int = 16
+    compared: int = 48
     learnt: int = 400
     gold: int = 400
-    standard: int = 96
+    standard: int = 64
     standard_epochs: int = 1
-    pool_prompts: int = 8
+    pool_prompts: int = 6
     pool: int = 64
     k: int = 128
 
