@@ -97,7 +97,7 @@ def _wheels() -> list[str]:
 def _begin(root: Path, base: Stage | None) -> Stage:
     """A tree with nothing in it, or what another stage has left."""
     if base:
-        shutil.copytree(base.root, root, symlinks=True, copy_function=os.link)
+        subprocess.run(["cp", "-al", base.root, root], check=True)  # folders keep their owners
         return replace(base, root=root, arguments={})
     for place in (*LENT, "tmp", "opt", "srv", "var/cache", "home"):
         (root / place).mkdir(parents=True)
