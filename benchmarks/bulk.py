@@ -1,7 +1,8 @@
 """`sparserm score` over a file against the bare engine on the same items, interleaved in one run.
 
 `python -m benchmarks.bulk [ROWS]` takes the first shipped model; with `--tiny` it is the tests' toy, on which
-everything around the engine weighs most. The rows are all different, so that there is no prefix to share.
+everything around the engine weighs most. All rows differ, so that there is no prefix to share. Rounds are
+short and many, because a machine's speed changes within minutes.
 """
 
 import argparse
@@ -9,9 +10,9 @@ import json
 import os
 import random
 import resource
-import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -23,41 +24,48 @@ from app.align.resident import Resident
 from app.align.tasks import SCORE
 from app.align.windows import PASS_TOKENS
 from app.model import home
+from app.model.apart import apart
 from app.model.engine import Engine
 from app.model.packing import passes
 from app.settings import Settings
 from app.types import Ask, Exchange, Job, Message
+from benchmarks import figures
 from tests import tiny
 
-ROUNDS = 3
 WORDS = Path(__file__).read_text().split()
 
 
 def main() -> None:
-    """Print both rates, their ratio, and the memory the rounds took."""
+    """Print both rates round by round, then their ratio and that of the processor time."""
     given = _arguments()
     with tempfile.TemporaryDirectory() as folder:
         settings = tiny.world(Path(folder)) if given.tiny else Settings()
         settings = settings.model_copy(  # nobody is to know a prompt from the round before
             update={"recall_mib": 0, "batch_tokens": settings.batch_tokens or PASS_TOKENS}
         )
-        engine = home.engine(settings, lambda *_: None)
+        engine = apart(lambda: home.engine(settings, lambda *_: None))
         exchanges = _written(Path(folder) / "rows.jsonl", given.rows, tiny.WORDS if given.tiny else WORDS)
         name, load = next(iter(engine.models)), os.getloadavg()[0]
         print(f"{given.rows:,} rows, {name}, load average {load:.2f}, {torch.get_num_threads()} threads")
-        times: dict[str, list[float]] = {"engine": [], "score": []}
-        for round_ in range(ROUNDS):
-            contenders = {
-                "engine": lambda: _alone(engine, exchanges, name, settings.batch_tokens),
-                "score": lambda: _whole(engine, Path(folder), name, settings),
-            }
-            for what in sorted(contenders, reverse=bool(round_ % 2)):
-                started = time.perf_counter()
-                contenders[what]()
-                times[what].append(time.perf_counter() - started)
-            print(f"  {_said(times, given.rows)}; peak memory {_peak()} MiB")
-    alone, whole = (statistics.median(seconds) for seconds in times.values())
-    print(f"score at {alone / whole:.3f} of the engine's own rate")
+        turns = {
+            "engine": lambda: _alone(engine, exchanges, name, settings.batch_tokens),
+            "score": lambda: _whole(engine, Path(folder), name, settings),
+        }
+        walls, cores = ({what: dict[int, float]() for what in turns} for _ in range(2))
+        for round_ in range(given.rounds):
+            for what in sorted(turns, reverse=bool(round_ % 2)):
+                walls[what][round_], cores[what][round_] = _timed(turns[what])
+            rates = (f"{what} {given.rows / walls[what][round_]:.1f} rows/s" for what in turns)
+            print(f"  {', '.join(rates)}; peak memory {_peak()} MiB", flush=True)
+    print(f"score at {figures.ratios(walls['engine'], walls['score']):.3f} of the engine's own rate,")
+    print(f"with {figures.ratios(cores['score'], cores['engine']):.3f} times its processor time")
+
+
+def _timed(turn: Callable[[], None]) -> tuple[float, float]:
+    """Seconds it took, and seconds of processor time of all threads."""
+    wall, core = time.perf_counter(), time.process_time()
+    apart(turn)
+    return time.perf_counter() - wall, time.process_time() - core
 
 
 def _whole(engine: Engine, folder: Path, name: str, settings: Settings) -> None:
@@ -86,17 +94,14 @@ def _written(file: Path, rows: int, words: list[str]) -> list[Exchange]:
     return exchanges
 
 
-def _said(times: dict[str, list[float]], rows: int) -> str:
-    return ", ".join(f"{name} {rows / seconds[-1]:.1f} rows/s" for name, seconds in times.items())
-
-
 def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("rows", type=int, nargs="?", default=300)
+    parser.add_argument("rows", type=int, nargs="?", default=150)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tiny", action="store_true")
     return parser.parse_args()
 

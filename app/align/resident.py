@@ -10,6 +10,7 @@ from app.align.tasks import Item
 from app.align.windows import PASS_TOKENS
 from app.errors import InvalidInput, SparseRMError
 from app.model import home
+from app.model.apart import apart
 from app.model.engine import Engine, Prepared
 from app.model.packing import passes
 from app.model.recall import Recall
@@ -23,10 +24,15 @@ from app.types import Encoded, Job, Scored
 def resident(question: Question, settings: Settings, progress: Progress) -> Iterator[Judge]:
     """An engine with nothing but what the question is about, its probes passed."""
     needed = ",".join(sorted(home.bundles(question.model, settings)))
-    engine = home.engine(settings.model_copy(update={"models": needed, "default_model": ""}), progress)
-    engine.check(question.ask)
-    engine.verify()
-    yield Resident(engine, question, settings)
+    alone = settings.model_copy(update={"models": needed, "default_model": ""})
+
+    def ready() -> Engine:
+        engine = home.engine(alone, progress)
+        engine.check(question.ask)
+        engine.verify()
+        return engine
+
+    yield Resident(apart(ready), question, settings)
 
 
 class Batch(NamedTuple):

@@ -84,11 +84,13 @@ def _serve(chosen: Settings, socket: Path | None = None) -> int:
     from prometheus_client import REGISTRY
 
     from app.model import home
+    from app.model.apart import apart
     from app.serve import logs, process
     from app.serve.server import create_app
 
     with progress() as report:
-        served = create_app(home.engine(chosen, report), chosen, REGISTRY)
+        engine = apart(lambda: home.engine(chosen, report))
+        served = create_app(engine, chosen, REGISTRY)
     logs.begin(chosen.log_level)
     return process.run(served, chosen, socket)
 

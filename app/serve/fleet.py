@@ -10,6 +10,7 @@ from functools import partial
 
 from app.errors import BundleError, Conflict, NotFound
 from app.model import home
+from app.model.apart import apart
 from app.model.engine import Engine
 from app.serve.batcher import Batcher
 from app.serve.metrics import Metrics
@@ -64,7 +65,7 @@ class Fleet:
         """Turn to a changed engine, once what is new in it has passed its probes."""
         async with self._changing:
             try:
-                changed = await asyncio.to_thread(change, self._scorer.engine)
+                changed = await asyncio.to_thread(apart, partial(change, self._scorer.engine))
                 if new:
                     await self._batcher.on_device(partial(changed.verify, *new))
             except BundleError as error:

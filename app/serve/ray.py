@@ -58,10 +58,11 @@ class Replica:
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc] # Ray awaits it
         from app.model import home  # the front loads this module, too, and needs no torch
+        from app.model.apart import apart
         from app.serve.server import create_app
 
         logs.begin(settings.log_level)
-        engine = await asyncio.to_thread(home.engine, settings, lambda *_: None)
+        engine = await asyncio.to_thread(apart, lambda: home.engine(settings, lambda *_: None))
         self._app = create_app(engine, settings, CollectorRegistry())
         self._running = AsyncExitStack()
         await self._running.enter_async_context(self._app.router.lifespan_context(self._app))

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -11,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from app.errors import SourceError
 from app.model import pace
+from app.model.apart import apart
 from app.model.engine import Engine
 from app.serve import adapters, operating, page, routes
 from app.serve.batcher import Batcher
@@ -26,7 +28,7 @@ log = logging.getLogger("sparserm")
 
 def create_app(engine: Engine, settings: Settings, registry: CollectorRegistry) -> FastAPI:
     """The server around one engine, whose probes must pass; its lifespan runs the batcher."""
-    engine.verify()
+    apart(engine.verify)
     metrics = Metrics(registry)
     app = FastAPI(
         title="SparseRM",
@@ -53,7 +55,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """The batcher and what stands on it; the engine is handed over, so that a reload can let it go."""
     state = app.state
     if not state.settings.batch_tokens:
-        found = await asyncio.to_thread(pace.budget, state.engine.backbone)
+        found = await asyncio.to_thread(apart, partial(pace.budget, state.engine.backbone))
         log.info("passes of %d tokens", found)
         state.settings = state.settings.model_copy(update={"batch_tokens": found})
     settings: Settings = state.settings
