@@ -24,9 +24,9 @@ from app.align.resident import Resident
 from app.align.tasks import SCORE
 from app.align.windows import PASS_TOKENS
 from app.model import home
-from app.model.apart import apart
 from app.model.engine import Engine
 from app.model.packing import passes
+from app.model.teams import apart
 from app.settings import Settings
 from app.types import Ask, Exchange, Job, Message
 from benchmarks import figures

@@ -10,11 +10,11 @@ from app.align.tasks import Item
 from app.align.windows import PASS_TOKENS
 from app.errors import InvalidInput, SparseRMError
 from app.model import home
-from app.model.apart import apart
 from app.model.engine import Engine, Prepared
 from app.model.packing import passes
 from app.model.recall import Recall
 from app.model.sources import Progress
+from app.model.teams import apart
 from app.serve import bodies
 from app.settings import Settings
 from app.types import Encoded, Job, Scored

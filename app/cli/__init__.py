@@ -3,7 +3,9 @@
 import typer
 
 from app.cli import aligning, bulk, measuring, models, serving, training
+from app.model import teams
 
+teams.stay_awake_briefly()
 app = typer.Typer(help="SparseRM: reward models one can read.", no_args_is_help=True)
 app.add_typer(serving.app)
 app.add_typer(training.app)

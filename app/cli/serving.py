@@ -84,7 +84,7 @@ def _serve(chosen: Settings, socket: Path | None = None) -> int:
     from prometheus_client import REGISTRY
 
     from app.model import home
-    from app.model.apart import apart
+    from app.model.teams import apart
     from app.serve import logs, process
     from app.serve.server import create_app
 

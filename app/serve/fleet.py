@@ -10,8 +10,8 @@ from functools import partial
 
 from app.errors import BundleError, Conflict, NotFound
 from app.model import home
-from app.model.apart import apart
 from app.model.engine import Engine
+from app.model.teams import apart
 from app.serve.batcher import Batcher
 from app.serve.metrics import Metrics
 from app.serve.scoring import Scorer

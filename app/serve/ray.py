@@ -24,6 +24,7 @@ from ray.serve.handle import DeploymentHandle
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app.errors import Closing, Conflict, DeviceLost, SourceError
+from app.model import teams
 from app.serve import logs, process
 from app.serve.cluster import joined
 from app.serve.front import Asked, Said, create_front
@@ -57,12 +58,12 @@ class Replica:
     """An engine and the app around it."""
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc] # Ray awaits it
+        teams.stay_awake_briefly()
         from app.model import home  # the front loads this module, too, and needs no torch
-        from app.model.apart import apart
         from app.serve.server import create_app
 
         logs.begin(settings.log_level)
-        engine = await asyncio.to_thread(apart, lambda: home.engine(settings, lambda *_: None))
+        engine = await asyncio.to_thread(teams.apart, lambda: home.engine(settings, lambda *_: None))
         self._app = create_app(engine, settings, CollectorRegistry())
         self._running = AsyncExitStack()
         await self._running.enter_async_context(self._app.router.lifespan_context(self._app))

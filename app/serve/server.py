@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry
 
 from app.errors import SourceError
 from app.model import pace
-from app.model.apart import apart
 from app.model.engine import Engine
+from app.model.teams import apart
 from app.serve import adapters, operating, page, routes
 from app.serve.batcher import Batcher
 from app.serve.failures import answer_errors
