@@ -1,9 +1,9 @@
 """How the threads of a pass wait for each other at its many barriers: awake, but not for long.
 
-Sleeping at each of them loses a fifth of the speed on an idle machine; staying awake as long as OpenMP would
-loses half of it beside a busy neighbour (docs/log.md). OpenMP keeps a team for every thread that has computed
-and still lives, and when all teams together have more threads than there are cores, all sleep nonetheless. So
-where a thread lives to run passes, nobody else who computes may live on.
+Sleeping at each of them loses a tenth or more of the speed of an idle machine; staying awake like OpenMP
+loses half of it beside a busy neighbour (docs/log.md). OpenMP keeps a team for every thread that has
+computed and still lives, and when all teams together have more threads than there are cores, all sleep
+nonetheless. So where a thread lives to run passes, nobody else who computes may live on.
 """
 
 import os
@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from threading import Thread
 from typing import TypeVar
 
-SPINS = 4000
+SPINS = 10_000
 T = TypeVar("T")
 
 
