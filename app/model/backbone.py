@@ -62,12 +62,12 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""
-        return self.stack[0].queries.device
+        return self.stack[0].qkv.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the products; the stream between layers is float32."""
-        return self.stack[0].queries.dtype
+        return self.stack[0].qkv.dtype
 
     @property
     def weights(self) -> list[Tensor]:
@@ -84,7 +84,7 @@ class Backbone:
             layer: torch.from_numpy(rows - packed.before).to(self.device) for layer, rows in wanted.items()
         }
         stream = self.embedding(torch.from_numpy(packed.ids).to(self.device)).float()
-        wide = (packed.before + len(stream), self.stack[0].shape.memory)
+        wide = (packed.before + len(stream), len(self.stack[0].qkv))
         row = torch.empty(wide, dtype=self.dtype, device=self.device)
         turns, deepest = self._turns(packed), max(wanted)
         memory = session or Session(deepest)
@@ -98,7 +98,7 @@ class Backbone:
             else:
                 last = self._look(packed, block.window, wanted[deepest])
                 stream = block(stream, row, turns[block.look], last, places[deepest])
-            memory.note(row)
+            memory.note(row, block.shape.memory)
             if number in wanted:
                 values = stream if number == deepest else stream[places[number]]
                 found[number] = Residuals(wanted[number], values)
