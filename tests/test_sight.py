@@ -17,7 +17,6 @@ from app.model.packing import Packed, pack
 from app.types import Ask, Explain
 from tests import tiny
 
-CPU = torch.device("cpu")
 ITEM = st.lists(st.integers(0, 2), min_size=1, max_size=14).map(tuple)
 SLOW = "ignore:flex_attention called without torch.compile"
 
@@ -61,9 +60,29 @@ def test_both_sights_are_what_attention_means(
     q, k, v = (torch.randn(len(packed.ids), heads, 16, generator=generator) for heads in (4, 2, 2))
     expected = attended(definition(packed, items, window), q, k, v, cap)[read]
     for kind in (Views, Blocks):
-        sight = kind.of(packed.segments, window, read, CPU)
+        sight = kind.of(packed.segments, window, read, q)
         found = sight.attend(q[read], k, v, 0.3, cap)
         assert torch.allclose(found, expected, atol=1e-5), kind
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("part", [0.1, 1.0])
+@pytest.mark.parametrize("window", [None, 40, 200])
+def test_long_segments_are_seen_whole(
+    window: int | None, part: float, dtype: torch.dtype, close: float
+) -> None:
+    """Those of more queries than a strip holds."""
+    rng = random.Random(0)
+    prompt = tuple(rng.choices(range(9), k=150))
+    items = [prompt + tuple(rng.choices(range(9), k=length)) for length in (20, 200, 400)]
+    packed = pack(items)
+    read = chosen(packed, part)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(len(packed.ids), n, 16, generator=generator).to(dtype) for n in (4, 2, 2))
+    expected = attended(definition(packed, items, window), q.float(), k.float(), v.float(), None)[read]
+    found = Views.of(packed.segments, window, read, q).attend(q[read], k, v, 0.3, None)
+    assert found.dtype == dtype
+    assert (found - expected).abs().max() < close
 
 
 @pytest.mark.parametrize("window", [None, 40, 200])
@@ -73,7 +92,7 @@ def test_blocks_leave_out_nothing_that_is_seen(window: int | None) -> None:
     items = [rng.choice(prompts) + tuple(rng.choices(range(9), k=rng.randint(1, 90))) for _ in range(12)]
     packed = pack(items)
     read = chosen(packed, 0.4)
-    mask = Blocks.of(packed.segments, window, read, CPU).mask
+    mask = Blocks.of(packed.segments, window, read, torch.empty(0)).mask
     exact = create_block_mask(mask.mask_mod, None, None, len(read), len(packed.ids), "cpu", SIDE)
     ours, needed = (m.to_dense()[0, 0].bool() for m in (mask, exact))
     assert (ours | ~needed).all()

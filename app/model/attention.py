@@ -3,7 +3,7 @@
 What a segment may see is worked out once a pass and used by every layer that looks as far back.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol, Self
@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from app.model.packing import Segment
 
 Rows = NDArray[np.int64]
+STRIP = 128
 
 
 class Sight(Protocol):
@@ -29,15 +30,20 @@ class Sight(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """Some queries of one segment, the rows of its keys, and which of them each query may see.
-
-    Without a mask query i sees keys 0 to i.
-    """
+class Strip:
+    """A few queries, the keys that any of them sees and few others, and -inf where one does not see one."""
 
     queries: slice
+    keys: slice
+    veil: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The rows of the keys of one segment, and its queries in strips."""
+
     keys: slice | Tensor
-    mask: Tensor | None
+    strips: tuple[Strip, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +53,15 @@ class Views:
     pieces: tuple[View, ...]
 
     @classmethod
-    def of(cls, segments: Iterable[Segment], window: int | None, read: Rows, device: torch.device) -> Self:
+    def of(cls, segments: Iterable[Segment], window: int | None, read: Rows, like: Tensor) -> Self:
         """What the queries at the rows in `read`, which lie side by side, attend to."""
         pieces: list[View] = []
         for segment in segments:
             first, last = np.searchsorted(read, (segment.start, segment.stop))
             if first < last:
-                pieces.append(_view(segment, window, read[first:last], int(first), device))
+                places = read[first:last] - segment.start + segment.depth
+                strips = _strips(places, window or int(places[-1]) + 1, int(first), like)
+                pieces.append(View(_keys(segment, like.device), tuple(strips)))
         return cls(tuple(pieces))
 
     def attend(
@@ -64,38 +72,35 @@ class Views:
         queries = queries.view(len(queries), groups, -1, queries.shape[2])
         out = queries.new_empty(queries.shape)
         for view in self.pieces:
-            q = queries[view.queries].permute(1, 2, 0, 3)
-            lent = [t[view.keys].permute(1, 0, 2)[:, None] for t in (keys, values)]
-            k, v = (t.expand(-1, q.shape[1], -1, -1) for t in lent)
-            if softcap is None:
-                seen = scaled_dot_product_attention(
-                    q, k, v, attn_mask=view.mask, is_causal=view.mask is None, scale=scale
-                )
-            else:
-                seen = _capped(q, k, v, view.mask, scale, softcap)
-            out[view.queries] = seen.permute(2, 0, 1, 3)
+            k, v = (t[view.keys].permute(1, 0, 2) for t in (keys, values))
+            for strip in view.strips:
+                q = queries[strip.queries].permute(1, 2, 0, 3)
+                seen = _seen(q, k[:, strip.keys], v[:, strip.keys], strip.veil, scale, softcap)
+                out[strip.queries] = seen.permute(2, 0, 1, 3)
         return out.flatten(1)
 
 
-def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
-    """Attention whose logits are squashed into ±softcap, which no fused kernel of torch's does."""
-    if mask is None:
-        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-    logits = torch.tanh(q @ k.mT * (scale / softcap)).float() * softcap
-    weights = torch.softmax(logits.masked_fill_(~mask, -torch.inf), -1)
-    return weights.to(v) @ v
+def _seen(q: Tensor, k: Tensor, v: Tensor, veil: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """Attention of (G, R, n, d) over (G, T, d); torch's kernel wins in 32 bits, and caps no logits."""
+    if softcap is None and q.dtype == torch.float32:
+        k, v = (t[:, None].expand(-1, q.shape[1], -1, -1) for t in (k, v))
+        return scaled_dot_product_attention(q, k, v, attn_mask=veil, scale=scale)
+    logits = (q * scale).flatten(1, 2) @ k.mT
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap).float() * softcap
+    weights = (logits.view(*q.shape[:3], -1) + veil).softmax(-1).to(v)
+    return (weights.flatten(1, 2) @ v).view(q.shape)
 
 
-def _view(segment: Segment, window: int | None, read: Rows, first: int, device: torch.device) -> View:
-    length = segment.depth + segment.stop - segment.start
-    places = read - segment.start + segment.depth
-    queries = slice(first, first + len(places))
-    reach = min(window or length, length)
-    mask = None
-    if reach < length or len(places) < length:
-        back = torch.from_numpy(places).to(device)[:, None] - torch.arange(length, device=device)
-        mask = (back >= 0) & (back < reach)
-    return View(queries, _keys(segment, device), mask)
+def _strips(places: Rows, window: int, first: int, like: Tensor) -> Iterator[Strip]:
+    """Queries at these places of their items, the first of them at a row of its own among all queries."""
+    for start in range(0, len(places), STRIP):
+        some = places[start : start + STRIP]
+        nearest, furthest = max(int(some[0]) + 1 - window, 0) // STRIP * STRIP, int(some[-1]) + 1
+        back = torch.from_numpy(some[:, None] - np.arange(nearest, furthest)).to(like.device)
+        veil = like.new_zeros(back.shape).masked_fill_((back < 0) | (back >= window), -torch.inf)
+        at = first + start
+        yield Strip(slice(at, at + len(some)), slice(nearest, furthest), veil)
 
 
 def _keys(segment: Segment, device: torch.device) -> slice | Tensor:

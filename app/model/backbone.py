@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from app.model.attention import Rows, Sight, Views
 from app.model.blocks import Blocks
 from app.model.layers import Layer, fold
-from app.model.packing import Packed
+from app.model.packing import Packed, filled
 from app.model.recall import Session
 
 
@@ -62,12 +62,12 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""
-        return self.stack[0].qkv.device
+        return self.stack[0].queries.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the products; the stream between layers is float32."""
-        return self.stack[0].qkv.dtype
+        return self.stack[0].queries.dtype
 
     @property
     def weights(self) -> list[Tensor]:
@@ -83,22 +83,23 @@ class Backbone:
         places = {
             layer: torch.from_numpy(rows - packed.before).to(self.device) for layer, rows in wanted.items()
         }
+        packed = filled(packed, self.stack[0].queries.room(len(packed.ids)))
         stream = self.embedding(torch.from_numpy(packed.ids).to(self.device)).float()
-        wide = (packed.before + len(stream), len(self.stack[0].qkv))
+        wide = (packed.before + len(stream), self.stack[0].shape.memory)
         row = torch.empty(wide, dtype=self.dtype, device=self.device)
         turns, deepest = self._turns(packed), max(wanted)
         memory = session or Session(deepest)
         windows = {block.window for block in self.stack[: deepest - 1]}
-        sights = {one: self._look(packed, one, packed.everything) for one in windows}
+        sights = {one: self._look(packed, one, packed.everything, row) for one in windows}
         found: dict[int, Residuals] = {}
         for number, block in enumerate(self.stack[:deepest], start=1):
             memory.fill(number - 1, packed.fills, row)
             if number < deepest:
                 stream = block(stream, row, turns[block.look], sights[block.window])
             else:
-                last = self._look(packed, block.window, wanted[deepest])
+                last = self._look(packed, block.window, wanted[deepest], row)
                 stream = block(stream, row, turns[block.look], last, places[deepest])
-            memory.note(row, block.shape.memory)
+            memory.note(row)
             if number in wanted:
                 values = stream if number == deepest else stream[places[number]]
                 found[number] = Residuals(wanted[number], values)
@@ -113,8 +114,8 @@ class Backbone:
         logits: Tensor = self._norm(directions.to(embeddings)) @ embeddings.T
         return logits.float()
 
-    def _look(self, packed: Packed, window: int | None, read: Rows) -> Sight:
-        return self.sight.of(packed.segments, window, read, self.device)
+    def _look(self, packed: Packed, window: int | None, read: Rows, row: Tensor) -> Sight:
+        return self.sight.of(packed.segments, window, read, row)
 
     def _turns(self, packed: Packed) -> dict[str, Tensor]:
         """For each way to look, the unit complex numbers (T, 1, d/2) that turn a head to its position."""

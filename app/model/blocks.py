@@ -28,15 +28,15 @@ class Blocks:
     mask: BlockMask
 
     @classmethod
-    def of(cls, segments: Iterable[Segment], window: int | None, read: Rows, device: torch.device) -> Self:
+    def of(cls, segments: Iterable[Segment], window: int | None, read: Rows, like: Tensor) -> Self:
         """What the queries at the rows in `read`, which lie side by side, attend to."""
         segments = list(segments)
         seen, places = _table(segments)
         owner = np.searchsorted([segment.stop for segment in segments], read, side="right")
         coarse = _coarse(seen, owner, places, read)
         order = np.argsort(~coarse, axis=1, kind="stable")
-        tensors = [torch.from_numpy(a).to(device) for a in (seen, owner, places, places[read])]
-        count, which = (torch.from_numpy(a.astype(np.int32)).to(device) for a in (coarse.sum(1), order))
+        tensors = [torch.from_numpy(a).to(like.device) for a in (seen, owner, places, places[read])]
+        count, which = (torch.from_numpy(a.astype(np.int32)).to(like.device) for a in (coarse.sum(1), order))
         mask = BlockMask.from_kv_blocks(
             count[None, None], which[None, None], BLOCK_SIZE=SIDE, mask_mod=_mask(tensors, window),
             seq_lengths=(len(read), seen.shape[1]),

@@ -1,6 +1,6 @@
 """One decoder layer, folded for serving: what transformers computes, in few passes over memory.
 
-Q, K and V are one product, gate and up another; the gain of the norm before a product is folded into it, so a
+K and V are one product, gate and up another; the gain of the norm before a product is folded into it, so a
 norm is one factor a row. Halves of a head that turn together lie side by side, so that rotating a position
 in is one multiplication by a complex number of length one. Whatever the products are in, the stream between
 layers stays in float32.
@@ -17,6 +17,7 @@ from transformers.activations import ACT2FN
 
 from app.errors import SourceError
 from app.model.attention import Sight
+from app.model.products import Matrix
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 ONE_CENTRED = ("gemma2", "gemma3_text")
@@ -51,14 +52,13 @@ class Layer:
     look: str
     window: int | None
     scale: float
-    qkv: Tensor
-    qkv_bias: Tensor | None
+    queries: Matrix
+    memory: Matrix
     head_gains: Tensor | None
-    out: Tensor
-    out_bias: Tensor | None
+    out: Matrix
     after_attention: Tensor | None
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Matrix
+    down: Matrix
     after_mlp: Tensor | None
 
     def __call__(
@@ -71,18 +71,18 @@ class Layer:
     ) -> Tensor:
         """The stream after this layer, at the rows in `read` only if given; the stream is written over.
 
-        `row` takes queries, keys and values; what it holds of earlier tokens, before those of the stream,
-        is attended to.
+        `row` takes keys and values; what it holds of earlier tokens, before those of the stream, is attended
+        to.
         """
         queries, keys, values = self._project(self._normed(stream), row, turns, read)
         seen = sight.attend(queries, keys, values, self.scale, self.shape.softcap)
         if read is not None:
             stream = stream[read]
-        _add(stream, seen, self.out, self.out_bias, self.after_attention, self.shape.epsilon)
+        _add(stream, self.out(seen), self.after_attention, self.shape.epsilon)
         for tile in torch.split(stream, TILE):
-            gate, up = (self._normed(tile) @ self.gate_up.T).chunk(2, dim=1)
+            gate, up = self.gate_up(self._normed(tile)).chunk(2, dim=1)
             hidden = self.shape.activate(gate).mul_(up)
-            _add(tile, hidden, self.down, None, self.after_mlp, self.shape.epsilon)
+            _add(tile, self.down(hidden), self.after_mlp, self.shape.epsilon)
         return stream
 
     def _project(
@@ -90,18 +90,12 @@ class Layer:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (Q, H, d), keys and values (T, G, d), turned to where they stand."""
         heads, groups, size = self.shape.heads, self.shape.groups, self.shape.size
-        new, cut = row[len(row) - len(normed) :], heads * size
-        if read is None:
-            _product(normed, self.qkv, self.qkv_bias, new)
-            self._turn(new[:, : cut + groups * size], turns, slice(None))
-            queries = new[:, :cut]
-        else:
-            bias = (None, None) if self.qkv_bias is None else (self.qkv_bias[:cut], self.qkv_bias[cut:])
-            _product(normed, self.qkv[cut:], bias[1], new[:, cut:])
-            self._turn(new[:, cut : cut + groups * size], turns, slice(heads, None))
-            queries = _product(normed[read], self.qkv[:cut], bias[0], normed.new_empty(len(read), cut))
-            self._turn(queries, turns[read], slice(heads))
-        keys, values = row[:, cut:].view(len(row), 2, groups, size).unbind(1)
+        new = row[len(row) - len(normed) :]
+        new.copy_(self.memory(normed))
+        self._turn(new[:, : groups * size], turns, slice(heads, None))
+        queries = self.queries(normed if read is None else normed[read])
+        self._turn(queries, turns if read is None else turns[read], slice(heads))
+        keys, values = row.view(len(row), 2, groups, size).unbind(1)
         return queries.view(-1, heads, size), keys, values
 
     def _turn(self, flat: Tensor, turns: Tensor, which: slice) -> None:
@@ -115,13 +109,14 @@ class Layer:
             heads.copy_(pairs.flatten(-2))
 
     def _normed(self, rows: Tensor) -> Tensor:
-        return (rows * _factor(rows, self.shape.epsilon)).to(self.qkv.dtype)
+        return (rows * _factor(rows, self.shape.epsilon)).to(self.queries.dtype)
 
     @property
     def tensors(self) -> list[Tensor]:
         """Every weight of the layer."""
-        found = (getattr(self, name) for name in self.__slots__)
-        return [value for value in found if isinstance(value, Tensor)]
+        found = [getattr(self, name) for name in self.__slots__]
+        plain = [value for value in found if isinstance(value, Tensor)]
+        return plain + [one for value in found if isinstance(value, Matrix) for one in value.tensors]
 
 
 def fold(layer: Any, number: int, config: PreTrainedConfig) -> Layer:
@@ -142,14 +137,13 @@ def fold(layer: Any, number: int, config: PreTrainedConfig) -> Layer:
         look=look,
         window=int(config.sliding_window) if look == SLIDING else None,
         scale=float(attention.scaling),
-        qkv=_folded(_qkv(attention, "weight", pairs, shape), norms["input_layernorm"]),
-        qkv_bias=None if attention.q_proj.bias is None else _qkv(attention, "bias", pairs, shape),
+        queries=_projection(attention, ("q_proj",), pairs, norms["input_layernorm"]),
+        memory=_projection(attention, ("k_proj", "v_proj"), pairs, norms["input_layernorm"]),
         head_gains=_head_gains(norms, pairs, shape, attention.q_proj.weight),
-        out=attention.o_proj.weight,
-        out_bias=attention.o_proj.bias,
+        out=Matrix(attention.o_proj.weight, attention.o_proj.bias),
         after_attention=norms["post_attention_layernorm"] if sandwiched else None,
-        gate_up=_folded(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), before_mlp),
-        down=mlp.down_proj.weight,
+        gate_up=Matrix(_folded(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), before_mlp)),
+        down=Matrix(mlp.down_proj.weight),
         after_mlp=norms["post_feedforward_layernorm"] if sandwiched else None,
     )
 
@@ -211,12 +205,17 @@ def _rotations(told: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return apart or [rotation]
 
 
-def _qkv(attention: Any, part: str, pairs: Tensor, shape: Shape) -> Tensor:
-    """Rows of Q, K and V in one; those of Q and K with the halves of each head interleaved."""
-    q, k, v = (getattr(getattr(attention, name), part) for name in ("q_proj", "k_proj", "v_proj"))
-    return torch.cat(
-        [*(rows.view(-1, shape.size, *rows.shape[1:])[:, pairs].flatten(0, 1) for rows in (q, k)), v]
-    )
+def _projection(attention: Any, names: tuple[str, ...], pairs: Tensor, gain: Tensor) -> Matrix:
+    """Rows of Q, or of K and V in one; those of Q and K with the halves of each head interleaved."""
+
+    def rows(name: str, part: str) -> Tensor:
+        found: Tensor = getattr(getattr(attention, name), part)
+        heads = found.view(-1, len(pairs), *found.shape[1:])
+        return found if name == "v_proj" else heads[:, pairs].flatten(0, 1)
+
+    weight = _folded(torch.cat([rows(name, "weight") for name in names]), gain)
+    biased = attention.q_proj.bias is not None
+    return Matrix(weight, torch.cat([rows(name, "bias") for name in names]) if biased else None)
 
 
 def _head_gains(norms: dict[str, Tensor], pairs: Tensor, shape: Shape, like: Tensor) -> Tensor | None:
@@ -236,18 +235,6 @@ def _factor(values: Tensor, epsilon: float) -> Tensor:
     return norm.square_().div_(values.shape[-1]).add_(epsilon).rsqrt_()
 
 
-def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
-    if bias is None:
-        return torch.mm(rows, weight.T, out=out)
-    return torch.addmm(bias, rows, weight.T, out=out)
-
-
-def _add(
-    stream: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, epsilon: float
-) -> None:
+def _add(stream: Tensor, found: Tensor, gain: Tensor | None, epsilon: float) -> None:
     """Add a product to the stream, through the norm that follows it where there is one."""
-    if gain is None and bias is None and weight.dtype == stream.dtype:
-        stream.addmm_(rows, weight.T)
-        return
-    found = _product(rows, weight, bias, rows.new_empty(len(rows), len(weight)))
     stream += found if gain is None else found * _factor(found, epsilon) * gain

@@ -6,7 +6,7 @@ has to be built: an item adds one segment, its new tokens, and sees the row of i
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -94,6 +94,20 @@ def pack(items: Sequence[Ids], known: Sequence[Ids] = ()) -> Packed:
         np.array(ids), np.array(positions), tuple(segments), tuple(paths[: len(items)]),
         tuple(new_tokens[: len(items)]), before, tuple(fills),
     )  # fmt: skip
+
+
+def filled(packed: Packed, rows: int) -> Packed:
+    """The same with so many rows to compute: the last spell an item that nobody reads."""
+    extra = np.arange(rows - len(packed.ids))
+    if not len(extra):
+        return packed
+    start = packed.before + len(packed.ids)
+    return replace(
+        packed,
+        ids=np.concatenate([packed.ids, np.zeros_like(extra)]),
+        positions=np.concatenate([packed.positions, extra]),
+        segments=(*packed.segments, Segment(start, start + len(extra), ())),
+    )
 
 
 def passes(items: Sequence[Ids], budget: int) -> Iterator[list[int]]:

@@ -4,10 +4,13 @@ A GPU takes 16 bits. A CPU is asked: some multiply them twice as fast as 32, oth
 """
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from app.model.products import Matrix
 from app.settings import Settings
 
 FAITHFUL = 0.05
@@ -26,14 +29,14 @@ def halves(settings: Settings, device: torch.device) -> bool:
     """Whether a CPU that may choose is faster in 16 bits."""
     if settings.dtype != "auto" or device.type != "cpu":
         return False
-    both = [torch.ones(ROWS + WIDE, WIDE, dtype=one) for one in (torch.float32, torch.bfloat16)]
-    rounds = [[_seconds(one) for one in both] for _ in range(ROUNDS)]  # in turns: others may work meanwhile
+    both = [torch.ones(ROWS, WIDE, dtype=one) for one in (torch.float32, torch.bfloat16)]
+    works = [partial(Matrix(rows.new_ones(WIDE, WIDE)), rows) for rows in both]
+    rounds = [[_seconds(one) for one in works] for _ in range(ROUNDS)]  # in turns: others may work meanwhile
     whole, half = (min(taken) for taken in zip(*rounds, strict=True))
     return bool(whole > WORTH * half)
 
 
-def _seconds(both: Tensor) -> float:
-    """What a product of the first rows with the others takes."""
+def _seconds(work: Callable[[], Tensor]) -> float:
     started = time.perf_counter()
-    torch.mm(both[:ROWS], both[ROWS:])
+    work()
     return time.perf_counter() - started

@@ -46,12 +46,12 @@ class Session:
         """Put what is known into the rows that stand for it."""
         for fill in fills:
             found = self.known[fill.known].values[layer, fill.start : fill.stop]
-            row[fill.row : fill.row + len(found), -found.shape[1] :] = found
+            row[fill.row : fill.row + len(found)] = found
 
-    def note(self, row: Tensor, width: int) -> None:
+    def note(self, row: Tensor) -> None:
         """Take down a layer's keys and values of the prompts to keep."""
         for ids, rows in self.keep.items():
-            taken = row[torch.from_numpy(rows).to(row.device), -width:]
+            taken = row[torch.from_numpy(rows).to(row.device)]
             self.kept.setdefault(ids, []).append(taken)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from app.errors import SourceError
+from app.model.products import multiplies_halves
 from app.model.text import Text
 from app.train import coach
 from app.types import Encoded, Pair
@@ -104,8 +105,7 @@ def clocks() -> tuple[float, float]:
 
 def precision() -> str:
     """What its products are computed in: 16 bits wherever the device has them, as its users would."""
-    has = torch.cpu.get_capabilities()
-    return HALF if torch.cuda.is_available() or has.get("avx512_bf16") or has.get("amx_bf16") else "float32"
+    return HALF if torch.cuda.is_available() or multiplies_halves() else "float32"
 
 
 @coach.hushed()
