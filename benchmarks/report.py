@@ -12,8 +12,8 @@ ALONE, BASE = "unique-1", "unique-16"
 TIMES = ("p50 ms", "p90", "p99", "p99.9")
 LEGEND = (
     "Tokens of answered pairs a second, whether computed or shared: medians over rounds. In brackets how "
-    "many times as fast SparseRM was in the same round (`ours-all` for `vllm-four`). `~`: measured while the "
-    "machine was not steady."
+    "many times as fast SparseRM was in the same round (`ours-all` for `vllm-four`, `ours-16` for "
+    "`vllm-16`). `~`: measured while the machine was not steady."
 )
 
 

@@ -100,7 +100,7 @@ def test_ours_sends_a_prompt_once_for_all_its_responses(query: Query) -> None:
     assert KNOWN["ours-all"].ask(query)[0].body["model"] == ["alpha", "beta"]
 
 
-def test_vllm_computes_on_every_core_in_float32() -> None:
+def test_vllm_computes_on_every_core_in_the_precision_it_is_set_against() -> None:
     command = KNOWN["vllm"].server.start(PLACE)
     args = list(command.args)
     assert args[args.index("--dtype") + 1] == "float32"
@@ -109,6 +109,9 @@ def test_vllm_computes_on_every_core_in_float32() -> None:
     assert "--enforce-eager" in KNOWN["vllm-eager"].server.start(PLACE).args
     assert KNOWN["vllm-full"].server.depth is Depth.FULL
     assert KNOWN["vllm-four"].against == "ours-all"
+    half = KNOWN["vllm-16"]
+    assert half.against == "ours-16"
+    assert "bfloat16" in half.server.start(PLACE).args
 
 
 def test_every_venv_a_server_needs_can_be_installed_with_pinned_versions() -> None:

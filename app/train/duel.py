@@ -1,7 +1,7 @@
 """SparseRM and StandardRM on the same pairs: accuracy, time, size and memory, from nothing to a model.
 
 Ours is timed on an empty shelf, features included, and comes first, so that the peak of memory is its own.
-Neither learns from drills.
+Neither learns from drills, and both compute in the same precision.
 """
 
 import resource

@@ -104,7 +104,8 @@ def against_standard(
     out = settings.models_dir / what.name
     card = bundle.load(out).card
     llm = home.whole(card.backbone, settings, progress)
-    ours = reader(folder, settings.model_copy(update={"max_tokens": standard.MAX_TOKENS}), progress)
+    same = {"max_tokens": standard.MAX_TOKENS, "dtype": standard.precision()}
+    ours = reader(folder, settings.model_copy(update=same), progress)
     plan = standard.StandardPlan(epochs=epochs, seed=what.plan.seed)
     alike = replace(what, k=card.directions // 2, readout=card.readout)
     found = duel.run(alike, ours, llm, sizes, plan, settings.cache, progress)

@@ -7,6 +7,7 @@ blocks of 128 tokens; both would cost it speed here.
 from dataclasses import replace
 from typing import Any
 
+from app.model.precision import FAITHFUL
 from benchmarks.peers.peer import HERE, LAUNCH, Command, Depth, Peer, Place, Request, Server
 from benchmarks.workloads import Query
 
@@ -14,11 +15,13 @@ MOST_TOKENS, BATCH_TOKENS, BLOCK = 2048, 4096, 32
 COUNTERS = {"cached_tokens": "vllm:prefix_cache_hits_total"}
 
 
-def start(place: Place, *flags: str, block: int = BLOCK, zen: bool = False) -> Command:
-    """Every core computes, float32, small blocks so that shared prompts are found."""
+def start(
+    place: Place, *flags: str, block: int = BLOCK, zen: bool = False, dtype: str = "float32"
+) -> Command:
+    """Every core computes, small blocks so that shared prompts are found."""
     options = {
         "--host": HERE, "--port": str(place.port), "--served-model-name": "reward", "--runner": "pooling",
-        "--dtype": "float32", "--max-model-len": str(MOST_TOKENS), "--block-size": str(block),
+        "--dtype": dtype, "--max-model-len": str(MOST_TOKENS), "--block-size": str(block),
         "--max-num-batched-tokens": str(BATCH_TOKENS), "--renderer-num-workers": str(place.cores),
     }  # fmt: skip
     said = [word for option in options.items() for word in option]
@@ -82,3 +85,12 @@ PEERS = [
     )
     for server, only in VARIANTS
 ]  # fmt: skip
+HALF = replace(
+    COMPILED, name="vllm-16", about="the same in bfloat16", start=lambda place: start(place, dtype="bfloat16")
+)
+PEERS.append(
+    Peer(
+        "vllm-16", HALF, ask, read, tolerance=FAITHFUL, counters=COUNTERS, only=("unique-1", "unique-16"),
+        against="ours-16",
+    )
+)  # fmt: skip
