@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from app.model.attention import Rows, Sight, Views
+from app.model.attention import Rows, Views
 from app.model.blocks import Blocks
 from app.model.layers import Layer, fold
 from app.model.packing import Packed, filled
@@ -90,14 +90,14 @@ class Backbone:
         turns, deepest = self._turns(packed), max(wanted)
         memory = session or Session(deepest)
         windows = {block.window for block in self.stack[: deepest - 1]}
-        sights = {one: self._look(packed, one, packed.everything, row) for one in windows}
+        sights = {one: self.sight.of(packed.segments, one, packed.everything, row) for one in windows}
         found: dict[int, Residuals] = {}
         for number, block in enumerate(self.stack[:deepest], start=1):
             memory.fill(number - 1, packed.fills, row)
             if number < deepest:
                 stream = block(stream, row, turns[block.look], sights[block.window])
             else:
-                last = self._look(packed, block.window, wanted[deepest], row)
+                last = self.sight.of(packed.segments, block.window, wanted[deepest], row)
                 stream = block(stream, row, turns[block.look], last, places[deepest])
             memory.note(row)
             if number in wanted:
@@ -113,9 +113,6 @@ class Backbone:
         embeddings: Tensor = self.embedding.weight
         logits: Tensor = self._norm(directions.to(embeddings)) @ embeddings.T
         return logits.float()
-
-    def _look(self, packed: Packed, window: int | None, read: Rows, row: Tensor) -> Sight:
-        return self.sight.of(packed.segments, window, read, row)
 
     def _turns(self, packed: Packed) -> dict[str, Tensor]:
         """For each way to look, the unit complex numbers (T, 1, d/2) that turn a head to its position."""

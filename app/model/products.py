@@ -1,8 +1,8 @@
 """Products with matrices that never change.
 
 On a CPU oneDNN lays a matrix out once in the blocks that its kernels read. At the shapes of small models a
-product is half as fast again as one that has to find them every time. It keeps kernels of half a MiB for
-every number of rows it has met, so rows come in few numbers (docs/log.md).
+product is up to half as fast again as one that has to find them every time. oneDNN keeps kernels of half a
+MiB for every number of rows it has met, so rows come in few numbers (docs/log.md).
 """
 
 from typing import Any

