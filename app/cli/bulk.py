@@ -236,5 +236,6 @@ def _summary(order: Order, mark: Mark) -> str:
     if mark.dropped:
         said += f", {mark.dropped:,} dropped"
     if mark.bad:
-        said += f"; {mark.bad:,} bad rows in {Files(order.out).bad}, each with its reason"
+        rows = "row" if mark.bad == 1 else "rows"
+        said += f"; {mark.bad:,} bad {rows} in {Files(order.out).bad}, each with its reason"
     return said
