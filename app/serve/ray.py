@@ -24,7 +24,7 @@ from ray.serve.handle import DeploymentHandle
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app.errors import Closing, Conflict, DeviceLost, SourceError
-from app.model import teams
+from app.model import heap, teams
 from app.serve import logs, process
 from app.serve.cluster import joined
 from app.serve.front import Asked, Said, create_front
@@ -59,6 +59,7 @@ class Replica:
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc] # Ray awaits it
         teams.stay_awake_briefly()
+        heap.keep()
         from app.model import home  # the front loads this module, too, and needs no torch
         from app.serve.server import create_app
 
