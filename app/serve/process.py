@@ -5,11 +5,9 @@ starts another.
 """
 
 import asyncio
-import ctypes
 import logging
 import os
 import resource
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +21,13 @@ from app.settings import Settings
 LOST = 70
 KEEP_ALIVE_S = 75
 BACKLOG = 4096
-M_ARENA_MAX, HEAPS = -8, 2
 log = logging.getLogger("sparserm")
 
 
 def prepare() -> None:
-    """Before anything is loaded: as many open files as may be, and few heaps.
-
-    Every thread would otherwise get a heap of its own and keep what it freed.
-    """
+    """Before anything is loaded: as many open files as may be."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    with suppress(AttributeError, OSError):  # only glibc has it
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, HEAPS)
 
 
 def run(app: FastAPI, settings: Settings, socket: Path | None = None) -> int:
