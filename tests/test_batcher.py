@@ -170,6 +170,21 @@ async def test_what_is_late_is_not_computed() -> None:
     assert bench.batches == [[1], [3]]
 
 
+async def test_a_promise_counts_whole_passes() -> None:
+    """Of a pass nobody is answered before its end."""
+    bench = Bench()
+    async with batcher(bench, batch_tokens=8) as one:
+        one.backlog.passed(10, 1.0)
+        with bench.held():
+            before = [asyncio.create_task(one.ask([job(n, 8)])) for n in (1, 2)]
+            await wait_for(bench.entered)
+            with pytest.raises(Overloaded), one.room(4, Terms(patience_s=2.75)):
+                pass
+            with one.room(4, Terms(patience_s=3.25)):
+                pass
+        await asyncio.gather(*before)
+
+
 async def test_a_single_item_does_not_wait_behind_ten_thousand() -> None:
     bench, many = Bench(), [job(1)] * 10_000
     async with batcher(bench, batch_tokens=8, queue_tokens=10**6) as one:

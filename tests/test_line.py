@@ -114,8 +114,8 @@ def test_what_never_fits_is_refused_for_good_and_the_rest_for_now() -> None:
         one.room(1001, Terms(), lambda: 0)
     with one.room(900, Terms(), lambda: 0):
         with pytest.raises(Overloaded):
-            one.room(200, Terms(), lambda: 900)
-        with one.room(100, Terms(), lambda: 900):
+            one.room(200, Terms(), lambda: 1000)
+        with one.room(100, Terms(), lambda: 1000):
             assert one.tokens == 1000
     assert one.tokens == 0
 
@@ -124,11 +124,11 @@ def test_who_could_not_be_served_in_time_is_told_when_to_come_back() -> None:
     one = backlog(10**6)
     one.passed(1000, 1.0)
     with one.room(50_000, Terms(patience_s=100), lambda: 0):
-        with one.room(100, Terms(patience_s=2), lambda: 500):
+        with one.room(100, Terms(patience_s=2), lambda: 600):
             pass
         with pytest.raises(Overloaded) as refused:
-            one.room(100, Terms(patience_s=2), lambda: 50_000)
-        with one.room(100, Terms(patience_s=100), lambda: 50_000):
+            one.room(100, Terms(patience_s=2), lambda: 50_100)
+        with one.room(100, Terms(patience_s=100), lambda: 50_100):
             pass
     assert refused.value.retry_after_s == min(LONGEST_RETRY_S, 49)
 

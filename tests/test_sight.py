@@ -85,6 +85,17 @@ def test_long_segments_are_seen_whole(
     assert (found - expected).abs().max() < close
 
 
+def test_products_come_in_few_shapes() -> None:
+    """As every shape leaves kernels in memory for good."""
+    rng, shapes = random.Random(0), set()
+    for _ in range(500):
+        prompt = tuple(rng.choices(range(9), k=rng.randint(1, 200)))
+        packed = pack([prompt + tuple(rng.choices(range(9), k=rng.randint(1, 300))) for _ in range(2)])
+        views = Views.of(packed.segments, None, packed.everything, torch.empty(0))
+        shapes |= {strip.veil.shape for view in views.pieces for strip in view.strips}
+    assert len(shapes) <= 64
+
+
 @pytest.mark.parametrize("window", [None, 40, 200])
 def test_blocks_leave_out_nothing_that_is_seen(window: int | None) -> None:
     rng = random.Random(0)

@@ -1,6 +1,7 @@
 """Attention over a packed row: every segment sees its ancestors and itself, nothing else of the row.
 
-What a segment may see is worked out once a pass and used by every layer that looks as far back.
+What a segment may see is worked out once a pass and used by every layer that looks as far back. oneDNN keeps
+a kernel for good for every shape that it has met in 16 bits, so queries and keys come in few numbers.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from app.model.packing import Segment
 
 Rows = NDArray[np.int64]
-STRIP = 128
+STRIP, STEP = 128, 32
 
 
 class Sight(Protocol):
@@ -31,7 +32,10 @@ class Sight(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """A few queries, the keys that any of them sees and few others, and -inf where one does not see one."""
+    """A few queries, the keys that any of them sees and few others, and -inf where one does not see one.
+
+    The veil has room for more of both, which are nobody's.
+    """
 
     queries: slice
     keys: slice
@@ -40,9 +44,10 @@ class Strip:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The rows of the keys of one segment, and its queries in strips."""
+    """The rows of the keys of one segment, the room they take, and its queries in strips."""
 
     keys: slice | Tensor
+    room: int
     strips: tuple[Strip, ...]
 
 
@@ -61,7 +66,8 @@ class Views:
             if first < last:
                 places = read[first:last] - segment.start + segment.depth
                 strips = _strips(places, window or int(places[-1]) + 1, int(first), like)
-                pieces.append(View(_keys(segment, like.device), tuple(strips)))
+                room = _room(segment.depth + segment.stop - segment.start)
+                pieces.append(View(_keys(segment, like.device), room, tuple(strips)))
         return cls(tuple(pieces))
 
     def attend(
@@ -72,11 +78,12 @@ class Views:
         queries = queries.view(len(queries), groups, -1, queries.shape[2])
         out = queries.new_empty(queries.shape)
         for view in self.pieces:
-            k, v = (t[view.keys].permute(1, 0, 2) for t in (keys, values))
+            k, v = (_laid(t[view.keys], view.room).permute(1, 0, 2) for t in (keys, values))
             for strip in view.strips:
-                q = queries[strip.queries].permute(1, 2, 0, 3)
+                few = queries[strip.queries]
+                q = _laid(few, len(strip.veil)).permute(1, 2, 0, 3)
                 seen = _seen(q, k[:, strip.keys], v[:, strip.keys], strip.veil, scale, softcap)
-                out[strip.queries] = seen.permute(2, 0, 1, 3)
+                out[strip.queries] = seen.permute(2, 0, 1, 3)[: len(few)]
         return out.flatten(1)
 
 
@@ -96,11 +103,22 @@ def _strips(places: Rows, window: int, first: int, like: Tensor) -> Iterator[Str
     """Queries at these places of their items, the first of them at a row of its own among all queries."""
     for start in range(0, len(places), STRIP):
         some = places[start : start + STRIP]
-        nearest, furthest = max(int(some[0]) + 1 - window, 0) // STRIP * STRIP, int(some[-1]) + 1
-        back = torch.from_numpy(some[:, None] - np.arange(nearest, furthest)).to(like.device)
+        nearest, furthest = max(int(some[0]) + 1 - window, 0) // STRIP * STRIP, _room(int(some[-1]) + 1)
+        shown = np.pad(some, (0, _room(len(some)) - len(some)), mode="edge")
+        back = torch.from_numpy(shown[:, None] - np.arange(nearest, furthest)).to(like.device)
         veil = like.new_zeros(back.shape).masked_fill_((back < 0) | (back >= window), -torch.inf)
         at = first + start
         yield Strip(slice(at, at + len(some)), slice(nearest, furthest), veil)
+
+
+def _room(rows: int) -> int:
+    """What so many rows are rounded up to."""
+    return -(-rows // STEP) * STEP
+
+
+def _laid(rows: Tensor, room: int) -> Tensor:
+    """Rows (n, ...) with zeros after them, up to so many."""
+    return pad(rows, (0, 0) * (rows.ndim - 1) + (0, room - len(rows)))
 
 
 def _keys(segment: Segment, device: torch.device) -> slice | Tensor:

@@ -42,6 +42,7 @@ class Backbone:
         self.config = decoder.config
         self.embedding: Any = decoder.get_input_embeddings()
         self.stack = _folded(decoder)
+        _own(decoder)
         self.name = name
         self.digest = digest
         self.parameters = parameters
@@ -134,3 +135,10 @@ def _folded(decoder: PreTrainedModel) -> list[Layer]:
         folded.append(fold(layer, number, decoder.config))
         decoder.layers[number] = nn.Identity()
     return folded
+
+
+def _own(decoder: PreTrainedModel) -> None:
+    """What is left gets memory of its own where it lies in the file it was read from, so that this can go."""
+    for left in decoder.parameters():
+        if left.device.type == "cpu":
+            left.data = left.data.clone()

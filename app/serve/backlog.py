@@ -39,10 +39,11 @@ class Backlog:
         weight = characters / (characters + 20_000)
         self._density += weight * (tokens / max(characters, 1) - self._density)
 
-    def room(self, tokens: int, terms: Terms, ahead: Callable[[], int]) -> "Room":
+    def room(self, tokens: int, terms: Terms, until: Callable[[], float], grain: int = 0) -> "Room":
         """Room for a request; refused where it could not be served in its caller's patience.
 
-        `ahead` counts the tokens that go before it, and is asked only when everything together is too much.
+        `until` counts the tokens that are worked off by the time it is answered, its own among them. It is
+        asked only where everything together, and what so coarse a grain adds, is too much.
         """
         if tokens > self._limit:
             raise InvalidInput(
@@ -53,8 +54,8 @@ class Backlog:
         in_time = self.speed * terms.patience_s * HEADROOM if self.speed else math.inf
         if self.tokens + tokens > self._limit:
             raise self._refusal(self.tokens + tokens - self._limit)
-        if self.tokens and self.tokens + tokens > in_time and (before := ahead()) + tokens > in_time:
-            raise self._refusal(before + tokens - in_time)
+        if self.tokens and self.tokens + tokens + grain > in_time and (last := until()) > in_time:
+            raise self._refusal(last - in_time)
         return Room(self, tokens, terms)
 
     def passed(self, tokens: int, seconds: float) -> None:

@@ -7,6 +7,7 @@ halves, down to the item that fails alone; a device that fails at everything is 
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +68,13 @@ def next_batch(line: Line, budget: int) -> list[Entry]:
     return batch
 
 
+class Running(NamedTuple):
+    """How much the device works on, and since when."""
+
+    tokens: int = 0
+    since: float = 0.0
+
+
 class Batcher:
     """The line before the device; run it inside `async with`.
 
@@ -89,6 +97,7 @@ class Batcher:
         self._hang_s = hang_s
         self._give_up = give_up
         self._line = Line()
+        self._running = Running()
         self._wake = asyncio.Event()
         self._closing = False
         self._packer = ThreadPoolExecutor(1, "pack")
@@ -116,8 +125,14 @@ class Batcher:
             raise Closing("the device is lost; this process ends", code="device_lost")
         if self._closing:
             raise Closing("the server is shutting down; send this to another one", code="closing")
+        return self.backlog.room(tokens, terms, partial(self._until, tokens, terms), self._budget)
+
+    def _until(self, tokens: int, terms: Terms) -> float:
+        """Tokens to work off until a newcomer with so many is answered: passes are answered whole."""
         begun = self.backlog.tokens - self._line.tokens
-        return self.backlog.room(tokens, terms, lambda: begun + self._line.ahead(tokens, terms))
+        done = min(self._running.tokens, self.backlog.speed * (time.monotonic() - self._running.since))
+        passes = math.ceil((self._line.ahead(tokens, terms) + tokens) / self._budget)
+        return begun - done + passes * self._budget
 
     async def submit(self, jobs: Sequence[Job], device: Device, room: Room) -> list[Answer]:
         """Results in order; a job that fails alone answers with its error, the others with scores."""
@@ -185,6 +200,7 @@ class Batcher:
 
     async def _pass(self, batch: list[Entry], prepared: Any) -> None:
         started = time.monotonic()
+        self._running = Running(sum(entry.tokens for entry in batch), started)
         try:
             results = await self._results(batch, prepared)
         except Exception as error:  # noqa: BLE001 - what is left is a lost device
@@ -192,6 +208,7 @@ class Batcher:
         for entry, result in zip(batch, results, strict=True):
             _settle(entry, result, started)
         self._measure(batch, results, time.monotonic() - started)
+        self._running = Running()
         self._wake.set()
 
     async def _results(self, batch: list[Entry], prepared: Any) -> Sequence[Result]:
