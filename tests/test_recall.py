@@ -128,5 +128,5 @@ def test_known_beginnings_are_not_computed() -> None:
 
 def keep(memory: Recall, ids: Ids, depth: int) -> None:
     session = memory.session([], depth)
-    session.kept = {ids: [torch.zeros(len(ids), 1)] * depth}
+    session.kept = {ids: torch.zeros(depth, len(ids), 1)}
     memory.keep(session)

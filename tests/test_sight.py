@@ -91,7 +91,7 @@ def test_products_come_in_few_shapes() -> None:
     for _ in range(500):
         prompt = tuple(rng.choices(range(9), k=rng.randint(1, 200)))
         packed = pack([prompt + tuple(rng.choices(range(9), k=rng.randint(1, 300))) for _ in range(2)])
-        views = Views.of(packed.segments, None, packed.everything, torch.empty(0))
+        views = Views.of(packed.segments, None, packed.everything, torch.empty(0, dtype=torch.bfloat16))
         shapes |= {strip.veil.shape for view in views.pieces for strip in view.strips}
     assert len(shapes) <= 64
 

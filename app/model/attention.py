@@ -66,7 +66,7 @@ class Views:
             if first < last:
                 places = read[first:last] - segment.start + segment.depth
                 strips = _strips(places, window or int(places[-1]) + 1, int(first), like)
-                room = _room(segment.depth + segment.stop - segment.start)
+                room = _room(segment.depth + segment.stop - segment.start, like)
                 pieces.append(View(_keys(segment, like.device), room, tuple(strips)))
         return cls(tuple(pieces))
 
@@ -103,22 +103,22 @@ def _strips(places: Rows, window: int, first: int, like: Tensor) -> Iterator[Str
     """Queries at these places of their items, the first of them at a row of its own among all queries."""
     for start in range(0, len(places), STRIP):
         some = places[start : start + STRIP]
-        nearest, furthest = max(int(some[0]) + 1 - window, 0) // STRIP * STRIP, _room(int(some[-1]) + 1)
-        shown = np.pad(some, (0, _room(len(some)) - len(some)), mode="edge")
+        nearest, furthest = max(int(some[0]) + 1 - window, 0) // STRIP * STRIP, _room(int(some[-1]) + 1, like)
+        shown = np.pad(some, (0, _room(len(some), like) - len(some)), mode="edge")
         back = torch.from_numpy(shown[:, None] - np.arange(nearest, furthest)).to(like.device)
         veil = like.new_zeros(back.shape).masked_fill_((back < 0) | (back >= window), -torch.inf)
         at = first + start
         yield Strip(slice(at, at + len(some)), slice(nearest, furthest), veil)
 
 
-def _room(rows: int) -> int:
-    """What so many rows are rounded up to."""
-    return -(-rows // STEP) * STEP
+def _room(rows: int, like: Tensor) -> int:
+    """What so many rows are rounded up to; torch's kernel for 32 bits takes any number."""
+    return rows if like.dtype == torch.float32 else -(-rows // STEP) * STEP
 
 
 def _laid(rows: Tensor, room: int) -> Tensor:
     """Rows (n, ...) with zeros after them, up to so many."""
-    return pad(rows, (0, 0) * (rows.ndim - 1) + (0, room - len(rows)))
+    return pad(rows, (0, 0) * (rows.ndim - 1) + (0, short)) if (short := room - len(rows)) else rows
 
 
 def _keys(segment: Segment, device: torch.device) -> slice | Tensor:

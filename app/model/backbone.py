@@ -100,7 +100,7 @@ class Backbone:
             else:
                 last = self.sight.of(packed.segments, block.window, wanted[deepest], row)
                 stream = block(stream, row, turns[block.look], last, places[deepest])
-            memory.note(row)
+            memory.note(number - 1, row)
             if number in wanted:
                 values = stream if number == deepest else stream[places[number]]
                 found[number] = Residuals(wanted[number], values)

@@ -35,7 +35,7 @@ class Session:
     depth: int
     known: tuple[Known, ...] = ()
     keep: dict[Ids, Rows] = field(default_factory=dict)
-    kept: dict[Ids, list[Tensor]] = field(default_factory=dict)
+    kept: dict[Ids, Tensor] = field(default_factory=dict)
 
     @property
     def spelled(self) -> list[Ids]:
@@ -48,11 +48,12 @@ class Session:
             found = self.known[fill.known].values[layer, fill.start : fill.stop]
             row[fill.row : fill.row + len(found)] = found
 
-    def note(self, row: Tensor) -> None:
+    def note(self, layer: int, row: Tensor) -> None:
         """Take down a layer's keys and values of the prompts to keep."""
         for ids, rows in self.keep.items():
-            taken = row[torch.from_numpy(rows).to(row.device)]
-            self.kept.setdefault(ids, []).append(taken)
+            if not layer:
+                self.kept[ids] = row.new_empty(self.depth, len(rows), row.shape[1])
+            torch.index_select(row, 0, torch.from_numpy(rows).to(row.device), out=self.kept[ids][layer])
 
 
 class Recall:
@@ -83,9 +84,8 @@ class Recall:
 
     def keep(self, session: Session) -> None:
         """Remember what a pass has noted."""
-        for ids, layers in session.kept.items():
-            values = torch.stack(layers)
-            if values.nbytes <= self._limit and bool(values.isfinite().all()):
+        for ids, values in session.kept.items():
+            if values.nbytes <= self._limit and bool(values.sum().isfinite()):
                 with self._lock:
                     self._put((session.depth, ids), values)
 
