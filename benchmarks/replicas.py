@@ -12,13 +12,11 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
-
-import psutil
 
 from app.model import home
 from app.settings import Settings
@@ -27,6 +25,7 @@ from benchmarks.load import Ask, Fate, Run, calling, closed, written
 from benchmarks.peers.ours import peers
 from benchmarks.peers.peer import Peer
 from benchmarks.server import PROGRAM, Served, free_port, started
+from benchmarks.turns import awake, resting
 from benchmarks.workloads import Query, Words, Workload, chosen
 from tests import tiny
 
@@ -43,12 +42,12 @@ def main() -> None:
         ground = stack.enter_context(grounds(toy=given.tiny))
         course = Course(ground, given.seconds)
         all_ = {
-            name: stack.enter_context(_resting(begun(ground.environment)))
+            name: stack.enter_context(resting(begun(ground.environment)))
             for name, begun in CONTENDERS.items()
         }
         for round_ in range(given.rounds):
             for name in sorted(all_, reverse=bool(round_ % 2)):
-                with _awake(all_[name]) as servers:
+                with awake(all_[name]) as servers:
                     course.run(name, servers, round_)
     course.report()
 
@@ -176,34 +175,6 @@ class Course:
             _told(servers, name) - was for name, was in zip(("tokens_saved", "tokens"), before, strict=True)
         )
         return saved / tokens
-
-
-@contextmanager
-def _resting(starting: AbstractContextManager[Servers]) -> Iterator[Servers]:
-    """Start servers, and stop all of their processes for as long as they are not awake."""
-    with starting as servers:
-        _tell(servers, psutil.Process.suspend)
-        try:
-            yield servers
-        finally:
-            _tell(servers, psutil.Process.resume)
-
-
-@contextmanager
-def _awake(servers: Servers) -> Iterator[Servers]:
-    _tell(servers, psutil.Process.resume)
-    try:
-        yield servers
-    finally:
-        _tell(servers, psutil.Process.suspend)
-
-
-def _tell(servers: Servers, what: Callable[[psutil.Process], None]) -> None:
-    for server in servers:
-        root = psutil.Process(server.pid)
-        for process in (root, *root.children(recursive=True)):
-            with suppress(psutil.NoSuchProcess):
-                what(process)
 
 
 def _serve(told: dict[str, str], *options: str) -> AbstractContextManager[Served]:

@@ -17,7 +17,7 @@ from benchmarks import pictures, report
 from benchmarks.journal import Bare, Gate, Header, Journal, Point, Start
 from benchmarks.load import calling
 from benchmarks.peers import catalogue, install
-from benchmarks.peers.course import Runner, course, environment, interpreter, wanted
+from benchmarks.peers.course import Runner, course, environment, in_turns, interpreter, wanted
 from benchmarks.peers.gate import Gatekeeper
 from benchmarks.peers.launch.padded import Padded
 from benchmarks.peers.launch.padded_naive import create_app
@@ -195,6 +195,16 @@ def test_every_server_has_its_turn_in_every_round_and_another_one_begins() -> No
     assert stints[2].seconds(10) > stints[1].seconds(10) > 10
 
 
+def test_in_turns_a_workload_is_asked_of_all_before_the_next() -> None:
+    workloads = [Workload(name, "") for name in ("one", "two")]
+    steps = [(KNOWN[name], workload) for name in ("ours", "vllm") for workload in workloads]
+    walked = in_turns(course(steps, 2, lambda *_: False))
+    assert [(stint.round, workload.name, peer.name) for stint, peer, workload in walked] == [
+        (0, "one", "ours"), (0, "one", "vllm"), (0, "two", "ours"), (0, "two", "vllm"),
+        (1, "one", "vllm"), (1, "one", "ours"), (1, "two", "vllm"), (1, "two", "ours"),
+    ]  # fmt: skip
+
+
 def test_what_is_done_is_not_done_again() -> None:
     done = {("ours", "open", 0), ("ours", "unique-1", 0), ("naive", "open", 0)}
     stints = course(steps("ours", "naive"), 1, lambda *one: one in done)
@@ -228,9 +238,10 @@ def test_servers_see_nothing_of_this_process_s_threads(
 
 @pytest.mark.anyio
 @pytest.mark.heavy
+@pytest.mark.parametrize("how", ["one by one", "together"])
 async def test_servers_are_started_gated_measured_and_stopped(
-    ground: Reference, words: Words, query: Query, settings: Settings, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    ground: Reference, query: Query, settings: Settings, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, how: str,
 ) -> None:  # fmt: skip
     for name in ("models_dir", "cache_dir", "max_tokens"):
         monkeypatch.setenv(f"SPARSERM_{name.upper()}", str(getattr(settings, name)))
@@ -241,10 +252,11 @@ async def test_servers_are_started_gated_measured_and_stopped(
         Workload("unique-1", "", 2, (64, 64)),
         Workload("open", "", 2, (64, 64), arrivals=True),
     )
-    bench = Bench(ground, words, 0.3, 2.0, Workload("warm", "", 1, (56, 120)))
+    bench = Bench(ground, Words(ground.text), 0.3, 2.0, Workload("warm", "", 1, (56, 120)))
     journal = Journal(tmp_path / "results.jsonl", Header({"slo_s": "2"}))
     said: list[str] = []
-    runner = Runner(bench, Gatekeeper(ground, query), journal, tmp_path, said.append)
+    gatekeeper = Gatekeeper(ground, query)
+    runner = Runner(bench, gatekeeper, journal, tmp_path, said.append, together=how == "together")
     todo = [*wanted([known["ours"]], workloads, named=True), (twice, workloads[0]), (liar, workloads[0])]
     assert await runner.run(course(todo, 1, journal.has))
     assert {one.peer: one.passed for one in journal.entries if isinstance(one, Gate)} == {

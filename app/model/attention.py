@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from app.model.packing import Segment
+from app.model.staging import sent
 
 Rows = NDArray[np.int64]
 STRIP, STEP = 128, 32
@@ -105,7 +106,7 @@ def _strips(places: Rows, window: int, first: int, like: Tensor) -> Iterator[Str
         some = places[start : start + STRIP]
         nearest, furthest = max(int(some[0]) + 1 - window, 0) // STRIP * STRIP, _room(int(some[-1]) + 1, like)
         shown = np.pad(some, (0, _room(len(some), like) - len(some)), mode="edge")
-        back = torch.from_numpy(shown[:, None] - np.arange(nearest, furthest)).to(like.device)
+        back = sent(shown[:, None] - np.arange(nearest, furthest), like.device)
         veil = like.new_zeros(back.shape).masked_fill_((back < 0) | (back >= window), -torch.inf)
         at = first + start
         yield Strip(slice(at, at + len(some)), slice(nearest, furthest), veil)

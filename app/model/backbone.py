@@ -18,6 +18,8 @@ from app.model.blocks import Blocks
 from app.model.layers import Layer, fold
 from app.model.packing import Packed, filled
 from app.model.recall import Session
+from app.model.staging import sent
+from app.model.steps import Steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Residuals:
 
     def at(self, rows: Rows) -> Tensor:
         """Some of the rows, in any order."""
-        return self.values[torch.from_numpy(np.searchsorted(self.rows, rows)).to(self.values.device)]
+        return self.values[sent(np.searchsorted(self.rows, rows), self.values.device)]
 
 
 class Backbone:
@@ -49,6 +51,7 @@ class Backbone:
         self.total_layers = total_layers
         self.sight: type[Views | Blocks] = Blocks if self.device.type == "cuda" else Views
         self._norm, self._rotary = decoder.norm, decoder.rotary_emb
+        self.steps = Steps(self.stack, self.start) if self.device.type == "cuda" else None
 
     @property
     def layers(self) -> int:
@@ -81,18 +84,25 @@ class Backbone:
     ) -> dict[int, Residuals]:
         """The residual stream after each of some layers, at some rows that are computed."""
         wanted = {layer: np.unique(rows) for layer, rows in reads.items()}
-        places = {
-            layer: torch.from_numpy(rows - packed.before).to(self.device) for layer, rows in wanted.items()
-        }
+        places = {layer: sent(rows - packed.before, self.device) for layer, rows in wanted.items()}
+        memory, streams = session or Session(max(wanted)), None
+        if self.steps and self.steps.fit(packed):
+            streams = self.steps.streams(packed, places, memory)
+        streams = streams or self._streams(packed, wanted, places, memory)
+        return {layer: Residuals(wanted[layer], stream) for layer, stream in streams.items()}
+
+    def _streams(
+        self, packed: Packed, wanted: Mapping[int, Rows], places: Mapping[int, Tensor], memory: Session
+    ) -> dict[int, Tensor]:
+        """The stream after each of some layers at some rows."""
         packed = filled(packed, self.stack[0].queries.room(len(packed.ids)))
-        stream = self.embedding(torch.from_numpy(packed.ids).to(self.device)).float()
+        stream, turns = self.start(sent(packed.ids, self.device), sent(packed.positions, self.device))
         wide = (packed.before + len(stream), self.stack[0].shape.memory)
         row = torch.empty(wide, dtype=self.dtype, device=self.device)
-        turns, deepest = self._turns(packed), max(wanted)
-        memory = session or Session(deepest)
+        deepest = max(wanted)
         windows = {block.window for block in self.stack[: deepest - 1]}
         sights = {one: self.sight.of(packed.segments, one, packed.everything, row) for one in windows}
-        found: dict[int, Residuals] = {}
+        found: dict[int, Tensor] = {}
         for number, block in enumerate(self.stack[:deepest], start=1):
             memory.fill(number - 1, packed.fills, row)
             if number < deepest:
@@ -102,8 +112,7 @@ class Backbone:
                 stream = block(stream, row, turns[block.look], last, places[deepest])
             memory.note(number - 1, row)
             if number in wanted:
-                values = stream if number == deepest else stream[places[number]]
-                found[number] = Residuals(wanted[number], values)
+                found[number] = stream if number == deepest else stream[places[number]]
         return found
 
     @torch.inference_mode()
@@ -115,17 +124,18 @@ class Backbone:
         logits: Tensor = self._norm(directions.to(embeddings)) @ embeddings.T
         return logits.float()
 
-    def _turns(self, packed: Packed) -> dict[str, Tensor]:
-        """For each way to look, the unit complex numbers (T, 1, d/2) that turn a head to its position."""
-        positions = torch.from_numpy(packed.positions).to(self.device)[None]
-        like = torch.empty(0, dtype=torch.float32, device=self.device)
-        found = {}
+    def start(self, ids: Tensor, positions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The first stream, and for each way to look how heads turn to where they stand.
+
+        Turns are complex numbers of length one, (T, 1, d/2).
+        """
+        stream = self.embedding(ids).float()
+        half, turns = self.stack[0].shape.size // 2, {}
         for look in {block.look for block in self.stack}:
             kind = (look,) if look in self.config.rope_parameters else ()
-            cosine, sine = (part[0] for part in self._rotary(like, positions, *kind))
-            half = self.stack[0].shape.size // 2
-            found[look] = torch.complex(cosine[:, :half], sine[:, :half])[:, None]
-        return found
+            cosine, sine = (part[0] for part in self._rotary(stream, positions[None], *kind))
+            turns[look] = torch.complex(cosine[:, :half], sine[:, :half])[:, None]
+        return stream, turns
 
 
 def _folded(decoder: PreTrainedModel) -> list[Layer]:

@@ -17,6 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from app.model.attention import Rows
 from app.model.packing import Segment
+from app.model.staging import sent
 
 SIDE = 128
 
@@ -31,12 +32,12 @@ class Blocks:
     def of(cls, segments: Iterable[Segment], window: int | None, read: Rows, like: Tensor) -> Self:
         """What the queries at the rows in `read`, which lie side by side, attend to."""
         segments = list(segments)
-        seen, places = _table(segments)
+        seen, places = table(segments)
         owner = np.searchsorted([segment.stop for segment in segments], read, side="right")
         coarse = _coarse(seen, owner, places, read)
         order = np.argsort(~coarse, axis=1, kind="stable")
-        tensors = [torch.from_numpy(a).to(like.device) for a in (seen, owner, places, places[read])]
-        count, which = (torch.from_numpy(a.astype(np.int32)).to(like.device) for a in (coarse.sum(1), order))
+        tensors = [sent(array, like.device) for array in (seen, owner, places, places[read])]
+        count, which = (sent(array.astype(np.int32), like.device) for array in (coarse.sum(1), order))
         mask = BlockMask.from_kv_blocks(
             count[None, None], which[None, None], BLOCK_SIZE=SIDE, mask_mod=_mask(tensors, window),
             seq_lengths=(len(read), seen.shape[1]),
@@ -60,7 +61,7 @@ def _kernel() -> Any:
     return torch.compile(flex_attention, dynamic=True)
 
 
-def _table(segments: Sequence[Segment]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+def table(segments: Sequence[Segment]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """(S, T) rows that a segment sees at all, and the place of each row in its items."""
     seen = np.zeros((len(segments), segments[-1].stop), dtype=bool)
     places = np.zeros(segments[-1].stop, dtype=np.int64)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from app.model.attention import Rows
 from app.model.packing import Fill, Ids, common_prefix
+from app.model.staging import sent
 
 LEAST = 16
 Key = tuple[int, Ids]
@@ -53,7 +54,7 @@ class Session:
         for ids, rows in self.keep.items():
             if not layer:
                 self.kept[ids] = row.new_empty(self.depth, len(rows), row.shape[1])
-            torch.index_select(row, 0, torch.from_numpy(rows).to(row.device), out=self.kept[ids][layer])
+            torch.index_select(row, 0, sent(rows, row.device), out=self.kept[ids][layer])
 
 
 class Recall:

@@ -46,7 +46,8 @@ def main() -> None:
     stints = course(steps, chosen.rounds, journal.has)
     gatekeeper = Gatekeeper(ground, probes(bench.words, Random(time.time_ns())))
     until = time.monotonic() + 60 * _minutes(stints, chosen.seconds, chosen.minutes)
-    whole = _run(Runner(bench, gatekeeper, journal, chosen.folder, _say, until), stints)
+    runner = Runner(bench, gatekeeper, journal, chosen.folder, _say, until, chosen.together)
+    whole = _run(runner, stints)
     _tell(Results(journal), chosen.docs)
     if left := sum(len(stint.steps) for stint in course(steps, chosen.rounds, journal.has)):
         _say(f"{left} measurements are missing or were not steady; the same command goes on with them")
@@ -83,6 +84,7 @@ def _arguments(settings: Settings) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=15.0, help="how long a measurement asks")
     parser.add_argument("--slo", type=float, default=2.0, help="seconds a good answer takes at most")
+    parser.add_argument("--together", action="store_true", help="start servers once; stop those not asked")
     parser.add_argument("--minutes", type=float, help="nothing new begins after that")
     parser.add_argument("--folder", type=Path, default=home, help="venvs, checkpoints and logs")
     parser.add_argument("--results", type=Path, default=home / "results.jsonl", help="gone on with")

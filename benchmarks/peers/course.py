@@ -1,4 +1,8 @@
-"""Which server, when: rounds in which every server has its turn, alone, and another one begins each time."""
+"""Which server, when: rounds in which every server has its turn, alone, and another one begins each time.
+
+Servers are started anew in every round; or together, once, and stopped altogether while it is not their turn.
+Then turns of one workload follow each other within a minute, in which a shared machine changes less.
+"""
 
 import os
 import sys
@@ -18,6 +22,7 @@ from benchmarks.peers.gate import Gatekeeper
 from benchmarks.peers.measure import FRACTIONS, PATIENCE_S, Bench
 from benchmarks.peers.peer import Peer, Place, Server
 from benchmarks.server import Served, free_port, started
+from benchmarks.turns import awake, resting
 from benchmarks.workloads import Workload
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +75,18 @@ def wanted(peers: Sequence[Peer], workloads: Sequence[Workload], *, named: bool)
     ]
 
 
+def in_turns(stints: Sequence[Stint]) -> list[tuple[Stint, Peer, Workload]]:
+    """Round by round and workload by workload, servers in the order of their round."""
+    return [
+        (stint, peer, workload)
+        for round_ in sorted({stint.round for stint in stints})
+        for asked in dict.fromkeys(step[1] for stint in stints for step in stint.steps)
+        for stint in stints
+        for peer, workload in stint.steps
+        if (stint.round, workload) == (round_, asked)
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Runner:
     """Walks a course: starts servers, times those who say what they should, keeps what was found."""
@@ -80,9 +97,13 @@ class Runner:
     folder: Path
     say: Callable[[str], None]
     until: float = field(default=float("inf"))
+    together: bool = False
 
     async def run(self, stints: Sequence[Stint]) -> bool:
         """Whether everything was done before time was up."""
+        return await (self._in_turns(stints) if self.together else self._one_by_one(stints))
+
+    async def _one_by_one(self, stints: Sequence[Stint]) -> bool:
         for stint in stints:
             self._prepare(stint)
             try:
@@ -100,20 +121,45 @@ class Runner:
             self.journal.append(self.bench.bare(stint.round))
 
     async def _stint(self, stint: Stint) -> bool:
-        self.say(f"round {stint.round + 1}: starting {stint.server.name}: {stint.server.about}")
         with self._started(stint.server) as servers:
-            admitted = {peer.name: peer for peer, _ in stint.steps}
-            for peer in list(admitted.values()):
-                if not await self._admit(peer, servers, stint.round):
-                    del admitted[peer.name]
-            ready, resident = max(one.ready_s for one in servers), machine.resident_mib(_pids(servers))
-            self.journal.append(Start(stint.server.name, stint.round, ready, resident))
+            admitted = await self._admitted(stint, servers)
             for peer, workload in stint.steps:
                 if time.monotonic() > self.until:
                     return False
                 if peer.name in admitted:
                     await self._measure(peer, servers, workload, stint.round)
         return True
+
+    async def _in_turns(self, stints: Sequence[Stint]) -> bool:
+        """All servers at once; within a round one workload after the other, each asked of all."""
+        for stint in stints:
+            self._prepare(stint)
+        with ExitStack() as stack:
+            servers: dict[str, Sequence[Served]] = {}
+            admitted = set[str]()
+            for stint in {stint.server.name: stint for stint in reversed(stints)}.values():
+                try:
+                    servers[stint.server.name] = stack.enter_context(resting(self._started(stint.server)))
+                except (RuntimeError, psutil.Error) as error:
+                    self.say(f"  {stint.server.name}: {error}; see {self._log(stint.server)}")
+                    continue
+                with awake(servers[stint.server.name]) as mine:
+                    admitted |= await self._admitted(stint, mine)
+            for stint, peer, workload in in_turns(stints):
+                if time.monotonic() > self.until:
+                    return False
+                if peer.name in admitted:
+                    with awake(servers[stint.server.name]) as mine:
+                        await self._measure(peer, mine, workload, stint.round)
+        return True
+
+    async def _admitted(self, stint: Stint, servers: Sequence[Served]) -> set[str]:
+        """The peers of a stint that say what they should; how its servers started is noted."""
+        peers = {peer.name: peer for peer, _ in stint.steps}
+        admitted = {name for name, one in peers.items() if await self._admit(one, servers, stint.round)}
+        ready, resident = max(one.ready_s for one in servers), machine.resident_mib(_pids(servers))
+        self.journal.append(Start(stint.server.name, stint.round, ready, resident))
+        return admitted
 
     async def _admit(self, peer: Peer, servers: Sequence[Served], round_: int) -> bool:
         async with calling(peer, [one.url for one in servers], patience_s=PATIENCE_S) as caller:
@@ -139,6 +185,7 @@ class Runner:
     @contextmanager
     def _started(self, server: Server) -> Iterator[list[Served]]:
         """As many as it takes, one after the other."""
+        self.say(f"starting {server.name}: {server.about}")
         checkpoint = self.bench.reference.checkpoint(server.depth, self.folder / "checkpoints")
         with ExitStack() as stack:
             yield [stack.enter_context(self._one(server, checkpoint)) for _ in range(server.copies)]
