@@ -91,7 +91,9 @@ class Step:
         self._size, self._known = size, rows.shape[1] - size
         self.play: Callable[[], Streams] = self._computed
         numbers = rows.new_zeros(3 * size + rows.shape[1], dtype=torch.int64)
-        self._ids, self._positions, self._owner, self._places = numbers.split([size] * 3 + [rows.shape[1]])
+        self._ids, self._positions, self._owner, self._places = torch.split(
+            numbers, [size] * 3 + [rows.shape[1]]
+        )
         self._seen = rows.new_zeros(size, rows.shape[1], dtype=torch.bool)
 
     def write(self, packed: Packed, memory: Session) -> None:
@@ -146,7 +148,7 @@ def recorded(work: Callable[[], Streams], device: torch.device, pool: Any) -> Ca
     """
     if device.type != "cuda":
         return work
-    now, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    now, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     aside.wait_stream(now)
     with torch.cuda.stream(aside):
         for _ in range(WARM):
