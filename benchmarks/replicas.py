@@ -11,7 +11,7 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,14 +25,13 @@ from benchmarks.load import Ask, Fate, Run, calling, closed, written
 from benchmarks.peers.ours import peers
 from benchmarks.peers.peer import Peer
 from benchmarks.server import PROGRAM, Served, free_port, started
-from benchmarks.turns import awake, resting
+from benchmarks.turns import Servers, awake, resting
 from benchmarks.workloads import Query, Words, Workload, chosen
 from tests import tiny
 
 ALONE, WORKERS, RAY = "two single servers", "two workers", "two replicas on Ray"
 SPREAD, GROUPED = chosen(["unique-16", "groups-8-75-apart"])
 WARM_S, PATIENCE_S, WRITTEN = 2.0, 300.0, 20_000
-Servers = Sequence[Served]
 
 
 def main() -> None:

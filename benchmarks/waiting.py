@@ -20,7 +20,6 @@ from benchmarks.replicas import (
     WARM_S,
     WRITTEN,
     Ground,
-    Servers,
     Tally,
     asked,
     behind_one_address,
@@ -28,6 +27,7 @@ from benchmarks.replicas import (
     side_by_side,
 )
 from benchmarks.server import Served
+from benchmarks.turns import Servers
 
 SHARES = (0.3, 0.5, 0.7, 0.85)
 BUDGET = 1024
