@@ -72,6 +72,13 @@ class Settings(BaseSettings):
         ge=0,
         description="New tokens one forward pass takes at most; 0: what is timed best at the start.",
     )
+    lanes: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Passes side by side when many wait, each on its share of the CPU threads; "
+        "0: two where there are two threads, else one.",
+    )
     recall_mib: int = Field(
         128, ge=0, description="Memory for prompts seen lately, so that they are not read again; 0: none."
     )

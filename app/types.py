@@ -77,6 +77,11 @@ class Encoded:
     truncated: bool = False
 
     @property
+    def prompt(self) -> tuple[int, ...]:
+        """What comes before the response."""
+        return self.ids[: self.start]
+
+    @property
     def stop(self) -> int:
         """Index of the closing token, one past the response."""
         return len(self.ids) - 1

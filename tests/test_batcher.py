@@ -1,12 +1,15 @@
 """The batcher alone, before a device that can be held, broken and watched."""
 
 import asyncio
+import threading
+from collections.abc import Sequence
 
 import pytest
 
-from app.errors import Closing, InvalidInput, Overloaded, SparseRMError
+from app.errors import Closing, InvalidInput, NonFinite, Overloaded, SparseRMError
 from app.model.packing import Trie, pack
 from app.serve.batcher import next_batch
+from app.serve.lanes import Lanes
 from app.types import Ask, Encoded, Job, Scored, Terms
 from tests.bench import DEATH, HUGE, POISON, Bench, batcher, job, lined, wait_for
 
@@ -42,6 +45,35 @@ async def test_a_full_batch_is_sealed_ahead_and_later_items_wait_for_the_next() 
             await asyncio.sleep(0.05)
         await asyncio.gather(first, *rest)
     assert bench.batches == [[1], [2, 3], [4, 5], [6]]
+
+
+class Abreast(Bench):
+    """A device whose passes wait for another one at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met = threading.Barrier(2)
+
+    def run(self, prepared: Sequence[Job]) -> list[Scored | NonFinite]:
+        self.met.wait(10)
+        return super().run(prepared)
+
+
+async def test_a_crowd_runs_side_by_side() -> None:
+    bench, told = Abreast(), list[int]()
+    async with batcher(bench, batch_tokens=16, lanes=Lanes(2, told.append)) as one:
+        answers = await one.ask([job(n) for n in range(8)])
+    assert [answer.result.forward_s for answer in answers if isinstance(answer.result, Scored)] == [*range(8)]
+    assert sorted(bench.batches) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert told == [2, 2, 2, 2]
+
+
+async def test_what_a_crowd_leaves_over_runs_on_all_threads() -> None:
+    bench, told = Bench(), list[int]()
+    async with batcher(bench, batch_tokens=16, lanes=Lanes(2, told.append)) as one:
+        await one.ask([job(n) for n in range(5)])
+    assert bench.batches == [[0, 1], [2, 3], [4]]
+    assert told == [2, 2, 1]
 
 
 async def test_one_poison_item_fails_alone() -> None:
@@ -235,8 +267,17 @@ async def test_room_comes_back_whatever_becomes_of_a_request() -> None:
 async def test_next_batch_counts_new_tokens_only() -> None:
     shared = tuple(range(50))
     line = lined(*(Job(Encoded((*shared, 100 + n), 50), Ask(("m",))) for n in range(10)))
-    assert len(next_batch(line, 55)) == 5
+    assert len(next_batch(line, 55, 55)) == 5
     assert line.items == 5
+
+
+async def test_next_batch_reads_a_prompt_once_though_its_answers_are_more_than_a_share() -> None:
+    jobs = [Job(Encoded((prompt,) * 20 + (n,), 20), Ask(("m",))) for prompt in (1, 2) for n in range(10)]
+    line = lined(*jobs)
+    sizes = []
+    while batch := next_batch(line, 22, 28):
+        sizes.append((batch[0].prompt[0], len(batch)))
+    assert sizes == [(1, 8), (1, 2), (2, 8), (2, 2)]
 
 
 def test_the_trie_counts_what_packing_computes() -> None:

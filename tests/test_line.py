@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from app.errors import InvalidInput, Overloaded
 from app.serve.backlog import LONGEST_RETRY_S, Backlog
-from app.serve.line import Entry, Line
+from app.serve.line import TOGETHER, Entry, Line
 from app.serve.metrics import Metrics
 from app.types import Ask, Encoded, Job, Terms
 
@@ -34,6 +35,41 @@ def joined(line: Line, caller: str, names: Sequence[int], *, urgent: bool = Fals
     entries = [entry(name) for name in names]
     line.join(entries, Terms(caller, urgent=urgent))
     return entries
+
+
+def responses(prompt: int, count: int) -> list[Entry]:
+    """To one prompt of 90 tokens, 10 each."""
+    loop = asyncio.new_event_loop()
+    jobs = [Job(Encoded((prompt,) * 90 + (n,) * 10, 90), Ask(("m",))) for n in range(count)]
+    loop.close()
+    return [Entry(one, None, loop.create_future(), 1e12) for one in jobs]
+
+
+def test_answers_to_one_prompt_stay_together_as_far_as_a_pass_goes() -> None:
+    line = Line()
+    for prompt in (1, 2):
+        line.join(responses(prompt, 8), Terms(f"caller {prompt}"))
+    assert served(line) == [1] * 8 + [2] * 8
+    line.join(responses(1, 10_000), Terms("crowd"))
+    line.join(responses(2, 1), Terms("single"))
+    assert served(line).index(2) <= 2 * TOGETHER / 10
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5)), max_size=12), st.randoms())
+def test_fresh_tokens_count_every_prompt_once(requests: list[tuple[int, int]], chance: Random) -> None:
+    line = Line()
+    joined_in = [(responses(prompt, count), Terms(str(n))) for n, (prompt, count) in enumerate(requests)]
+    for entries, terms in joined_in:
+        line.join(entries, terms)
+    for entries, terms in joined_in:
+        if chance.random() < 0.3:
+            line.leave(entries, terms)
+    for _ in range(chance.randrange(line.items + 1)):
+        line.pop()
+    left = [entry for entries, _ in joined_in for entry in entries if not entry.taken]
+    assert line.items == len(left)
+    assert line.tokens == 100 * len(left)
+    assert line.fresh == 10 * len(left) + 90 * len({entry.prompt for entry in left})
 
 
 def test_requests_of_one_caller_are_served_in_order() -> None:

@@ -102,7 +102,7 @@ def draw(
 
 def _asked(text: Text, turns: Turns) -> list[int]:
     (encoded,) = text.encode([Exchange(turns, ".")])
-    return list(encoded.ids[: encoded.start])
+    return list(encoded.prompt)
 
 
 def _batch(llm: PreTrainedModel, text: Text, asked: list[list[int]], drawing: Drawing) -> list[list[Said]]:

@@ -172,11 +172,11 @@ class Engine:
     def _session(self, jobs: Sequence[Job]) -> Session:
         """What is remembered of the prompts of some jobs."""
         depth = max(self.find(head)[0].card.layer for job in jobs for head in self._needed(job))
-        return self.recall.session([_prompt(job) for job in jobs], depth)
+        return self.recall.session([job.encoded.prompt for job in jobs], depth)
 
     def _unknown(self, prepared: Prepared) -> dict[Ids, Rows]:
         """Prompts to remember, each with the rows that spell it."""
-        prompts = {_prompt(job): i for i, job in enumerate(prepared.jobs)}
+        prompts = {job.encoded.prompt: i for i, job in enumerate(prepared.jobs)}
         unknown = self.recall.unknown(prepared.session, list(prompts))
         return {ids: prepared.packed.rows(prompts[ids], 0, len(ids)) for ids in unknown}
 
@@ -266,10 +266,6 @@ class Engine:
             math.nan if isinstance(result, NonFinite) else abs(result.scores[0].reward - probe.reward)
             for probe, result in zip(probes, results, strict=True)
         ]
-
-
-def _prompt(job: Job) -> Ids:
-    return job.encoded.ids[: job.encoded.start]
 
 
 def _checked(scores: list[Score], new_tokens: int, times: tuple[float, float]) -> Scored | NonFinite:

@@ -1,8 +1,8 @@
-"""Many small requests → few full passes: one task, one device thread, no timer.
+"""Many small requests → few full passes: one task, a device thread a lane, no timer.
 
-While one pass runs, the next batch gathers. It is sealed early, one ahead, only once a full budget waits; so
-an idle server answers at once and a busy one always runs full passes. A pass that fails is run again in
-halves, down to the item that fails alone; a device that fails at everything is given up.
+While passes run, the next batch gathers. It is sealed early, one ahead, only once it is full; so an idle
+server answers at once and a busy one always runs full passes. A pass that fails is run again in halves, down
+to the item that fails alone; a device that fails at everything is given up.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 from app.errors import Closing, DeviceLost, NonFinite, Overloaded, SparseRMError
 from app.model.packing import Trie
 from app.serve.backlog import Backlog, Room
+from app.serve.lanes import Lane, Lanes
 from app.serve.line import Entry, Line
 from app.serve.metrics import Metrics
 from app.types import Job, Scored, Terms
@@ -48,10 +49,11 @@ class Answer(NamedTuple):
     wait_s: float
 
 
-def next_batch(line: Line, budget: int) -> list[Entry]:
-    """Take entries in order until their new tokens fill the budget; the first always fits.
+def next_batch(line: Line, share: int, budget: int) -> list[Entry]:
+    """Take entries in order until their new tokens fill a share; the first always fits.
 
-    A batch is for one device: while models change, entries for the old and the new engine stay apart.
+    Answers to the last prompt may go on as far as the whole budget does. A batch is for one device: while
+    models change, entries for the old and the new engine stay apart.
     """
     batch: list[Entry] = []
     trie = Trie()
@@ -60,19 +62,14 @@ def next_batch(line: Line, budget: int) -> list[Entry]:
         ids = entry.job.encoded.ids
         if entry.until < now:
             _settle(line.pop(), Overloaded("its time is over", code="deadline_exceeded"), now)
-        elif batch and (entry.device is not batch[0].device or trie.size + trie.cost(ids) > budget):
-            break
-        else:
-            trie.add(ids)
-            batch.append(line.pop())
+            continue
+        if batch:
+            room = budget if entry.prompt == batch[-1].prompt else share
+            if entry.device is not batch[0].device or trie.size + trie.cost(ids) > room:
+                break
+        trie.add(ids)
+        batch.append(line.pop())
     return batch
-
-
-class Running(NamedTuple):
-    """How much the device works on, and since when."""
-
-    tokens: int = 0
-    since: float = 0.0
 
 
 class Batcher:
@@ -87,6 +84,7 @@ class Batcher:
         *,
         batch_tokens: int,
         queue_tokens: int,
+        lanes: Lanes | None = None,
         hang_s: float = 120.0,
         give_up: Callable[[], None] = lambda: None,
     ) -> None:
@@ -97,11 +95,10 @@ class Batcher:
         self._hang_s = hang_s
         self._give_up = give_up
         self._line = Line()
-        self._running = Running()
+        self._lanes = lanes or Lanes()
         self._wake = asyncio.Event()
         self._closing = False
         self._packer = ThreadPoolExecutor(1, "pack")
-        self._worker = ThreadPoolExecutor(1, "device")
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._serve())
@@ -112,7 +109,7 @@ class Batcher:
         self._wake.set()
         await self._task
         self._packer.shutdown(wait=not self.lost)
-        self._worker.shutdown(wait=not self.lost)
+        self._lanes.shutdown(wait=not self.lost)
 
     @property
     def accepting(self) -> bool:
@@ -130,9 +127,8 @@ class Batcher:
     def _until(self, tokens: int, terms: Terms) -> float:
         """Tokens to work off until a newcomer with so many is answered: passes are answered whole."""
         begun = self.backlog.tokens - self._line.tokens
-        done = min(self._running.tokens, self.backlog.speed * (time.monotonic() - self._running.since))
         passes = math.ceil((self._line.ahead(tokens, terms) + tokens) / self._budget)
-        return begun - done + passes * self._budget
+        return begun - self._lanes.done(self.backlog.speed) + passes * self._budget
 
     async def submit(self, jobs: Sequence[Job], device: Device, room: Room) -> list[Answer]:
         """Results in order; a job that fails alone answers with its error, the others with scores."""
@@ -149,11 +145,10 @@ class Batcher:
             self._metrics.dropped.inc(self._line.leave(entries, terms))
             self._note_line()
 
-    async def on_device(self, work: Callable[[], T]) -> T:
-        """Do something on the device's thread, between two passes."""
+    async def on_device(self, work: Callable[[], T], lane: Lane | None = None) -> T:
+        """Do something on a device's thread, between two passes."""
         try:
-            running = asyncio.get_running_loop().run_in_executor(self._worker, work)
-            return await asyncio.wait_for(running, self._hang_s)
+            return await asyncio.wait_for(self._lanes.work(work, lane), self._hang_s)
         except TimeoutError as error:
             raise DeviceLost(f"the device has not answered for {self._hang_s:.0f} s") from error
 
@@ -164,21 +159,33 @@ class Batcher:
             self._lose([], error)
 
     async def _passes(self) -> None:
-        running: asyncio.Task[None] | None = None
-        while batch := await self._gather(running):
+        running = set[asyncio.Task[None]]()
+        while batch := await self._gather():
             prepared = await self._prepare(batch)
-            if running:
-                await running
-            running = asyncio.create_task(self._pass(batch, prepared))
-        if running:
-            await running
+            while not self._lanes.free:
+                await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            tokens = sum(entry.tokens for entry in batch)
+            lane = self._lanes.take(tokens, crowd=self._line.fresh >= self._share)
+            running = {one for one in running if not one.done()}
+            running.add(asyncio.create_task(self._pass(batch, prepared, lane)))
+        await asyncio.gather(*running)
 
-    async def _gather(self, running: asyncio.Task[None] | None) -> list[Entry]:
-        """The next batch: at once when the device is idle, when full otherwise; empty at the end."""
+    @property
+    def _share(self) -> int:
+        """What a lane takes at once of the tokens that all take together."""
+        return math.ceil(self._budget / len(self._lanes))
+
+    def _portion(self) -> int:
+        """New tokens to take from the line now: a share for a crowd, all for few if nothing runs, or none."""
+        if self._line.fresh >= (self._share if self._lanes.shared else self._budget):
+            return self._share
+        return 0 if self._lanes.busy else self._budget
+
+    async def _gather(self) -> list[Entry]:
+        """The next batch: at once when nothing runs, when full otherwise; empty at the end."""
         while True:
-            idle = running is None or running.done()
-            if self._line.first() and (idle or self._line.tokens >= self._budget):
-                batch = next_batch(self._line, self._budget)
+            if self._line.first() and (portion := self._portion()):
+                batch = next_batch(self._line, portion, self._budget)
                 self._note_line()
                 if batch:
                     return batch
@@ -198,38 +205,37 @@ class Batcher:
         except Exception:  # noqa: BLE001 - whatever it was, the items are tried again in halves
             return None
 
-    async def _pass(self, batch: list[Entry], prepared: Any) -> None:
+    async def _pass(self, batch: list[Entry], prepared: Any, lane: Lane) -> None:
         started = time.monotonic()
-        self._running = Running(sum(entry.tokens for entry in batch), started)
         try:
-            results = await self._results(batch, prepared)
+            results = await self._results(batch, prepared, lane)
         except Exception as error:  # noqa: BLE001 - what is left is a lost device
             results = self._lose(batch, error)
         for entry, result in zip(batch, results, strict=True):
             _settle(entry, result, started)
-        self._measure(batch, results, time.monotonic() - started)
-        self._running = Running()
+        self._measure(batch, results, (time.monotonic() - started) / len(self._lanes.busy))
+        self._lanes.give(lane)
         self._wake.set()
 
-    async def _results(self, batch: list[Entry], prepared: Any) -> Sequence[Result]:
+    async def _results(self, batch: list[Entry], prepared: Any, lane: Lane) -> Sequence[Result]:
         if self.lost:
             raise DeviceLost("the device is lost")
-        results = await self._tried(batch, prepared)
+        results = await self._tried(batch, prepared, lane)
         if not any(isinstance(result, Scored) for result in results):
-            await self.on_device(batch[0].device.verify)
+            await self.on_device(batch[0].device.verify, lane)
         return results
 
-    async def _tried(self, batch: list[Entry], prepared: Any) -> Sequence[Result]:
+    async def _tried(self, batch: list[Entry], prepared: Any, lane: Lane) -> Sequence[Result]:
         try:
             if prepared is None:
                 prepared = batch[0].device.prepare([entry.job for entry in batch])
-            return await self.on_device(lambda: batch[0].device.run(prepared))
+            return await self.on_device(lambda: batch[0].device.run(prepared), lane)
         except DeviceLost:
             raise
         except Exception as error:  # noqa: BLE001 - one item's fault, or too much at once: find out
-            return await self._rescued(batch, error)
+            return await self._rescued(batch, error, lane)
 
-    async def _rescued(self, batch: list[Entry], error: Exception) -> Sequence[Result]:
+    async def _rescued(self, batch: list[Entry], error: Exception, lane: Lane) -> Sequence[Result]:
         """The batch in halves, down to the item that fails alone; that one is tried no more."""
         self._metrics.retried.inc()
         log.warning("a pass over %d items failed (%s)", len(batch), type(error).__name__)
@@ -239,7 +245,8 @@ class Batcher:
             cause = "out_of_memory" if isinstance(error, MemoryError) else "device_error"
             return [SparseRMError(f"scoring this item failed ({type(error).__name__})", code=cause)]
         middle = len(batch) // 2
-        return [*await self._tried(batch[:middle], None), *await self._tried(batch[middle:], None)]
+        halves = (batch[:middle], batch[middle:])
+        return [result for half in halves for result in await self._tried(half, None, lane)]
 
     def _shrink(self, batch: list[Entry]) -> None:
         """What did not fit is not tried again; good passes widen the budget little by little."""

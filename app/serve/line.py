@@ -2,7 +2,8 @@
 
 An item's place is the line's clock plus the work its request has put before it, times the requests its caller
 has in line. So ten thousand items of one request do not stand before another's single one, and a hundred
-requests of one caller not before another's one. Who was placed stays placed: nobody waits for ever.
+requests of one caller not before another's one. Who was placed stays placed: nobody waits for ever. Answers
+to one prompt have one place as far as a pass goes, so that it is read once for all of them.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from typing import Any
 
 from app.types import Job, Terms
 
-URGENCY = 16
+URGENCY, TOGETHER = 16, 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -29,18 +30,28 @@ class Entry:
     until: float
     queued: float = field(default_factory=time.monotonic)
     taken: bool = False
+    prompt: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prompt = self.job.encoded.prompt
 
     @property
     def tokens(self) -> int:
         """Its full length, shared prefixes included."""
         return len(self.job.encoded.ids)
 
+    @property
+    def own(self) -> int:
+        """What it takes where its prompt is read anyhow."""
+        return self.tokens - len(self.prompt)
+
 
 class Line:
-    """Entries in the order in which they are to be served."""
+    """Entries in the order in which they are to be served; `fresh` are their tokens, each prompt's once."""
 
     def __init__(self) -> None:
-        self.tokens, self.items = 0, 0
+        self.tokens, self.fresh, self.items = 0, 0, 0
+        self._prompts: Counter[tuple[int, ...]] = Counter()
         self._heap: list[tuple[float, int, Entry]] = []
         self._clock = 0.0
         self._asking: Counter[str] = Counter()
@@ -50,11 +61,14 @@ class Line:
         """Take a request in; `leave` ends it, whatever became of its entries."""
         self._asking[terms.who] += 1
         pace, place = self._pace(terms), self._clock
+        at, together, prompt = place, 0, None
         for entry in entries:
             place += entry.tokens * pace
-            heappush(self._heap, (place, next(self._arrivals), entry))
-        self.items += len(entries)
-        self.tokens += sum(entry.tokens for entry in entries)
+            together += entry.own
+            if entry.prompt != prompt or together > TOGETHER:
+                at, together, prompt = place, entry.tokens, entry.prompt
+            heappush(self._heap, (at, next(self._arrivals), entry))
+            self._count(entry, 1)
 
     def leave(self, entries: Sequence[Entry], terms: Terms) -> int:
         """Nobody waits for these any more; how many of them had not been taken."""
@@ -94,5 +108,13 @@ class Line:
 
     def _take(self, entry: Entry) -> None:
         entry.taken = True
-        self.items -= 1
-        self.tokens -= entry.tokens
+        self._count(entry, -1)
+
+    def _count(self, entry: Entry, more: int) -> None:
+        alone = self._prompts[entry.prompt] == max(0, -more)
+        self._prompts[entry.prompt] += more
+        if not self._prompts[entry.prompt]:
+            del self._prompts[entry.prompt]
+        self.items += more
+        self.tokens += more * entry.tokens
+        self.fresh += more * (entry.tokens if alone else entry.own)

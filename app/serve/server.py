@@ -13,12 +13,13 @@ from prometheus_client import CollectorRegistry
 from app.errors import SourceError
 from app.model import pace
 from app.model.engine import Engine
-from app.model.teams import apart
+from app.model.teams import apart, lanes
 from app.serve import adapters, operating, page, routes
 from app.serve.batcher import Batcher
 from app.serve.failures import answer_errors
 from app.serve.fleet import Fleet
 from app.serve.gate import guard
+from app.serve.lanes import Lanes
 from app.serve.metrics import Metrics
 from app.serve.scoring import Scorer
 from app.settings import Settings
@@ -63,6 +64,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         state.metrics,
         batch_tokens=settings.batch_tokens,
         queue_tokens=settings.queue_tokens,
+        lanes=Lanes(*lanes(settings.lanes, state.engine.backbone.device.type)),
         hang_s=settings.hang_s,
         give_up=lambda: _lose(app),
     )
