@@ -125,10 +125,13 @@ class Batcher:
         return self.backlog.room(tokens, terms, partial(self._until, tokens, terms), self._budget)
 
     def _until(self, tokens: int, terms: Terms) -> float:
-        """Tokens to work off until a newcomer with so many is answered: passes are answered whole."""
+        """Tokens to work off until a newcomer with so many is answered: passes are answered whole.
+
+        While its own pass runs, the other lanes work, too.
+        """
         begun = self.backlog.tokens - self._line.tokens
-        passes = math.ceil((self._line.ahead(tokens, terms) + tokens) / self._budget)
-        return begun - self._lanes.done(self.backlog.speed) + passes * self._budget
+        before = math.ceil((self._line.ahead(tokens, terms) + tokens) / self._share) - 1
+        return begun - self._lanes.done(self.backlog.speed) + before * self._share + self._budget
 
     async def submit(self, jobs: Sequence[Job], device: Device, room: Room) -> list[Answer]:
         """Results in order; a job that fails alone answers with its error, the others with scores."""
