@@ -10,8 +10,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from app.errors import BundleError, NonFinite
-from app.serve.batcher import Answer, Batcher
-from app.serve.line import Entry, Line
+from app.serve.batcher import Batcher
+from app.serve.line import Answer, Entry, Line
 from app.serve.metrics import Metrics
 from app.types import Ask, Encoded, Job, Scored, Terms
 

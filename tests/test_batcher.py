@@ -8,8 +8,8 @@ import pytest
 
 from app.errors import Closing, InvalidInput, NonFinite, Overloaded, SparseRMError
 from app.model.packing import Trie, pack
-from app.serve.batcher import next_batch
 from app.serve.lanes import Lanes
+from app.serve.line import next_batch
 from app.types import Ask, Encoded, Job, Scored, Terms
 from tests.bench import DEATH, HUGE, POISON, Bench, batcher, job, lined, wait_for
 
@@ -89,6 +89,17 @@ async def test_one_poison_item_fails_alone() -> None:
     assert [isinstance(result, Scored) for result in results] == [True, False, True]
     assert isinstance(results[1], SparseRMError)
     assert "poison" not in str(results[1])
+
+
+async def test_a_device_that_answers_nonsense_is_given_up() -> None:
+    class Mute(Bench):
+        def run(self, prepared: Sequence[Job]) -> list[Scored | NonFinite]:
+            return super().run(prepared)[1:]
+
+    async with batcher(Mute()) as one:
+        answers = await asyncio.wait_for(one.ask([job(1), job(2)]), 10)
+    assert [type(answer.result) for answer in answers] == [Closing, Closing]
+    assert one.lost
 
 
 async def test_items_of_a_caller_that_left_are_dropped() -> None:

@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
-from app.errors import Closing, DeviceLost, NonFinite, Overloaded, SparseRMError
-from app.model.packing import Trie
+from app.errors import Closing, DeviceLost, NonFinite, SparseRMError
 from app.serve.backlog import Backlog, Room
 from app.serve.lanes import Lane, Lanes
-from app.serve.line import Entry, Line
+from app.serve.line import Answer, Entry, Line, next_batch
 from app.serve.metrics import Metrics
 from app.types import Job, Scored, Terms
 
@@ -40,36 +39,6 @@ class Device(Protocol):
 
     def verify(self) -> None:
         """Score what it knows the answer of; fails where the device cannot be trusted."""
-
-
-class Answer(NamedTuple):
-    """A job's result, and how long it waited for the device."""
-
-    result: Result
-    wait_s: float
-
-
-def next_batch(line: Line, share: int, budget: int) -> list[Entry]:
-    """Take entries in order until their new tokens fill a share; the first always fits.
-
-    Answers to the last prompt may go on as far as the whole budget does. A batch is for one device: while
-    models change, entries for the old and the new engine stay apart.
-    """
-    batch: list[Entry] = []
-    trie = Trie()
-    now = time.monotonic()
-    while entry := line.first():
-        ids = entry.job.encoded.ids
-        if entry.until < now:
-            _settle(line.pop(), Overloaded("its time is over", code="deadline_exceeded"), now)
-            continue
-        if batch:
-            room = budget if entry.prompt == batch[-1].prompt else share
-            if entry.device is not batch[0].device or trie.size + trie.cost(ids) > room:
-                break
-        trie.add(ids)
-        batch.append(line.pop())
-    return batch
 
 
 class Batcher:
@@ -159,7 +128,7 @@ class Batcher:
         try:
             await self._passes()
         except Exception as error:  # noqa: BLE001 - without this task nothing would ever be answered
-            self._lose([], error)
+            self._lose(error)
 
     async def _passes(self) -> None:
         running = set[asyncio.Task[None]]()
@@ -179,8 +148,12 @@ class Batcher:
         return math.ceil(self._budget / len(self._lanes))
 
     def _portion(self) -> int:
-        """New tokens to take from the line now: a share for a crowd, all for few if nothing runs, or none."""
-        if self._line.fresh >= (self._share if self._lanes.shared else self._budget):
+        """New tokens to take from the line now: a share for a crowd, all for few if nothing runs, or none.
+
+        Ahead of its turn nothing is taken but from a whole budget: answers to one prompt may still be coming.
+        """
+        joining = self._lanes.shared and self._lanes.free
+        if self._line.fresh >= (self._share if joining else self._budget):
             return self._share
         return 0 if self._lanes.busy else self._budget
 
@@ -212,13 +185,14 @@ class Batcher:
         started = time.monotonic()
         try:
             results = await self._results(batch, prepared, lane)
+            for entry, result in list(zip(batch, results, strict=True)):
+                entry.settle(result, started)
+            self._measure(batch, results, (time.monotonic() - started) / len(self._lanes.busy))
         except Exception as error:  # noqa: BLE001 - what is left is a lost device
-            results = self._lose(batch, error)
-        for entry, result in zip(batch, results, strict=True):
-            _settle(entry, result, started)
-        self._measure(batch, results, (time.monotonic() - started) / len(self._lanes.busy))
-        self._lanes.give(lane)
-        self._wake.set()
+            self._lose(error, batch)
+        finally:
+            self._lanes.give(lane)
+            self._wake.set()
 
     async def _results(self, batch: list[Entry], prepared: Any, lane: Lane) -> Sequence[Result]:
         if self.lost:
@@ -256,16 +230,18 @@ class Batcher:
         self._budget = max(LEAST_BUDGET, min(self._budget, sum(entry.tokens for entry in batch)) // 2)
         log.warning("out of memory: passes of %d new tokens from now on", self._budget)
 
-    def _lose(self, batch: list[Entry], error: Exception) -> list[Result]:
-        """Give the device up: whatever waits is sent elsewhere."""
+    def _lose(self, error: Exception, batch: Sequence[Entry] = ()) -> None:
+        """Give the device up: a batch and whatever waits are sent elsewhere."""
         if not self.lost:
             self.lost = True
             log.critical("the device is lost (%s: %s)", type(error).__name__, error)
             self._give_up()
         gone = Closing("the device is lost; send this again", code="device_lost")
+        left = list(batch)
         while self._line.first():
-            _settle(self._line.pop(), gone, time.monotonic())
-        return [gone] * len(batch)
+            left.append(self._line.pop())
+        for entry in left:
+            entry.settle(gone, time.monotonic())
 
     def _measure(self, batch: list[Entry], results: Sequence[Result], seconds: float) -> None:
         scored = [result for result in results if isinstance(result, Scored)]
@@ -290,8 +266,3 @@ class Batcher:
 
 def _give(room: Room, tokens: int, _: object) -> None:
     room.give(tokens)
-
-
-def _settle(entry: Entry, result: Result, started: float) -> None:
-    if not entry.future.done():
-        entry.future.set_result(Answer(result, started - entry.queued))

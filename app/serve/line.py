@@ -13,11 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
-from app.types import Job, Terms
+from app.errors import Overloaded, SparseRMError
+from app.model.packing import Trie
+from app.types import Job, Scored, Terms
 
 URGENCY, TOGETHER = 16, 1024
+
+
+class Answer(NamedTuple):
+    """A job's result, and how long it waited for the device."""
+
+    result: Scored | SparseRMError
+    wait_s: float
 
 
 @dataclass(slots=True, eq=False)
@@ -26,7 +35,7 @@ class Entry:
 
     job: Job
     device: Any
-    future: asyncio.Future[Any]
+    future: asyncio.Future[Answer]
     until: float
     queued: float = field(default_factory=time.monotonic)
     taken: bool = False
@@ -44,6 +53,11 @@ class Entry:
     def own(self) -> int:
         """What it takes where its prompt is read anyhow."""
         return self.tokens - len(self.prompt)
+
+    def settle(self, result: Scored | SparseRMError, started: float) -> None:
+        """Its answer, from a pass that began at this time."""
+        if not self.future.done():
+            self.future.set_result(Answer(result, started - self.queued))
 
 
 class Line:
@@ -118,3 +132,26 @@ class Line:
         self.items += more
         self.tokens += more * entry.tokens
         self.fresh += more * (entry.tokens if alone else entry.own)
+
+
+def next_batch(line: Line, share: int, budget: int) -> list[Entry]:
+    """Take entries in order until their new tokens fill a share; the first always fits.
+
+    Answers to the last prompt may go on as far as the whole budget does. A batch is for one device: while
+    models change, entries for the old and the new engine stay apart.
+    """
+    batch: list[Entry] = []
+    trie = Trie()
+    now = time.monotonic()
+    while entry := line.first():
+        ids = entry.job.encoded.ids
+        if entry.until < now:
+            line.pop().settle(Overloaded("its time is over", code="deadline_exceeded"), now)
+            continue
+        if batch:
+            room = budget if entry.prompt == batch[-1].prompt else share
+            if entry.device is not batch[0].device or trie.size + trie.cost(ids) > room:
+                break
+        trie.add(ids)
+        batch.append(line.pop())
+    return batch

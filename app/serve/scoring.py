@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from app.errors import Closing, InvalidInput, Overloaded, SparseRMError
 from app.model.engine import Engine
-from app.serve.batcher import Answer, Batcher
+from app.serve.batcher import Batcher
 from app.serve.drift import Drift
+from app.serve.line import Answer
 from app.serve.metrics import Metrics
 from app.serve.requests import Place
 from app.types import Ask, Encoded, Exchange, Job, Score, Scored, Terms
