@@ -50,6 +50,10 @@ def test_answers_to_one_prompt_stay_together_as_far_as_a_pass_goes() -> None:
     for prompt in (1, 2):
         line.join(responses(prompt, 8), Terms(f"caller {prompt}"))
     assert served(line) == [1] * 8 + [2] * 8
+    for one, two in zip(responses(1, 8), responses(2, 8), strict=True):
+        line.join([one], Terms("a"))
+        line.join([two], Terms("b"))
+    assert served(line) == [1] * 8 + [2] * 8
     line.join(responses(1, 10_000), Terms("crowd"))
     line.join(responses(2, 1), Terms("single"))
     assert served(line).index(2) <= 2 * TOGETHER / 10

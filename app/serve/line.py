@@ -3,7 +3,7 @@
 An item's place is the line's clock plus the work its request has put before it, times the requests its caller
 has in line. So ten thousand items of one request do not stand before another's single one, and a hundred
 requests of one caller not before another's one. Who was placed stays placed: nobody waits for ever. Answers
-to one prompt have one place as far as a pass goes, so that it is read once for all of them.
+to one prompt, whoever asks, have one place as far as a pass goes, so that it is read once for all of them.
 """
 
 import asyncio
@@ -60,13 +60,23 @@ class Entry:
             self.future.set_result(Answer(result, started - self.queued))
 
 
+@dataclass(slots=True)
+class Run:
+    """Answers to one prompt that are served one after the other: where they stand, and their tokens."""
+
+    at: float
+    number: int
+    tokens: int
+
+
 class Line:
     """Entries in the order in which they are to be served; `fresh` are their tokens, each prompt's once."""
 
     def __init__(self) -> None:
         self.tokens, self.fresh, self.items = 0, 0, 0
-        self._prompts: Counter[tuple[int, ...]] = Counter()
-        self._heap: list[tuple[float, int, Entry]] = []
+        self._waiting: Counter[tuple[int, ...]] = Counter()
+        self._runs: dict[tuple[int, ...], Run] = {}
+        self._heap: list[tuple[float, int, int, Entry]] = []
         self._clock = 0.0
         self._asking: Counter[str] = Counter()
         self._arrivals = count()
@@ -75,14 +85,19 @@ class Line:
         """Take a request in; `leave` ends it, whatever became of its entries."""
         self._asking[terms.who] += 1
         pace, place = self._pace(terms), self._clock
-        at, together, prompt = place, 0, None
         for entry in entries:
             place += entry.tokens * pace
-            together += entry.own
-            if entry.prompt != prompt or together > TOGETHER:
-                at, together, prompt = place, entry.tokens, entry.prompt
-            heappush(self._heap, (at, next(self._arrivals), entry))
+            run = self._run(entry, place)
+            heappush(self._heap, (min(place, run.at), run.number, next(self._arrivals), entry))
             self._count(entry, 1)
+
+    def _run(self, entry: Entry, place: float) -> "Run":
+        """Where it stands: with others that wait for the same prompt, or at its own place."""
+        run = self._runs.get(entry.prompt)
+        if not run or run.tokens + entry.own > TOGETHER:
+            run = self._runs[entry.prompt] = Run(place, next(self._arrivals), len(entry.prompt))
+        run.tokens += entry.own
+        return run
 
     def leave(self, entries: Sequence[Entry], terms: Terms) -> int:
         """Nobody waits for these any more; how many of them had not been taken."""
@@ -93,21 +108,21 @@ class Line:
         for entry in left:
             self._take(entry)
         if 2 * self.items < len(self._heap):
-            self._heap = [placed for placed in self._heap if not placed[2].taken]
+            self._heap = [placed for placed in self._heap if not placed[-1].taken]
             heapify(self._heap)
         return len(left)
 
     def first(self) -> Entry | None:
         """Who is served next."""
-        while self._heap and self._heap[0][2].taken:
+        while self._heap and self._heap[0][-1].taken:
             heappop(self._heap)
-        return self._heap[0][2] if self._heap else None
+        return self._heap[0][-1] if self._heap else None
 
     def pop(self) -> Entry:
         """Take the one who is next."""
         if self.first() is None:
             raise IndexError("nobody is in line")
-        place, _, entry = heappop(self._heap)
+        place, _, _, entry = heappop(self._heap)
         self._clock = max(self._clock, place)
         self._take(entry)
         return entry
@@ -115,7 +130,7 @@ class Line:
     def ahead(self, tokens: int, terms: Terms) -> int:
         """Tokens that would be served before the last of so many that came now."""
         place = self._clock + tokens * self._pace(terms, coming=1)
-        return sum(entry.tokens for at, _, entry in self._heap if at < place and not entry.taken)
+        return sum(entry.tokens for at, _, _, entry in self._heap if at < place and not entry.taken)
 
     def _pace(self, terms: Terms, *, coming: int = 0) -> float:
         return (self._asking[terms.who] + coming) / (URGENCY if terms.urgent else 1)
@@ -125,10 +140,10 @@ class Line:
         self._count(entry, -1)
 
     def _count(self, entry: Entry, more: int) -> None:
-        alone = self._prompts[entry.prompt] == max(0, -more)
-        self._prompts[entry.prompt] += more
-        if not self._prompts[entry.prompt]:
-            del self._prompts[entry.prompt]
+        alone = self._waiting[entry.prompt] == max(0, -more)
+        self._waiting[entry.prompt] += more
+        if not self._waiting[entry.prompt]:
+            del self._waiting[entry.prompt], self._runs[entry.prompt]
         self.items += more
         self.tokens += more * entry.tokens
         self.fresh += more * (entry.tokens if alone else entry.own)
