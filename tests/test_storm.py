@@ -42,8 +42,13 @@ def batches(address: str) -> tuple[float, float]:
     return float(lines["sparserm_batch_items_sum"]), float(lines["sparserm_batch_items_count"])
 
 
-def test_a_storm_of_single_samples_is_batched_and_loses_nothing(engine: Engine, settings: Settings) -> None:
-    with listening(engine, settings) as address:
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_storm_of_single_samples_is_batched_and_loses_nothing(
+    engine: Engine, settings: Settings, lanes: int
+) -> None:
+    """Whether one pass of 1,024 tokens runs at a time or two."""
+    chosen = settings.model_copy(update={"lanes": lanes, "batch_tokens": 1024 * lanes})
+    with listening(engine, chosen) as address:
         before = batches(address)
         queries = texts(0)
         stormed = asyncio.run(storm(address, queries))
