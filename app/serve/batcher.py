@@ -17,12 +17,11 @@ from typing import Any, Protocol, Self, TypeVar
 from app.errors import Closing, DeviceLost, NonFinite, SparseRMError
 from app.serve.backlog import Backlog, Room
 from app.serve.lanes import Lane, Lanes
-from app.serve.line import Answer, Entry, Line, next_batch
+from app.serve.line import Answer, Entry, Line, Result, next_batch
 from app.serve.metrics import Metrics
 from app.types import Job, Scored, Terms
 
 log = logging.getLogger("sparserm")
-Result = Scored | SparseRMError
 T = TypeVar("T")
 LEAST_BUDGET = 64
 REGROWTH = 0.01

@@ -16,16 +16,17 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from app.errors import Overloaded, SparseRMError
-from app.model.packing import Trie
+from app.model.packing import Ids, Trie
 from app.types import Job, Scored, Terms
 
 URGENCY, TOGETHER = 16, 1024
+Result = Scored | SparseRMError
 
 
 class Answer(NamedTuple):
     """A job's result, and how long it waited for the device."""
 
-    result: Scored | SparseRMError
+    result: Result
     wait_s: float
 
 
@@ -39,7 +40,7 @@ class Entry:
     until: float
     queued: float = field(default_factory=time.monotonic)
     taken: bool = False
-    prompt: tuple[int, ...] = field(init=False)
+    prompt: Ids = field(init=False)
 
     def __post_init__(self) -> None:
         self.prompt = self.job.encoded.prompt
@@ -54,7 +55,7 @@ class Entry:
         """What it takes where its prompt is read anyhow."""
         return self.tokens - len(self.prompt)
 
-    def settle(self, result: Scored | SparseRMError, started: float) -> None:
+    def settle(self, result: Result, started: float) -> None:
         """Its answer, from a pass that began at this time."""
         if not self.future.done():
             self.future.set_result(Answer(result, started - self.queued))
@@ -74,8 +75,8 @@ class Line:
 
     def __init__(self) -> None:
         self.tokens, self.fresh, self.items = 0, 0, 0
-        self._waiting: Counter[tuple[int, ...]] = Counter()
-        self._runs: dict[tuple[int, ...], Run] = {}
+        self._waiting: Counter[Ids] = Counter()
+        self._runs: dict[Ids, Run] = {}
         self._heap: list[tuple[float, int, int, Entry]] = []
         self._clock = 0.0
         self._asking: Counter[str] = Counter()
