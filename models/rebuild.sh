@@ -12,12 +12,15 @@ sae=models/sae/smollm2-135m-instruct-l18
     --out "$sae" --layer 18 --width 4608 --k 48 --rows 1000000 --samples 3500000
 
 make_model() { # task, file stem, license, further options
-    local task=$1 stem=$2 license=$3
+    local task=$1 stem=$2 license=$3 other elsewhere=()
     shift 3
+    for other in truthfulqa safety redteam helpful; do
+        [[ $other == "$stem" ]] || elsewhere+=(--elsewhere "$data/${other}_test.jsonl")
+    done
     "$sparserm" train "$data/${stem}_train.jsonl" --task "$task" --test "$data/${stem}_test.jsonl" \
         --sae "$sae" --license "$license" --limit 0 "$@"
     "$sparserm" ablate "$task" "$data/${stem}_train.jsonl" "$data/${stem}_test.jsonl" --sae "$sae" \
-        --layers 12 --layers 15 --layers 21 --layers 24
+        --layers 12 --layers 15 --layers 21 --layers 24 "${elsewhere[@]}"
     "$sparserm" verify "models/$task" "$data/${stem}_test.jsonl"
     "$sparserm" stress "models/$task" "$data/${stem}_test.jsonl"
 }

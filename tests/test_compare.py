@@ -78,6 +78,7 @@ def test_every_variant_is_measured_and_joins_the_report(workshop: Settings, made
     pairs, test = str(root / "pairs.jsonl"), str(root / "test.jsonl")
     studio.make(order(workshop, made_sae, "studied", tested=True), made_sae, workshop, quiet)
     choices: dict[str, Any] = {"layers": (2, 3, 4), "seeds": 2, "limit": 150, "bad": None}
+    choices["elsewhere"] = [pairs]
     studio.ablate("studied", pairs, test, made_sae, workshop, quiet, **choices)
     folder = workshop.models_dir / "studied"
     found = json.loads((folder / "report.json").read_text())
@@ -91,7 +92,15 @@ def test_every_variant_is_measured_and_joins_the_report(workshop: Settings, made
     assert list(found["ablation"]["data"]["SparseRM"]) == ["100", "300"]
     assert list(found["ablation"]["directions"]["selected"]) == ["16", "32", "64"]
     assert found["test"]["n"] == 100
-    assert "## What matters" in (folder / "report.md").read_text()
+    beyond = found["beyond"]
+    assert {place: row["selected directions"]["n"] for place, row in beyond["accuracy"].items()} == {
+        "this test": 100, "pairs": 400,
+    }  # fmt: skip
+    assert beyond["accuracy"]["this test"]["selected directions"]["accuracy"] == variants[first]["accuracy"]
+    assert 0 <= beyond["flips"]["random directions"]["accuracy"] < 0.5
+    told = (folder / "report.md").read_text()
+    assert "## What matters" in told
+    assert "beat as many random ones" in told
     assert {"variants.png", "data.png", "directions.png"} <= {file.name for file in folder.iterdir()}
 
 

@@ -121,6 +121,9 @@ def ablate(
     layers: Annotated[list[int] | None, typer.Option(help="Further layers to read densely.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each on its own training pairs.")] = 5,
     limit: Annotated[int, typer.Option(min=2, help="Training pairs that a variant gets.")] = 1000,
+    elsewhere: Annotated[
+        list[str] | None, typer.Option(help="Pairs of other tasks, to ask the same heads.")
+    ] = None,
     bad: Annotated[OnBad, typer.Option(help="What to do about rows that cannot be read.")] = OnBad.STOP,
 ) -> None:
     """Change one thing at a time in a model's recipe, measure, and add the findings to its report."""
@@ -130,7 +133,7 @@ def ablate(
     with failing_kindly(), progress() as report:
         studio.ablate(
             model, pairs, test, sae, chosen, report,
-            layers=tuple(layers or ()), seeds=seeds, limit=limit, bad=bad.reporter,
+            layers=tuple(layers or ()), seeds=seeds, limit=limit, elsewhere=elsewhere or [], bad=bad.reporter,
         )  # fmt: skip
     console.print(f"added to {chosen.models_dir / model / 'report.md'}", highlight=False)
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from app.evaluate import pictures, shift
+from app.evaluate import contests, pictures, shift
+from app.evaluate.contests import cell
 from app.model.bundle import ModelCard
 
 Found = Mapping[str, Any]
@@ -33,10 +34,7 @@ def _lines(card: ModelCard, known: Found) -> Iterator[str]:
         yield from _test(known)
     else:
         yield "Not tested yet.\n"
-    if "ablation" in known:
-        yield from _ablation(known["ablation"])
-    if "standard" in known:
-        yield from _standard(known["standard"])
+    yield from contests.lines(known)
     if "verified" in known:
         yield from _verified(known["verified"])
     if "stress" in known:
@@ -49,9 +47,9 @@ def _test(known: Found) -> Iterator[str]:
     yield f"Test: {test['n']} pairs of unseen prompts. Intervals are 95 %, by bootstrap over prompts.\n"
     yield "| reads | accuracy | SparseRM's lead |"
     yield "|---|---|---|"
-    yield f"| **SparseRM** | **{_cell(test)}** | |"
+    yield f"| **SparseRM** | **{cell(test)}** | |"
     for name, found in known["baselines"].items():
-        yield f"| {name} | {_cell(found)} | {_cell(found['lead'], sign=True)} |"
+        yield f"| {name} | {cell(found)} | {cell(found['lead'], sign=True)} |"
     yield ""
     parts = {**test["slices"]}
     parts["chosen is longer"] = test["length"]["chosen_longer"]
@@ -60,7 +58,7 @@ def _test(known: Found) -> Iterator[str]:
     yield "|---|---|---|"
     for name, found in parts.items():
         if found:
-            yield f"| {name} | {_cell(found)} | {found['n']} |"
+            yield f"| {name} | {cell(found)} | {found['n']} |"
     yield ""
     yield (
         f"Calibration error {test['ece']:.3f}, Brier score {test['brier']:.3f}; correlation of reward and "
@@ -74,8 +72,8 @@ def _test_pictures(known: Found) -> Iterator[str]:
     test, rivals = known["test"], known["baselines"]
     best = max(rivals, key=lambda name: rivals[name]["accuracy"])
     yield (
-        f"![Accuracy on {test['n']} test pairs with 95 % intervals: SparseRM {_cell(test)}, the best of "
-        f"{len(rivals)} other ways, {best}, {_cell(rivals[best])}.](accuracy.png)\n"
+        f"![Accuracy on {test['n']} test pairs with 95 % intervals: SparseRM {cell(test)}, the best of "
+        f"{len(rivals)} other ways, {best}, {cell(rivals[best])}.](accuracy.png)\n"
     )
     surest = test["reliability"][-1]
     yield (
@@ -93,56 +91,6 @@ def _by_length(sides: Mapping[str, list[Found]]) -> str:
         f"{rows[-1]['reward']:+.2f} around {rows[-1]['tokens']:.0f}"
         for name, rows in sides.items()
     )
-
-
-def _ablation(found: Found) -> Iterator[str]:
-    yield "## What matters\n"
-    yield (
-        f"{found['pairs']} training pairs, mean over {found['seeds']} seeds, each with its own pairs; "
-        "lead is the method's over the variant, on the same pairs.\n"
-    )
-    yield "| variant | accuracy | the method's lead |"
-    yield "|---|---|---|"
-    for name, row in found["variants"].items():
-        yield f"| {name} | {_cell(row)} | {_cell(row['lead'], sign=True) if 'lead' in row else ''} |"
-    yield "\n![The table above as points with 95 % intervals.](variants.png)\n"
-    yield f"![Accuracy by number of training pairs: {_ends(found['data'])}.](data.png)\n"
-    yield f"![Accuracy by number of directions of each sign: {_ends(found['directions'])}.](directions.png)\n"
-
-
-def _ends(lines: Mapping[str, Mapping[str, Found]]) -> str:
-    """Where each line of a picture begins and ends."""
-    return "; ".join(
-        f"{name} {points[first]['accuracy']:.3f} at {first}, {points[last]['accuracy']:.3f} at {last}"
-        for name, points in lines.items()
-        for first, last in [(next(iter(points)), list(points)[-1])]
-    )
-
-
-def _standard(found: Found) -> Iterator[str]:
-    plan = found["plan"]
-    yield "## Against a StandardRM\n"
-    yield (
-        "The same backbone with all of its layers, fine-tuned by LoRA with a scalar head and Bradley-Terry "
-        f"loss on the same pairs: {plan['epochs']} epochs, rate {plan['lr']:g}, rank {plan['rank']}; "
-        f"{found['threads']} threads. From nothing to a model, features included; CPU seconds add up the "
-        "work of all cores, which the company of other programs disturbs less.\n"
-    )
-    yield (
-        "| pairs | model | accuracy | SparseRM's lead | seconds | CPU seconds | parameters | peak GiB "
-        "| products in |"
-    )
-    yield "|---|---|---|---|---|---|---|---|---|"
-    for row in found["sizes"].values():
-        for name, key in (("SparseRM", "sparse"), ("StandardRM", "standard")):
-            one = row[key]
-            lead = _cell(row["lead"], sign=True) if key == "standard" else ""
-            yield (
-                f"| {row['pairs']} | {name} | {_cell(one)} | {lead} "
-                f"| {one['seconds']:,.0f} | {one['cpu_seconds']:,.0f} "
-                f"| {one['trainable']:,} | {one['peak_gib']} | {one['precision']} |"
-            )
-    yield ""
 
 
 def _verified(found: Found) -> Iterator[str]:
@@ -197,8 +145,8 @@ def _control(found: Found) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for what, row in found["length"].items():
         length = row["length"]
-        parts = [_cell(one) if one else "" for one in (length["chosen_longer"], length["chosen_shorter"])]
-        yield f"| {what} | {_cell(row)} | {parts[0]} | {parts[1]} | {length['spearman']:+.2f} |"
+        parts = [cell(one) if one else "" for one in (length["chosen_longer"], length["chosen_shorter"])]
+        yield f"| {what} | {cell(row)} | {parts[0]} | {parts[1]} | {length['spearman']:+.2f} |"
     yield "\n| steered cluster | directions | factor | its target moves | the rest moves |"
     yield "|---|---|---|---|---|"
     for row in found["steering"][:5]:
@@ -273,8 +221,3 @@ def _adopted(origin: Found) -> Iterator[str]:
             f"{firing['l0']:.1f} fire on average; {firing['right']:.1%} of them do so in the SAE itself, and "
             f"{firing['found']:.1%} of those that do so there fire here"
         )
-
-
-def _cell(found: Found, *, sign: bool = False) -> str:
-    how = "+.3f" if sign else ".3f"
-    return f"{found['accuracy']:{how}} [{found['ci_low']:{how}}, {found['ci_high']:{how}}]"

@@ -18,7 +18,7 @@ from app.model.engine import Engine
 from app.model.sources import Progress
 from app.pairs import chance
 from app.settings import Settings
-from app.types import Exchange, Explain, Message, Pair, Score
+from app.types import Exchange, Explain, Pair, Score
 
 KEYWORDS, WITNESSES = 40, 100
 CLIMBERS = 12
@@ -29,7 +29,7 @@ def run(
 ) -> dict[str, Any]:
     """Every transform and attack on a sample of the pairs; the figures join the bundle's report."""
     engine, name = trial.alone(folder, settings, progress)
-    drawn = sorted(pairs, key=lambda pair: chance(f"stress/{pair.group}/{pair.rejected}"))[:sample]
+    drawn = sampled(pairs, sample)
     scores = trial.score(engine, name, trial.responses(drawn), progress, "as they are")
     keywords = _keywords(engine, name, drawn[:WITNESSES], progress)
     beaten = [pair for pair in drawn if _margin(pair, scores) > 0]
@@ -45,15 +45,19 @@ def run(
     return found
 
 
+def sampled(pairs: list[Pair], count: int) -> list[Pair]:
+    """Some of the pairs by chance, the same each time."""
+    return sorted(pairs, key=lambda pair: chance(f"stress/{pair.group}/{pair.rejected}"))[:count]
+
+
 def _transformed(
     engine: Engine, name: str, pairs: list[Pair], scores: Mapping[Exchange, Score], progress: Progress
 ) -> dict[str, Any]:
     """Accuracy after each transform, what it lost, and how many pairs changed sides."""
     before = np.array([_margin(pair, scores) > 0 for pair in pairs])
     found = {}
-    for what, change in (*transforms.RESPONSES.items(), *transforms.PROMPTS.items()):
-        rng = Random(0)  # noqa: S311 # chance, not a secret
-        changed = [_changed(pair, what, change, rng) for pair in pairs]
+    for what in transforms.ALL:
+        changed = transforms.otherwise(what, pairs)
         said = trial.score(engine, name, trial.responses(changed), progress, what)
         after = np.array([_margin(pair, said) > 0 for pair in changed])
         found[what] = {
@@ -62,15 +66,6 @@ def _transformed(
             "flips": float((before != after).mean()),
         }
     return found
-
-
-def _changed(pair: Pair, what: str, change: transforms.Rewrite, rng: Random) -> Pair:
-    if what in transforms.PROMPTS:
-        *turns, last = pair.messages
-        messages = (*turns, Message(last.role, change(last.content, rng)))
-        return Pair(messages, pair.chosen, pair.rejected, pair.group)
-    chosen, rejected = (change(text, rng) for text in (pair.chosen, pair.rejected))
-    return Pair(pair.messages, chosen, rejected, pair.group)
 
 
 def _attacked(

@@ -4,8 +4,11 @@ Each takes a response (one takes the prompt) and keeps what it says.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from random import Random
+
+from app.types import Message, Pair
 
 Rewrite = Callable[[str, Random], str]
 SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)")
@@ -92,6 +95,21 @@ RESPONSES: dict[str, Rewrite] = {
     "trailing newline": trailing_newline,
 }
 PROMPTS: dict[str, Rewrite] = {"polite prompt": polite_prompt}
+ALL = (*RESPONSES, *PROMPTS)
+
+
+def otherwise(what: str, pairs: Iterable[Pair]) -> list[Pair]:
+    """The same pairs after one of the changes, both responses or the prompt; the same each time."""
+    rng = Random(0)  # noqa: S311 # chance, not a secret
+    return [_changed(pair, what, rng) for pair in pairs]
+
+
+def _changed(pair: Pair, what: str, rng: Random) -> Pair:
+    if what in RESPONSES:
+        chosen, rejected = (RESPONSES[what](text, rng) for text in (pair.chosen, pair.rejected))
+        return replace(pair, chosen=chosen, rejected=rejected)
+    *turns, last = pair.messages
+    return replace(pair, messages=(*turns, Message(last.role, PROMPTS[what](last.content, rng))))
 
 
 def _words_replaced(text: str, words: dict[str, str]) -> str:

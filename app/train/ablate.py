@@ -51,16 +51,11 @@ def run(study: Study, report: Report) -> dict[str, Any]:
     if drilling.arena.drilled:
         won["with drills"] = _wins(drilling, compare.selected, study.pairs)
     report("variants", 1.0)
-    ours = next(iter(won.values()))
     return {
         "pairs": study.pairs,
         "seeds": study.seeds,
         "n": len(study.arena.test),
-        "variants": {
-            name: _row(theirs, study)
-            | ({} if theirs is ours else {"lead": asdict(advantage(ours, theirs, study.groups))})
-            for name, theirs in won.items()
-        },
+        "variants": rows(won, study.groups),
         "data": _data(study, report),
         "directions": _directions(study, report),
     }
@@ -85,6 +80,7 @@ def _variants(study: Study) -> dict[str, Rival]:
     for layer in study.layers:
         if layer != here.layer:
             changed[f"dense at layer {layer}"] = _at(compare.whole_residual, layer=layer)
+    changed["linear probe on the same projections"] = compare.linear_on_selected
     changed["dense: linear probe"] = compare.linear_probe
     changed["TF-IDF of the response"] = compare.words
     changed["longer response wins"] = compare.longer
@@ -121,16 +117,29 @@ def _curves(
     done = 0
     for name, rival in lines.items():
         for point, (change, pairs) in points.items():
-            found[name][point] = _row(_wins(study, change(rival), pairs), study)
+            found[name][point] = asdict(interval(_wins(study, change(rival), pairs), study.groups))
             done += 1
             report(what, done / (len(lines) * len(points)))
     return found
 
 
+def rows(found: Mapping[str, Array], groups: list[str]) -> dict[str, dict[str, Any]]:
+    """A share with its interval for each, and how far the first is ahead of the others."""
+    first, *_ = found
+    return {
+        name: asdict(interval(one, groups))
+        | ({} if name == first else {"lead": asdict(advantage(found[first], one, groups))})
+        for name, one in found.items()
+    }
+
+
+def seeded(study: Study, rival: Rival, pairs: int) -> Array:
+    """Wins of a variant on every test pair, a row for each seed."""
+    return np.stack([wins(rival(_drawn(study.arena, pairs, seed))) for seed in range(study.seeds)])
+
+
 def _wins(study: Study, rival: Rival, pairs: int) -> Array:
-    """Wins of a variant on every test pair, averaged over seeds."""
-    seeded = [wins(rival(_drawn(study.arena, pairs, seed))) for seed in range(study.seeds)]
-    mean: Array = np.mean(seeded, axis=0)
+    mean: Array = seeded(study, rival, pairs).mean(0)
     return mean
 
 
@@ -144,10 +153,6 @@ def _drawn(arena: Arena, pairs: int, seed: int) -> Arena:
         drilled=arena.drilled.of(set(order)) if arena.drilled else None,
         plan=replace(arena.plan, seed=seed),
     )
-
-
-def _row(won: Array, study: Study) -> dict[str, Any]:
-    return asdict(interval(won, study.groups))
 
 
 def _with_plan(**changes: Any) -> Rival:

@@ -64,7 +64,7 @@ Rival = Callable[[Arena], Tensor]
 
 def selected(arena: Arena) -> Tensor:
     """The method: projections on the directions that selection picks."""
-    return projected(arena, arena.dictionary.select(_latents(arena)).untangled().directions.cpu())
+    return projected(arena, _selected(arena))
 
 
 def random_directions(arena: Arena) -> Tensor:
@@ -100,6 +100,12 @@ def linear_probe(arena: Arena) -> Tensor:
     return baselines.probe(vectors, arena.groups, unseen)
 
 
+def linear_on_selected(arena: Arena) -> Tensor:
+    """Logistic regression on the projections that the method's head reads."""
+    basis, (vectors, unseen) = _selected(arena), arena.vectors
+    return baselines.probe(vectors @ basis.T, arena.groups, unseen @ basis.T)
+
+
 def words(arena: Arena) -> Tensor:
     """Logistic regression on TF-IDF of the response."""
     return baselines.words(arena.train, arena.test)
@@ -121,6 +127,10 @@ def _head(arena: Arena, vectors: Callable[[Table], Tensor], basis: Tensor) -> Te
         lesson = lesson.with_drills(vectors(arena.drilled.table) @ basis.T, arena.drilled.groups)
     found = rewards(fit(lesson, arena.plan, lambda _: None), vectors(arena.tested) @ basis.T)
     return found[:, 0] - found[:, 1]
+
+
+def _selected(arena: Arena) -> Tensor:
+    return arena.dictionary.select(_latents(arena)).untangled().directions.cpu()
 
 
 def _latents(arena: Arena) -> Tensor:

@@ -11,8 +11,8 @@ from app.model.bundle import RewardModel, TrainingData
 from app.model.sources import Progress, file_digest
 from app.pairs import Bad, read_pairs, source_sha256
 from app.settings import Settings
-from app.train import duel, fit, foundry, recipe, sae, standard
-from app.train.ablate import Study, run
+from app.train import ablate as ablation
+from app.train import beyond, duel, fit, foundry, recipe, sae, standard
 from app.train.adopt import adopt
 from app.train.compare import Arena
 from app.train.features import Reader
@@ -75,9 +75,10 @@ def ablate(
     layers: tuple[int, ...],
     seeds: int,
     limit: int,
+    elsewhere: list[str],
     bad: Bad | None,
 ) -> None:
-    """Compare every variant of a bundle's recipe on its own data; the findings join its report."""
+    """Compare every variant of a bundle's recipe on its data and beyond; the findings join its report."""
     out = settings.models_dir / name
     card = bundle.load(out).card
     ours = reader(folder, settings, progress, layers=layers)
@@ -93,8 +94,12 @@ def ablate(
         train, tables[0], tested, tables[1], ours.dictionary, card.layer, card.readout,
         card.directions // 2, plan, dressed,
     )  # fmt: skip
-    study = Study(arena, min(limit, len(train)), seeds=seeds, layers=ours.layers)
-    reports.write(out, card, {"ablation": run(study, progress)})
+    study = ablation.Study(arena, min(limit, len(train)), seeds=seeds, layers=ours.layers)
+    places = {Path(one).stem: read_pairs(one, bad) for one in elsewhere}
+    asked = beyond.Questions.of(tested, places)
+    read = recipe.table(asked.pairs, shallow, settings.cache, "pairs beyond the test", progress)
+    found = {"ablation": ablation.run(study, progress), "beyond": beyond.run(study, asked, read, progress)}
+    reports.write(out, card, found)
 
 
 def against_standard(
