@@ -92,24 +92,20 @@ def train(
     resident = sliced.to(reader.backbone.device)
     named = labels.name(model.features, resident, read, reader.text, reader.backbone, neuronpedia)
     model = replace(model, features=named)
-    findings: dict[str, Any] = {
-        "training": {
-            "pairs": len(fitting),
-            "drills": len(dressed.owners) if dressed else 0,
-            "prompts": len(set(lesson.groups)),
-            "seconds_extracting": round(extracted - started, 1),
-            "seconds_fitting": round(fitted - extracted, 1),
-            "plan": asdict(plan),
-        },
-        "selection": {"false_discovery": chosen.false_discovery, "overlap": chosen.overlap},
-        "names": _naming(named),
+    training = {
+        "pairs": len(fitting),
+        "drills": len(dressed.owners) if dressed else 0,
+        "prompts": len(set(lesson.groups)),
+        "seconds_extracting": round(extracted - started, 1),
+        "seconds_fitting": round(fitted - extracted, 1),
+        "plan": asdict(plan),
     }
+    selection = {"false_discovery": chosen.false_discovery, "overlap": chosen.overlap}
+    findings: dict[str, Any] = {"training": training, "selection": selection, "names": _naming(named)}
     if order.test:
         tested = table(order.test, reader, cache, "test pairs", report)
-        layer, *_ = reader.layers
-        arena = Arena(
-            fitting, seen, order.test, tested, reader.dictionary, layer, order.readout, order.k, plan, dressed
-        )
+        ground = (fitting, seen, order.test, tested, reader.dictionary, reader.layers[0])
+        arena = Arena(*ground, order.readout, order.k, plan, dressed)
         findings |= _examined(order, arena, model, report)
         metrics = {name: findings["test"][name] for name in ("accuracy", "ci_low", "ci_high", "n", "ece")}
         model = replace(model, card=replace(model.card, metrics=metrics))

@@ -48,22 +48,9 @@ def train(
 
     A run that was killed goes on from its last checkpoint; they go when the result is whole.
     """
-    from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
-    from sae_lens.saes.sae import SAEMetadata
     from sae_lens.training.sae_trainer import SAETrainer
 
-    torch.manual_seed(seed)
-    config = BatchTopKTrainingSAEConfig(
-        d_in=rows.shape[1],
-        d_sae=width,
-        k=k,
-        normalize_activations="expected_average_only_in",
-        device=str(device),
-        metadata=SAEMetadata(hook_name=hook),
-    )
-    sae = BatchTopKTrainingSAE(config)
-    with torch.no_grad():
-        sae.b_dec.copy_(_center(rows, seed))
+    sae = _untrained(rows, width, k, hook, seed, device)
     last = _last_checkpoint(checkpoints)
     done = int(last.name) if last else 0
     batches = _batches(rows, seed, report, skip=done // BATCH + NORM_BATCHES if last else 0)
@@ -78,6 +65,27 @@ def train(
     trainer.fit().save_inference_model(str(out))
     _halve(out / WEIGHTS)
     shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _untrained(
+    rows: NDArray[np.float16], width: int, k: float, hook: str, seed: int, device: torch.device
+) -> Any:
+    from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+
+    torch.manual_seed(seed)
+    config = BatchTopKTrainingSAEConfig(
+        d_in=rows.shape[1],
+        d_sae=width,
+        k=k,
+        normalize_activations="expected_average_only_in",
+        device=str(device),
+        metadata=SAEMetadata(hook_name=hook),
+    )
+    sae = BatchTopKTrainingSAE(config)
+    with torch.no_grad():
+        sae.b_dec.copy_(_center(rows, seed))
+    return sae
 
 
 def _schedule(width: int, samples: int, device: torch.device, checkpoints: Path) -> Any:
