@@ -26,7 +26,7 @@ MEMORY = 0.98
 EVENNESS = 0.1
 DRILL_WEIGHT = 0.4
 EPOCHS = (5, 10, 20, 30, 45, 60)
-Loss = Callable[[Tensor, Tensor, float], Tensor]
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 LOSSES: dict[str, Loss] = {
     "margin": lambda chosen, rejected, gamma: (gamma - chosen + rejected).relu(),
     "bradley-terry": lambda chosen, rejected, _: -logsigmoid(chosen - rejected),
@@ -104,21 +104,22 @@ def tune(lesson: Lesson, plan: Plan, report: Callable[[float], None]) -> Plan:
     """The plan whose heads, trained without a third of the prompts, predict that third best."""
     inputs = _inputs(lesson, plan)
     fold = folds(lesson.groups, FOLDS, plan.seed)
-    weights = torch.stack([(fold != f).float() for f in range(FOLDS)], dim=1) * _weight(lesson)
+    seen = torch.stack([(fold != f).float() for f in range(FOLDS)], dim=1) * _weight(lesson)
+    gammas = GAMMAS if plan.loss == "margin" else GAMMAS[:1]
+    columns = torch.tensor(gammas).repeat_interleave(FOLDS)
     options = [
-        replace(plan, lr=lr, weight_decay=decay, gamma=gamma, epochs=max(EPOCHS))
-        for lr, decay, gamma in product(RATES, DECAYS, GAMMAS if plan.loss == "margin" else GAMMAS[:1])
+        replace(plan, lr=lr, weight_decay=decay, epochs=max(EPOCHS)) for lr, decay in product(RATES, DECAYS)
     ]
-    best, least = plan, float("inf")
-    for done, tried in enumerate(options, 1):
-        for epoch, members in _descend(inputs.x, weights, tried):
+    tried: dict[Plan, float] = {}
+    for done, option in enumerate(options, 1):
+        for epoch, members in _descend(inputs.x, seen.repeat(1, len(gammas)), option, columns):
             if epoch in EPOCHS:
                 chosen, rejected = _sides(inputs.x, members)
-                unseen = (chosen - rejected)[torch.arange(len(fold)), fold][~lesson.drill]
-                if surprise(unseen.double()) < least:
-                    best, least = replace(tried, epochs=epoch), surprise(unseen.double())
+                for gamma, apart in zip(gammas, torch.split(chosen - rejected, FOLDS, dim=1), strict=True):
+                    unseen = apart[torch.arange(len(fold)), fold][~lesson.drill]
+                    tried[replace(option, gamma=gamma, epochs=epoch)] = surprise(unseen.double())
         report(done / len(options))
-    return best
+    return min(tried, key=tried.__getitem__)
 
 
 def fit(lesson: Lesson, plan: Plan, report: Callable[[int], None]) -> Head:
@@ -126,11 +127,12 @@ def fit(lesson: Lesson, plan: Plan, report: Callable[[int], None]) -> Head:
     inputs = _inputs(lesson, plan)
     members: list[Tensor] = []
     weights = _bootstrap(lesson.groups, plan) * _weight(lesson)
-    for epoch, members in _descend(inputs.x, weights, plan):  # noqa: B007 # the last ones stay
+    gammas = torch.tensor(plan.gamma)
+    for epoch, members in _descend(inputs.x, weights, plan, gammas):  # noqa: B007 # the last ones stay
         report(epoch)
     w1, b1, w2 = members
     mixed = (w1.transpose(1, 2) @ inputs.mixing.T).half()
-    head = Head(inputs.center, inputs.scale, mixed, b1[:, 0], w2[..., 0], torch.zeros(plan.heads))
+    head = Head(inputs.center, inputs.scale, mixed, b1[:, 0], w2[:, 0], torch.zeros(plan.heads))
     return _standardised(head, lesson.honest.projections.flatten(0, 1))
 
 
@@ -170,18 +172,21 @@ def _inverse_root(matrix: Tensor, ridge: float) -> Tensor:
     return root
 
 
-def _descend(x: Tensor, weights: Tensor, plan: Plan) -> Iterator[tuple[int, list[Tensor]]]:
-    """Train one head a column of `weights` (N, E); yields the epoch and the averaged members after it."""
+def _descend(x: Tensor, weights: Tensor, plan: Plan, gammas: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
+    """Train one head a column of `weights` (N, E), each for its γ.
+
+    Yields the epoch and the averaged members after it.
+    """
     generator = torch.Generator().manual_seed(plan.seed)
     members = _initial(weights.shape[1], x.shape[2], plan, generator)
     averaged = [member.detach().clone() for member in members]
     steps = 0
-    optimizer = torch.optim.AdamW(members, lr=plan.lr, weight_decay=plan.weight_decay)
+    optimizer = torch.optim.AdamW(members, lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
     for epoch in range(plan.epochs):
         for rows in torch.split(torch.randperm(len(x), generator=generator), plan.batch):
             kept = torch.rand(len(rows), 1, x.shape[2], generator=generator) >= plan.dropout
             sides = _sides(x[rows] * kept / (1 - plan.dropout), members)
-            loss = (LOSSES[plan.loss](*sides, plan.gamma) * weights[rows]).mean(0).sum()
+            loss = (LOSSES[plan.loss](*sides, gammas) * weights[rows]).mean(0).sum()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call] # torch leaves it so
             optimizer.step()
@@ -194,7 +199,8 @@ def _descend(x: Tensor, weights: Tensor, plan: Plan) -> Iterator[tuple[int, list
 def _sides(x: Tensor, members: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Rewards of chosen and rejected under every member, (N, E) each."""
     w1, b1, w2 = members
-    chosen, rejected = (((side @ w1 + b1).relu() @ w2)[..., 0].T for side in x.unbind(1))
+    hidden = torch.baddbmm(b1, x.flatten(0, 1).expand(len(w1), -1, -1), w1).relu()
+    chosen, rejected = (hidden * w2).sum(2).T.reshape(len(x), 2, -1).unbind(1)
     return chosen, rejected
 
 
@@ -208,7 +214,7 @@ def _bootstrap(groups: list[str], plan: Plan) -> Tensor:
 
 
 def _initial(heads: int, k: int, plan: Plan, generator: torch.Generator) -> list[Tensor]:
-    shapes = [(heads, k, plan.hidden), (heads, 1, plan.hidden), (heads, plan.hidden, 1)]
+    shapes = [(heads, k, plan.hidden), (heads, 1, plan.hidden), (heads, 1, plan.hidden)]
     return [
         ((torch.rand(shape, generator=generator) * 2 - 1) / fan_in**0.5).requires_grad_()
         for shape, fan_in in zip(shapes, (k, k, plan.hidden), strict=True)
