@@ -79,9 +79,16 @@ def test_every_variant_is_measured_and_joins_the_report(workshop: Settings, made
     studio.make(order(workshop, made_sae, "studied", tested=True), made_sae, workshop, quiet)
     choices: dict[str, Any] = {"layers": (2, 3, 4), "seeds": 2, "limit": 150, "bad": None}
     choices["elsewhere"] = [pairs]
+    shelf = workshop.cache / "ablations" / "studied.sqlite"
+    with pytest.raises(Killed):
+        studio.ablate("studied", pairs, test, made_sae, workshop, killing_at("data", 3), **choices)
+    assert shelf.exists()
     studio.ablate("studied", pairs, test, made_sae, workshop, quiet, **choices)
+    assert not shelf.exists()
     folder = workshop.models_dir / "studied"
     found = json.loads((folder / "report.json").read_text())
+    studio.ablate("studied", pairs, test, made_sae, workshop, quiet, **choices)
+    assert json.loads((folder / "report.json").read_text()) == found
     assert found["ablation"]["pairs"] == 150
     variants = found["ablation"]["variants"]
     first, *others = variants

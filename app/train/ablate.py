@@ -2,33 +2,42 @@
 
 Each seed draws its own training pairs, so intervals speak of another thousand pairs as well as of other
 prompts; wins are averaged over seeds before prompts are resampled. Only the variant named so learns from
-drills.
+drills. What a variant won is shelved, so that a killed run goes on and nothing is trained twice.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from app.evaluate.accuracy import Array, advantage, interval, wins
 from app.pairs import chance
 from app.train import compare
 from app.train.compare import Arena, Rival
+from app.train.shelf import Shelf
 from app.types import ReadOut
 
 SEEDS = 5
 SIZES = (100, 300, 1000, 3000)
 KS = (16, 32, 64, 128, 256, 512)
+WINS = "wins"
 Report = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What is compared: an arena with all its training pairs, how many of them a variant gets, and seeds."""
+    """What is compared: an arena with all its training pairs, how many of them a variant gets, and seeds.
+
+    `source` says where the arena's tables are from.
+    """
 
     arena: Arena
     pairs: int
+    shelf: Shelf
+    source: str
     seeds: int = SEEDS
     sizes: tuple[int, ...] = SIZES
     ks: tuple[int, ...] = KS
@@ -40,16 +49,24 @@ class Study:
         return [pair.group for pair in self.arena.test]
 
 
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A way to read a preference in an arena that differs in something."""
+
+    rival: Rival
+    arena: Arena
+
+
 def run(study: Study, report: Report) -> dict[str, Any]:
     """Every variant, the data-efficiency curve and the curve over K, ready for JSON."""
     drilling, study = study, replace(study, arena=replace(study.arena, drilled=None))
-    rivals = _variants(study)
-    won = {}
-    for done, (name, rival) in enumerate(rivals.items()):
-        report("variants", done / len(rivals))
-        won[name] = _wins(study, rival, study.pairs)
+    variants = _variants(study)
     if drilling.arena.drilled:
-        won["with drills"] = _wins(drilling, compare.selected, study.pairs)
+        variants["with drills"] = Variant(compare.selected, drilling.arena)
+    won = {}
+    for done, (name, variant) in enumerate(variants.items()):
+        report("variants", done / len(variants))
+        won[name] = _wins(study, variant, study.pairs)
     report("variants", 1.0)
     return {
         "pairs": study.pairs,
@@ -61,29 +78,29 @@ def run(study: Study, report: Report) -> dict[str, Any]:
     }
 
 
-def _variants(study: Study) -> dict[str, Rival]:
+def _variants(study: Study) -> dict[str, Variant]:
     """The method first, then one change at a time."""
     here = study.arena
-    changed: dict[str, Rival] = {
-        f"SparseRM: K = {here.k}, layer {here.layer}, {here.readout}, {here.plan.loss}": compare.selected,
-        "random latents of the SAE": compare.random_latents,
-        "random directions": compare.random_directions,
-        "SAE activations instead of projections": compare.activations,
-        "Bradley-Terry loss": _with_plan(loss="bradley-terry"),
-        "pointwise BCE loss": _with_plan(loss="bce"),
-        "one head instead of an ensemble": _with_plan(heads=1),
+    changed = {
+        f"SparseRM: K = {here.k}, layer {here.layer}, {here.readout}, {here.plan.loss}": _at(here),
+        "random latents of the SAE": _at(here, compare.random_latents),
+        "random directions": _at(here, compare.random_directions),
+        "SAE activations instead of projections": _at(here, compare.activations),
+        "Bradley-Terry loss": _at(here, plan=replace(here.plan, loss="bradley-terry")),
+        "pointwise BCE loss": _at(here, plan=replace(here.plan, loss="bce")),
+        "one head instead of an ensemble": _at(here, plan=replace(here.plan, heads=1)),
     }
     for readout in ReadOut:
         if readout is not here.readout:
-            changed[f"read-out: {readout}"] = _at(readout=readout)
-    changed["dense: same head on the whole residual"] = compare.whole_residual
+            changed[f"read-out: {readout}"] = _at(here, readout=readout)
+    changed["dense: same head on the whole residual"] = _at(here, compare.whole_residual)
     for layer in study.layers:
         if layer != here.layer:
-            changed[f"dense at layer {layer}"] = _at(compare.whole_residual, layer=layer)
-    changed["linear probe on the same projections"] = compare.linear_on_selected
-    changed["dense: linear probe"] = compare.linear_probe
-    changed["TF-IDF of the response"] = compare.words
-    changed["longer response wins"] = compare.longer
+            changed[f"dense at layer {layer}"] = _at(here, compare.whole_residual, layer=layer)
+    changed["linear probe on the same projections"] = _at(here, compare.linear_on_selected)
+    changed["dense: linear probe"] = _at(here, compare.linear_probe)
+    changed["TF-IDF of the response"] = _at(here, compare.words)
+    changed["longer response wins"] = _at(here, compare.longer)
     return changed
 
 
@@ -95,31 +112,33 @@ def _data(study: Study, report: Report) -> dict[str, dict[str, Any]]:
         "TF-IDF": compare.words,
     }
     sizes = [size for size in study.sizes if size <= len(study.arena.train)]
-    return _curves(study, lines, {str(size): (lambda rival: rival, size) for size in sizes}, report, "data")
+    points = {
+        name: {str(size): (_at(study.arena, rival), size) for size in sizes} for name, rival in lines.items()
+    }
+    return _curves(study, points, report, "data")
 
 
 def _directions(study: Study, report: Report) -> dict[str, dict[str, Any]]:
     """Accuracy against the number of directions of each sign."""
     lines = {"selected": compare.selected, "random directions": compare.random_directions}
-    latents = len(study.arena.dictionary.directions)
-    points = {str(k): (_moved(k=k), study.pairs) for k in study.ks if 2 * k <= latents}
-    return _curves(study, lines, points, report, "directions")
+    ks = [k for k in study.ks if 2 * k <= len(study.arena.dictionary.directions)]
+    points = {
+        name: {str(k): (_at(study.arena, rival, k=k), study.pairs) for k in ks}
+        for name, rival in lines.items()
+    }
+    return _curves(study, points, report, "directions")
 
 
 def _curves(
-    study: Study,
-    lines: Mapping[str, Rival],
-    points: Mapping[str, tuple[Callable[[Rival], Rival], int]],
-    report: Report,
-    what: str,
+    study: Study, lines: Mapping[str, Mapping[str, tuple[Variant, int]]], report: Report, what: str
 ) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {name: {} for name in lines}
-    done = 0
-    for name, rival in lines.items():
-        for point, (change, pairs) in points.items():
-            found[name][point] = asdict(interval(_wins(study, change(rival), pairs), study.groups))
+    done, total = 0, sum(map(len, lines.values()))
+    for name, points in lines.items():
+        for point, (variant, pairs) in points.items():
+            found[name][point] = asdict(interval(_wins(study, variant, pairs), study.groups))
             done += 1
-            report(what, done / (len(lines) * len(points)))
+            report(what, done / total)
     return found
 
 
@@ -133,14 +152,26 @@ def rows(found: Mapping[str, Array], groups: list[str]) -> dict[str, dict[str, A
     }
 
 
-def seeded(study: Study, rival: Rival, pairs: int) -> Array:
+def seeded(study: Study, variant: Variant, pairs: int) -> Array:
     """Wins of a variant on every test pair, a row for each seed."""
-    return np.stack([wins(rival(_drawn(study.arena, pairs, seed))) for seed in range(study.seeds)])
+    draws = (_drawn(variant.arena, pairs, seed) for seed in range(study.seeds))
+    return np.stack([_once(study, variant.rival, drawn) for drawn in draws])
 
 
-def _wins(study: Study, rival: Rival, pairs: int) -> Array:
-    mean: Array = seeded(study, rival, pairs).mean(0)
+def _wins(study: Study, variant: Variant, pairs: int) -> Array:
+    mean: Array = seeded(study, variant, pairs).mean(0)
     return mean
+
+
+def _once(study: Study, rival: Rival, arena: Arena) -> Array:
+    """What a rival wins in an arena, from the shelf if it is there."""
+    choices = (arena.layer, arena.readout, arena.k, arena.plan, arena.drilled and arena.drilled.owners)
+    facts = (study.source, rival.__name__, *choices, arena.train, arena.test)
+    item = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+    if not study.shelf.get(WINS, [item]):
+        study.shelf.put([(WINS, item, {WINS: torch.from_numpy(wins(rival(arena)))})])
+    won: Array = study.shelf.get(WINS, [item])[item][WINS].numpy()
+    return won
 
 
 def _drawn(arena: Arena, pairs: int, seed: int) -> Arena:
@@ -155,13 +186,5 @@ def _drawn(arena: Arena, pairs: int, seed: int) -> Arena:
     )
 
 
-def _with_plan(**changes: Any) -> Rival:
-    return lambda arena: compare.selected(replace(arena, plan=replace(arena.plan, **changes)))
-
-
-def _at(rival: Rival = compare.selected, **changes: Any) -> Rival:
-    return lambda arena: rival(replace(arena, **changes))
-
-
-def _moved(**changes: Any) -> Callable[[Rival], Rival]:
-    return lambda rival: _at(rival, **changes)
+def _at(arena: Arena, rival: Rival = compare.selected, **changes: Any) -> Variant:
+    return Variant(rival, replace(arena, **changes))

@@ -14,7 +14,7 @@ import numpy as np
 from app.evaluate import stress, transforms
 from app.evaluate.accuracy import Array
 from app.train import compare
-from app.train.ablate import Report, Study, rows, seeded
+from app.train.ablate import Report, Study, Variant, rows, seeded
 from app.train.compare import Rival
 from app.train.features import Table
 from app.types import Pair
@@ -64,7 +64,7 @@ def run(study: Study, asked: Questions, read: Table, report: Report) -> dict[str
     flips: dict[str, Array] = {}
     for done, (way, rival) in enumerate(WAYS.items()):
         report("beyond the test", done / len(WAYS))
-        parts = iter(_split(seeded(replace(study, arena=arena), rival, study.pairs), asked.parts))
+        parts = iter(_split(seeded(study, Variant(rival, arena), study.pairs), asked.parts))
         for place in asked.places:
             accuracy[place][way] = next(parts).mean(0)
         before, *after = parts

@@ -1,4 +1,4 @@
-"""What the frozen half found, kept: small tensors under a key, in one SQLite file.
+"""What took long to find, kept: small tensors under a key, in one SQLite file.
 
 Every write is a transaction, so a killed run loses only what it was computing.
 """
@@ -38,6 +38,10 @@ class Shelf:
                 query = f"SELECT item, tensors FROM shelf WHERE kind = ? AND item IN ({holes})"  # noqa: S608 # only question marks are put in
                 found |= {item: load(blob) for item, blob in connection.execute(query, (kind, *some))}
         return found
+
+    def clear(self) -> None:
+        """Forget everything: what it was for is done."""
+        self._file.unlink(missing_ok=True)
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

@@ -17,6 +17,7 @@ from app.train.adopt import adopt
 from app.train.compare import Arena
 from app.train.features import Reader
 from app.train.recipes import Recipe
+from app.train.shelf import Shelf
 
 
 def reader(folder: Path, settings: Settings, progress: Progress, *, layers: tuple[int, ...] = ()) -> Reader:
@@ -94,12 +95,15 @@ def ablate(
         train, tables[0], tested, tables[1], ours.dictionary, card.layer, card.readout,
         card.directions // 2, plan, dressed,
     )  # fmt: skip
-    study = ablation.Study(arena, min(limit, len(train)), seeds=seeds, layers=ours.layers)
+    shelf = Shelf(settings.cache / "ablations" / f"{name}.sqlite")
+    most = min(limit, len(train))
+    study = ablation.Study(arena, most, shelf, repr(ours.kinds), seeds=seeds, layers=ours.layers)
     places = {Path(one).stem: read_pairs(one, bad) for one in elsewhere}
     asked = beyond.Questions.of(tested, places)
     read = recipe.table(asked.pairs, shallow, settings.cache, "pairs beyond the test", progress)
     found = {"ablation": ablation.run(study, progress), "beyond": beyond.run(study, asked, read, progress)}
     reports.write(out, card, found)
+    shelf.clear()
 
 
 def against_standard(
