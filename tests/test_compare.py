@@ -81,7 +81,7 @@ def test_every_variant_is_measured_and_joins_the_report(workshop: Settings, made
     choices["elsewhere"] = [pairs]
     shelf = workshop.cache / "ablations" / "studied.sqlite"
     with pytest.raises(Killed):
-        studio.ablate("studied", pairs, test, made_sae, workshop, killing_at("data", 3), **choices)
+        studio.ablate("studied", pairs, test, made_sae, workshop, killing_at("data", 1), **choices)
     assert shelf.exists()
     studio.ablate("studied", pairs, test, made_sae, workshop, quiet, **choices)
     assert not shelf.exists()
@@ -98,6 +98,8 @@ def test_every_variant_is_measured_and_joins_the_report(workshop: Settings, made
     assert all(row["lead"]["n"] == row["n"] == 100 for row in map(variants.get, others) if row)
     assert list(found["ablation"]["data"]["SparseRM"]) == ["100", "300"]
     assert list(found["ablation"]["directions"]["selected"]) == ["16", "32", "64"]
+    ours, chance = (found["ablation"]["directions"][name]["16"] for name in ("selected", "random directions"))
+    assert chance["lead"]["accuracy"] == pytest.approx(ours["accuracy"] - chance["accuracy"])
     assert found["test"]["n"] == 100
     beyond = found["beyond"]
     assert {place: row["selected directions"]["n"] for place, row in beyond["accuracy"].items()} == {
@@ -107,7 +109,7 @@ def test_every_variant_is_measured_and_joins_the_report(workshop: Settings, made
     assert 0 <= beyond["flips"]["random directions"]["accuracy"] < 0.5
     told = (folder / "report.md").read_text()
     assert "## What matters" in told
-    assert "beat as many random ones" in told
+    assert f"Their lead by the number of directions of each sign: {chance['lead']['accuracy']:+.3f}" in told
     assert {"variants.png", "data.png", "directions.png"} <= {file.name for file in folder.iterdir()}
 
 

@@ -11,7 +11,7 @@ def lines(known: Found) -> Iterator[str]:
     if "ablation" in known:
         yield from _ablation(known["ablation"])
     if "beyond" in known:
-        yield from _beyond(known["beyond"], known["names"])
+        yield from _beyond(known)
     if "standard" in known:
         yield from _standard(known["standard"])
 
@@ -46,15 +46,23 @@ def _ends(lines: Mapping[str, Mapping[str, Found]]) -> str:
     )
 
 
-def _beyond(found: Found, names: Found) -> Iterator[str]:
+def _beyond(known: Found) -> Iterator[str]:
+    found, names = known["beyond"], known["names"]
     here, *_ = found["accuracy"].values()
     ways, verdict = list(here), _verdict(here["random directions"]["lead"])
+    leads = (
+        f"{cell(row['lead'], sign=True)} with {k}"
+        for k, row in known["ablation"]["directions"]["random directions"].items()
+    )
     yield "## Selected or random directions\n"
     yield (
-        f"In this test selected directions {verdict} as many random ones. "
-        "What else do they buy? The same heads on other tasks' pairs, and on a sample of this test with both "
-        f"answers said otherwise in ten ways ({found['pairs']} training pairs, {found['seeds']} seeds). And "
-        f"names: {names['named']} of {names['directions']} selected directions have one, no random one can.\n"
+        f"In this test selected directions {verdict} as many random ones ({found['pairs']} training pairs, "
+        f"{found['seeds']} seeds). Their lead by the number of directions of each sign: {', '.join(leads)}.\n"
+    )
+    yield (
+        "What else do they buy? Below, the same heads on other tasks' pairs, and on a sample of this test "
+        f"with both answers said otherwise in ten ways. And names: {names['named']} of "
+        f"{names['directions']} selected directions have one, no random one can.\n"
     )
     yield f"| | {' | '.join(ways)} | selected − random directions |"
     yield "|---" * (len(ways) + 2) + "|"

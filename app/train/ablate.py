@@ -132,13 +132,15 @@ def _directions(study: Study, report: Report) -> dict[str, dict[str, Any]]:
 def _curves(
     study: Study, lines: Mapping[str, Mapping[str, tuple[Variant, int]]], report: Report, what: str
 ) -> dict[str, dict[str, Any]]:
+    """A row for every line at every point, and there how far the first line is ahead."""
     found: dict[str, dict[str, Any]] = {name: {} for name in lines}
-    done, total = 0, sum(map(len, lines.values()))
-    for name, points in lines.items():
-        for point, (variant, pairs) in points.items():
-            found[name][point] = asdict(interval(_wins(study, variant, pairs), study.groups))
-            done += 1
-            report(what, done / total)
+    points = list(next(iter(lines.values())))
+    for done, point in enumerate(points):
+        report(what, done / len(points))
+        won = {name: _wins(study, *line[point]) for name, line in lines.items()}
+        for name, row in rows(won, study.groups).items():
+            found[name][point] = row
+    report(what, 1.0)
     return found
 
 
