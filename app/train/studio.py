@@ -82,8 +82,9 @@ def ablate(
     """Compare every variant of a bundle's recipe on its data and beyond; the findings join its report."""
     out = settings.models_dir / name
     card = bundle.load(out).card
-    ours = reader(folder, settings, progress, layers=layers)
     train, tested = read_pairs(pairs, bad), read_pairs(test, bad)
+    asked = beyond.Questions.of(tested, {Path(one).stem: read_pairs(one, bad) for one in elsewhere})
+    ours = reader(folder, settings, progress, layers=layers)
     plan = fit.Plan(**reports.read(out)["training"]["plan"])
     tables = [
         recipe.table(rows, ours, settings.cache, what, progress)
@@ -98,8 +99,6 @@ def ablate(
     shelf = Shelf(settings.cache / "ablations" / f"{name}.sqlite")
     most = min(limit, len(train))
     study = ablation.Study(arena, most, shelf, repr(ours.kinds), seeds=seeds, layers=ours.layers)
-    places = {Path(one).stem: read_pairs(one, bad) for one in elsewhere}
-    asked = beyond.Questions.of(tested, places)
     read = recipe.table(asked.pairs, shallow, settings.cache, "pairs beyond the test", progress)
     found = {"ablation": ablation.run(study, progress), "beyond": beyond.run(study, asked, read, progress)}
     reports.write(out, card, found)
