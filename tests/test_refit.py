@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from app.errors import BundleError
+from app.evaluate import report as reports
 from app.model import bundle, home
 from app.model.bundle import TrainingData
 from app.pairs import read_pairs
@@ -25,7 +26,7 @@ def made(workshop: Settings, made_sae: Path) -> Path:
     """A bundle of the workshop, as new."""
     folder, kept = workshop.models_dir / NAME, workshop.models_dir.parent / NAME
     if not kept.exists():
-        studio.make(order(workshop, made_sae, NAME), made_sae, workshop, quiet)
+        studio.make(order(workshop, made_sae, NAME, tested=True), made_sae, workshop, quiet)
         shutil.copytree(folder, kept)
     shutil.rmtree(folder)
     shutil.copytree(kept, folder)
@@ -50,6 +51,8 @@ def test_a_head_is_learnt_again_over_the_same_directions(
     assert (after.head.w1 != before.head.w1).any()
     assert [one.pairs for one in after.card.data] == [200, 100]
     assert (after.card.use, after.card.metrics) == ("research use only", {})
+    assert set(reports.read(made)) == {"training", "selection", "names", "sae"}
+    assert "Not tested yet." in (made / "report.md").read_text()
     home.engine(workshop.model_copy(update={"models": NAME}), quiet).verify()
 
 

@@ -54,6 +54,18 @@ def test_a_trained_bundle_is_served_and_has_learnt(workshop: Settings, made_sae:
     assert served["accuracy"] == pytest.approx(found["test"]["accuracy"], abs=0.011)
 
 
+def test_a_new_bundle_is_not_told_by_what_was_measured_of_the_old(
+    workshop: Settings, made_sae: Path
+) -> None:
+    folder = workshop.models_dir / "renewed"
+    folder.mkdir()
+    (folder / "report.json").write_text(json.dumps({"verified": {"largest_residual": 7}}))
+    (folder / "directions.png").touch()
+    studio.make(order(workshop, made_sae, "renewed"), made_sae, workshop, quiet)
+    assert "verified" not in json.loads((folder / "report.json").read_text())
+    assert not (folder / "directions.png").exists()
+
+
 def test_training_again_gives_the_same_bundle(workshop: Settings, made_sae: Path, tmp_path: Path) -> None:
     twice = order(workshop, made_sae, "twice", readout=ReadOut.END, seed=3)
     sums = []

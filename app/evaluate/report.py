@@ -12,12 +12,16 @@ from app.model.bundle import ModelCard
 Found = Mapping[str, Any]
 
 
-def write(folder: Path, card: ModelCard, findings: dict[str, Any]) -> None:
-    """Keep findings beside a bundle, add what is new to what was known, and draw it."""
-    known = {**read(folder), **findings}
-    (folder / "report.json").write_text(json.dumps(known, indent=1) + "\n")
-    pictures.draw(folder, known)
-    (folder / "report.md").write_text("\n".join(_lines(card, known)) + "\n")
+def begin(folder: Path, card: ModelCard, findings: Found) -> None:
+    """Keep findings beside a new bundle; what was known was of the one before."""
+    for picture in folder.glob("*.png"):
+        picture.unlink()
+    _keep(folder, card, findings)
+
+
+def write(folder: Path, card: ModelCard, findings: Found) -> None:
+    """Keep findings beside a bundle: what is new joins what was known."""
+    _keep(folder, card, {**read(folder), **findings})
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -25,6 +29,12 @@ def read(folder: Path) -> dict[str, Any]:
     file = folder / "report.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     return found
+
+
+def _keep(folder: Path, card: ModelCard, known: Found) -> None:
+    (folder / "report.json").write_text(json.dumps(known, indent=1) + "\n")
+    pictures.draw(folder, known)
+    (folder / "report.md").write_text("\n".join(_lines(card, known)) + "\n")
 
 
 def _lines(card: ModelCard, known: Found) -> Iterator[str]:

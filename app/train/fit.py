@@ -47,7 +47,7 @@ class Plan:
     lr: float = 5e-4
     weight_decay: float = 3.0
     dropout: float = 0.8
-    whitening: float = 3.0
+    whitening: float = 30.0
     seed: int = 0
 
 

@@ -1,15 +1,15 @@
 """A head learnt again from more pairs, over the same directions: seconds, because features are kept.
 
 Names, plan and layer stay; head, calibration and probes are new. The bundle is replaced file by file from a
-finished copy, and its seal comes last.
+finished copy, and its seal comes last. Its report forgets what was measured of the old head.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from app.evaluate import report as reports
 from app.model import bundle
 from app.model.bundle import SEALED, RewardModel, TrainingData
 from app.model.sources import Progress
@@ -21,6 +21,8 @@ from app.train.features import Reader
 from app.types import Pair
 
 NEW, SEAL = ".new", "SHA256SUMS"
+KEPT = ("training", "selection", "names", "sae")
+"""What a report goes on saying: how the directions came to be. What was measured was of another head."""
 
 
 def refit(
@@ -38,7 +40,8 @@ def refit(
     _settle(folder)
     model = bundle.load(folder)
     known = known[: model.card.data[0].pairs]
-    plan = fit.Plan(**json.loads((folder / "report.json").read_text())["training"]["plan"])
+    found = reports.read(folder)
+    plan = fit.Plan(**found["training"]["plan"])
     reader = studio.reader(sae, settings, progress)
     made = _learnt(model, [*known, *new], plan, reader, settings.cache, progress)
     sources = tuple(one for one in model.card.data if one.name != data.name)
@@ -48,6 +51,7 @@ def refit(
     )  # fmt: skip
     made = replace(made, card=card)
     bundle.save(made, folder / NEW)
+    reports.begin(folder, card, {part: found[part] for part in KEPT if part in found})
     _settle(folder)
     return made
 

@@ -44,7 +44,7 @@ def make(what: recipe.Order, source: Path | Recipe, settings: Settings, progress
     made = recipe.train(what, read, settings.cache, progress, origin.get("neuronpedia"))
     out = settings.models_dir / what.name
     bundle.save(made.model, out)
-    reports.write(out, made.model.card, made.findings | {"sae": origin})
+    reports.begin(out, made.model.card, made.findings | {"sae": origin})
     return made.model
 
 
