@@ -11,9 +11,9 @@ sae=models/sae/smollm2-135m-instruct-l18
 "$sparserm" sae train "$data/corpus_chat.jsonl.gz" "$data"/{truthfulqa,safety,redteam,helpful}_train.jsonl \
     --out "$sae" --layer 18 --width 4608 --k 48 --rows 1000000 --samples 3500000
 
-make_model() { # task, file stem, license, further options
-    local task=$1 stem=$2 license=$3 other elsewhere=()
-    shift 3
+make_model() { # task, file stem, stem of pairs unlike them, license, further options
+    local task=$1 stem=$2 unlike=$3 license=$4 other elsewhere=()
+    shift 4
     for other in truthfulqa safety redteam helpful; do
         [[ $other == "$stem" ]] || elsewhere+=(--elsewhere "$data/${other}_test.jsonl")
     done
@@ -21,11 +21,11 @@ make_model() { # task, file stem, license, further options
         --sae "$sae" --license "$license" --limit 0 "$@"
     "$sparserm" ablate "$task" "$data/${stem}_train.jsonl" "$data/${stem}_test.jsonl" --sae "$sae" \
         --layers 12 --layers 15 --layers 21 --layers 24 "${elsewhere[@]}"
-    "$sparserm" verify "models/$task" "$data/${stem}_test.jsonl"
+    "$sparserm" verify "models/$task" "$data/${stem}_test.jsonl" --shifted "$data/${unlike}_test.jsonl"
     "$sparserm" stress "models/$task" "$data/${stem}_test.jsonl"
 }
 
-make_model truthfulness truthfulqa "Apache-2.0" --k 256 --slice kind=reference --slice kind=generated
-make_model safety safety "CC BY-NC 4.0" --heads 16 --slice "support>=2"
-make_model redteam redteam "MIT" --heads 16
-make_model helpfulness helpful "CC BY-NC 4.0 and Apache-2.0" --heads 16
+make_model truthfulness truthfulqa helpful "Apache-2.0" --k 256 --slice kind=reference --slice kind=generated
+make_model safety safety redteam "CC BY-NC 4.0" --heads 16 --slice "support>=2"
+make_model redteam redteam safety "MIT" --heads 16
+make_model helpfulness helpful truthfulqa "CC BY-NC 4.0 and Apache-2.0" --heads 16

@@ -54,9 +54,7 @@ def test_a_trained_bundle_is_served_and_has_learnt(workshop: Settings, made_sae:
     assert served["accuracy"] == pytest.approx(found["test"]["accuracy"], abs=0.011)
 
 
-def test_a_new_bundle_is_not_told_by_what_was_measured_of_the_old(
-    workshop: Settings, made_sae: Path
-) -> None:
+def test_a_new_bundle_is_not_told_by_what_was_measured_of_the_old(workshop: Settings, made_sae: Path) -> None:
     folder = workshop.models_dir / "renewed"
     folder.mkdir()
     (folder / "report.json").write_text(json.dumps({"verified": {"largest_residual": 7}}))
