@@ -20,9 +20,7 @@ from app.evaluate.accuracy import (
 from app.model.head import OUTLYING, Calibration
 from app.pairs import having
 from app.settings import Settings
-from app.train import (
-    studio,
-)
+from app.train import duel, studio
 from app.types import Message, Pair
 from tests.workshop import Killed, killing_at, order, quiet
 
@@ -128,6 +126,21 @@ def test_a_standard_rm_learns_beside_ours_and_goes_on_when_killed(workshop: Sett
     assert row["standard"]["trainable"] > 10_000
     assert row["standard"]["seconds"] > 0
     assert "## Against a StandardRM" in (workshop.models_dir / "duelled" / "report.md").read_text()
+
+
+def test_a_later_duel_joins_those_held_alike() -> None:
+    def held(sizes: list[int], *, threads: int = 1, n: int = 50) -> dict[str, Any]:
+        rows = {str(size): {"pairs": size, "lead": {"n": n}, "of": len(sizes)} for size in sizes}
+        return {"plan": {"epochs": 3}, "threads": threads, "sizes": rows}
+
+    first, second = held([1000]), held([300, 3000])
+    assert duel.joined({}, first) == first
+    both = duel.joined(first, second)
+    assert list(both["sizes"]) == ["300", "1000", "3000"]
+    assert both["sizes"]["1000"] == first["sizes"]["1000"]
+    assert duel.joined(both, held([1000, 10]))["sizes"]["1000"]["of"] == 2
+    for other in (held([300], threads=2), held([300], n=49), {**held([300]), "plan": {"epochs": 1}}):
+        assert duel.joined(first, other) == other
 
 
 def test_facts_of_rows_make_slices() -> None:

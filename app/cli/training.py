@@ -144,7 +144,9 @@ def duel(
     pairs: Annotated[str, typer.Argument(help="The pairs it was trained on.")],
     test: Annotated[str, typer.Argument(help="The pairs it is measured on.")],
     sae: Annotated[Path, typer.Option(help="Folder of the SAE it was made from.")] = DEFAULT_SAE,
-    sizes: Annotated[list[int] | None, typer.Option(help="Numbers of training pairs; default 1000.")] = None,
+    sizes: Annotated[
+        list[int] | None, typer.Option(help="Numbers of training pairs (1000); those reported before stay.")
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Epochs of the StandardRM.")] = 3,
     bad: Annotated[OnBad, typer.Option(help="What to do about rows that cannot be read.")] = OnBad.STOP,
 ) -> None:

@@ -6,7 +6,7 @@ Neither learns from drills, and both compute in the same precision.
 
 import resource
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,18 @@ def run(
             "lead": asdict(advantage(won, beaten, groups)),
         }
     return {"plan": asdict(plan), "threads": torch.get_num_threads(), "sizes": found}
+
+
+def joined(before: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """What was found, with the sizes of an earlier duel held alike that this one was not asked for."""
+    kept = before["sizes"] if before and _terms(before) == _terms(found) else {}
+    sizes = {**kept, **found["sizes"]}
+    return {**found, "sizes": {size: sizes[size] for size in sorted(sizes, key=int)}}
+
+
+def _terms(found: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What two duels must share to stand in one table."""
+    return found["plan"], found["threads"], {row["lead"]["n"] for row in found["sizes"].values()}
 
 
 def _sparse(

@@ -117,5 +117,6 @@ def against_standard(
     plan = standard.StandardPlan(epochs=epochs, seed=what.plan.seed)
     alike = replace(what, k=card.directions // 2, readout=card.readout)
     found = duel.run(alike, ours, llm, sizes, plan, settings.cache, progress)
-    reports.write(out, card, {"standard": found})
-    return found
+    known = duel.joined(reports.read(out).get("standard", {}), found)
+    reports.write(out, card, {"standard": known})
+    return known
