@@ -20,12 +20,24 @@ make_model() { # task, file stem, stem of pairs unlike them, license, further op
     "$sparserm" train "$data/${stem}_train.jsonl" --task "$task" --test "$data/${stem}_test.jsonl" \
         --sae "$sae" --license "$license" --limit 0 "$@"
     "$sparserm" ablate "$task" "$data/${stem}_train.jsonl" "$data/${stem}_test.jsonl" --sae "$sae" \
-        --layers 12 --layers 15 --layers 21 --layers 24 "${elsewhere[@]}"
+        "${layers[@]}" "${elsewhere[@]}"
     "$sparserm" verify "models/$task" "$data/${stem}_test.jsonl" --shifted "$data/${unlike}_test.jsonl"
     "$sparserm" stress "models/$task" "$data/${stem}_test.jsonl"
 }
 
+layers=(--layers 12 --layers 15 --layers 21 --layers 24)
 make_model truthfulness truthfulqa helpful "Apache-2.0" --k 256 --slice kind=reference --slice kind=generated
 make_model safety safety redteam "CC BY-NC 4.0" --heads 16 --slice "support>=2"
+layers=() # other depths are not asked where texts are long
 make_model redteam redteam safety "MIT" --heads 16
 make_model helpfulness helpful truthfulqa "CC BY-NC 4.0 and Apache-2.0" --heads 16
+
+beside_standard() { # task, file stem, further options
+    "$sparserm" duel "$1" "$data/$2_train.jsonl" "$data/$2_test.jsonl" --sae "$sae" "${@:3}"
+}
+
+# last, as they take hours: a fine-tuned StandardRM on the same pairs
+beside_standard safety safety
+beside_standard redteam redteam
+beside_standard helpfulness helpful
+beside_standard truthfulness truthfulqa --sizes 100 --sizes 300 --sizes 1000 --sizes 3000

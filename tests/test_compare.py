@@ -125,7 +125,10 @@ def test_a_standard_rm_learns_beside_ours_and_goes_on_when_killed(workshop: Sett
     assert row["sparse"]["accuracy"] > 0.9
     assert row["standard"]["trainable"] > 10_000
     assert row["standard"]["seconds"] > 0
-    assert "## Against a StandardRM" in (workshop.models_dir / "duelled" / "report.md").read_text()
+    told = (workshop.models_dir / "duelled" / "report.md").read_text()
+    assert "## Against a StandardRM" in told
+    ratio = row["standard"]["cpu_seconds"] / row["sparse"]["cpu_seconds"]
+    assert f"costs {ratio:.0f} times ours on 160 pairs" in told
 
 
 def test_a_later_duel_joins_those_held_alike() -> None:
