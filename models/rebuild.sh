@@ -1,43 +1,70 @@
 #!/usr/bin/env bash
-# Rebuilds every shipped artefact from a folder of pairs and chats; a killed run goes on where it stopped.
-# usage: models/rebuild.sh FOLDER
+# Rebuilds the shipped artefacts from a folder of pairs and chats; a killed part goes on where it stopped.
+# usage: models/rebuild.sh FOLDER [PART...]
 #   FOLDER holds corpus_chat.jsonl.gz and {truthfulqa,safety,redteam,helpful}_{train,test}.jsonl
+#   PART   sae, truthfulness, safety, redteam, helpfulness, duels; all of them, in this order, if none is named
 set -euo pipefail
-data=$(cd "${1:?usage: models/rebuild.sh FOLDER_OF_PAIRS_AND_CHATS}" && pwd)
+parts=(sae truthfulness safety redteam helpfulness duels)
+data=$(cd "${1:?usage: models/rebuild.sh FOLDER_OF_PAIRS_AND_CHATS [PART...]}" && pwd)
 cd "$(dirname "$0")/.."
 sparserm=.venv/bin/sparserm
-sae=models/sae/smollm2-135m-instruct-l18
+folder=models/sae/smollm2-135m-instruct-l18
 
-"$sparserm" sae train "$data/corpus_chat.jsonl.gz" "$data"/{truthfulqa,safety,redteam,helpful}_train.jsonl \
-    --out "$sae" --layer 18 --width 4608 --k 48 --rows 1000000 --samples 3500000
+sae() {
+    "$sparserm" sae train "$data/corpus_chat.jsonl.gz" "$data"/{truthfulqa,safety,redteam,helpful}_train.jsonl \
+        --out "$folder" --layer 18 --width 4608 --k 48 --rows 1000000 --samples 3500000
+}
 
-make_model() { # task, file stem, stem of pairs unlike them, license, further options
-    local task=$1 stem=$2 unlike=$3 license=$4 other elsewhere=()
-    shift 4
+truthfulness() {
+    learn truthfulness truthfulqa "Apache-2.0" --k 256 --slice kind=reference --slice kind=generated
+    examine truthfulness truthfulqa helpful --layers 12 --layers 15 --layers 21 --layers 24
+}
+
+safety() {
+    learn safety safety "CC BY-NC 4.0" --heads 16 --slice "support>=2"
+    examine safety safety redteam --layers 12 --layers 15 --layers 21 --layers 24
+}
+
+redteam() { # other layers are not asked where texts are long
+    learn redteam redteam "MIT" --heads 16
+    examine redteam redteam safety
+}
+
+helpfulness() {
+    learn helpfulness helpful "CC BY-NC 4.0 and Apache-2.0" --heads 16
+    examine helpfulness helpful truthfulqa
+}
+
+duels() { # a StandardRM is fine-tuned for each, which takes hours
+    duel safety safety
+    duel redteam redteam
+    duel helpfulness helpful
+    duel truthfulness truthfulqa --sizes 100 --sizes 300 --sizes 1000 --sizes 3000
+}
+
+learn() { # task, stem of its files, license of the pairs, further options
+    "$sparserm" train "$data/$2_train.jsonl" --task "$1" --test "$data/$2_test.jsonl" \
+        --sae "$folder" --license "$3" --limit 0 "${@:4}"
+}
+
+examine() { # task, stem of its files, stem of pairs unlike them, further options of the ablation
+    local other elsewhere=()
     for other in truthfulqa safety redteam helpful; do
-        [[ $other == "$stem" ]] || elsewhere+=(--elsewhere "$data/${other}_test.jsonl")
+        [[ $other == "$2" ]] || elsewhere+=(--elsewhere "$data/${other}_test.jsonl")
     done
-    "$sparserm" train "$data/${stem}_train.jsonl" --task "$task" --test "$data/${stem}_test.jsonl" \
-        --sae "$sae" --license "$license" --limit 0 "$@"
-    "$sparserm" ablate "$task" "$data/${stem}_train.jsonl" "$data/${stem}_test.jsonl" --sae "$sae" \
-        "${layers[@]}" "${elsewhere[@]}"
-    "$sparserm" verify "models/$task" "$data/${stem}_test.jsonl" --shifted "$data/${unlike}_test.jsonl"
-    "$sparserm" stress "models/$task" "$data/${stem}_test.jsonl"
+    "$sparserm" ablate "$1" "$data/$2_train.jsonl" "$data/$2_test.jsonl" --sae "$folder" \
+        "${elsewhere[@]}" "${@:4}"
+    "$sparserm" verify "models/$1" "$data/$2_test.jsonl" --shifted "$data/$3_test.jsonl"
+    "$sparserm" stress "models/$1" "$data/$2_test.jsonl"
 }
 
-layers=(--layers 12 --layers 15 --layers 21 --layers 24)
-make_model truthfulness truthfulqa helpful "Apache-2.0" --k 256 --slice kind=reference --slice kind=generated
-make_model safety safety redteam "CC BY-NC 4.0" --heads 16 --slice "support>=2"
-layers=() # other depths are not asked where texts are long
-make_model redteam redteam safety "MIT" --heads 16
-make_model helpfulness helpful truthfulqa "CC BY-NC 4.0 and Apache-2.0" --heads 16
-
-beside_standard() { # task, file stem, further options
-    "$sparserm" duel "$1" "$data/$2_train.jsonl" "$data/$2_test.jsonl" --sae "$sae" "${@:3}"
+duel() { # task, stem of its files, further options
+    "$sparserm" duel "$1" "$data/$2_train.jsonl" "$data/$2_test.jsonl" --sae "$folder" "${@:3}"
 }
 
-# last, as they take hours: a fine-tuned StandardRM on the same pairs
-beside_standard safety safety
-beside_standard redteam redteam
-beside_standard helpfulness helpful
-beside_standard truthfulness truthfulqa --sizes 100 --sizes 300 --sizes 1000 --sizes 3000
+chosen=("${@:2}")
+[[ $# -gt 1 ]] || chosen=("${parts[@]}")
+for part in "${chosen[@]}"; do
+    [[ " ${parts[*]} " == *" $part "* ]] || { echo "no part '$part'; there are: ${parts[*]}" >&2; exit 2; }
+done
+for part in "${chosen[@]}"; do "$part"; done
