@@ -20,7 +20,7 @@ from app.evaluate.accuracy import (
 from app.model.head import OUTLYING, Calibration
 from app.pairs import having
 from app.settings import Settings
-from app.train import duel, studio
+from app.train import duel, standard, studio
 from app.types import Message, Pair
 from tests.workshop import Killed, killing_at, order, quiet
 
@@ -115,11 +115,12 @@ def test_every_variant_is_measured_and_joins_the_report(workshop: Settings, made
 def test_a_standard_rm_learns_beside_ours_and_goes_on_when_killed(workshop: Settings, made_sae: Path) -> None:
     what = order(workshop, made_sae, "duelled", tested=True)
     studio.make(what, made_sae, workshop, quiet)
+    plan = standard.StandardPlan()
     with pytest.raises(Killed):
-        studio.against_standard(what, made_sae, [160], 3, workshop, killing_at("StandardRM", 20))
+        studio.against_standard(what, made_sae, [160], plan, workshop, killing_at("StandardRM", 20))
     (checkpoint,) = (workshop.cache / "standard").glob("*/checkpoint-*")
     assert checkpoint.name == "checkpoint-20"
-    found = studio.against_standard(what, made_sae, [160], 3, workshop, quiet)
+    found = studio.against_standard(what, made_sae, [160], plan, workshop, quiet)
     row = found["sizes"]["160"]
     assert row["pairs"] == 160
     assert row["sparse"]["accuracy"] > 0.9

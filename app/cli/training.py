@@ -148,15 +148,17 @@ def duel(
         list[int] | None, typer.Option(help="Numbers of training pairs (1000); those reported before stay.")
     ] = None,
     epochs: Annotated[int, typer.Option(help="Epochs of the StandardRM.")] = 3,
+    rate: Annotated[float, typer.Option(help="Learning rate of the StandardRM.")] = 1e-4,
     bad: Annotated[OnBad, typer.Option(help="What to do about rows that cannot be read.")] = OnBad.STOP,
 ) -> None:
     """Fine-tune a StandardRM (LoRA) on the same pairs as ours and compare; goes on where it was killed."""
-    from app.train import studio
+    from app.train import standard, studio
 
     chosen = settings()
     with failing_kindly(), progress() as report:
         order = studio.order(model, pairs, test, terms="", sae=sae, bad=bad.reporter)
-        studio.against_standard(order, sae, sizes or [1000], epochs, chosen, report)
+        plan = standard.StandardPlan(epochs=epochs, lr=rate)
+        studio.against_standard(order, sae, sizes or [1000], plan, chosen, report)
     console.print(f"added to {chosen.models_dir / model / 'report.md'}", highlight=False)
 
 

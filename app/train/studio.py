@@ -106,7 +106,12 @@ def ablate(
 
 
 def against_standard(
-    what: recipe.Order, folder: Path, sizes: list[int], epochs: int, settings: Settings, progress: Progress
+    what: recipe.Order,
+    folder: Path,
+    sizes: list[int],
+    plan: standard.StandardPlan,
+    settings: Settings,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Train a StandardRM beside ours on the same pairs; the findings join the bundle's report."""
     out = settings.models_dir / what.name
@@ -114,7 +119,6 @@ def against_standard(
     llm = home.whole(card.backbone, settings, progress)
     same = {"max_tokens": standard.MAX_TOKENS, "dtype": standard.precision()}
     ours = reader(folder, settings.model_copy(update=same), progress)
-    plan = standard.StandardPlan(epochs=epochs, seed=what.plan.seed)
     alike = replace(what, k=card.directions // 2, readout=card.readout)
     found = duel.run(alike, ours, llm, sizes, plan, settings.cache, progress)
     known = duel.joined(reports.read(out).get("standard", {}), found)
