@@ -148,7 +148,7 @@ def duel(
         list[int] | None, typer.Option(help="Numbers of training pairs (1000); those reported before stay.")
     ] = None,
     epochs: Annotated[int, typer.Option(help="Epochs of the StandardRM.")] = 3,
-    rate: Annotated[float, typer.Option(help="Learning rate of the StandardRM.")] = 1e-4,
+    rate: Annotated[float, typer.Option(help="Learning rate of the StandardRM.")] = 1e-3,
     bad: Annotated[OnBad, typer.Option(help="What to do about rows that cannot be read.")] = OnBad.STOP,
 ) -> None:
     """Fine-tune a StandardRM (LoRA) on the same pairs as ours and compare; goes on where it was killed."""
