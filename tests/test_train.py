@@ -40,7 +40,9 @@ def test_a_trained_bundle_is_served_and_has_learnt(workshop: Settings, made_sae:
     assert found["test"]["accuracy"] == model.card.metrics["accuracy"] > 0.9
     assert found["test"]["n"] == 100
     assert set(found["baselines"]) == set(compare.BASELINES)
-    assert "**SparseRM**" in (folder / "report.md").read_text()
+    told = (folder / "report.md").read_text()
+    assert "**SparseRM**" in told
+    assert f"{found['sae']['quality']['l0_response']:.0f} latents active at a response token" in told
     assert {"calibration.png", "length.png"} <= {file.name for file in folder.iterdir()}
     engine = home.engine(workshop, quiet)
     engine.verify()

@@ -203,7 +203,7 @@ def _training(card: ModelCard, known: Found) -> Iterator[str]:
         return
     training, selection, names = known["training"], known["selection"], known["names"]
     yield f"- SAE {card.sae}, sha256 {card.sae_sha256}"
-    yield from _adopted(known.get("sae", {}))
+    yield from _origin(known.get("sae", {}))
     yield f"- {card.trained_parameters:,} trained parameters in {card.heads} heads"
     yield (
         f"- {training['prompts']} prompts; {training['seconds_extracting']} s for features (less what was on "
@@ -220,8 +220,21 @@ def _training(card: ModelCard, known: Found) -> Iterator[str]:
     )
 
 
-def _adopted(origin: Found) -> Iterator[str]:
-    """Where somebody else's SAE comes from, and what was changed about when its latents fire."""
+def _origin(origin: Found) -> Iterator[str]:
+    """How good our SAE is; where somebody else's comes from, and what was changed about when it fires."""
+    if quality := origin.get("quality"):
+        yield (
+            f"  - variance explained: {quality['explained_variance_response']:.3f} on response tokens, "
+            f"{quality['explained_variance_ends']:.3f} where a turn ends; "
+            f"{quality['l0_response']:.0f} latents active at a response token"
+        )
+        yield f"  - latents silent on {quality['tokens']:,.0f} held-out tokens: {quality['dead_share']:.1%}"
+        yield (
+            "  - of what the language model loses without this layer's residual, the reconstruction saves "
+            f"{quality['loss_recovered']:.1%}"
+        )
+        if agreement := quality.get("seed_agreement"):
+            yield f"  - directions that another seed finds, too (cosine above .7): {agreement:.0%}"
     if "release" in origin:
         yield f"  - {origin['release']} {origin['id']}, a {origin['kind']} SAE of {origin['hook']}"
     if firing := origin.get("firing"):
