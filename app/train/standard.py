@@ -1,7 +1,8 @@
 """The reward model everybody trains: the same backbone, LoRA on every layer, a scalar head, Bradley-Terry.
 
-It sees the same token ids as ours and the same pairs. TRL trains it and keeps checkpoints, so a killed run
-goes on; what it scores on the test pairs is kept with its time, size and memory.
+It sees the same token ids as ours and the same pairs, and reads a pair's prompt once, as ours does. TRL
+trains it and keeps checkpoints, so a killed run goes on; what it scores on the test pairs is kept with its
+time, size and memory.
 """
 
 import hashlib
@@ -11,19 +12,20 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from app.errors import SourceError
 from app.model.products import multiplies_halves
 from app.model.text import Text
-from app.train import coach
+from app.train import coach, siblings
 from app.types import Encoded, Pair
 
 MAX_TOKENS = 1024
-SCORED_AT_ONCE = 16
 HALF = "bfloat16"
 
 
@@ -34,7 +36,6 @@ class StandardPlan:
     epochs: int = 3
     lr: float = 1e-3
     batch: int = 16
-    step: int = 1
     rank: int = 16
     seed: int = 0
 
@@ -121,15 +122,16 @@ def trained(
     try:
         from datasets import Dataset
         from peft import LoraConfig, TaskType
-        from trl import RewardConfig, RewardTrainer
+        from trl import RewardConfig
     except ImportError as error:
         message = f"a StandardRM needs the extra 'align': pip install 'sparserm[align]' ({error})"
         raise SourceError(message) from error
     home = clock.note.parent
+    half = precision() == HALF
     ids = [[one.ids for one in _encoded(text, pair)] for pair in pairs]
     rows = [{"chosen_ids": a, "rejected_ids": b, "length": len(a) + len(b)} for a, b in ids]
     config = RewardConfig(
-        **coach.settings(home, batch=plan.batch, step=plan.step, half=precision() == HALF),
+        **coach.settings(home, batch=plan.batch, step=1, half=half),
         num_train_epochs=plan.epochs, learning_rate=plan.lr, seed=plan.seed, warmup_steps=0.1,
         remove_unused_columns=False, train_sampling_strategy="group_by_length", length_column_name="length",
     )  # fmt: skip
@@ -137,37 +139,48 @@ def trained(
         task_type=TaskType.SEQ_CLS, r=plan.rank, lora_alpha=2 * plan.rank,
         target_modules="all-linear", modules_to_save=["score"],
     )  # fmt: skip
-    trainer = RewardTrainer(
+    trainer = _trainer(half)(
         model=_model(backbone, text, plan), args=config, train_dataset=Dataset.from_list(rows),
-        processing_class=coach.padded(text), peft_config=lora,
+        data_collator=_collated, processing_class=coach.padded(text), peft_config=lora,
     )  # fmt: skip
     coach.listen(trainer, lambda share: report("StandardRM", share), clock.keep)
     coach.go_on(trainer, home)
-    return trainer.model.eval()
+    return trainer.model.get_base_model().eval()
 
 
 @torch.inference_mode()
 def margins(
     model: PreTrainedModel, text: Text, pairs: list[Pair], report: Callable[[str, float], None]
 ) -> Tensor:
-    """Reward of chosen minus rejected; neighbours in length go together."""
-    encoded = [one for pair in pairs for one in _encoded(text, pair)]
-    rewards = torch.zeros(len(encoded), dtype=torch.float64)
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids))
-    done = 0
-    for start in range(0, len(order), SCORED_AT_ONCE):
-        some = order[start : start + SCORED_AT_ONCE]
-        longest = len(encoded[some[-1]].ids)
-        ids = torch.full((len(some), longest), text.padding)
-        for row, i in enumerate(some):
-            ids[row, : len(encoded[i].ids)] = torch.tensor(encoded[i].ids)
-        ids = ids.to(model.device)
-        logits = model(input_ids=ids, attention_mask=(ids != text.padding).long()).logits
-        rewards[some] = logits[:, 0].double().cpu()
-        done += len(some)
-        report("scoring the test", done / len(encoded))
-    sides = rewards.reshape(-1, 2)
-    return sides[:, 0] - sides[:, 1]
+    """Reward of chosen minus rejected."""
+    half = precision() == HALF
+    found = torch.zeros(len(pairs), dtype=torch.float64)
+    for i, pair in enumerate(pairs):
+        chosen, rejected = (one.ids for one in _encoded(text, pair))
+        better, worse = siblings.rewards(model, siblings.row(chosen, rejected), half=half)
+        found[i] = better.double() - worse.double()
+        report("scoring the test", (i + 1) / len(pairs))
+    return found
+
+
+def _trainer(half: bool) -> Any:  # noqa: FBT001 # one thing to say
+    """TRL's trainer, given both answers of a pair in one row."""
+    from trl import RewardTrainer
+
+    class Trainer(RewardTrainer):  # type: ignore[misc] # trl is untyped
+        """Bradley-Terry, as in TRL."""
+
+        def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Tensor:
+            whole = self.accelerator.unwrap_model(model).get_base_model()
+            chosen, rejected = siblings.rewards(whole, inputs, half=half)
+            return -logsigmoid(chosen - rejected)
+
+    return Trainer
+
+
+def _collated(pairs: list[dict[str, Any]]) -> siblings.Row:
+    (pair,) = pairs
+    return siblings.row(tuple(pair["chosen_ids"]), tuple(pair["rejected_ids"]))
 
 
 def _model(backbone: Path, text: Text, plan: StandardPlan) -> PreTrainedModel:
