@@ -88,7 +88,8 @@ def _standard(found: Found) -> Iterator[str]:
     yield (
         "The same backbone with all of its layers, fine-tuned by LoRA with a scalar head and Bradley-Terry "
         f"loss on the same pairs: {plan['epochs']} epochs, rate {plan['lr']:g}, rank {plan['rank']}; "
-        f"threads: {found['threads']}. From nothing to a model, features included; CPU seconds add up the "
+        f"threads: {found['threads']}. It reads a prompt {found.get('prompts', 'once an answer')}, SparseRM "
+        "once a pair. From nothing to a model, features included; CPU seconds add up the "
         "work of all cores, which the company of other programs disturbs less.\n"
     )
     yield (

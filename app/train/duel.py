@@ -17,6 +17,8 @@ from app.evaluate.accuracy import Array, advantage, interval, wins
 from app.train import features, fit, recipe, standard
 from app.types import Pair
 
+PROMPTS = "once a pair"
+
 
 def run(
     order: recipe.Order,
@@ -47,7 +49,8 @@ def run(
             },
             "lead": asdict(advantage(won, beaten, groups)),
         }
-    return {"plan": asdict(plan), "threads": torch.get_num_threads(), "sizes": found}
+    terms = {"plan": asdict(plan), "threads": torch.get_num_threads(), "prompts": PROMPTS}
+    return {**terms, "sizes": found}
 
 
 def joined(before: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,7 +62,8 @@ def joined(before: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any
 
 def _terms(found: Mapping[str, Any]) -> tuple[Any, ...]:
     """What two duels must share to stand in one table."""
-    return found["plan"], found["threads"], {row["lead"]["n"] for row in found["sizes"].values()}
+    tested = {row["lead"]["n"] for row in found["sizes"].values()}
+    return found["plan"], found["threads"], found.get("prompts"), tested
 
 
 def _sparse(
