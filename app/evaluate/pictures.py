@@ -28,11 +28,13 @@ def _test(folder: Path, known: Found) -> None:
 
 def _ablation(folder: Path, known: Found) -> None:
     found, data = known["ablation"], dict(known["ablation"]["data"])
-    if "standard" in known:
-        data["StandardRM"] = {size: row["standard"] for size, row in known["standard"]["sizes"].items()}
     note = f"n = {found['n']:,} test pairs, {found['seeds']} seeds, 95 % intervals"
     plots.bars(folder / "variants.png", list(found["variants"].items()), "What matters in the method?", note)
-    plots.curves(folder / "data.png", data, "training pairs", "How much data does it take?", note)
+    seeds = note
+    if "standard" in known:
+        data["StandardRM"] = {size: row["standard"] for size, row in known["standard"]["sizes"].items()}
+        seeds += "; StandardRM: one seed"
+    plots.curves(folder / "data.png", data, "training pairs", "How much data does it take?", seeds)
     lines = found["directions"]
     plots.curves(
         folder / "directions.png", lines, "directions of each sign", "How many directions does it take?", note
