@@ -5,22 +5,23 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from app.settings import Settings
 from app.train import siblings
+from tests import tiny
 
+PROMPT = tuple(range(5, 17)) * 2
 PAIRS = {
-    "a prompt and two answers": ((5, 6, 7, 8, 9, 10), (5, 6, 7, 11, 12)),
+    "a prompt and two answers": ((*PROMPT, 8, 9, 10), (*PROMPT, 11, 12)),
     "nothing in common": ((5, 6, 7), (9, 8)),
-    "one is the other's beginning": ((5, 6, 7), (5, 6, 7, 8, 9)),
-    "the same twice": ((5, 6, 7), (5, 6, 7)),
+    "one is the other's beginning": (PROMPT[:3], PROMPT),
+    "the same twice": (PROMPT, PROMPT),
 }
 
 
-@pytest.fixture(scope="module")
-def scalar(workshop: Settings) -> PreTrainedModel:
-    """The tiny backbone with a scalar head."""
+@pytest.fixture(scope="module", params=tiny.KINDS)
+def scalar(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
+    """A tiny backbone of every kind with a scalar head; prompts are longer than their windows."""
+    folder = tiny.backbone_folder(tmp_path_factory.mktemp(request.param) / "backbone", kind=request.param)
     torch.manual_seed(0)
-    folder = workshop.models_dir.parent / "backbone"
     return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
 
 
@@ -37,7 +38,7 @@ def test_a_pair_in_one_row_is_two_rows(scalar: PreTrainedModel, name: str, *, tu
 
 def test_what_is_shared_stands_once() -> None:
     chosen, rejected = PAIRS["a prompt and two answers"]
-    assert siblings.row(chosen, rejected)["input_ids"].shape == (1, 8)
+    assert len(siblings.row(chosen, rejected)["ids"]) == len(PROMPT) + 5
 
 
 def alone(model: PreTrainedModel, ids: tuple[int, ...]) -> Tensor:

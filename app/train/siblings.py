@@ -16,29 +16,34 @@ Row = dict[str, Tensor]
 
 
 def row(chosen: Ids, rejected: Ids) -> Row:
-    """What a model with a scalar head is given, and `ends`, the places of the two last tokens."""
+    """Ids and positions, which places each token sees (T, T), and `ends`, the places of the last tokens."""
     packed = pack([chosen, rejected])
     ends = [packed.rows(i, len(ids) - 1, len(ids)) for i, ids in enumerate((chosen, rejected))]
     return {
-        "input_ids": torch.from_numpy(packed.ids)[None],
-        "position_ids": torch.from_numpy(packed.positions)[None],
-        "attention_mask": _seen(packed.segments, len(packed.ids))[None, None],
+        "ids": torch.from_numpy(packed.ids),
+        "positions": torch.from_numpy(packed.positions),
+        "seen": _seen(packed.segments, len(packed.ids)),
         "ends": torch.from_numpy(np.concatenate(ends)),
     }
 
 
 def rewards(model: PreTrainedModel, both: Row, *, half: bool) -> Tensor:
     """The two rewards, (2,): hidden states in 16 bits if `half`, the scalar head in 32."""
-    given = {name: tensor.to(model.device) for name, tensor in both.items() if name != "ends"}
+    here = {name: tensor.to(model.device) for name, tensor in both.items()}
+    veil = _veil(model, here["seen"], here["positions"], torch.bfloat16 if half else model.dtype)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
-        hidden = model.base_model(**given, use_cache=False).last_hidden_state
+        hidden = model.base_model(
+            input_ids=here["ids"][None],
+            position_ids=here["positions"][None],
+            attention_mask=veil,
+            use_cache=False,
+        ).last_hidden_state
     with torch.autocast(model.device.type, enabled=False):
-        found: Tensor = model.score(hidden[0, both["ends"].to(model.device)].float())[:, 0]
+        found: Tensor = model.score(hidden[0, here["ends"]].float())[:, 0]
     return found
 
 
 def _seen(segments: Iterable[Segment], tokens: int) -> Tensor:
-    """(T, T): which places each token attends to."""
     seen = torch.zeros(tokens, tokens).bool()
     for segment in segments:
         own = slice(segment.start, segment.stop)
@@ -46,3 +51,22 @@ def _seen(segments: Iterable[Segment], tokens: int) -> Tensor:
         for start, stop in segment.ancestors:
             seen[own, start:stop] = True
     return seen
+
+
+def _veil(
+    model: PreTrainedModel, seen: Tensor, positions: Tensor, dtype: torch.dtype
+) -> Tensor | dict[str, Tensor]:
+    """What transformers adds to attention; one for each kind of layer where they look back differently far."""
+    facts = model.config.to_dict()
+    everything, window = _added(seen, dtype), facts.get("sliding_window")
+    if not window:
+        return everything
+    near = _added(seen & (positions[:, None] - positions < window), dtype)
+    if not facts.get("layer_types"):
+        return near
+    return {"full_attention": everything, "sliding_attention": near}
+
+
+def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a token sees another and the least number where not."""
+    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[None, None]
