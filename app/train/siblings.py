@@ -56,7 +56,7 @@ def _seen(segments: Iterable[Segment], tokens: int) -> Tensor:
 def _veil(
     model: PreTrainedModel, seen: Tensor, positions: Tensor, dtype: torch.dtype
 ) -> Tensor | dict[str, Tensor]:
-    """What transformers adds to attention; one for each kind of layer where they look back differently far."""
+    """What transformers adds to attention; one for each kind of layer where layers look back differently."""
     facts = model.config.to_dict()
     everything, window = _added(seen, dtype), facts.get("sliding_window")
     if not window:
