@@ -2,17 +2,23 @@
 # Rebuilds the shipped artefacts from a folder of pairs and chats; a killed part goes on where it stopped.
 # usage: models/rebuild.sh FOLDER [PART...]
 #   FOLDER holds corpus_chat.jsonl.gz and {truthfulqa,safety,redteam,helpful}_{train,test}.jsonl
-#   PART   sae, truthfulness, safety, redteam, helpfulness, duels; all of them, in this order, if none is named
+#   PART   see `parts`; all of them, in this order, if none is named
 set -euo pipefail
-parts=(sae truthfulness safety redteam helpfulness duels)
+parts=(sae sae-again truthfulness safety redteam helpfulness
+    duel-truthfulness duel-safety duel-redteam duel-helpfulness) # a duel fine-tunes a StandardRM, for hours
 data=$(cd "${1:?usage: models/rebuild.sh FOLDER_OF_PAIRS_AND_CHATS [PART...]}" && pwd)
 cd "$(dirname "$0")/.."
 sparserm=.venv/bin/sparserm
 folder=models/sae/smollm2-135m-instruct-l18
+chats=("$data/corpus_chat.jsonl.gz" "$data"/{truthfulqa,safety,redteam,helpful}_train.jsonl)
 
 sae() {
-    "$sparserm" sae train "$data/corpus_chat.jsonl.gz" "$data"/{truthfulqa,safety,redteam,helpful}_train.jsonl \
-        --out "$folder" --layer 18 --width 4608 --k 48 --rows 1000000 --samples 3500000
+    encode "$folder"
+}
+
+sae-again() { # from another seed: how much of it is chance
+    encode build/sae-again --seed 1
+    "$sparserm" sae measure "$folder" "${chats[@]}" --beside build/sae-again
 }
 
 truthfulness() {
@@ -35,11 +41,19 @@ helpfulness() {
     examine helpfulness helpful truthfulqa
 }
 
-duels() { # a StandardRM is fine-tuned for each, which takes hours
-    duel safety safety
-    duel redteam redteam
-    duel helpfulness helpful
+duel-truthfulness() {
     duel truthfulness truthfulqa --sizes 100 --sizes 300 --sizes 1000 --sizes 3000
+}
+
+duel-safety() { duel safety safety; }
+
+duel-redteam() { duel redteam redteam; }
+
+duel-helpfulness() { duel helpfulness helpful; }
+
+encode() { # folder, further options
+    "$sparserm" sae train "${chats[@]}" --out "$1" --layer 18 --width 4608 --k 48 \
+        --rows 1000000 --samples 3500000 "${@:2}"
 }
 
 learn() { # task, stem of its files, license of the pairs, further options
