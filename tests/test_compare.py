@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 from app.errors import DataError
 from app.evaluate.accuracy import (
@@ -17,8 +18,9 @@ from app.evaluate.accuracy import (
     wins,
     within_prompt,
 )
+from app.model import home
 from app.model.head import OUTLYING, Calibration
-from app.pairs import having
+from app.pairs import having, read_pairs
 from app.settings import Settings
 from app.train import duel, standard, studio
 from app.types import Message, Pair
@@ -130,6 +132,23 @@ def test_a_standard_rm_learns_beside_ours_and_goes_on_when_killed(workshop: Sett
     assert "## Against a StandardRM" in told
     ratio = row["standard"]["cpu_seconds"] / row["sparse"]["cpu_seconds"]
     assert f"costs {ratio:.0f} times ours on 160 pairs" in told
+
+
+def test_a_standard_rm_hears_a_pair_as_transformers_reads_it(workshop: Settings) -> None:
+    root = workshop.models_dir.parent
+    _, text = home.resident(str(root / "backbone"), 3, workshop, quiet)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(root / "backbone", num_labels=1).eval()
+    model.config.pad_token_id = text.padding
+    pairs = read_pairs(root / "test.jsonl")[:8]
+    alone = [
+        [model(input_ids=torch.tensor([one.ids])).logits.item() for one in text.encode(pair.exchanges)]
+        for pair in pairs
+    ]
+    found = standard.margins(model, text, pairs, quiet)
+    expected = torch.tensor([chosen - rejected for chosen, rejected in alone]).double()
+    assert text.padding in text.encode(pairs[0].exchanges)[0].ids
+    assert torch.allclose(found, expected, atol=1e-5 if standard.precision() == "float32" else 2e-2)
 
 
 def test_a_later_duel_joins_those_held_alike() -> None:
