@@ -140,6 +140,7 @@ def test_a_standard_rm_hears_a_pair_as_transformers_reads_it(workshop: Settings)
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(root / "backbone", num_labels=1).eval()
     model.config.pad_token_id = text.padding
+    model.score.weight.data *= 100
     pairs = read_pairs(root / "test.jsonl")[:8]
     alone = [
         [model(input_ids=torch.tensor([one.ids])).logits.item() for one in text.encode(pair.exchanges)]
@@ -148,7 +149,7 @@ def test_a_standard_rm_hears_a_pair_as_transformers_reads_it(workshop: Settings)
     found = standard.margins(model, text, pairs, quiet)
     expected = torch.tensor([chosen - rejected for chosen, rejected in alone]).double()
     assert text.padding in text.encode(pairs[0].exchanges)[0].ids
-    assert torch.allclose(found, expected, atol=1e-5 if standard.precision() == "float32" else 2e-2)
+    assert torch.allclose(found, expected, atol=1e-3 if standard.precision() == "float32" else 0.2)
 
 
 def test_a_later_duel_joins_those_held_alike() -> None:
