@@ -3,13 +3,14 @@
 Every token sees what it would see alone, so rewards and gradients are those of two rows, for less work.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from app.model.blocks import table
 from app.model.packing import Ids, Segment, pack
 
 Row = dict[str, Tensor]
@@ -22,7 +23,7 @@ def row(chosen: Ids, rejected: Ids) -> Row:
     return {
         "ids": torch.from_numpy(packed.ids),
         "positions": torch.from_numpy(packed.positions),
-        "seen": _seen(packed.segments, len(packed.ids)),
+        "seen": _seen(packed.segments),
         "ends": torch.from_numpy(np.concatenate(ends)),
     }
 
@@ -43,14 +44,10 @@ def rewards(model: PreTrainedModel, both: Row, *, half: bool) -> Tensor:
     return found
 
 
-def _seen(segments: Iterable[Segment], tokens: int) -> Tensor:
-    seen = torch.zeros(tokens, tokens).bool()
-    for segment in segments:
-        own = slice(segment.start, segment.stop)
-        seen[own, own] = torch.ones(own.stop - own.start, own.stop - own.start).tril().bool()
-        for start, stop in segment.ancestors:
-            seen[own, start:stop] = True
-    return seen
+def _seen(segments: Sequence[Segment]) -> Tensor:
+    seen, places = table(segments)
+    whole = np.repeat(seen, [segment.stop - segment.start for segment in segments], axis=0)
+    return torch.from_numpy(whole & (places[:, None] >= places))
 
 
 def _veil(
