@@ -233,8 +233,9 @@ def _origin(origin: Found) -> Iterator[str]:
             "  - of what the language model loses without this layer's residual, the reconstruction saves "
             f"{quality['loss_recovered']:.1%}"
         )
-        if agreement := quality.get("seed_agreement"):
-            yield f"  - directions that another seed finds, too (cosine above .7): {agreement:.0%}"
+        if "seed_agreement" in quality:
+            found = quality["seed_agreement"]
+            yield f"  - directions that another seed finds, too (cosine above .7): {found:.0%}"
     if "release" in origin:
         yield f"  - {origin['release']} {origin['id']}, a {origin['kind']} SAE of {origin['hook']}"
     if firing := origin.get("firing"):
