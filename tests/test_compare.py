@@ -1,5 +1,6 @@
 """Measuring: accuracy and its intervals, calibration, length; variants and the StandardRM."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from app.model.head import OUTLYING, Calibration
 from app.pairs import having, read_pairs
 from app.settings import Settings
 from app.train import duel, standard, studio
+from app.train.shelf import Shelf
 from app.types import Message, Pair
 from tests.workshop import Killed, killing_at, order, quiet
 
@@ -122,6 +124,8 @@ def test_a_standard_rm_learns_beside_ours_and_goes_on_when_killed(workshop: Sett
         studio.against_standard(what, made_sae, [160], plan, workshop, killing_at("StandardRM", 20))
     (checkpoint,) = (workshop.cache / "standard").glob("*/checkpoint-*")
     assert checkpoint.name == "checkpoint-20"
+    with pytest.raises(Killed):
+        studio.against_standard(what, made_sae, [160], plan, workshop, killing_at("scoring the test", 20))
     found = studio.against_standard(what, made_sae, [160], plan, workshop, quiet)
     row = found["sizes"]["160"]
     assert row["pairs"] == 160
@@ -134,7 +138,7 @@ def test_a_standard_rm_learns_beside_ours_and_goes_on_when_killed(workshop: Sett
     assert f"costs {ratio:.0f} times ours on 160 pairs" in told
 
 
-def test_a_standard_rm_hears_a_pair_as_transformers_reads_it(workshop: Settings) -> None:
+def test_a_standard_rm_hears_a_pair_as_transformers_reads_it(workshop: Settings, tmp_path: Path) -> None:
     root = workshop.models_dir.parent
     _, text = home.resident(str(root / "backbone"), 3, workshop, quiet)
     torch.manual_seed(0)
@@ -146,8 +150,15 @@ def test_a_standard_rm_hears_a_pair_as_transformers_reads_it(workshop: Settings)
         [model(input_ids=torch.tensor([one.ids])).logits.item() for one in text.encode(pair.exchanges)]
         for pair in pairs
     ]
-    found = standard.margins(model, text, pairs, quiet)
+    shelf = Shelf(tmp_path / "margins.sqlite")
+    with pytest.raises(Killed):
+        standard.margins(model, text, pairs, shelf, killing_at("scoring the test", 4))
+    blank = copy.deepcopy(model)
+    blank.score.weight.data.zero_()
+    begun = standard.margins(blank, text, pairs[:5], shelf, quiet)
+    found = standard.margins(model, text, pairs, shelf, quiet)
     expected = torch.tensor([chosen - rejected for chosen, rejected in alone]).double()
+    assert torch.equal(found[:5], begun)
     assert text.padding in text.encode(pairs[0].exchanges)[0].ids
     assert torch.allclose(found, expected, atol=1e-3 if standard.precision() == "float32" else 0.2)
 

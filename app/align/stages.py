@@ -4,13 +4,13 @@ A stage whose product is there is read back, never computed again; so a killed r
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from app.errors import DataError
+from app.train.shelf import place
 
 Row = dict[str, Any]
 
@@ -42,14 +42,14 @@ class Stages:
         """A product that JSON can say."""
         file = self.folder / f"{name}.json"
         if not file.exists():
-            _place(file, json.dumps(make(), indent=1) + "\n")
+            place(file, json.dumps(make(), indent=1) + "\n")
         return json.loads(file.read_text())
 
     def rows(self, name: str, make: Callable[[], Sequence[Row]]) -> list[Row]:
         """A product of many rows, one a line."""
         file = self.folder / f"{name}.jsonl"
         if not file.exists():
-            _place(file, "".join(json.dumps(row) + "\n" for row in make()))
+            place(file, "".join(json.dumps(row) + "\n" for row in make()))
         return [json.loads(line) for line in file.read_text().splitlines()]
 
     def tree(self, name: str, make: Callable[[Path], None]) -> Path:
@@ -63,12 +63,3 @@ class Stages:
             made.replace(final)
         shutil.rmtree(work, ignore_errors=True)
         return final
-
-
-def _place(file: Path, text: str) -> None:
-    scratch = file.with_name(f"{file.name}.part")
-    with scratch.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    scratch.replace(file)

@@ -19,6 +19,7 @@ from torch import Tensor
 from app.model.backbone import Backbone
 from app.model.packing import pack
 from app.model.text import Text
+from app.train.shelf import place
 from app.types import Encoded, Exchange
 
 PASS_TOKENS = 2048
@@ -53,9 +54,7 @@ class Store:
             stream.seek((progress.rows - len(rows)) * self.width * 2)
             stream.truncate()
             stream.write(rows.to(torch.float16).numpy().tobytes())
-        scratch = self._note.with_suffix(".tmp")
-        scratch.write_text(json.dumps(asdict(progress)))
-        scratch.replace(self._note)
+        place(self._note, json.dumps(asdict(progress)))
 
     def rows(self) -> NDArray[np.float16]:
         """All whole rows, memory-mapped."""

@@ -1,8 +1,9 @@
-"""What took long to find, kept: small tensors under a key, in one SQLite file.
+"""What took long to find, kept: small tensors under a key, in one SQLite file, or a text in its own file.
 
-Every write is a transaction, so a killed run loses only what it was computing.
+Every write is whole or did not happen, so a killed run loses only what it was computing.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -13,6 +14,16 @@ from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
 AT_ONCE = 500
+
+
+def place(file: Path, text: str) -> None:
+    """Write a file whole, in the place of the one before."""
+    scratch = file.with_name(f"{file.name}.part")
+    with scratch.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    scratch.replace(file)
 
 
 class Shelf:

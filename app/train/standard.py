@@ -1,8 +1,8 @@
 """The reward model everybody trains: the same backbone, LoRA on every layer, a scalar head, Bradley-Terry.
 
 It sees the same token ids as ours and the same pairs, and reads a pair's prompt once, as ours does. TRL
-trains it and keeps checkpoints, so a killed run goes on; what it scores on the test pairs is kept with its
-time, size and memory.
+trains it and keeps checkpoints, so a killed run goes on, as its scoring of the test pairs does; what came out
+is kept with its time, size and memory.
 """
 
 import hashlib
@@ -23,10 +23,12 @@ from app.errors import SourceError
 from app.model.products import multiplies_halves
 from app.model.text import Text
 from app.train import coach, siblings
+from app.train.shelf import Shelf, place
 from app.types import Encoded, Pair
 
 MAX_TOKENS = 1024
 HALF = "bfloat16"
+MARGIN = "margin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +73,12 @@ def run(
     clock = Clock(home / "spent.json")
     taught = trained(backbone, text, train, plan, clock, report)
     seconds, cpu = clock.spent
-    apart = margins(taught, text, test, report)
+    apart = margins(taught, text, test, Shelf(home / "margins.sqlite"), report)
     trainable = sum(p.numel() for p in taught.parameters() if p.requires_grad)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     costs = (round(seconds, 1), round(cpu, 1), trainable, round(peak, 2))
     found = Standard(apart.tolist(), *costs, precision())
-    done.write_text(json.dumps(asdict(found)))
+    place(done, json.dumps(asdict(found)))
     return found
 
 
@@ -96,7 +98,7 @@ class Clock:
 
     def keep(self) -> None:
         """Note them down, with a checkpoint."""
-        self.note.write_text(json.dumps(self.spent))
+        place(self.note, json.dumps(self.spent))
 
 
 def clocks() -> tuple[float, float]:
@@ -148,19 +150,25 @@ def trained(
     return trainer.model.get_base_model().eval()
 
 
-@torch.inference_mode()
 def margins(
-    model: PreTrainedModel, text: Text, pairs: list[Pair], report: Callable[[str, float], None]
+    model: PreTrainedModel, text: Text, pairs: list[Pair], shelf: Shelf, report: Callable[[str, float], None]
 ) -> Tensor:
-    """Reward of chosen minus rejected."""
-    half = precision() == HALF
-    found = torch.zeros(len(pairs), dtype=torch.float64)
-    for i, pair in enumerate(pairs):
-        chosen, rejected = (one.ids for one in _encoded(text, pair))
-        better, worse = siblings.rewards(model, siblings.row(chosen, rejected), half=half)
-        found[i] = better.double() - worse.double()
-        report("scoring the test", (i + 1) / len(pairs))
-    return found
+    """Reward of chosen minus rejected; what is on this model's shelf is not computed again."""
+    items = [hashlib.sha256(repr(pair.exchanges).encode()).hexdigest() for pair in pairs]
+    found = {item: row[MARGIN] for item, row in shelf.get(MARGIN, items).items()}
+    for done, (item, pair) in enumerate(zip(items, pairs, strict=True), 1):
+        if item not in found:
+            found[item] = _margin(model, text, pair)
+            shelf.put([(MARGIN, item, {MARGIN: found[item]})])
+        report("scoring the test", done / len(pairs))
+    return torch.stack([found[item] for item in items])
+
+
+@torch.inference_mode()
+def _margin(model: PreTrainedModel, text: Text, pair: Pair) -> Tensor:
+    chosen, rejected = (one.ids for one in _encoded(text, pair))
+    rewards = siblings.rewards(model, siblings.row(chosen, rejected), half=precision() == HALF)
+    return rewards[0].double() - rewards[1].double()
 
 
 def _trainer(half: bool) -> Any:  # noqa: FBT001 # one thing to say

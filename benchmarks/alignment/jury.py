@@ -20,6 +20,7 @@ from app.model.bundle import TrainingData
 from app.model.head import Head
 from app.pairs import chance
 from app.train import features, fit, recipe, standard
+from app.train.shelf import Shelf
 from app.types import Exchange, Pair, ReadOut
 from benchmarks.alignment.presets import Preset
 
@@ -100,7 +101,7 @@ class Jury:
         home.mkdir(parents=True, exist_ok=True)
         clock = standard.Clock(home / "spent.json")
         model = standard.trained(self._llm, text, taught, plan, clock, self._report)
-        return standard.margins(model, text, list(pairs), self._report)
+        return standard.margins(model, text, list(pairs), Shelf(home / "margins.sqlite"), self._report)
 
     @cached_property
     def _lesson(self) -> recipe.Learnt:
