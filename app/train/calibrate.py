@@ -6,6 +6,7 @@ come the temperature, the percentiles, what distance is usual, and how reward go
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from app.evaluate.accuracy import temperature
 from app.model.head import Calibration, Head, interpolate, stray
+from app.train.abreast import abreast
 from app.train.fit import Lesson, Plan, fit, folds, rewards
 
 FOLDS = 5
@@ -75,14 +77,14 @@ def _unseen(
     everywhere = folds(lesson.groups, FOLDS, plan.seed)
     honest, fold = lesson.honest.projections, everywhere[~lesson.drill]
     unseen, distances = (torch.zeros(honest.shape[:2], dtype=torch.float64) for _ in range(2))
-    for f in range(FOLDS):
+    others = [lesson.part(everywhere != f) for f in range(FOLDS)]
+    heads = abreast([partial(fit, part, plan, lambda _: None) for part in others], report)
+    for f, without in enumerate(heads):
         held = fold == f
-        without = fit(lesson.part(everywhere != f), plan, lambda _: None)
         unseen[held] = rewards(without, honest[held])
         known, new = (without.standardise(honest[rows].flatten(0, 1)) for rows in (~held, held))
         around = axes(known, lengths.read[~held], without.standardise(single))
         distances[held] = stray(new, lengths.read[held].flatten(), *around).reshape(-1, 2)
-        report((f + 1) / FOLDS)
     return unseen, distances
 
 

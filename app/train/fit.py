@@ -10,7 +10,9 @@ be compared.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial, reduce
 from itertools import product
+from operator import or_
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from torch.nn.functional import logsigmoid
 from app.evaluate.accuracy import surprise
 from app.model.head import Head
 from app.pairs import chance
+from app.train.abreast import abreast
 
 FOLDS = 3
 RATES, DECAYS, GAMMAS = (3e-4, 1e-3), (1.0, 5.0), (1.0, 3.0)
@@ -110,16 +113,19 @@ def tune(lesson: Lesson, plan: Plan, report: Callable[[float], None]) -> Plan:
     options = [
         replace(plan, lr=lr, weight_decay=decay, epochs=max(EPOCHS)) for lr, decay in product(RATES, DECAYS)
     ]
-    tried: dict[Plan, float] = {}
-    for done, option in enumerate(options, 1):
+
+    def tried(option: Plan) -> dict[Plan, float]:
+        found: dict[Plan, float] = {}
         for epoch, members in _descend(inputs.x, seen.repeat(1, len(gammas)), option, columns):
             if epoch in EPOCHS:
                 chosen, rejected = _sides(inputs.x, members)
                 for gamma, apart in zip(gammas, torch.split(chosen - rejected, FOLDS, dim=1), strict=True):
                     unseen = apart[torch.arange(len(fold)), fold][~lesson.drill]
-                    tried[replace(option, gamma=gamma, epochs=epoch)] = surprise(unseen.double())
-        report(done / len(options))
-    return min(tried, key=tried.__getitem__)
+                    found[replace(option, gamma=gamma, epochs=epoch)] = surprise(unseen.double())
+        return found
+
+    outcomes = reduce(or_, abreast([partial(tried, option) for option in options], report))
+    return min(outcomes, key=outcomes.__getitem__)
 
 
 def fit(lesson: Lesson, plan: Plan, report: Callable[[int], None]) -> Head:

@@ -105,9 +105,9 @@ def _examples(fired: Mask, projected: NDArray[np.float32], half: Mask) -> Exampl
         return None
     random = np.random.default_rng(0)
     firing = random.permutation(firing)[:MOST_EXAMPLES]
-    hard = silent[np.argsort(-projected[silent])][: len(firing) // 2]
-    easy = random.permutation(np.setdiff1d(silent, hard))[: len(firing) - len(hard)]
-    return firing, np.concatenate([hard, easy])
+    hardest = np.argsort(-projected[silent])[: len(firing) // 2]
+    easy = random.permutation(np.delete(silent, hardest))[: len(firing) - len(hardest)]
+    return firing, np.concatenate([silent[hardest], easy])
 
 
 def _balanced(masks: Mask, examples: Examples) -> NDArray[np.float64]:
