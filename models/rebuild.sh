@@ -74,6 +74,7 @@ examine() { # task, stem of its files, stem of pairs unlike them, further option
 
 duel() { # task, stem of its files, further options
     "$sparserm" duel "$1" "$data/$2_train.jsonl" "$data/$2_test.jsonl" --sae "$folder" "${@:3}"
+    "$sparserm" stock "$1" "$data/$2_train.jsonl"
 }
 
 chosen=("${@:2}")

@@ -136,6 +136,11 @@ def test_a_standard_rm_learns_beside_ours_and_goes_on_when_killed(workshop: Sett
     assert "## Against a StandardRM" in told
     ratio = row["standard"]["cpu_seconds"] / row["sparse"]["cpu_seconds"]
     assert f"costs {ratio:.0f} times ours on 160 pairs" in told
+    stock = studio.time_stock("duelled", what.pairs, 12, workshop, quiet)
+    assert (stock["pairs"], stock["threads"]) == (12, torch.get_num_threads())
+    longer = stock["cpu_seconds"]["stock"] / stock["cpu_seconds"]["siblings"]
+    told = (workshop.models_dir / "duelled" / "report.md").read_text()
+    assert f"{longer:.1f} times as long. So it costs {ratio * longer:.0f} times ours on 160 pairs" in told
 
 
 def test_a_standard_rm_hears_a_pair_as_transformers_reads_it(workshop: Settings, tmp_path: Path) -> None:

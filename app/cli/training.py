@@ -162,6 +162,23 @@ def duel(
     console.print(f"added to {chosen.models_dir / model / 'report.md'}", highlight=False)
 
 
+@app.command("stock")
+def time_stock(
+    model: Annotated[str, typer.Argument(help="A reward model made by `sparserm train`.")],
+    pairs: Annotated[str, typer.Argument(help="The pairs it was trained on.")],
+    count: Annotated[int, typer.Option("--count", min=2, help="On how many of them, drawn at random.")] = 32,
+    bad: Annotated[OnBad, typer.Option(help="What to do about rows that cannot be read.")] = OnBad.STOP,
+) -> None:
+    """Time TRL's RewardTrainer as it ships beside the StandardRM of `duel`, and add that to the report."""
+    from app.pairs import read_pairs
+    from app.train import studio
+
+    chosen = settings()
+    with failing_kindly(), progress() as report:
+        studio.time_stock(model, read_pairs(pairs, bad.reporter), count, chosen, report)
+    console.print(f"added to {chosen.models_dir / model / 'report.md'}", highlight=False)
+
+
 @sae.command("train")
 def sae_train(
     chats: Annotated[list[str], typer.Argument(help="Files of conversations ({messages}) or of pairs.")],

@@ -111,7 +111,6 @@ def precision() -> str:
     return HALF if torch.cuda.is_available() or multiplies_halves() else "float32"
 
 
-@coach.hushed()
 def trained(
     backbone: Path,
     text: Text,
@@ -121,14 +120,25 @@ def trained(
     report: Callable[[str, float], None],
 ) -> PreTrainedModel:
     """A model taught by pairs, or the rest of it; what is done lies beside the clock's note."""
+    home = clock.note.parent
+    made = trainer(backbone, text, pairs, plan, home)
+    coach.listen(made, lambda share: report("StandardRM", share), clock.keep)
+    coach.go_on(made, home)
+    return made.model.get_base_model().eval()
+
+
+@coach.hushed()
+def trainer(
+    backbone: Path, text: Text, pairs: list[Pair], plan: StandardPlan, home: Path, *, stock: bool = False
+) -> Any:
+    """TRL's trainer, ready to teach pairs: given both answers in one row, or as it ships."""
     try:
         from datasets import Dataset
         from peft import LoraConfig, TaskType
-        from trl import RewardConfig
+        from trl import RewardConfig, RewardTrainer
     except ImportError as error:
         message = f"a StandardRM needs the extra 'align': pip install 'sparserm[align]' ({error})"
         raise SourceError(message) from error
-    home = clock.note.parent
     half = precision() == HALF
     ids = [[one.ids for one in _encoded(text, pair)] for pair in pairs]
     rows = [{"chosen_ids": a, "rejected_ids": b, "length": len(a) + len(b)} for a, b in ids]
@@ -141,13 +151,11 @@ def trained(
         task_type=TaskType.SEQ_CLS, r=plan.rank, lora_alpha=2 * plan.rank,
         target_modules="all-linear", modules_to_save=["score"],
     )  # fmt: skip
-    trainer = _trainer(half)(
+    kind, collator = (RewardTrainer, None) if stock else (_trainer(half), _collated)
+    return kind(
         model=_model(backbone, text, plan), args=config, train_dataset=Dataset.from_list(rows),
-        data_collator=_collated, processing_class=coach.padded(text), peft_config=lora,
+        data_collator=collator, processing_class=coach.padded(text), peft_config=lora,
     )  # fmt: skip
-    coach.listen(trainer, lambda share: report("StandardRM", share), clock.keep)
-    coach.go_on(trainer, home)
-    return trainer.model.get_base_model().eval()
 
 
 def margins(

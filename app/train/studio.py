@@ -12,12 +12,13 @@ from app.model.sources import Progress, file_digest
 from app.pairs import Bad, read_pairs, source_sha256
 from app.settings import Settings
 from app.train import ablate as ablation
-from app.train import beyond, duel, fit, foundry, recipe, sae, standard
+from app.train import beyond, duel, fit, foundry, recipe, sae, standard, stock
 from app.train.adopt import adopt
 from app.train.compare import Arena
 from app.train.features import Reader
 from app.train.recipes import Recipe
 from app.train.shelf import Shelf
+from app.types import Pair
 
 
 def reader(folder: Path, settings: Settings, progress: Progress, *, layers: tuple[int, ...] = ()) -> Reader:
@@ -124,3 +125,17 @@ def against_standard(
     known = duel.joined(reports.read(out).get("standard", {}), found)
     reports.write(out, card, {"standard": known})
     return known
+
+
+def time_stock(
+    name: str, pairs: list[Pair], count: int, settings: Settings, progress: Progress
+) -> dict[str, Any]:
+    """Time TRL as it ships beside the StandardRM of a duel; the finding joins the bundle's report."""
+    out = settings.models_dir / name
+    card = bundle.load(out).card
+    llm = home.whole(card.backbone, settings, progress)
+    same = {"max_tokens": standard.MAX_TOKENS, "dtype": standard.precision()}
+    _, text = home.resident(card.backbone, card.layer, settings.model_copy(update=same), progress)
+    found = stock.timed(llm, text, pairs, count, standard.StandardPlan(), progress)
+    reports.write(out, card, {"stock": found})
+    return found
