@@ -182,6 +182,31 @@ def test_readme_s_accuracies_are_those_of_the_reports() -> None:
         assert row == (f"{found['training']['pairs']:,}", " | ".join(cells).replace("0.", "."))
 
 
+def test_readme_s_duels_are_those_of_the_reports() -> None:
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^(\| ([\d,]+) of (\w+) \| .*\|)$", text, re.MULTILINE)
+    assert {f"1,000 of {task}" for task in ("truthfulness", "safety", "redteam", "helpfulness")} <= {
+        f"{size} of {task}" for _, size, task in rows
+    }
+    for row, size, task in rows:
+        found = json.loads((ROOT / "models" / task / "report.json").read_text())
+        assert row == duelled(found, task, int(size.replace(",", "")))
+
+
+def duelled(found: dict[str, Any], task: str, size: int) -> str:
+    """The row of a duel in the README."""
+    row, stock = found["standard"]["sizes"][str(size)], found["stock"]["cpu_seconds"]
+    ours, theirs = row["sparse"]["cpu_seconds"], row["standard"]["cpu_seconds"]
+    times = theirs / ours
+    accuracies = [
+        f"{one['accuracy']:{sign}.3f} [{one['ci_low']:.3f}, {one['ci_high']:.3f}]"
+        for one, sign in ((row["sparse"], ""), (row["standard"], ""), (row["lead"], "+"))
+    ]
+    shipped = times * stock["stock"] / stock["siblings"]
+    costs = (f"{ours:.0f} s", f"{times:.0f} times", f"{shipped:.0f} times")
+    return f"| {size:,} of {task} | {' | '.join([*accuracies, *costs])} |".replace("0.", ".")
+
+
 def test_settings_are_documented() -> None:
     assert (DOCS / "settings.md").read_text() == render_settings()
 
