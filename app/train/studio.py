@@ -118,8 +118,7 @@ def against_standard(
     out = settings.models_dir / what.name
     card = bundle.load(out).card
     llm = home.whole(card.backbone, settings, progress)
-    same = {"max_tokens": standard.MAX_TOKENS, "dtype": standard.precision()}
-    ours = reader(folder, settings.model_copy(update=same), progress)
+    ours = reader(folder, _alike(settings), progress)
     alike = replace(what, k=card.directions // 2, readout=card.readout)
     found = duel.run(alike, ours, llm, sizes, plan, settings.cache, progress)
     known = duel.joined(reports.read(out).get("standard", {}), found)
@@ -134,8 +133,12 @@ def time_stock(
     out = settings.models_dir / name
     card = bundle.load(out).card
     llm = home.whole(card.backbone, settings, progress)
-    same = {"max_tokens": standard.MAX_TOKENS, "dtype": standard.precision()}
-    _, text = home.resident(card.backbone, card.layer, settings.model_copy(update=same), progress)
+    _, text = home.resident(card.backbone, card.layer, _alike(settings), progress)
     found = stock.timed(llm, text, pairs, count, standard.StandardPlan(), progress)
     reports.write(out, card, {"stock": found})
     return found
+
+
+def _alike(settings: Settings) -> Settings:
+    """As a StandardRM reads: as much of a text, in the same precision."""
+    return settings.model_copy(update={"max_tokens": standard.MAX_TOKENS, "dtype": standard.precision()})
