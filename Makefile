@@ -52,8 +52,8 @@ soak: setup
 	$(BIN)/python -m tests.faults.soak
 
 docs: setup
-	$(BIN)/python -m app.serve.openapi docs/openapi.json
-	$(BIN)/python -m tests.test_docs
+	$(BIN)/python -m app.serve.api.openapi docs/openapi.json
+	$(BIN)/python -m tests.repository.test_docs
 
 # The pages of docs/ as a site that asks nothing of other hosts; open build/site/index.html, or serve the folder.
 site: setup

@@ -1,1 +1,1 @@
-"""SparseRM: reward models one can read. Rooms and floors are drawn in README.md."""
+"""SparseRM: reward models whose rewards can be explained. CONTRIBUTING.md describes the package tree."""

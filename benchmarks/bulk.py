@@ -18,19 +18,19 @@ from pathlib import Path
 
 import torch
 
-from app.align import bulk
-from app.align.judges import Question
-from app.align.resident import Resident
-from app.align.tasks import SCORE
-from app.align.windows import PASS_TOKENS
-from app.model import home
-from app.model.engine import Engine
-from app.model.packing import passes
-from app.model.teams import apart
+from app.backbone.packing import passes
+from app.backbone.runtime.threads import apart
+from app.offline import run
+from app.offline.chunks import PASS_TOKENS
+from app.offline.local import Resident
+from app.offline.scorers import Question
+from app.offline.tasks import SCORE
+from app.reward import loading
+from app.reward.engine import Engine
 from app.settings import Settings
 from app.types import Ask, Exchange, Job, Message
 from benchmarks import figures
-from tests import tiny
+from tests.support import tiny
 
 WORDS = Path(__file__).read_text().split()
 
@@ -43,7 +43,7 @@ def main() -> None:
         settings = settings.model_copy(  # nobody is to know a prompt from the round before
             update={"recall_mib": 0, "batch_tokens": settings.batch_tokens or PASS_TOKENS}
         )
-        engine = apart(lambda: home.engine(settings, lambda *_: None))
+        engine = apart(lambda: loading.engine(settings, lambda *_: None))
         exchanges = _written(Path(folder) / "rows.jsonl", given.rows, tiny.WORDS if given.tiny else WORDS)
         name, load = next(iter(engine.models)), os.getloadavg()[0]
         print(f"{given.rows:,} rows, {name}, load average {load:.2f}, {torch.get_num_threads()} threads")
@@ -71,9 +71,9 @@ def _timed(turn: Callable[[], None]) -> tuple[float, float]:
 def _whole(engine: Engine, folder: Path, name: str, settings: Settings) -> None:
     """The command, but for loading the model."""
     question = Question(name)
-    order = bulk.Order(SCORE, question, str(folder / "rows.jsonl"), folder / "out.jsonl", fresh=True)
+    order = run.Order(SCORE, question, str(folder / "rows.jsonl"), folder / "out.jsonl", fresh=True)
     judge = nullcontext(Resident(engine, question, settings))
-    bulk.run(order, judge, lambda *_: None, pass_tokens=settings.batch_tokens)
+    run.run(order, judge, lambda *_: None, pass_tokens=settings.batch_tokens)
 
 
 def _alone(engine: Engine, exchanges: list[Exchange], name: str, budget: int) -> None:

@@ -20,13 +20,14 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 from transformers import AutoModel
 
-from app.model import home, sources
-from app.model.directions import pool, span
-from app.model.engine import Engine
-from app.model.packing import pack
+from app.backbone import model_sources
+from app.backbone.packing import pack
+from app.reward import loading
+from app.reward.directions import pool, span
+from app.reward.engine import Engine
+from app.serve.application import create_app
 from app.serve.drift import Drift
 from app.serve.metrics import Metrics
-from app.serve.server import create_app
 from app.settings import Settings
 from app.types import Ask, Exchange, Job, Message, Scored
 from benchmarks import machine
@@ -40,7 +41,7 @@ WORDS = Path(__file__).read_text().split()
 def main() -> None:
     """Print both comparisons."""
     settings = Settings(recall_mib=0)  # a round must not know the prompts of the one before
-    engine = home.engine(settings, lambda *_: None)
+    engine = loading.engine(settings, lambda *_: None)
     print(
         f"load average {os.getloadavg()[0]:.2f}, {torch.get_num_threads()} threads, {engine.backbone.dtype}"
     )
@@ -136,8 +137,8 @@ def _groups(rng: random.Random, vocabulary: int) -> list[tuple[int, ...]]:
 
 def _padded(engine: Engine, settings: Settings) -> Callable[[list[tuple[int, ...]]], None]:
     """The same cut weights in transformers' own attention, right-padded, eight at a time."""
-    source = sources.find(engine.backbone.name, settings.models_dir)
-    place = sources.pull(
+    source = model_sources.find(engine.backbone.name, settings.models_dir)
+    place = model_sources.pull(
         source, layers=engine.backbone.layers, cache=settings.cache, progress=lambda *_: None
     )
     model = AutoModel.from_pretrained(

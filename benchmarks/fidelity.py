@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import spearmanr
 
-from app.model import home
-from app.model.engine import Engine
-from app.model.packing import passes
-from app.pairs import read_pairs
+from app.backbone.packing import passes
+from app.data.pairs import read_pairs
+from app.reward import loading
+from app.reward.engine import Engine
 from app.settings import Settings
 from app.types import Ask, Exchange, Explain, Job, Score, Scored
 
@@ -46,7 +46,7 @@ def main() -> None:
     given = parser.parse_args()
     pairs = [pair for file in given.pairs for pair in read_pairs(file)[: given.limit]]
     exchanges = list(dict.fromkeys(exchange for pair in pairs for exchange in pair.exchanges))
-    engines = [home.engine(Settings(dtype=dtype, recall_mib=0), lambda *_: None) for dtype in DTYPES]
+    engines = [loading.engine(Settings(dtype=dtype, recall_mib=0), lambda *_: None) for dtype in DTYPES]
     found, seconds = compared(engines, exchanges)
     for name, one in found.items():
         told = f"Spearman {one.spearman:.5f}, overlap {one.overlap:.3f}, at most {one.furthest:.3f} off"

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
-from app.model.attention import Rows, Views
-from app.model.backbone import Backbone
-from app.model.packing import Ids, Packed, pack
-from app.model.steps import Steps
+from app.backbone.attention import Rows, Views
+from app.backbone.backbone import Backbone
+from app.backbone.packing import Ids, Packed, pack
+from app.backbone.runtime.cuda_graphs import Steps
 
 ROUNDS, BATCH = 5, 16
 TRUE: dict[str, dict[str, Any]] = {

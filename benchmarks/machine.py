@@ -20,7 +20,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from app.model.products import Matrix
+from app.backbone.linear import Matrix
 
 REPEATS, CUBE, ROWS = 20, 1024, 1024
 STEADY, OTHERS = 0.05, 0.1

@@ -5,7 +5,7 @@ from typing import Any
 
 import matplotlib as mpl
 
-from app.evaluate.plots import COLOURS, MARKERS, STYLE
+from app.evaluate.figures import COLOURS, MARKERS, STYLE
 from benchmarks.figures import spread
 from benchmarks.report import Results
 

@@ -23,11 +23,11 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from app.backbone.tokenization import Text
 from app.errors import BundleError
-from app.model import bundle, home
-from app.model.bundle import RewardModel
-from app.model.directions import pool, span
-from app.model.text import Text
+from app.reward import bundle, loading
+from app.reward.bundle import RewardModel
+from app.reward.directions import pool, span
 from app.settings import Settings
 from benchmarks.peers.peer import Depth
 from benchmarks.workloads import Pair
@@ -133,7 +133,7 @@ def reference(settings: Settings) -> Reference:
     backbones = {model.card.backbone for model in models.values()}
     if len(backbones) != 1:
         raise BundleError(f"{len(backbones)} backbones in {settings.models_dir}; one is needed")
-    folder = home.whole(backbones.pop(), settings, lambda *_: None)
+    folder = loading.whole(backbones.pop(), settings, lambda *_: None)
     config = AutoConfig.from_pretrained(folder)
     text = Text(AutoTokenizer.from_pretrained(folder), max_tokens=settings.max_tokens)
     cut = max(model.card.layer for model in models.values())

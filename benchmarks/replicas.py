@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from app.model import home
+from app.reward import loading
 from app.settings import Settings
 from benchmarks import figures, machine
 from benchmarks.load import Ask, Fate, Run, calling, closed, written
@@ -27,7 +27,7 @@ from benchmarks.peers.peer import Peer
 from benchmarks.server import PROGRAM, Served, free_port, started
 from benchmarks.turns import Servers, awake, resting
 from benchmarks.workloads import Query, Words, Workload, chosen
-from tests import tiny
+from tests.support import tiny
 
 ALONE, WORKERS, RAY = "two single servers", "two workers", "two replicas on Ray"
 SPREAD, GROUPED = chosen(["unique-16", "groups-8-75-apart"])
@@ -70,7 +70,7 @@ def grounds(*, toy: bool) -> Iterator[Ground]:
     """The shipped models on processors, or the tests' toy."""
     with tempfile.TemporaryDirectory() as folder:
         settings = tiny.world(Path(folder)) if toy else Settings()
-        engine = home.engine(settings, lambda *_: None)
+        engine = loading.engine(settings, lambda *_: None)
         peer, words = peers(list(engine.models))[0], Words(engine.text)
         del engine
         told = {

@@ -8,7 +8,7 @@ import argparse
 
 from transformers import AutoConfig
 
-from app.model.packing import pack
+from app.backbone.packing import pack
 from benchmarks.gpu import TRUE, flops
 from benchmarks.queueing import Route, Speed, by_prompt, shortest, simulate, steps
 

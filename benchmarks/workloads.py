@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 from random import Random
 
-from app.model.text import Text
+from app.backbone.tokenization import Text
 from app.types import Encoded, Exchange, Message
 
 SYSTEM = 8

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
-from app.model import home
-from app.model.engine import Engine
+from app.reward import loading
+from app.reward.engine import Engine
 from app.settings import Settings
-from tests import browsing, gallery, tiny
-from tests import workshop as workshops
-from tests.serving import listening
+from tests.support import browsers, page_models, tiny
+from tests.support import training_setup as workshops
+from tests.support.servers import listening
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ def settings(root: Path) -> Settings:
 @pytest.fixture(scope="session")
 def engine(settings: Settings) -> Engine:
     """A tiny engine with three models at three depths."""
-    return home.engine(settings, lambda *_: None)
+    return loading.engine(settings, lambda *_: None)
 
 
 @pytest.fixture(scope="session")
@@ -64,14 +64,14 @@ def made_sae(workshop: Settings) -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A browser; it goes when the module ends, because its event loop would stand in the way of others."""
-    with browsing.chromium() as found:
+    with browsers.chromium() as found:
         yield found
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server worth looking at."""
-    engine, settings = gallery.build(tmp_path_factory.mktemp("gallery"))
+    engine, settings = page_models.build(tmp_path_factory.mktemp("gallery"))
     with listening(engine, settings) as found:
         yield found
 
@@ -79,5 +79,5 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def page(browser: Browser, world: str) -> Iterator[Page]:
     """The page at that server, scored for the first time."""
-    with browsing.visit(browser, world) as found:
+    with browsers.visit(browser, world) as found:
         yield found

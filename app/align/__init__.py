@@ -1,1 +1,1 @@
-"""What rewards are for: put to work on whole data sets."""
+"""Online DPO: aligning a policy with a reward model, round by round."""

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from app.align.likelihood import Likelihood
-from app.align.policy import Said, Turns
-from app.align.rewards import Scorer
+from app.align.policy.logprobs import Likelihood
+from app.align.policy.model import Said, Turns
+from app.align.reward_scoring import Scorer
 from app.types import Exchange, Message, Pair
 
 LETTERS = ("A", "B")

@@ -8,16 +8,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from app.align import chronicle, dpo, labelling, measures, vigil
+from app.align import labelling, metrics, reward_hacking
+from app.align import report as chronicle
+from app.align.artifacts import Row, Stages
+from app.align.config import Plan
 from app.align.labelling import Labelled
-from app.align.likelihood import Likelihood
-from app.align.measures import Exam
-from app.align.plan import Plan
-from app.align.policy import Drawing, Policy, Said, Turns, draw
-from app.align.rewards import Scorer
-from app.align.stages import Row, Stages
+from app.align.metrics import Exam
+from app.align.policy import dpo
+from app.align.policy.logprobs import Likelihood
+from app.align.policy.model import Drawing, Policy, Said, Turns, draw
+from app.align.reward_scoring import Scorer
+from app.data.pairs import chance
 from app.errors import DataError
-from app.pairs import chance
 from app.types import Exchange, Pair
 
 Report = Callable[[str, float], None]
@@ -114,7 +116,7 @@ class Loop:
         else:
             said = self._said(stages, "candidates", policy, prompts, self._drawing(number), where)
             if self.plan.labels == "reward":
-                found = labelling.by_reward(self.parts.scorers[vigil.REWARD], prompts, said)
+                found = labelling.by_reward(self.parts.scorers[reward_hacking.REWARD], prompts, said)
             else:
                 found = labelling.by_itself(
                     Likelihood(policy), prompts, said,
@@ -131,13 +133,13 @@ class Loop:
             exam, where = self.parts.exam, f"round {number}: measuring"
             exchanges, finished = self._answers(policy, number)
             now = Likelihood(policy) if number else self._start
-            found = measures.likelihoods(now, exam, self._told(f"{where}, pairs"))
+            found = metrics.likelihoods(now, exam, self._told(f"{where}, pairs"))
             start = self._measured(self.parts.start, 0)["likelihoods"] if number else found
-            told = measures.answers(exchanges, finished, now, self._start, self._told(f"{where}, answers"))
-            rows = [a | b for a, b in zip(told, measures.rated(exchanges, self.parts.scorers), strict=True)]
-            agreed = measures.agreement(exam, found, start)
+            told = metrics.answers(exchanges, finished, now, self._start, self._told(f"{where}, answers"))
+            rows = [a | b for a, b in zip(told, metrics.rated(exchanges, self.parts.scorers), strict=True)]
+            agreed = metrics.agreement(exam, found, start)
             return {
-                "summary": measures.summary(exam, agreed, rows),
+                "summary": metrics.summary(exam, agreed, rows),
                 "agreement": agreed, "answers": rows, "likelihoods": found, "before": self._before(number),
             }  # fmt: skip
 
@@ -158,7 +160,7 @@ class Loop:
         if not number:
             return []
         exchanges, _ = self._answers(self.parts.start, number - 1)  # kept already; nobody speaks here
-        return measures.rated(exchanges, self.parts.scorers)
+        return metrics.rated(exchanges, self.parts.scorers)
 
     def _said(
         self, stages: Stages, name: str, policy: Policy, prompts: Sequence[Turns], how: Drawing, where: str
@@ -186,7 +188,7 @@ class Loop:
 
     def _alarms(self, rounds: list[Row], number: int) -> list[str]:
         found = [one["summary"] for one in (rounds[0], rounds[number])]
-        return vigil.alarms(self.plan, rounds[number]["before"], rounds[number]["answers"], *found)
+        return reward_hacking.alarms(self.plan, rounds[number]["before"], rounds[number]["answers"], *found)
 
     def _refresh(self, number: int) -> None:
         """Once after each round."""

@@ -2,15 +2,15 @@
 
 import typer
 
-from app.cli import aligning, bulk, measuring, models, serving, training
-from app.model import heap, teams
+from app.backbone.runtime import memory, threads
+from app.cli import align, evaluate, models, offline, serve, train
 
-teams.stay_awake_briefly()
-heap.keep()
+threads.stay_awake_briefly()
+memory.keep()
 app = typer.Typer(help="SparseRM: reward models one can read.", no_args_is_help=True)
-app.add_typer(serving.app)
-app.add_typer(training.app)
-app.add_typer(measuring.app)
-app.add_typer(bulk.app)
-app.add_typer(aligning.app)
+app.add_typer(serve.app)
+app.add_typer(train.app)
+app.add_typer(evaluate.app)
+app.add_typer(offline.app)
+app.add_typer(align.app)
 app.add_typer(models.app, name="models")

@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from app.cli.shared import console, failing_kindly, progress, settings
+from app.cli.common import console, failing_kindly, progress, settings
 
 app = typer.Typer(help="Backbones and reward models on this machine.", no_args_is_help=True)
 
@@ -21,24 +21,26 @@ def models_pull(
     ] = None,
 ) -> None:
     """Fetch, verify, convert and cache a backbone."""
-    from app.model import home, sources
+    from app.backbone import model_sources
+    from app.reward import loading
 
     chosen = settings()
     with failing_kindly(), progress() as report:
-        source = sources.find(name, chosen.models_dir)
-        depth = layers or home.depth(name, chosen)
-        place = sources.pull(source, layers=depth, cache=chosen.cache, progress=report)
+        source = model_sources.find(name, chosen.models_dir)
+        depth = layers or loading.depth(name, chosen)
+        place = model_sources.pull(source, layers=depth, cache=chosen.cache, progress=report)
     console.print(f"{name} is in {place.path}", highlight=False)
 
 
 @app.command("list")
 def models_list() -> None:
     """The backbones known by name and the reward models in the models folder."""
-    from app.model import bundle, sources
+    from app.backbone import model_sources
+    from app.reward import bundle
 
     chosen = settings()
     table = Table("name", "kind", "about", "license or use")
-    for name, source in sources.catalogue(chosen.models_dir).items():
+    for name, source in model_sources.catalogue(chosen.models_dir).items():
         table.add_row(name, "backbone", source.about, source.license)
     with failing_kindly():
         for name in bundle.names(chosen.models_dir):
@@ -54,7 +56,7 @@ def models_show(name: Annotated[str, typer.Argument(help="A reward model.")]) ->
     """A reward model's manifest: data, licenses, digests, measured quality."""
     chosen = settings()
     with failing_kindly():
-        from app.model import bundle
+        from app.reward import bundle
 
         bundle.load(chosen.models_dir / name)
     Console().print_json((chosen.models_dir / name / "manifest.json").read_text())

@@ -1,1 +1,1 @@
-"""Whether a reward model is any good."""
+"""How good a reward model is: accuracy, baselines, reports and figures."""

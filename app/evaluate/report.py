@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from app.evaluate import contests, pictures, shift
-from app.evaluate.contests import cell
-from app.model.bundle import ModelCard
+from app.evaluate import report_comparisons, report_figures
+from app.evaluate.audit import shift
+from app.evaluate.report_comparisons import cell
+from app.reward.bundle import ModelCard
 
 Found = Mapping[str, Any]
 
@@ -33,7 +34,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 def _keep(folder: Path, card: ModelCard, known: Found) -> None:
     (folder / "report.json").write_text(json.dumps(known, indent=1) + "\n")
-    pictures.draw(folder, known)
+    report_figures.draw(folder, known)
     (folder / "report.md").write_text("\n".join(_lines(card, known)) + "\n")
 
 
@@ -44,7 +45,7 @@ def _lines(card: ModelCard, known: Found) -> Iterator[str]:
         yield from _test(known)
     else:
         yield "Not tested yet.\n"
-    yield from contests.lines(known)
+    yield from report_comparisons.lines(known)
     if "verified" in known:
         yield from _verified(known["verified"])
     if "stress" in known:

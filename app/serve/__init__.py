@@ -1,1 +1,1 @@
-"""How a reward model is reached: async, HTTP, metrics."""
+"""The HTTP server: application, batching, dialects, metrics and processes."""

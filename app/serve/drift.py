@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.evaluate import shift
-from app.evaluate.shift import BINS, FIRST, REWARD, Counts
-from app.model.bundle import RewardModel
+from app.evaluate.audit import shift
+from app.evaluate.audit.shift import BINS, FIRST, REWARD, Counts
+from app.reward.bundle import RewardModel
 from app.serve.metrics import Metrics
 from app.types import Score
 

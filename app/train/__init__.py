@@ -1,1 +1,1 @@
-"""How a reward model is made: SAE, features, selection, head, bundle."""
+"""How a reward model is trained: features, selection, head, calibration, bundle."""

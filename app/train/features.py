@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.model.backbone import Backbone
-from app.model.directions import Dictionary
-from app.model.packing import pack, passes
-from app.model.text import Text
-from app.train.shelf import Shelf
+from app.backbone.backbone import Backbone
+from app.backbone.packing import pack, passes
+from app.backbone.tokenization import Text
+from app.reward.directions import Dictionary
+from app.train.feature_cache import Shelf
 from app.types import Encoded, Exchange, ReadOut
 
 PASS_TOKENS = 4096

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import torch
 
+from app.backbone.model_sources import Progress
 from app.evaluate import report as reports
-from app.model import bundle
-from app.model.bundle import SEALED, RewardModel, TrainingData
-from app.model.sources import Progress
+from app.reward import bundle
+from app.reward.bundle import SEALED, RewardModel, TrainingData
 from app.settings import Settings
-from app.train import fit, recipe, studio
-from app.train.calibrate import Lengths, calibrate
-from app.train.contexts import contexts
+from app.train import head_training, jobs, pipeline
+from app.train.calibration import Lengths, calibrate
 from app.train.features import Reader
+from app.train.names.contexts import contexts
 from app.types import Pair
 
 NEW, SEAL = ".new", "SHA256SUMS"
@@ -41,8 +41,8 @@ def refit(
     model = bundle.load(folder)
     known = known[: model.card.data[0].pairs]
     found = reports.read(folder)
-    plan = fit.Plan(**found["training"]["plan"])
-    reader = studio.reader(sae, settings, progress)
+    plan = head_training.Plan(**found["training"]["plan"])
+    reader = jobs.reader(sae, settings, progress)
     made = _learnt(model, [*known, *new], plan, reader, settings.cache, progress)
     sources = tuple(one for one in model.card.data if one.name != data.name)
     card = replace(
@@ -57,24 +57,29 @@ def refit(
 
 
 def _learnt(
-    model: RewardModel, pairs: list[Pair], plan: fit.Plan, reader: Reader, cache: Path, progress: Progress
+    model: RewardModel,
+    pairs: list[Pair],
+    plan: head_training.Plan,
+    reader: Reader,
+    cache: Path,
+    progress: Progress,
 ) -> RewardModel:
     card, directions = model.card, model.dictionary.to(torch.device("cpu"))
-    seen = recipe.table(pairs, reader, cache, "pairs", progress)
-    dressed = recipe.drilled(recipe.DRILLS, pairs, seen, reader, cache, progress)
-    lesson = fit.Lesson.of(
+    seen = pipeline.table(pairs, reader, cache, "pairs", progress)
+    dressed = pipeline.drilled(pipeline.DRILLS, pairs, seen, reader, cache, progress)
+    lesson = head_training.Lesson.of(
         seen.pooled(card.layer, card.readout), directions.directions, [pair.group for pair in pairs]
     )
     if dressed:
         vectors = dressed.table.pooled(card.layer, card.readout)
         lesson = lesson.with_drills(directions.project(vectors), dressed.groups)
-    head = fit.fit(lesson, plan, lambda epoch: progress("head", epoch / plan.epochs))
+    head = head_training.fit(lesson, plan, lambda epoch: progress("head", epoch / plan.epochs))
     read = contexts(pairs, reader, cache, lambda done: progress("single tokens", done))
     single = directions.project(read.residuals[torch.from_numpy(read.since >= 0)].cpu())
     lengths = Lengths(seen.lengths(), seen.read(card.readout))
     tables = calibrate(head, lesson, lengths, single, plan, lambda done: progress("calibration", done))
     made = replace(model, head=head, calibration=tables, card=replace(card, temperature=tables.temperature))
-    return replace(made, probes=recipe.probes(made, reader))
+    return replace(made, probes=pipeline.probes(made, reader))
 
 
 def _settle(folder: Path) -> None:

@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from app.align import policy
-from app.cli.shared import DEFAULT_BACKBONE, DEFAULT_SAE, failing_kindly, progress
-from app.model import home
-from app.model.sources import Progress
-from app.pairs import read_pairs, source_sha256
+from app.align.policy import model
+from app.backbone.model_sources import Progress
+from app.cli.common import DEFAULT_BACKBONE, DEFAULT_SAE, failing_kindly, progress
+from app.data.pairs import read_pairs, source_sha256
+from app.reward import loading
 from app.settings import Settings
-from app.train import studio
+from app.train import jobs
 from benchmarks.alignment import best, tables
 from benchmarks.alignment.jury import Jury
 from benchmarks.alignment.presets import PRESETS, Preset, changed
@@ -47,9 +47,9 @@ def run(
 ) -> dict[str, Any]:
     """The arms and the curve; seconds are of this call alone."""
     began = time.perf_counter()
-    reader = studio.reader(sae, settings, report)
-    jury = Jury(task.train, preset, reader, home.whole(start, settings, report), settings.cache, report)
-    begun = policy.start(start, settings, MAX_TOKENS, report)
+    reader = jobs.reader(sae, settings, report)
+    jury = Jury(task.train, preset, reader, loading.whole(start, settings, report), settings.cache, report)
+    begun = model.start(start, settings, MAX_TOKENS, report)
     arms = Study(task, preset, jury, begun, folder).run(report)
     prompts = list(dict.fromkeys(pair.messages for pair in task.test))[: preset.pool_prompts]
     curve = best.run(prompts, preset, jury, begun, folder / "best-of-n", report)

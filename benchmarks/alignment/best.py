@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from app.align.policy import Drawing, Policy, Turns, draw
-from app.align.stages import Stages
+from app.align.artifacts import Stages
+from app.align.policy.model import Drawing, Policy, Turns, draw
 from app.evaluate.accuracy import RESAMPLES, Array
 from app.types import Exchange
 from benchmarks.alignment.jury import Jury

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from app.align.labelling import Labelled
 from app.align.loop import Sieve
-from app.align.rewards import Scorer, Verdict
-from app.model.bundle import TrainingData
-from app.model.head import Head
-from app.pairs import chance
-from app.train import features, fit, recipe, standard
-from app.train.shelf import Shelf
+from app.align.reward_scoring import Scorer, Verdict
+from app.data.pairs import chance
+from app.reward.bundle import TrainingData
+from app.reward.head import Head
+from app.train import features, head_training, pipeline
+from app.train.feature_cache import Shelf
 from app.types import Exchange, Pair, ReadOut
 from benchmarks.alignment.presets import Preset
+from benchmarks.research import standard_rm as standard
 
 Report = Callable[[str, float], None]
 READOUT = ReadOut.MEAN
@@ -104,16 +105,16 @@ class Jury:
         return standard.margins(model, text, list(pairs), Shelf(home / "margins.sqlite"), self._report)
 
     @cached_property
-    def _lesson(self) -> recipe.Learnt:
-        order = recipe.Order("", self.learnt, NOBODY, [], "", READOUT, self.preset.k)
-        seen = recipe.table(self.learnt, self._reader, self._cache, "learnt pairs", self._report)
-        return recipe.learn(order, self.learnt, seen, None, self._reader, self._report)
+    def _lesson(self) -> pipeline.Learnt:
+        order = pipeline.Order("", self.learnt, NOBODY, [], "", READOUT, self.preset.k)
+        seen = pipeline.table(self.learnt, self._reader, self._cache, "learnt pairs", self._report)
+        return pipeline.learn(order, self.learnt, seen, None, self._reader, self._report)
 
     def _whole(self, pairs: list[Pair]) -> Reward:
         vectors = self._vectors([pair.exchanges for pair in pairs], "pairs")
         basis = torch.eye(vectors.shape[2])
-        lesson = fit.Lesson.of(vectors, basis, [pair.group for pair in pairs])
-        return Reward(fit.fit(lesson, self._lesson.plan, lambda _: None), basis)
+        lesson = head_training.Lesson.of(vectors, basis, [pair.group for pair in pairs])
+        return Reward(head_training.fit(lesson, self._lesson.plan, lambda _: None), basis)
 
     def _vectors(self, rows: Sequence[tuple[Exchange, ...]], what: str) -> Tensor:
         count = len({one for row in rows for one in row})

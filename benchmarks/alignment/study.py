@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from app.align import measures, vigil
+from app.align import metrics, reward_hacking
+from app.align.config import Plan
 from app.align.labelling import Labelled
 from app.align.loop import Loop, Parts, Sieve
-from app.align.plan import Plan
-from app.align.policy import Policy
+from app.align.policy.model import Policy
 from app.evaluate.accuracy import Array, accuracy, advantage, interval
 from app.types import Pair
 from benchmarks.alignment.jury import Jury, sieve
@@ -47,7 +47,7 @@ class Study:
     def __init__(self, task: Task, preset: Preset, jury: Jury, start: Policy, folder: Path) -> None:
         self.task, self.preset, self.jury = task, preset, jury
         self.start, self.folder = start, folder
-        self.exam = measures.exam(task.test, preset.compared, preset.answered)
+        self.exam = metrics.exam(task.test, preset.compared, preset.answered)
 
     def run(self, report: Report) -> Row:
         """All arms, or those that are left; means, intervals and leads."""
@@ -77,8 +77,8 @@ class Study:
     def _parts(self, arm: str, seed: int) -> Parts:
         jury = self.jury
         scorers = {
-            vigil.REWARD: jury.scorer(lambda: jury.sparse),
-            vigil.HELD_OUT: jury.scorer(lambda: jury.gold),
+            reward_hacking.REWARD: jury.scorer(lambda: jury.sparse),
+            reward_hacking.HELD_OUT: jury.scorer(lambda: jury.gold),
         }
         prompts = list(dict.fromkeys(pair.messages for pair in jury.others))
         sieves = _sieve(arm, jury, self._home(OURS, seed), seed)
@@ -146,12 +146,12 @@ def _items(row: Row) -> dict[str, Array]:
     found = {
         "implicit accuracy": (np.sign(agreed["implicit"]) + 1) / 2,
         "mc1": np.array(agreed["mc1"]), "mc2": np.array(agreed["mc2"]),
-        **{n: np.array([one[n] for one in answers], float) for n in (vigil.REWARD, vigil.HELD_OUT, "tokens")},
+        **{n: np.array([one[n] for one in answers], float) for n in (reward_hacking.REWARD, reward_hacking.HELD_OUT, "tokens")},
     }  # fmt: skip
     return {name: values for name, values in found.items() if len(values)}
 
 
-def _compared(rows: list[Row], without: list[Row], exam: measures.Exam) -> Row:
+def _compared(rows: list[Row], without: list[Row], exam: metrics.Exam) -> Row:
     """Means over seeds with intervals over prompts, leads over no filter, and each seed's own mean."""
     pairs, choices = [pair.group for pair in exam.pairs], [choice.group for choice in exam.choices]
     numbers = [str(at) for at in range(len(exam.prompts))]

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-from app.model.precision import FAITHFUL
+from app.backbone.runtime.precision import FAITHFUL
 from benchmarks.peers.peer import HERE, Command, Peer, Place, Request, Server
 from benchmarks.workloads import Pair, Query
 

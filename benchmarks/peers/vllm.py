@@ -7,7 +7,7 @@ blocks of 128 tokens; both would cost it speed here.
 from dataclasses import replace
 from typing import Any
 
-from app.model.precision import FAITHFUL
+from app.backbone.runtime.precision import FAITHFUL
 from benchmarks.peers.peer import HERE, LAUNCH, Command, Depth, Peer, Place, Request, Server
 from benchmarks.workloads import Query
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from app.model import home
+from app.reward import loading
 from app.settings import Settings
 from app.types import Ask, Exchange, Explain, Job, Message, Scored
 from benchmarks.server import Served, samples, serving
@@ -100,7 +100,7 @@ async def main(minutes: float) -> None:
 
 def _songs() -> tuple[str, list[tuple[Item, float]]]:
     """Items and their rewards, computed here; the engine is gone afterwards."""
-    engine, rng = home.engine(Settings(), lambda *_: None), random.Random(5)
+    engine, rng = loading.engine(Settings(), lambda *_: None), random.Random(5)
     items = [
         (
             " ".join(rng.choices(WORDS, k=rng.randint(2, 30))),

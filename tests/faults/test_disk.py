@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from app.backbone import model_sources
 from app.errors import SourceError
-from app.model import sources
-from app.train.shelf import Shelf
-from tests import tiny
+from app.train.feature_cache import Shelf
+from tests.support import tiny
 
 TIMES = 50
 
@@ -36,11 +36,11 @@ def test_a_backbone_that_does_not_fit_leaves_nothing_and_fits_later(tmp_path: Pa
     whole = (folder / "model.safetensors").stat().st_size
     for n in range(TIMES):
         with room_for(whole * n // TIMES), pytest.raises(SourceError, match="make room"):
-            sources.keep(decoder, tokenizer, {}, final)
+            model_sources.keep(decoder, tokenizer, {}, final)
         assert list(final.parent.iterdir()) == []
-    sources.keep(decoder, tokenizer, {}, final)
+    model_sources.keep(decoder, tokenizer, {}, final)
     with room_for(whole // 2), pytest.raises(SourceError):
-        sources.keep(decoder, tokenizer, {}, final)
+        model_sources.keep(decoder, tokenizer, {}, final)
     assert AutoModel.from_pretrained(final).state_dict().keys() == decoder.state_dict().keys()
 
 

@@ -13,11 +13,11 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from app.model.engine import Engine
+from app.reward.engine import Engine
 from app.serve.process import LOST
 from app.settings import Settings
-from tests.faults.chorus import Corpus, Heard, corpus, singing
-from tests.faults.nursery import DEATH, HANG, HUGE, JUMP, OVERFLOW, POISON, Server, running
+from tests.faults.background_clients import Corpus, Heard, corpus, singing
+from tests.faults.server_processes import DEATH, HANG, HUGE, JUMP, OVERFLOW, POISON, Server, running
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
 TIMES = 50

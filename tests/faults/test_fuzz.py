@@ -19,15 +19,16 @@ from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 
 from app.errors import BundleError
-from app.model import bundle
-from app.model.engine import Engine
-from app.serve.server import create_app
+from app.reward import bundle
+from app.reward.engine import Engine
+from app.serve.application import create_app
 from app.settings import Settings
-from tests import tiny
+from tests.support import tiny
+from tests.support.paths import GOLDEN
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1800)]
 REQUESTS, BUNDLES = 20_000, 5_000
-FILES = sorted((Path(__file__).parent.parent / "dialects").glob("*.json"))
+FILES = sorted(GOLDEN.glob("*.json"))
 TURN = {"role": "user", "content": "amber"}
 NATIVE: dict[str, dict[str, Any]] = {
     "/v1/rewards": {

@@ -17,7 +17,7 @@ from app.serve.adapters import (
     slime,
     tei,
 )
-from app.serve.asking import TheTerms
+from app.serve.api.dependencies import TheTerms
 
 DIALECTS: dict[str, APIRouter] = {
     "openrlhf": openrlhf.router,

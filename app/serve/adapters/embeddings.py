@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from app.serve.failures import as_vllm
-from app.serve.foreign import Heard, listen, speaking, understood
+from app.serve.adapters.common import Heard, listen, speaking, understood
+from app.serve.api.error_handlers import as_vllm
 
 
 class Embeddings(BaseModel):

@@ -11,8 +11,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.errors import SparseRMError
-from app.serve.failures import printable
-from app.serve.foreign import Heard, listen, new_id, speaking, understood
+from app.serve.adapters.common import Heard, listen, new_id, speaking, understood
+from app.serve.api.error_handlers import printable
 
 
 class Evaluation(BaseModel):

@@ -7,9 +7,9 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import InvalidInput, SparseRMError
-from app.serve.failures import envelope
-from app.serve.foreign import Heard, listen, speaking
-from app.serve.rendered import BLANK
+from app.serve.adapters.chat_markup import BLANK
+from app.serve.adapters.common import Heard, listen, speaking
+from app.serve.api.error_handlers import envelope
 from app.types import Exchange, Message
 
 ROLES = {"developer": "system"}

@@ -11,8 +11,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from app.errors import SparseRMError
-from app.serve.failures import envelope
-from app.serve.foreign import TOP, Heard, listen, reasons, sigmoid, speaking, understood
+from app.serve.adapters.common import TOP, Heard, listen, reasons, sigmoid, speaking, understood
+from app.serve.api.error_handlers import envelope
 from app.types import Score
 
 

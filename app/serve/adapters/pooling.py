@@ -8,9 +8,17 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.errors import InvalidInput
-from app.serve.failures import as_vllm
-from app.serve.foreign import Heard, conversation, listen, new_id, sigmoid, speaking, understood
-from app.serve.requests import Turn
+from app.serve.adapters.common import (
+    Heard,
+    conversation,
+    listen,
+    new_id,
+    sigmoid,
+    speaking,
+    understood,
+)
+from app.serve.api.error_handlers import as_vllm
+from app.serve.api.request_schemas import Turn
 from app.types import Exchange
 
 

@@ -11,8 +11,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.errors import InvalidInput, SparseRMError
-from app.serve.failures import as_tei, as_vllm
-from app.serve.foreign import Heard, exchange, listen, new_id, sigmoid, speaking
+from app.serve.adapters.common import Heard, exchange, listen, new_id, sigmoid, speaking
+from app.serve.api.error_handlers import as_tei, as_vllm
 
 
 class Document(BaseModel):

@@ -11,8 +11,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.errors import InvalidInput
-from app.serve.failures import as_vllm
-from app.serve.foreign import Heard, exchange, listen, new_id, sigmoid, speaking
+from app.serve.adapters.common import Heard, exchange, listen, new_id, sigmoid, speaking
+from app.serve.api.error_handlers import as_vllm
 from app.types import Exchange
 
 Texts = str | Annotated[list[str], Field(min_length=1)]

@@ -10,10 +10,10 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.errors import SparseRMError
-from app.serve.failures import envelope
-from app.serve.foreign import TOP, Heard, listen, reasons, speaking, understood
-from app.serve.rendered import BLANK
-from app.serve.requests import Turn
+from app.serve.adapters.chat_markup import BLANK
+from app.serve.adapters.common import TOP, Heard, listen, reasons, speaking, understood
+from app.serve.api.error_handlers import envelope
+from app.serve.api.request_schemas import Turn
 from app.types import Exchange, Message
 
 

@@ -12,9 +12,9 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.errors import SparseRMError
-from app.serve.asking import TheScorer, meant
-from app.serve.failures import as_tei
-from app.serve.foreign import Heard, exchange, listen, sigmoid, speaking, understood
+from app.serve.adapters.common import Heard, exchange, listen, sigmoid, speaking, understood
+from app.serve.api.dependencies import TheScorer, meant
+from app.serve.api.error_handlers import as_tei
 from app.types import Ask
 
 LABEL = "LABEL_0"

@@ -1,0 +1,65 @@
+"""What a long run has finished: each product is a file or folder that appears only when it is whole.
+
+A stage whose product is there is read back, never computed again; so a killed run goes on at its last stage.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from app.errors import DataError
+from app.train.feature_cache import place
+
+Row = dict[str, Any]
+
+
+class Stages:
+    """The products of one run, in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def claim(self, facts: Row) -> None:
+        """Say what this run is about; refused where the folder holds a run about something else."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        before = self.value("run", lambda: facts)
+        now = json.loads(json.dumps(facts))
+        for name in sorted({*before, *now}):
+            if before.get(name) != now.get(name):
+                raise DataError(
+                    f"{self.folder} was begun with another {name} ({before.get(name)}; now {now.get(name)}); "
+                    "go on with that one, or choose another folder"
+                )
+
+    def within(self, name: str) -> "Stages":
+        """A part of the run, with products of its own."""
+        (self.folder / name).mkdir(parents=True, exist_ok=True)
+        return Stages(self.folder / name)
+
+    def value(self, name: str, make: Callable[[], Any]) -> Any:
+        """A product that JSON can say."""
+        file = self.folder / f"{name}.json"
+        if not file.exists():
+            place(file, json.dumps(make(), indent=1) + "\n")
+        return json.loads(file.read_text())
+
+    def rows(self, name: str, make: Callable[[], Sequence[Row]]) -> list[Row]:
+        """A product of many rows, one a line."""
+        file = self.folder / f"{name}.jsonl"
+        if not file.exists():
+            place(file, "".join(json.dumps(row) + "\n" for row in make()))
+        return [json.loads(line) for line in file.read_text().splitlines()]
+
+    def tree(self, name: str, make: Callable[[Path], None]) -> Path:
+        """A product that is a folder; what a killed attempt left in its workplace is there for the next."""
+        final, work = self.folder / name, self.folder / f"{name}.part"
+        if not final.exists():
+            work.mkdir(exist_ok=True)
+            made = work / "made"
+            shutil.rmtree(made, ignore_errors=True)
+            make(made)
+            made.replace(final)
+        shutil.rmtree(work, ignore_errors=True)
+        return final

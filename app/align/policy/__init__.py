@@ -1,0 +1,1 @@
+"""The language model that is aligned: sampling, log-probabilities and DPO updates."""

@@ -1,0 +1,1 @@
+"""Preference data: reading pairs, items and chats from files and the hub; public data sets as pairs."""

@@ -1,0 +1,1 @@
+"""Whether a reward model can be trusted: explanations, uncertainty, shift, robustness, attacks."""

@@ -1,1 +1,0 @@
-"""What a reward model is: synchronous torch that knows no HTTP."""

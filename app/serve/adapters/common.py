@@ -1,0 +1,144 @@
+"""What all dialects share: texts are understood, responses scored, failures said as the dialect says them."""
+
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from math import tanh
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+
+from app.errors import InvalidInput, SparseRMError
+from app.serve.adapters.chat_markup import BLANK, Mode, understand
+from app.serve.api.dependencies import meant, outcome
+from app.serve.api.error_handlers import first_problem, from_http, waiting
+from app.serve.api.request_schemas import Place, Turn
+from app.types import Ask, Encoded, Exchange, Explain, Message, Score
+
+Failed = Callable[[SparseRMError, Any], tuple[int, Any]]
+TOP = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What was scored, by which model, and how it came out."""
+
+    model: str
+    encoded: list[Encoded]
+    scores: list[Score]
+
+    @property
+    def rewards(self) -> list[float]:
+        """One number a response."""
+        return [score.reward for score in self.scores]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read, prompts and responses."""
+        return sum(len(one.ids) for one in self.encoded)
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """The same for OpenAI-style answers."""
+        return {"prompt_tokens": self.tokens, "total_tokens": self.tokens, "completion_tokens": 0}
+
+
+def speaking(failed: Failed) -> type[APIRoute]:
+    """A route whose failures are said by `failed`; it gets the error, and the body as far as it was JSON."""
+
+    class Spoken(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def spoken(request: Request) -> Response:
+                try:
+                    return await handle(request)
+                except RequestValidationError as error:
+                    found = first_problem(error)
+                except HTTPException as error:
+                    found = from_http(error)
+                except SparseRMError as error:
+                    found = error
+                request.app.state.metrics.errors.labels(found.code).inc()
+                status, said = failed(found, await _sent(request))
+                return JSONResponse(said, status, waiting(found))
+
+            return spoken
+
+    return Spoken
+
+
+def mode(request: Request) -> Mode:
+    """How rendered text is read: by the URL's ?mode=, else by the setting."""
+    asked = request.query_params.get("mode", request.app.state.settings.rendered)
+    if asked not in list(Mode):
+        raise InvalidInput(f"unknown mode; use one of {', '.join(Mode)}", "mode", "unknown_mode")
+    return Mode(asked)
+
+
+def understood(request: Request, texts: Sequence[tuple[str, str | None]]) -> list[Exchange]:
+    """Conversations out of (text, its prompt if known) pairs that went through a trainer's template."""
+    how, route = mode(request), request.scope["route"].path
+    found = [understand(text, prompt, how) for text, prompt in texts]
+    for one in found:
+        request.app.state.metrics.rendered.labels(route, str(how), one.family).inc()
+    return [one.exchange for one in found]
+
+
+def conversation(turns: Sequence[Turn]) -> Exchange:
+    """Messages of which the last is the response."""
+    *asked, said = turns
+    if said.role != "assistant":
+        raise InvalidInput("the last message must be the assistant's", "messages", "no_response")
+    return Exchange(tuple(Message(turn.role, turn.content) for turn in asked), said.content or BLANK)
+
+
+def exchange(prompt: str, response: str) -> Exchange:
+    """A question and an answer as a conversation; of a blank answer, a blank line is scored."""
+    return Exchange((Message("user", prompt),), response or BLANK)
+
+
+async def listen(
+    request: Request,
+    exchanges: Sequence[Exchange],
+    named: str | None,
+    *,
+    lenient: bool = False,
+    top_k: int = 0,
+) -> Heard:
+    """Score conversations with the model that is meant."""
+    model = meant(request, named, lenient=lenient)
+    ask = Ask((model,), Explain.FEATURES if top_k else Explain.NONE, top_k)
+    placed = [(one, Place(f"item {i}", f"item {i}", f"item {i}")) for i, one in enumerate(exchanges)]
+    found = await outcome(request, placed, ask, truncate=True)
+    return Heard(model, found.encoded, [scored.scores[0] for scored in found.scored])
+
+
+def reasons(score: Score) -> list[dict[str, Any]]:
+    """The features of a score, briefly."""
+    return [
+        {"id": one.feature.latent, "label": one.feature.label, "contribution": one.contribution}
+        for one in score.features
+    ]
+
+
+def sigmoid(reward: float) -> float:
+    """Between 0 and 1, for clients that expect a probability; never overflows."""
+    return 0.5 * (1 + tanh(reward / 2))
+
+
+async def _sent(request: Request) -> Any:
+    """The body, as far as it was read and JSON."""
+    try:
+        return await request.json()
+    except (ValueError, HTTPException):
+        return None
+
+
+def new_id(kind: str) -> str:
+    """An id as OpenAI-style answers carry one."""
+    return f"{kind}-{uuid.uuid4().hex}"

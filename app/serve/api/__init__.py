@@ -1,0 +1,1 @@
+"""The native HTTP API: routes, schemas, and how errors are answered."""

@@ -1,0 +1,1 @@
+"""From requests to forward passes: admission, fair queue, batcher, executor."""

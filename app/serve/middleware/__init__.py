@@ -1,0 +1,1 @@
+"""What applies to every request: authentication, limits, access log, tracing."""

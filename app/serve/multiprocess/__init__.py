@@ -1,0 +1,1 @@
+"""One address for several server processes: gateway, workers, routing, merged metrics."""

@@ -1,0 +1,1 @@
+"""Sparse autoencoders: training, quality, and importing pretrained ones."""

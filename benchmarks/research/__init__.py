@@ -1,0 +1,1 @@
+"""Experiments on the method; not part of the product."""

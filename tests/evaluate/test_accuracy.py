@@ -1,0 +1,199 @@
+"""Measuring: accuracy and its intervals, calibration, length; variants and the StandardRM."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from app.data.pairs import having, read_pairs
+from app.errors import DataError
+from app.evaluate.accuracy import (
+    Judged,
+    accuracy,
+    advantage,
+    calibration_error,
+    outcomes,
+    wins,
+    within_prompt,
+)
+from app.reward import loading
+from app.reward.head import OUTLYING, Calibration
+from app.settings import Settings
+from app.train import jobs
+from app.train.feature_cache import Shelf
+from app.types import Message, Pair
+from benchmarks.research import compare_standard_rm, standard_rm
+from tests.support.training_setup import Killed, killing_at, order, quiet
+
+
+def test_calibration_reads_as_it_says() -> None:
+    ranks = torch.linspace(0, 10, 201, dtype=torch.float64)
+    apart, trend = torch.tensor([1.0, 1.0]).double(), torch.tensor([[1.0, 3.0], [1.0, 9.0]]).double()
+    table = Calibration(
+        2.0, torch.stack([ranks, ranks / 2]), torch.eye(2).double(), apart, ranks, trend, torch.zeros(2, 9)
+    )
+    rewards = torch.tensor([-1.0, 5.0, 99.0, 2.5], dtype=torch.float64)
+    controlled = torch.tensor([False, False, False, True])
+    assert table.percentile(rewards, controlled).tolist() == [0, 50, 100, 50]
+    away = torch.tensor([[50**0.5, 0.0], [3.0, 4.0]], dtype=torch.float64)
+    read = torch.tensor([1, 10**9])
+    assert table.distance(away, read, torch.tensor([4, 8])).tolist() == pytest.approx([50, 50])
+    assert table.distance(away, read, torch.tensor([2, 9])).tolist() == [OUTLYING, OUTLYING]
+    assert table.correction(torch.tensor([2, 4, 8, 10**6])).tolist() == [-1, -5, -9, -9]
+    assert table.probability(0) == 0.5
+
+
+def test_accuracy_and_its_interval_respect_groups() -> None:
+    margins = torch.tensor([1.0, -1.0] * 50)
+    alone = accuracy(margins, [str(i) for i in range(100)])
+    lumped = accuracy(margins, [str(i % 2) for i in range(100)])
+    assert alone.accuracy == lumped.accuracy == 0.5
+    assert lumped.ci_high - lumped.ci_low > alone.ci_high - alone.ci_low
+    assert accuracy(torch.zeros(4), list("abcd")).accuracy == 0.5
+    assert advantage(wins(margins), wins(margins), [str(i) for i in range(100)]).ci_high == 0
+
+
+def test_a_calibrated_model_has_little_calibration_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randn(20_000, generator=generator)
+    signs = torch.where(torch.rand(20_000, generator=generator) < torch.sigmoid(true), 1.0, -1.0)
+    assert calibration_error(*outcomes(true * signs, 1.0)) < 0.02
+    assert calibration_error(*outcomes(true * signs * 8, 1.0)) > 0.1
+
+
+def test_length_is_looked_at_within_prompts() -> None:
+    rewards = torch.tensor([[1.0, 0.0], [2.0, 1.0]]).repeat(20, 1)
+    tokens = torch.tensor([[9, 3], [90, 30]]).repeat(20, 1)
+    groups = [str(i // 2) for i in range(40)]
+    assert within_prompt(Judged(rewards, tokens, groups)) > 0.5
+    assert within_prompt(Judged(rewards, tokens.flip(1), groups)) < within_prompt(
+        Judged(rewards, tokens, groups)
+    )
+
+
+@pytest.mark.heavy
+def test_every_variant_is_measured_and_joins_the_report(workshop: Settings, made_sae: Path) -> None:
+    root = workshop.models_dir.parent
+    pairs, test = str(root / "pairs.jsonl"), str(root / "test.jsonl")
+    jobs.make(order(workshop, made_sae, "studied", tested=True), made_sae, workshop, quiet)
+    choices: dict[str, Any] = {"layers": (2, 3, 4), "seeds": 2, "limit": 150, "bad": None}
+    choices["elsewhere"] = [pairs]
+    shelf = workshop.cache / "ablations" / "studied.sqlite"
+    with pytest.raises(Killed):
+        jobs.ablate("studied", pairs, test, made_sae, workshop, killing_at("data", 1), **choices)
+    assert shelf.exists()
+    jobs.ablate("studied", pairs, test, made_sae, workshop, quiet, **choices)
+    assert not shelf.exists()
+    folder = workshop.models_dir / "studied"
+    found = json.loads((folder / "report.json").read_text())
+    jobs.ablate("studied", pairs, test, made_sae, workshop, quiet, **choices)
+    assert json.loads((folder / "report.json").read_text()) == found
+    assert found["ablation"]["pairs"] == 150
+    variants = found["ablation"]["variants"]
+    first, *others = variants
+    assert first.startswith("SparseRM: K = 16, layer 3")
+    assert {"random directions", "dense at layer 2", "read-out: end", "TF-IDF of the response"} <= set(others)
+    assert variants[first]["accuracy"] > 0.9 > variants["longer response wins"]["accuracy"] - 0.5
+    assert all(row["lead"]["n"] == row["n"] == 100 for row in map(variants.get, others) if row)
+    assert list(found["ablation"]["data"]["SparseRM"]) == ["100", "300"]
+    assert list(found["ablation"]["directions"]["selected"]) == ["16", "32", "64"]
+    ours, chance = (found["ablation"]["directions"][name]["16"] for name in ("selected", "random directions"))
+    assert chance["lead"]["accuracy"] == pytest.approx(ours["accuracy"] - chance["accuracy"])
+    assert found["test"]["n"] == 100
+    beyond = found["beyond"]
+    assert {place: row["selected directions"]["n"] for place, row in beyond["accuracy"].items()} == {
+        "this test": 100, "pairs": 400,
+    }  # fmt: skip
+    assert beyond["accuracy"]["this test"]["selected directions"]["accuracy"] == variants[first]["accuracy"]
+    assert 0 <= beyond["flips"]["random directions"]["accuracy"] < 0.5
+    told = (folder / "report.md").read_text()
+    assert "## What matters" in told
+    assert f"Their lead by the number of directions of each sign: {chance['lead']['accuracy']:+.3f}" in told
+    assert {"variants.png", "data.png", "directions.png"} <= {file.name for file in folder.iterdir()}
+
+
+@pytest.mark.heavy
+def test_a_standard_rm_learns_beside_ours_and_goes_on_when_killed(workshop: Settings, made_sae: Path) -> None:
+    what = order(workshop, made_sae, "duelled", tested=True)
+    jobs.make(what, made_sae, workshop, quiet)
+    plan = standard_rm.StandardPlan()
+    with pytest.raises(Killed):
+        jobs.against_standard(what, made_sae, [160], plan, workshop, killing_at("StandardRM", 20))
+    (checkpoint,) = (workshop.cache / "standard").glob("*/checkpoint-*")
+    assert checkpoint.name == "checkpoint-20"
+    with pytest.raises(Killed):
+        jobs.against_standard(what, made_sae, [160], plan, workshop, killing_at("scoring the test", 20))
+    found = jobs.against_standard(what, made_sae, [160], plan, workshop, quiet)
+    row = found["sizes"]["160"]
+    assert row["pairs"] == 160
+    assert row["sparse"]["accuracy"] > 0.9
+    assert row["standard"]["trainable"] > 10_000
+    assert row["standard"]["seconds"] > 0
+    told = (workshop.models_dir / "duelled" / "report.md").read_text()
+    assert "## Against a StandardRM" in told
+    ratio = row["standard"]["cpu_seconds"] / row["sparse"]["cpu_seconds"]
+    assert f"costs {ratio:.0f} times ours on 160 pairs" in told
+    stock = jobs.time_stock("duelled", what.pairs, 12, workshop, quiet)
+    assert (stock["pairs"], stock["threads"]) == (12, torch.get_num_threads())
+    longer = stock["cpu_seconds"]["stock"] / stock["cpu_seconds"]["siblings"]
+    told = (workshop.models_dir / "duelled" / "report.md").read_text()
+    assert f"{longer:.1f} times as long. So it costs {ratio * longer:.0f} times ours on 160 pairs" in told
+
+
+def test_a_standard_rm_hears_a_pair_as_transformers_reads_it(workshop: Settings, tmp_path: Path) -> None:
+    root = workshop.models_dir.parent
+    _, text = loading.resident(str(root / "backbone"), 3, workshop, quiet)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(root / "backbone", num_labels=1).eval()
+    model.config.pad_token_id = text.padding
+    model.score.weight.data *= 100
+    pairs = read_pairs(root / "test.jsonl")[:8]
+    alone = [
+        [model(input_ids=torch.tensor([one.ids])).logits.item() for one in text.encode(pair.exchanges)]
+        for pair in pairs
+    ]
+    shelf = Shelf(tmp_path / "margins.sqlite")
+    with pytest.raises(Killed):
+        standard_rm.margins(model, text, pairs, shelf, killing_at("scoring the test", 4))
+    blank = copy.deepcopy(model)
+    blank.score.weight.data.zero_()
+    begun = standard_rm.margins(blank, text, pairs[:5], shelf, quiet)
+    found = standard_rm.margins(model, text, pairs, shelf, quiet)
+    expected = torch.tensor([chosen - rejected for chosen, rejected in alone]).double()
+    assert torch.equal(found[:5], begun)
+    assert text.padding in text.encode(pairs[0].exchanges)[0].ids
+    assert torch.allclose(found, expected, atol=1e-3 if standard_rm.precision() == "float32" else 0.2)
+
+
+def test_a_later_duel_joins_those_held_alike() -> None:
+    def held(sizes: list[int], *, threads: int = 1, n: int = 50) -> dict[str, Any]:
+        rows = {str(size): {"pairs": size, "lead": {"n": n}, "of": len(sizes)} for size in sizes}
+        return {"plan": {"epochs": 3}, "threads": threads, "sizes": rows}
+
+    first, second = held([1000]), held([300, 3000])
+    assert compare_standard_rm.joined({}, first) == first
+    both = compare_standard_rm.joined(first, second)
+    assert list(both["sizes"]) == ["300", "1000", "3000"]
+    assert both["sizes"]["1000"] == first["sizes"]["1000"]
+    assert compare_standard_rm.joined(both, held([1000, 10]))["sizes"]["1000"]["of"] == 2
+    for other in (held([300], threads=2), held([300], n=49), {**held([300]), "plan": {"epochs": 1}}):
+        assert compare_standard_rm.joined(first, other) == other
+
+
+def test_facts_of_rows_make_slices() -> None:
+    pairs = [
+        Pair((Message("user", "q"),), "a", "b", "g", (("kind", kind), ("support", n)))
+        for kind, n in ("x1", "y3")
+    ]
+    assert having(pairs, "kind=x") == [True, False]
+    assert having(pairs, "support>=2") == [False, True]
+    assert having(pairs, "support<=2") == [True, False]
+    assert having(pairs, "other=1") == [False, False]
+    with pytest.raises(DataError, match="no condition"):
+        having(pairs, "kind")
+    with pytest.raises(DataError, match="cannot compare"):
+        having(pairs, "kind>=2")

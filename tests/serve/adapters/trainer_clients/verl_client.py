@@ -1,0 +1,20 @@
+"""Load our reward function the way verl does, and call it so: URL, prompt, responses → JSON."""
+
+import json
+import sys
+from importlib.metadata import version
+from types import SimpleNamespace
+
+from tests.serve.adapters.trainer_clients.stub_modules import hollow
+
+hollow("ray", "tensordict", "omegaconf")
+
+from verl.trainer.ppo.reward import get_custom_reward_fn
+
+chosen = {"path": "pkg://app.trainers", "name": "compute_score", "reward_kwargs": {"url": sys.argv[1]}}
+compute = get_custom_reward_fn(SimpleNamespace(reward={"custom_reward_function": chosen}))
+scores = [
+    compute(data_source="x", solution_str=said, ground_truth="", extra_info={"prompt": sys.argv[2]})
+    for said in json.loads(sys.argv[3])
+]
+print(json.dumps({"version": version("verl"), "rewards": [score["score"] for score in scores]}))

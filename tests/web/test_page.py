@@ -1,0 +1,308 @@
+"""The page's promises, in a real browser: true numbers, nothing foreign runs, keys stay, links bring back."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page
+from pydantic import SecretStr
+
+from app.reward import loading
+from app.reward.engine import Engine
+from app.settings import Settings
+from tests.support import page_models, tiny
+from tests.support.browsers import (
+    DESKTOP,
+    PHONE,
+    VIEWS,
+    keep,
+    opened,
+    settle,
+    turn_to,
+    values,
+    visit,
+)
+from tests.support.paths import MODELS
+from tests.support.servers import listening
+
+CLOSE = 1e-6
+KEY = "a-key-of-mine"
+SERIOUS = {"serious", "critical"}
+
+
+def asked(address: str, path: str = "v1/rewards", **body: Any) -> list[dict[str, Any]]:
+    """What the server itself says of the page's example."""
+    talk = {"messages": [{"role": "user", "content": "Does sugar make children hyperactive?"}]}
+    truth = "Studies have found no such effect."
+    myth = "Yes, a single sweet makes any child hyperactive for a day."
+    if path == "v1/compare":
+        body["pairs"] = [{**talk, "chosen": truth, "rejected": myth}]
+    else:
+        body["inputs"] = [{**talk, "responses": [truth, myth]}]
+    answer = httpx.post(f"{address}/{path}", json=body)
+    return list(answer.raise_for_status().json()["data"])
+
+
+def test_rewards_are_the_api_s(page: Page, world: str) -> None:
+    rows = asked(world, model=["alpha", "beta", "gamma"])
+    for row in rows:
+        place = f'.row[data-model="{row["model"]}"][data-response="{row["response"]}"]'
+        assert values(page, place) == pytest.approx([row["reward"]], abs=CLOSE)
+        shown = page.inner_text(f"{place} .figures").replace("−", "-")
+        assert f"{row['reward']:+.2f}" in shown
+        assert f"±{row['uncertainty']:.2f}" in shown
+        assert page.inner_text(f"{place} .rank").startswith(str(min(max(round(row["percentile"]), 1), 99)))
+    assert page.locator("#chart button.row").count() == len(rows)
+
+
+@pytest.mark.parametrize("model", ["alpha", "beta", "gamma", "both"])
+@pytest.mark.parametrize("grain", ["By feature", "By name"])
+def test_the_waterfall_sums_to_the_reward(page: Page, world: str, model: str, grain: str) -> None:
+    page.check('input[value="both"]', force=True)
+    page.check("#length-control")
+    page.click("#score")
+    settle(page)
+    page.click(f'.row[data-model="{model}"][data-response="1"]')
+    page.get_by_label(grain).check(force=True)
+    row = asked(world, model=model, top_k=1000, clusters=True, length_control=True)[1]
+    parts = row["features"] if grain == "By feature" else row["clusters"]
+    baseline, *steps, reward = values(page, ".waterfall")
+    assert (baseline, reward) == pytest.approx((row["baseline_reward"], row["reward"]), abs=CLOSE)
+    assert steps[:3] == pytest.approx([one["contribution"] for one in parts[:3]], abs=CLOSE)
+    assert baseline + sum(steps) == pytest.approx(reward, abs=CLOSE)
+    bars = page.locator(".waterfall .fill").evaluate_all(
+        "(all) => all.map((one) => one.getBoundingClientRect()).map(({left, right}) => [left, right])"
+    )
+    at = bars[0][1] if baseline > 0 else bars[0][0]
+    for value, (left, right) in zip(steps, bars[1:-1], strict=True):
+        start, end = (left, right) if value > 0 else (right, left)
+        assert start == pytest.approx(at, abs=1.5)
+        at = end
+    assert at == pytest.approx(bars[-1][1] if reward > 0 else bars[-1][0], abs=1.5)
+
+
+def test_credits_and_the_contrast_are_the_api_s(page: Page, world: str) -> None:
+    turn_to(page, "tokens")
+    for row in asked(world, model="alpha", explain="tokens"):
+        text = page.locator(".said-text").nth(row["response"])
+        assert text.inner_text() == "".join(token["text"] for token in row["tokens"])
+        text.focus()
+        for token in row["tokens"][:3]:
+            page.keyboard.press("ArrowRight")
+            said = values(page, f"details:nth-of-type({row['response'] + 1}) .said")
+            assert said == pytest.approx([token["credit"]], abs=CLOSE)
+    turn_to(page, "contrast")
+    [pair] = asked(world, "v1/compare", model="alpha", top_k=1000)
+    margin, probability = values(page, ".verdict")
+    assert (margin, probability) == pytest.approx((pair["margin"], pair["probability"]), abs=CLOSE)
+    assert sum(values(page, ".waterfall")) == pytest.approx(margin, abs=CLOSE)
+
+
+def test_copied_code_asks_the_same(page: Page) -> None:
+    shown = values(page, '.row[data-response="0"]')
+    page.click("#show-code")
+    assert "null" not in page.inner_text("dialog")
+    curl, python = page.locator("dialog pre").all_inner_texts()
+    answer = subprocess.run(["bash", "-c", curl], capture_output=True, check=True)
+    rows = [row for row in json.loads(answer.stdout)["data"] if row["response"] == 0]
+    assert [row["reward"] for row in rows] == pytest.approx(shown, abs=CLOSE)
+    printed = subprocess.run([sys.executable, "-c", python], capture_output=True, check=True, text=True)
+    lines = [line.split() for line in printed.stdout.splitlines()]
+    assert [float(line[2]) for line in lines if line[1] == "0"] == pytest.approx(shown, abs=CLOSE)
+
+
+def test_texts_that_need_quoting_survive_copying(page: Page) -> None:
+    page.fill("#responses textarea >> nth=0", 'it\'s "true" $HOME `x` \\ null\n\ttrue ✓')
+    page.click("#score")
+    settle(page)
+    shown = values(page, '.row[data-model="alpha"]')
+    page.click("#show-code")
+    codes = page.locator("dialog pre").all_inner_texts()
+    for code, program in zip(codes, ("bash", sys.executable), strict=True):
+        out = subprocess.run([program, "-c", code], capture_output=True, check=True, text=True).stdout
+        assert all(str(value)[:8] in out for value in shown)
+
+
+def test_a_link_brings_everything_back_and_tells_no_server(browser: Browser, world: str) -> None:
+    with visit(browser, world) as page:
+        page.fill("#responses textarea >> nth=1", "a secret of mine")
+        page.uncheck('input[value="gamma"]', force=True)
+        page.click("#score")
+        settle(page)
+        page.click('.row[data-model="beta"][data-response="1"]')
+        turn_to(page, "steer")
+        page.fill(".sliders input >> nth=0", "0")
+        settle(page)
+        before = values(page, "#chart")
+        page.click("#show-link")
+        link = page.inner_text("dialog pre")
+    fragment = link.removeprefix(f"{world}/")
+    assert fragment.startswith("#")
+    with opened(browser, world, fragment) as page:
+        told: list[str] = []
+        page.on("request", lambda request: told.append(request.url))
+        page.reload()
+        page.wait_for_selector(".sliders output")
+        settle(page)
+        assert page.input_value("#responses textarea >> nth=1") == "a secret of mine"
+        assert page.get_attribute('.row[data-model="beta"][data-response="1"]', "aria-pressed") == "true"
+        assert values(page, "#chart") == pytest.approx(before, abs=CLOSE)
+        assert page.locator(".sliders output").first.inner_text() == "×0.00"
+    assert all(fragment[1:30] not in url.partition("#")[0] for url in told)
+
+
+@pytest.mark.parametrize("fragment", ["#nonsense", "#e30", "#" + "A" * 5000])
+def test_a_broken_link_shows_the_example(browser: Browser, world: str, fragment: str) -> None:
+    with visit(browser, world, fragment) as page:
+        assert "sugar" in page.input_value("#messages textarea")
+
+
+def test_what_bites_is_shown_and_never_runs(browser: Browser, tmp_path: Path) -> None:
+    with listening(*page_models.bite(tmp_path)) as address, visit(browser, address) as page:
+        for box in page.locator("textarea").all():
+            box.fill(f"</textarea>{page_models.BITE}")
+        page.check(f'input[value="c{page_models.BITE}"]', force=True)
+        page.click("#score")
+        settle(page)
+        page.locator("button.row").last.click()
+        for view in VIEWS:
+            turn_to(page, view)
+            for unfold in page.locator("button.name[aria-expanded=false]").all()[:3]:
+                unfold.click()
+        assert page.locator("img, iframe, object, script:not([src]), a[href^=javascript]").count() == 0
+        assert page_models.BITE in page.inner_text("#chart")
+        keep(page, "bitten")
+
+
+def test_the_policy_itself_refuses_markup(browser: Browser, world: str) -> None:
+    tried = "() => { try { document.body.innerHTML = '<p>'; } catch (error) { return error.name; } }"
+    complaints: list[str] = []
+    with visit(browser, world, complaints=complaints) as page:
+        assert page.evaluate(tried) == "TypeError"
+    assert [one for one in complaints if "CSP require-trusted-types-for" in one]
+
+
+def test_a_key_is_asked_for_kept_in_the_tab_and_forgotten(
+    browser: Browser, engine: Any, settings: Settings
+) -> None:
+    locked = settings.model_copy(update={"api_keys": SecretStr(KEY)})
+    with listening(engine, locked) as address, opened(browser, address, refused=[401]) as page:
+        page.fill("#key", "another")
+        page.click("text=Unlock")
+        page.wait_for_selector("text=It does not know the key")
+        page.fill("#key", KEY)
+        page.press("#key", "Enter")
+        page.wait_for_selector("#chart .row")
+        settle(page)
+        assert page.evaluate("Object.values(sessionStorage)") == [KEY]
+        assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+        page.click("#show-code")
+        code = page.inner_text("dialog")
+        assert "$SPARSERM_KEY" in code
+        assert KEY not in code
+        curl = page.locator("dialog pre").first.inner_text()
+        told = subprocess.run(
+            ["bash", "-c", curl], capture_output=True, check=True, env={**os.environ, "SPARSERM_KEY": KEY}
+        )
+        assert json.loads(told.stdout)["data"]
+        page.keyboard.press("Escape")
+        page.click("#forget-key")
+        page.wait_for_selector("#key")
+        assert page.evaluate("sessionStorage.length") == 0
+        page.keyboard.press("Escape")
+        page.wait_for_selector("text=The server wants a key")
+
+
+def test_a_key_in_the_path_opens_the_page_and_is_not_copied(
+    browser: Browser, engine: Any, settings: Settings
+) -> None:
+    locked = settings.model_copy(update={"api_keys": SecretStr(KEY)})
+    with listening(engine, locked) as address, visit(browser, address, f"k/{KEY}/") as page:
+        page.click("#show-code")
+        assert KEY not in page.inner_text("dialog")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_everybody_can_use_it(browser: Browser, world: str, scheme: str, size: dict[str, int]) -> None:
+    with visit(browser, world, viewport=size, color_scheme=scheme) as page:
+        for view in VIEWS:
+            turn_to(page, view)
+            if page.locator("button.name").count():
+                page.locator("button.name").first.click()
+            keep(page, f"{view}-{scheme}-{size['width']}")
+            _check(page)
+            assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], view
+        for button in ("#paste", "#show-code", "#show-link"):
+            page.click(button)
+            _check(page)
+            page.keyboard.press("Escape")
+
+
+def _check(page: Page) -> None:
+    found = Axe().run(page).response["violations"]
+    assert not [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in SERIOUS]
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    "kind", ["tiny", pytest.param("shipped", marks=[pytest.mark.real, pytest.mark.heavy])]
+)
+def test_four_models_and_eight_long_responses_are_quick_to_use(
+    browser: Browser, tmp_path: Path, kind: str
+) -> None:
+    """Bounds are generous, for slow machines; what is measured is printed."""
+    if kind == "tiny":
+        engine, settings = page_models.build(tmp_path, max_tokens=2048)
+    else:
+        settings = Settings(models_dir=MODELS, device="cpu", timeout_s=1000)
+        engine = loading.engine(settings, lambda *_: None)
+    with listening(engine, settings) as address, visit(browser, address) as page:
+        page.set_default_timeout(600_000)
+        if kind == "tiny":
+            page.check('input[value="both"]', force=True)
+        for _ in range(6):
+            page.click("#add-response")
+        long = "".join(f" {tiny.WORDS[i % len(tiny.WORDS)]}" for i in range(_words(engine)))
+        for i in range(8):
+            page.fill(f"#responses textarea >> nth={i}", f"{tiny.WORDS[i]}{long}")
+        with page.expect_response("**/v1/rewards") as answer:
+            page.click("#score")
+        answer.value.finished()
+        started = time.perf_counter()
+        page.wait_for_selector("#chart section:nth-of-type(4) button.row:nth-of-type(8)")
+        found = {"render": time.perf_counter() - started}
+        assert answer.value.json()["data"][0]["response_tokens"] >= 1900
+        for view in VIEWS:
+            turn_to(page, view)
+            page.wait_for_selector(f"#panel[aria-labelledby=tab-{view}]")
+            if view == "tokens":
+                page.wait_for_selector(".said-text")
+            found[view] = max(_slowest(page, f'.row[data-response="{i}"]') for i in (3, 5))
+        found["type"] = _slowest(page, "#responses textarea", "input")
+        print({name: round(1000 * seconds) for name, seconds in found.items()}, "ms")  # noqa: T201
+    assert found.pop("render") < 2
+    assert max(found.values()) < 0.5, found
+
+
+def _words(engine: Engine) -> int:
+    """How many words are almost two thousand tokens."""
+    [one] = engine.encode([tiny.exchange("amber", " ".join(tiny.WORDS * 40))])
+    return 1950 * len(tiny.WORDS) * 40 // (one.stop - one.start)
+
+
+def _slowest(page: Page, selector: str, act: str = "click") -> float:
+    """Seconds from an act to the next frame that shows what came of it."""
+    script = """(one, act) => new Promise((done) => {
+        const started = performance.now();
+        act === 'click' ? one.click() : one.dispatchEvent(new InputEvent(act, {bubbles: true}));
+        requestAnimationFrame(() => setTimeout(() => done((performance.now() - started) / 1000)));
+    })"""
+    return float(page.locator(selector).first.evaluate(script, act))

@@ -1,0 +1,278 @@
+"""The page in use: every control does what it says."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Error, Page, Route
+
+from tests.support import page_models, tiny
+from tests.support.browsers import VIEWS, sent, settle, turn_to, values, visit
+from tests.support.servers import listening
+
+CLOSE = 1e-6
+DRAG = """(one) => {
+    for (const place of [3, 2, 1.5, 1, 0.5, 0.25, 0]) {
+        one.value = place;
+        one.dispatchEvent(new Event('input'));
+    }
+}"""
+TALK = [{"role": "user", "content": "amber?"}]
+
+
+def test_a_conversation_is_composed_with_keys_alone(page: Page) -> None:
+    page.click("#add-message")
+    page.keyboard.type("amber river")
+    page.select_option("#messages select >> nth=1", "user")
+    page.get_by_label("Remove turn 1").click()
+    assert page.locator("#messages textarea").count() == 1
+    page.click("#add-response")
+    page.keyboard.type("quiet stone")
+    assert page.inner_text("#status") == "Edited since it was scored."
+    with page.expect_request("**/v1/rewards") as request:
+        page.keyboard.press("Control+Enter")
+    [asked] = sent(request.value)["inputs"]
+    assert asked["messages"] == [{"role": "user", "content": "amber river"}]
+    settle(page)
+    assert page.locator('.row[data-model="beta"]').count() == 3
+    page.get_by_label("Remove response A").click()
+    page.get_by_label("Remove response A").click()
+    assert page.input_value("#responses textarea") == "quiet stone"
+    assert page.get_by_label("Remove response A").count() == 0
+    page.click("#score")
+    settle(page)
+    turn_to(page, "contrast")
+    assert "Add a second response" in page.inner_text("#panel")
+
+
+def test_models_are_chosen_and_length_is_controlled(page: Page) -> None:
+    for name in tiny.MODELS:
+        page.uncheck(f'input[value="{name}"]', force=True)
+    assert page.is_disabled("#score")
+    page.check('input[value="both"]', force=True)
+    page.check("#length-control")
+    with page.expect_request("**/v1/rewards") as request:
+        page.click("#score")
+    assert sent(request.value)["model"] == ["both"]
+    assert sent(request.value)["length_control"] is True
+    settle(page)
+    assert page.inner_text("#chart h3") == "both"
+    assert "Alpha and beta." in page.inner_text("#chart")
+    assert "uncertainty penalty" in page.inner_text(".waterfall")
+
+
+@pytest.mark.parametrize(
+    ("text", "turns", "responses"),
+    [
+        ("\n\nHuman: amber?\n\nAssistant: river\n\nHuman: so?\n\nAssistant: stone", 3, ["stone"]),
+        ("<|im_start|>user\namber?<|im_end|>\n<|im_start|>assistant\nstone<|im_end|>\n", 1, ["stone"]),
+        ('{"prompt": "amber?", "chosen": "stone", "rejected": "orbit"}\n{"more": 1}', 1, ["stone", "orbit"]),
+        (json.dumps([*TALK, {"role": "assistant", "content": "stone"}]), 1, ["stone"]),
+        (json.dumps({"inputs": [{"messages": TALK, "responses": ["stone"]}]}), 1, ["stone"]),
+        (
+            json.dumps({
+                side: [*TALK, {"role": "assistant", "content": said}]
+                for side, said in (("chosen", "stone"), ("rejected", "orbit"))
+            }),
+            1, ["stone", "orbit"],
+        ),
+    ],
+    ids=["hh", "chatml", "jsonl", "messages", "request", "lists"],
+)  # fmt: skip
+def test_transcripts_are_pasted(page: Page, text: str, turns: int, responses: list[str]) -> None:
+    page.click("#paste")
+    page.fill("dialog textarea", "amber")
+    assert page.get_by_text("Use it").is_disabled()
+    page.fill("dialog textarea", text)
+    page.click("text=Use it")
+    assert page.input_value("#messages textarea >> nth=0").strip() == "amber?"
+    assert page.locator("#messages textarea").count() == turns
+    assert (
+        page.locator("#responses textarea").evaluate_all("(all) => all.map((one) => one.value)") == responses
+    )
+
+
+def test_a_profile_is_a_model_of_its_own(page: Page, world: str) -> None:
+    page.check('input[value="alpha@strict"]', force=True)
+    with page.expect_request("**/v1/rewards") as request:
+        page.click("#score")
+    settle(page)
+    rows = httpx.post(f"{world}/v1/rewards", json=sent(request.value)).json()["data"]
+    wanted = [row["reward"] for row in rows if row["model"] == "alpha@strict"]
+    assert values(page, '.row[data-model="alpha@strict"]') == pytest.approx(wanted, abs=CLOSE)
+    page.click('.row[data-model="alpha@strict"][data-response="0"]')
+    turn_to(page, "features")
+    assert page.locator(".features .dot.chosen").count() == tiny.K
+
+
+def test_tabs_are_walked_with_arrow_keys(page: Page) -> None:
+    page.focus("#tab-made")
+    for view in (*VIEWS[1:], VIEWS[0]):
+        page.keyboard.press("ArrowRight")
+        assert page.get_attribute(f"#tab-{view}", "aria-selected") == "true"
+        assert page.evaluate("document.activeElement.id") == f"tab-{view}"
+        settle(page)
+    page.keyboard.press("ArrowLeft")
+    assert page.get_attribute("#tab-server", "aria-selected") == "true"
+
+
+def test_a_feature_shows_its_evidence_and_leads_to_its_slider(page: Page) -> None:
+    assert page.locator(".waterfall li").count() == 2 + 12 + 1
+    page.click("text=Show more")
+    assert page.locator(".waterfall li").count() == 2 + tiny.K
+    page.locator(".waterfall button.name", has_text="negation").click()
+    told = page.inner_text(".evidence")
+    assert "balanced accuracy 0.80" in told
+    assert "negation" in page.inner_text(".evidence .words")
+    assert "tenth" in told
+    assert page.get_attribute(".evidence a", "href") == "https://example.org/feature"
+    page.click("text=Steer all “negation”")
+    assert page.locator(".sliders li").first.inner_text().startswith("negation")
+    turn_to(page, "made")
+    page.locator(".waterfall button.name").nth(1).click()
+    page.locator(".waterfall button.name").nth(1).click()
+    assert page.locator(".evidence").count() == 0
+
+
+def test_sliders_score_again_and_only_the_last_place_counts(page: Page, world: str) -> None:
+    turn_to(page, "steer")
+    requests: list[dict[str, Any]] = []
+
+    page.on("request", lambda one: requests.append(sent(one)))
+    page.get_by_label("Factor of doubt").evaluate(DRAG)
+    settle(page)
+    assert [one["steer"] for one in requests if one] == [{"doubt": 0}]
+    body = {**requests[0], "top_k": 0}
+    rows = httpx.post(f"{world}/v1/rewards", json=body).json()["data"]
+    shown = values(page, '.row[data-model="alpha"]')
+    assert shown == pytest.approx([row["reward"] for row in rows], abs=CLOSE)
+    assert page.locator(".ghost").count() == 2
+    was, now, by = values(page, ".outcome li:first-child")
+    assert now - was == pytest.approx(by)
+    page.select_option("select[aria-label='Add a slider']", "negation")
+    page.focus("[aria-label='Factor of negation']")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    settle(page)
+    assert requests[-1]["steer"] == {"doubt": 0, "negation": pytest.approx(1.15)}
+    page.get_by_label("Leave negation as it is").click()
+    settle(page)
+    assert requests[-1]["steer"] == {"doubt": 0}
+    page.click("text=Reset all")
+    settle(page)
+    assert page.locator(".ghost").count() == 0
+
+
+def test_a_late_answer_does_not_overwrite_a_newer_one(page: Page) -> None:
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        if held:
+            route.continue_()
+        else:
+            held.append(route)
+
+    page.route("**/v1/rewards", hold)
+    page.fill("#responses textarea >> nth=0", "amber")
+    page.click("#score")
+    page.fill("#responses textarea >> nth=0", "violet orbit")
+    page.click("#score")
+    page.wait_for_timeout(300)
+    shown = values(page, "#chart")
+    with suppress(Error):
+        held[0].continue_()
+    settle(page)
+    assert values(page, "#chart") == shown
+    page.unroute("**/v1/rewards")
+    page.click("#score")
+    settle(page)
+    assert values(page, "#chart") == pytest.approx(shown, abs=CLOSE)
+
+
+def test_two_responses_are_set_against_each_other(page: Page) -> None:
+    page.click("#add-response")
+    page.keyboard.type("amber river")
+    page.click("#score")
+    settle(page)
+    turn_to(page, "contrast")
+    ahead = values(page, ".verdict")[0]
+    page.select_option("select[aria-label='First response']", "1")
+    settle(page)
+    assert values(page, ".verdict")[0] == pytest.approx(-ahead, abs=CLOSE)
+    page.select_option("select[aria-label='Second response']", "2")
+    settle(page)
+    assert "C by" in page.inner_text(".verdict")
+    page.click("text=Show more")
+    assert page.locator(".flat li").count() == tiny.K
+
+
+def test_features_are_searched_sorted_and_opened(page: Page) -> None:
+    turn_to(page, "features")
+    assert page.inner_text("#panel [role=status]") == f"{tiny.K} of {tiny.K} features"
+    shares = [abs(one) for one in values(page, ".features")]
+    assert shares == sorted(shares, reverse=True)
+    assert page.locator(".features .dot.chosen").count() == tiny.K
+    page.select_option("select[aria-label=Order]", "surest name")
+    assert page.locator(".features li").first.inner_text().startswith(("negation", "doubt"))
+    page.select_option("select[aria-label=Direction]", "-1")
+    assert page.inner_text("#panel [role=status]") == f"{tiny.K // 2} of {tiny.K} features"
+    page.select_option("select[aria-label=Direction]", "")
+    page.fill("input[type=search]", "doubt")
+    assert page.locator(".features li").count() == 2
+    page.locator(".features button.name").first.click()
+    assert page.locator(".features .spread .mark").all_inner_texts() == ["A", "B"]
+
+
+def test_the_server_tells_its_own_numbers(page: Page, world: str) -> None:
+    turn_to(page, "server")
+    page.wait_for_selector(".figures-grid dd")
+    line = next(
+        line
+        for line in httpx.get(f"{world}/metrics").text.splitlines()
+        if line.startswith("sparserm_tokens_saved_total")
+    )
+    assert f"{int(float(line.split()[1])):,} tokens" in page.inner_text(".figures-grid")
+    assert page.locator(".drift td", has_text="page").count() >= 1
+    turn_to(page, "made")
+    asked: list[str] = []
+    page.on("request", lambda one: asked.append(one.url))
+    page.wait_for_timeout(2500)
+    assert not [url for url in asked if url.endswith(("/metrics", "/drift"))]
+
+
+def test_a_response_that_cannot_be_scored_costs_only_itself(browser: Browser, tmp_path: Path) -> None:
+    engine, settings = page_models.build(tmp_path)
+    page_models.poison(engine)
+    with listening(engine, settings) as address, visit(browser, address) as page:
+        page.fill("#responses textarea >> nth=0", f"stone {page_models.POISON}")
+        page.click("#score")
+        settle(page)
+        assert "NaN or infinity" in page.inner_text('.row[data-model="alpha"][data-response="0"]')
+        assert len(values(page, '.row[data-model="alpha"][data-response="1"]')) == 1
+        for view in VIEWS:
+            turn_to(page, view)
+        turn_to(page, "contrast")
+        assert "NaN or infinity" in page.inner_text("#panel")
+
+
+def test_a_refusal_is_told_in_the_server_s_words(browser: Browser, world: str) -> None:
+    with visit(browser, world, refused=[422]) as page:
+        page.fill("#responses textarea >> nth=0", "")
+        page.click("#score")
+        settle(page)
+        assert "responses[0]" in page.inner_text("#problem")
+
+
+def test_steering_one_model_leaves_another_s_request_alone(page: Page) -> None:
+    turn_to(page, "steer")
+    page.fill("[aria-label='Factor of doubt']", "0")
+    page.click('.row[data-model="beta"][data-response="0"]')
+    page.fill("[aria-label='Factor of doubt']", "0")
+    settle(page)
+    assert page.locator(".ghost").count() == 4
+    page.click("#score")
+    settle(page)
+    assert page.locator(".ghost").count() == 4
