@@ -19,10 +19,10 @@ class Settings(BaseSettings):
         description="Comma-separated keys, one of which a request must carry; admin=KEY and metrics=KEY open "
         "more and less.",
     )
-    keys_file: Path | None = Field(
+    api_keys_file: Path | None = Field(
         None, description="File of hashed keys (`sparserm keys new`), read again when it changes."
     )
-    without_keys: bool = Field(
+    allow_no_keys: bool = Field(
         default=False, description="Listen beyond loopback although there are no keys."
     )
     models_dir: Path = Field(Path("models"), description="Folder that holds the reward models.")
@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     dialects: str = Field(
         "all", description="Comma-separated dialects to speak beside the native API; empty: none."
     )
-    rendered: Literal["retemplate", "split", "as-is"] = Field(
+    templated_text_mode: Literal["retemplate", "split", "as-is"] = Field(
         "retemplate",
         description="Text from a trainer's template: recognise its turns, split by its prompt, or neither.",
     )
@@ -55,35 +55,37 @@ class Settings(BaseSettings):
     max_items: int = Field(16_384, ge=1, description="Most responses in one request.")
     max_text_chars: int = Field(1_000_000, ge=1, description="Longest single text in characters.")
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body in bytes.")
-    held_bytes: int = Field(
+    max_buffered_bytes: int = Field(
         512 * 2**20, ge=1024, description="Request bodies held in memory together before 429 is answered."
     )
-    slow_s: int = Field(
+    client_timeout_s: int = Field(
         30, ge=1, description="Seconds a client may take to send its head, each part of its body, or to read."
     )
-    timeout_s: float = Field(
+    request_timeout_s: float = Field(
         110.0, gt=0, description="Seconds a request may take, if it does not say X-SparseRM-Timeout."
     )
-    hang_s: float = Field(
+    device_timeout_s: float = Field(
         120.0, gt=0, description="Seconds after which a device that does not answer is given up."
     )
-    batch_tokens: int = Field(
+    max_batch_tokens: int = Field(
         0,
         ge=0,
         description="New tokens one forward pass takes at most; 0: what is timed best at the start.",
     )
-    lanes: int = Field(
+    concurrent_batches: int = Field(
         0,
         ge=0,
         le=64,
         description="Passes side by side when many wait, each on its share of the CPU threads; "
         "0: two where there are two threads, else one.",
     )
-    recall_mib: int = Field(
+    prefix_cache_mib: int = Field(
         128, ge=0, description="Memory for prompts seen lately, so that they are not read again; 0: none."
     )
-    queue_tokens: int = Field(4_000_000, ge=1, description="Tokens promised at most, before 429 is answered.")
-    drain_s: int = Field(30, ge=0, description="Seconds granted to requests in flight at shutdown.")
+    max_queued_tokens: int = Field(
+        4_000_000, ge=1, description="Tokens promised at most, before 429 is answered."
+    )
+    drain_timeout_s: int = Field(30, ge=0, description="Seconds granted to requests in flight at shutdown.")
     otlp_endpoint: str = Field(
         "", description="Address of an OpenTelemetry collector (OTLP over HTTP); empty: no traces."
     )

@@ -11,10 +11,10 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
-STRICT = {"extra": "forbid"}
-LEAST_AGREEMENT = 0.8
-ANYONE = "default"
+FloatArray = NDArray[np.float32]
+FORBID_EXTRA = {"extra": "forbid"}
+MIN_AGREEMENT = 0.8
+ANONYMOUS_CALLER = "default"
 
 
 class Explain(StrEnum):
@@ -25,7 +25,7 @@ class Explain(StrEnum):
     TOKENS = "tokens"
 
 
-class ReadOut(StrEnum):
+class Pooling(StrEnum):
     """Which residual vectors of a response the reward is read from."""
 
     MEAN = "mean"
@@ -42,7 +42,7 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class Item:
     """A conversation and one response to it: the thing that is scored."""
 
     messages: tuple[Message, ...]
@@ -60,16 +60,16 @@ class Pair:
     chosen: str
     rejected: str
     group: str
-    facts: tuple[tuple[str, str], ...] = ()
+    attributes: tuple[tuple[str, str], ...] = ()
 
     @property
-    def exchanges(self) -> tuple[Exchange, Exchange]:
+    def items(self) -> tuple[Item, Item]:
         """The preferred exchange, then the rejected one."""
-        return Exchange(self.messages, self.chosen), Exchange(self.messages, self.rejected)
+        return Item(self.messages, self.chosen), Item(self.messages, self.rejected)
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedItem:
     """An exchange as token ids: prompt, then response [start, stop), then the closing token."""
 
     ids: tuple[int, ...]
@@ -91,14 +91,14 @@ class Encoded:
 class Profile:
     """A saved way to ask a model: what is steered, latents by number or clusters by name, and how."""
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = FORBID_EXTRA
     about: str = ""
     steer: Mapping[str, float] = field(default_factory=dict)
     length_control: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class ScoreOptions:
     """What a caller wants to know about an exchange; models may name a profile, as in safety@strict."""
 
     models: tuple[str, ...]
@@ -110,26 +110,26 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class ScoreJob:
     """One exchange on its way to the device."""
 
-    encoded: Encoded
-    ask: Ask
+    encoded: EncodedItem
+    options: ScoreOptions
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class RequestContext:
     """How a caller wants to be served: as whom, before others or not, and how long it waits."""
 
-    caller: str = ANYONE
+    caller: str = ANONYMOUS_CALLER
     host: str = ""
     urgent: bool = False
-    patience_s: float = 110.0
+    timeout_s: float = 110.0
 
     @property
-    def who(self) -> str:
+    def fairness_key(self) -> str:
         """Whom to be fair to: the caller by name, or else by address."""
-        return self.host if self.caller == ANYONE else self.caller
+        return self.host if self.caller == ANONYMOUS_CALLER else self.caller
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ class Feature:
     @property
     def tracks(self) -> bool:
         """Whether the projection tells well enough when the latent fires."""
-        return (self.agreement or 0.0) >= LEAST_AGREEMENT
+        return (self.agreement or 0.0) >= MIN_AGREEMENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,7 @@ class TokenCredit:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class CompositePart:
     """What one head adds to a composite: its reward, brought to scale and weighed; all parts sum to it."""
 
     model: str
@@ -216,16 +216,16 @@ class Score:
     features: tuple[Contribution, ...]
     clusters: tuple[Cluster, ...]
     tokens: tuple[TokenCredit, ...] | None
-    projections: Floats
-    activations: Floats
+    projections: FloatArray
+    activations: FloatArray
     length_control: bool = False
     penalty: float = 0.0
-    parts: tuple[Part, ...] = ()
+    parts: tuple[CompositePart, ...] = ()
     heads: "tuple[Score, ...]" = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredItem:
     """What the device gives back for one job: a score a model, and what the pass cost."""
 
     scores: tuple[Score, ...]

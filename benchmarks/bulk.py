@@ -28,7 +28,7 @@ from app.offline.tasks import SCORE
 from app.reward import loading
 from app.reward.engine import Engine
 from app.settings import Settings
-from app.types import Ask, Exchange, Job, Message
+from app.types import Item, Message, ScoreJob, ScoreOptions
 from benchmarks import figures
 from tests.support import tiny
 
@@ -41,14 +41,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         settings = tiny.world(Path(folder)) if given.tiny else Settings()
         settings = settings.model_copy(  # nobody is to know a prompt from the round before
-            update={"recall_mib": 0, "batch_tokens": settings.batch_tokens or PASS_TOKENS}
+            update={"prefix_cache_mib": 0, "max_batch_tokens": settings.max_batch_tokens or PASS_TOKENS}
         )
         engine = apart(lambda: loading.engine(settings, lambda *_: None))
         exchanges = _written(Path(folder) / "rows.jsonl", given.rows, tiny.WORDS if given.tiny else WORDS)
         name, load = next(iter(engine.models)), os.getloadavg()[0]
         print(f"{given.rows:,} rows, {name}, load average {load:.2f}, {torch.get_num_threads()} threads")
         turns = {
-            "engine": lambda: _alone(engine, exchanges, name, settings.batch_tokens),
+            "engine": lambda: _alone(engine, exchanges, name, settings.max_batch_tokens),
             "score": lambda: _whole(engine, Path(folder), name, settings),
         }
         walls, cores = ({what: dict[int, float]() for what in turns} for _ in range(2))
@@ -73,23 +73,23 @@ def _whole(engine: Engine, folder: Path, name: str, settings: Settings) -> None:
     question = Question(name)
     order = run.Order(SCORE, question, str(folder / "rows.jsonl"), folder / "out.jsonl", fresh=True)
     judge = nullcontext(Resident(engine, question, settings))
-    run.run(order, judge, lambda *_: None, pass_tokens=settings.batch_tokens)
+    run.run(order, judge, lambda *_: None, pass_tokens=settings.max_batch_tokens)
 
 
-def _alone(engine: Engine, exchanges: list[Exchange], name: str, budget: int) -> None:
+def _alone(engine: Engine, exchanges: list[Item], name: str, budget: int) -> None:
     """Everything in memory, in full passes, and nothing done with it."""
     encoded = engine.encode(exchanges)
     for some in passes([one.ids for one in encoded], budget):
-        engine.score([Job(encoded[i], Ask((name,))) for i in some])
+        engine.score([ScoreJob(encoded[i], ScoreOptions((name,))) for i in some])
 
 
-def _written(file: Path, rows: int, words: list[str]) -> list[Exchange]:
+def _written(file: Path, rows: int, words: list[str]) -> list[Item]:
     rng = random.Random(0)
     exchanges = []
     with file.open("w") as stream:
         for n in range(rows):
             prompt, response = (" ".join(rng.choices(words, k=rng.randint(10, 60))) for _ in range(2))
-            exchanges.append(Exchange((Message("user", f"{n} {prompt}"),), response))
+            exchanges.append(Item((Message("user", f"{n} {prompt}"),), response))
             stream.write(json.dumps({"prompt": f"{n} {prompt}", "response": response}) + "\n")
     return exchanges
 

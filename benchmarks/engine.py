@@ -29,7 +29,7 @@ from app.serve.application import create_app
 from app.serve.drift import Drift
 from app.serve.metrics import Metrics
 from app.settings import Settings
-from app.types import Ask, Exchange, Job, Message, Scored
+from app.types import Item, Message, ScoredItem, ScoreJob, ScoreOptions
 from benchmarks import machine
 
 ROUNDS = 5
@@ -40,7 +40,7 @@ WORDS = Path(__file__).read_text().split()
 
 def main() -> None:
     """Print both comparisons."""
-    settings = Settings(recall_mib=0)  # a round must not know the prompts of the one before
+    settings = Settings(prefix_cache_mib=0)  # a round must not know the prompts of the one before
     engine = loading.engine(settings, lambda *_: None)
     print(
         f"load average {os.getloadavg()[0]:.2f}, {torch.get_num_threads()} threads, {engine.backbone.dtype}"
@@ -76,7 +76,7 @@ def reasons(engine: Engine) -> None:
     """32 different pairs: all that an answer says, and the drift monitor, against the reward alone."""
     rng = random.Random(2)
     name, model = next(iter(engine.models.items()))
-    exchanges = [Exchange((Message("user", _text(rng, 60)),), _text(rng, 60)) for _ in range(32)]
+    exchanges = [Item((Message("user", _text(rng, 60)),), _text(rng, 60)) for _ in range(32)]
     encoded = engine.encode(exchanges)
     drift = Drift(engine.models, Metrics(CollectorRegistry()))
 
@@ -90,8 +90,8 @@ def reasons(engine: Engine) -> None:
         model.head.members(model.head.standardise(pool(projected, [b - a for a, b in spans]))).mean(1)
 
     def whole() -> None:
-        for result in engine.score([Job(one, Ask((name,))) for one in encoded]):
-            if isinstance(result, Scored):
+        for result in engine.score([ScoreJob(one, ScoreOptions((name,))) for one in encoded]):
+            if isinstance(result, ScoredItem):
                 drift.observe(result.scores[0], "bench")
 
     times = _interleaved({"reward alone": bare, "reasons, doubt, drift": whole})
@@ -108,7 +108,7 @@ def latency(engine: Engine, settings: Settings) -> None:
     bare: list[float] = []
     with _serving(engine, settings) as client:
         for round_ in range(PAIRS):
-            exchange = Exchange((Message("user", _text(rng, 60)),), _text(rng, 60))
+            exchange = Item((Message("user", _text(rng, 60)),), _text(rng, 60))
             body = {"inputs": [{"prompt": exchange.messages[0].content, "response": exchange.response}]}
             timed = [
                 (over, lambda body=body: client.post("/v1/rewards", json=body).raise_for_status()),
@@ -169,9 +169,9 @@ def _interleaved(contenders: dict[str, Callable[[], object]]) -> dict[str, list[
     return times
 
 
-def _score(engine: Engine, exchange: Exchange) -> object:
+def _score(engine: Engine, exchange: Item) -> object:
     (encoded,) = engine.encode([exchange])
-    return engine.score([Job(encoded, Ask((next(iter(engine.models)),)))])
+    return engine.score([ScoreJob(encoded, ScoreOptions((next(iter(engine.models)),)))])
 
 
 @contextmanager

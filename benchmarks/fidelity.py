@@ -17,7 +17,7 @@ from app.data.pairs import read_pairs
 from app.reward import loading
 from app.reward.engine import Engine
 from app.settings import Settings
-from app.types import Ask, Exchange, Explain, Job, Score, Scored
+from app.types import Explain, Item, Score, ScoredItem, ScoreJob, ScoreOptions
 
 DTYPES = ("float32", "bfloat16")
 SPEARMAN, OVERLAP, TOP = 0.999, 0.9, 10
@@ -45,8 +45,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=30, help="pairs of each file")
     given = parser.parse_args()
     pairs = [pair for file in given.pairs for pair in read_pairs(file)[: given.limit]]
-    exchanges = list(dict.fromkeys(exchange for pair in pairs for exchange in pair.exchanges))
-    engines = [loading.engine(Settings(dtype=dtype, recall_mib=0), lambda *_: None) for dtype in DTYPES]
+    exchanges = list(dict.fromkeys(exchange for pair in pairs for exchange in pair.items))
+    engines = [loading.engine(Settings(dtype=dtype, prefix_cache_mib=0), lambda *_: None) for dtype in DTYPES]
     found, seconds = compared(engines, exchanges)
     for name, one in found.items():
         told = f"Spearman {one.spearman:.5f}, overlap {one.overlap:.3f}, at most {one.furthest:.3f} off"
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def compared(
-    engines: Sequence[Engine], exchanges: Sequence[Exchange]
+    engines: Sequence[Engine], exchanges: Sequence[Item]
 ) -> tuple[dict[str, Agreement], list[float]]:
     """Agreement of two engines by model, and the seconds each computed."""
     names = tuple(engines[0].models)
@@ -64,10 +64,10 @@ def compared(
     said: list[list[tuple[Score, ...]]] = [[], []]
     seconds = [0.0, 0.0]
     for some in passes([one.ids for one in encoded], PASS_TOKENS):
-        jobs = [Job(encoded[i], Ask(names, Explain.FEATURES, top_k=TOP)) for i in some]
+        jobs = [ScoreJob(encoded[i], ScoreOptions(names, Explain.FEATURES, top_k=TOP)) for i in some]
         for at, engine in enumerate(engines):
             started = time.process_time()
-            scored = [one for one in engine.score(jobs) if isinstance(one, Scored)]
+            scored = [one for one in engine.score(jobs) if isinstance(one, ScoredItem)]
             seconds[at] += time.process_time() - started
             said[at].extend(one.scores for one in scored)
     sides = [list(zip(*one, strict=True)) for one in said]

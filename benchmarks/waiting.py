@@ -37,7 +37,7 @@ def main() -> None:
     """Print how fast passes are, then what requests waited and what they were to wait."""
     given = _arguments()
     with grounds(toy=given.tiny) as ground:
-        told = {**ground.environment, "SPARSERM_BATCH_TOKENS": str(BUDGET)}
+        told = {**ground.environment, "SPARSERM_MAX_BATCH_TOKENS": str(BUDGET)}
         with side_by_side(told) as servers:
             speed = _speed(ground, servers, given.seconds)
         peak, load = 2 / (speed.token_s * ground.tokens), os.getloadavg()[0]

@@ -11,7 +11,7 @@ from itertools import count
 from random import Random
 
 from app.backbone.tokenization import Text
-from app.types import Encoded, Exchange, Message
+from app.types import EncodedItem, Item, Message
 
 SYSTEM = 8
 MANY, QUEUED = 128, 1000
@@ -24,7 +24,7 @@ class Pair:
     messages: tuple[Message, ...]
     response: str
     text: str
-    encoded: Encoded
+    encoded: EncodedItem
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -55,7 +55,7 @@ class Words:
             for _ in range(responses)
         )
 
-    def _pair(self, exchange: Exchange, prompt: int, tokens: int) -> Pair:
+    def _pair(self, exchange: Item, prompt: int, tokens: int) -> Pair:
         (encoded,) = self._text.encode([exchange], truncate=False)
         text = str(self._text.tokenizer.decode(encoded.ids, clean_up_tokenization_spaces=False))
         if (encoded.start, len(encoded.ids)) != (prompt, tokens) or self._ids(text) != [*encoded.ids]:
@@ -170,5 +170,5 @@ def _named(workload: Workload, name: str) -> bool:
     return f"{workload.name}-".startswith(f"{name}-")
 
 
-def _exchange(system: str, asked: str, said: str) -> Exchange:
-    return Exchange((Message("system", system), Message("user", asked)), said)
+def _exchange(system: str, asked: str, said: str) -> Item:
+    return Item((Message("system", system), Message("user", asked)), said)

@@ -7,7 +7,7 @@ from typing import Any
 from app.align.policy.logprobs import Likelihood
 from app.align.policy.model import Said, Turns
 from app.align.reward_scoring import Scorer
-from app.types import Exchange, Message, Pair
+from app.types import Item, Message, Pair
 
 LETTERS = ("A", "B")
 
@@ -22,9 +22,9 @@ class Labelled:
     lead: float
 
     @property
-    def exchanges(self) -> tuple[Exchange, Exchange]:
+    def exchanges(self) -> tuple[Item, Item]:
         """The preferred exchange, then the other."""
-        return Exchange(self.messages, self.chosen.response), Exchange(self.messages, self.rejected.response)
+        return Item(self.messages, self.chosen.response), Item(self.messages, self.rejected.response)
 
     @property
     def row(self) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def by_data(pairs: Sequence[Pair]) -> list[Labelled]:
 
 def by_reward(scored: Scorer, prompts: Sequence[Turns], said: Sequence[Sequence[Said]]) -> list[Labelled]:
     """The best of each prompt's responses against the worst; none where all are alike."""
-    exchanges = [[Exchange(turns, one.response) for one in some] for turns, some in _each(prompts, said)]
+    exchanges = [[Item(turns, one.response) for one in some] for turns, some in _each(prompts, said)]
     verdicts = iter(scored([one for row in exchanges for one in row]))
     found = []
     for turns, some in _each(prompts, said):
@@ -75,7 +75,7 @@ def by_itself(
         if one.response != other.response
     ]
     asked = [
-        Exchange((Message("user", _question(turns, first.response, second.response, criterion)),), letter)
+        Item((Message("user", _question(turns, first.response, second.response, criterion)),), letter)
         for turns, one, other in couples
         for first, second in ((one, other), (other, one))
         for letter in LETTERS

@@ -20,7 +20,7 @@ from app.align.policy.model import Drawing, Policy, Said, Turns, draw
 from app.align.reward_scoring import Scorer
 from app.data.pairs import chance
 from app.errors import DataError
-from app.types import Exchange, Pair
+from app.types import Item, Pair
 
 Report = Callable[[str, float], None]
 Sieve = Callable[[Sequence[Labelled], int], list[float]]
@@ -146,13 +146,13 @@ class Loop:
         found: Row = self.stages.within(f"round-{number}").value("measures", made)
         return found
 
-    def _answers(self, policy: Policy, number: int) -> tuple[list[Exchange], list[bool]]:
+    def _answers(self, policy: Policy, number: int) -> tuple[list[Item], list[bool]]:
         """One answer to each test prompt, and whether the policy ended it."""
         plan, prompts = self.plan, self.parts.exam.prompts
         once = Drawing(1, plan.new_tokens, plan.temperature, plan.seed + MEASURED)
         stages = self.stages.within(f"round-{number}")
         said = self._said(stages, "answers", policy, prompts, once, f"round {number}: measuring")
-        exchanges = [Exchange(turns, one.response) for turns, (one,) in zip(prompts, said, strict=True)]
+        exchanges = [Item(turns, one.response) for turns, (one,) in zip(prompts, said, strict=True)]
         return exchanges, [one.finished for (one,) in said]
 
     def _before(self, number: int) -> list[Row]:

@@ -14,7 +14,7 @@ from app.align.policy.logprobs import Likelihood
 from app.align.policy.model import Turns
 from app.align.reward_scoring import Scorer
 from app.evaluate.accuracy import Array, interval
-from app.types import Exchange, Pair
+from app.types import Item, Pair
 
 Row = dict[str, Any]
 
@@ -24,8 +24,8 @@ class Choice:
     """A question with its right answers, the best one of them first, and its wrong ones."""
 
     group: str
-    right: tuple[Exchange, ...]
-    wrong: tuple[Exchange, ...]
+    right: tuple[Item, ...]
+    wrong: tuple[Item, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class Exam:
     prompts: tuple[Turns, ...]
 
     @property
-    def exchanges(self) -> list[Exchange]:
+    def exchanges(self) -> list[Item]:
         """Everything whose likelihood is asked for."""
-        sides = [one for pair in self.pairs for one in pair.exchanges]
+        sides = [one for pair in self.pairs for one in pair.items]
         return [*sides, *(one for choice in self.choices for one in choice.right + choice.wrong)]
 
 
@@ -80,7 +80,7 @@ def agreement(exam: Exam, now: Sequence[float], start: Sequence[float]) -> dict[
 
 
 def answers(
-    exchanges: Sequence[Exchange],
+    exchanges: Sequence[Item],
     finished: Sequence[bool],
     now: Likelihood,
     start: Likelihood,
@@ -97,7 +97,7 @@ def answers(
     ]
 
 
-def rated(exchanges: Sequence[Exchange], scorers: Mapping[str, Scorer]) -> list[Row]:
+def rated(exchanges: Sequence[Item], scorers: Mapping[str, Scorer]) -> list[Row]:
     """Every reward of every answer, and its distance where that is known."""
     rows: list[Row] = [{} for _ in exchanges]
     for name, scored in scorers.items():
@@ -131,12 +131,12 @@ def _mean(values: Array, groups: list[str]) -> Row:
 
 def _choices(pairs: Sequence[Pair]) -> list[Choice]:
     """Questions of rows that say they hold reference answers, and which of them is the best."""
-    found: dict[Turns, tuple[str, dict[Exchange, bool], dict[Exchange, None]]] = {}
+    found: dict[Turns, tuple[str, dict[Item, bool], dict[Item, None]]] = {}
     for pair in pairs:
-        facts = dict(pair.facts)
+        facts = dict(pair.attributes)
         if facts.get("kind") == "reference":
             _, right, wrong = found.setdefault(pair.messages, (pair.group, {}, {}))
-            chosen, rejected = pair.exchanges
+            chosen, rejected = pair.items
             right[chosen] = right.get(chosen, False) or facts.get("best") == "True"
             wrong[rejected] = None
     return [

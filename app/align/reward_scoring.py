@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from app.errors import SparseRMError
 from app.offline.scorers import Judge
-from app.types import Exchange
+from app.types import Item
 
 AT_ONCE = 256
 
@@ -18,15 +18,15 @@ class Verdict(NamedTuple):
     distance: float | None = None
 
 
-Scorer = Callable[[Sequence[Exchange]], list[Verdict]]
+Scorer = Callable[[Sequence[Item]], list[Verdict]]
 
 
 def scorer(call: Callable[[], AbstractContextManager[Judge]]) -> Scorer:
     """Call a judge whenever something is to be scored: so it is the reward model as it is then."""
 
-    def scored(exchanges: Sequence[Exchange]) -> list[Verdict]:
+    def scored(exchanges: Sequence[Item]) -> list[Verdict]:
         unique = list(dict.fromkeys(exchanges))
-        found: dict[Exchange, Verdict] = {}
+        found: dict[Item, Verdict] = {}
         with call() as judge:
             for at in range(0, len(unique), AT_ONCE):
                 some = unique[at : at + AT_ONCE]

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from app.errors import InvalidInput
-from app.types import Encoded, Exchange, Message
+from app.types import EncodedItem, Item, Message
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 SENTINEL = "\u241fsparserm-content\u241f"
@@ -46,7 +46,7 @@ class Text:
         self._trims = f" {SENTINEL} " not in self._render((Message("user", f" {SENTINEL} "),))
         self.closing = self._closing_token()
 
-    def encode(self, exchanges: Sequence[Exchange], *, truncate: bool = True) -> list[Encoded]:
+    def encode(self, exchanges: Sequence[Item], *, truncate: bool = True) -> list[EncodedItem]:
         """Token ids of every exchange; the first one that cannot be scored raises InvalidInput."""
         for index, exchange in enumerate(exchanges):
             self._check(exchange, index)
@@ -70,7 +70,7 @@ class Text:
         """A token that never ends a conversation, for models that must be padded."""
         return next(int(token) for token in self.tokenizer.all_special_ids if token != self.closing)
 
-    def _check(self, exchange: Exchange, index: int) -> None:
+    def _check(self, exchange: Item, index: int) -> None:
         if not exchange.messages:
             raise InvalidInput("a conversation needs at least one message", "messages", "empty", index)
         if not exchange.response:
@@ -95,7 +95,7 @@ class Text:
                     "text holds a lone surrogate, which is not Unicode", place, "bad_unicode", index
                 )
 
-    def _contents(self, exchange: Exchange) -> list[str]:
+    def _contents(self, exchange: Item) -> list[str]:
         return [*(self._trim(m.content) for m in exchange.messages), exchange.response]
 
     def _trim(self, content: str) -> str:
@@ -125,7 +125,7 @@ class Text:
 
     def _join(
         self, prompt: list[int], head: int, response: list[int], index: int, *, truncate: bool
-    ) -> Encoded:
+    ) -> EncodedItem:
         room = self.max_tokens - 1
         excess = len(prompt) + len(response) - room
         if excess > 0:
@@ -138,7 +138,7 @@ class Text:
             cut = min(excess, len(prompt) - head)
             prompt = prompt[:head] + prompt[head + cut :]
             response = response[excess - cut :]
-        return Encoded((*prompt, *response, self.closing), len(prompt), excess > 0)
+        return EncodedItem((*prompt, *response, self.closing), len(prompt), excess > 0)
 
     def _markup_ids(self, piece: str) -> list[int]:
         return list(self._markup.encode(piece, add_special_tokens=False).ids)

@@ -30,7 +30,7 @@ from app.offline.run import Order
 from app.offline.scorers import Judge, Question
 from app.offline.tasks import COMPARE, RANK, SCORE, Rule, filtered
 from app.settings import Settings
-from app.types import Exchange, Message
+from app.types import Item, Message
 
 app = typer.Typer()
 INTERRUPTED = 130
@@ -90,7 +90,7 @@ def score(
     if source and out and prompt is None and response is None and not as_json:
         _run(Order(SCORE, question, source, out, prefix, strict=strict, fresh=fresh), url, key, ray=ray)
     elif prompt is not None and response is not None and source is None:
-        _show(question, Exchange((Message("user", prompt),), response), url, key, as_json=as_json)
+        _show(question, Item((Message("user", prompt),), response), url, key, as_json=as_json)
     else:
         raise typer.BadParameter("give IN and OUT, or --prompt and --response")
 
@@ -187,7 +187,7 @@ def _run(order: Order, url: str | None, key: str | None, *, ray: bool) -> None:
             judge = _spread(order.question, chosen, report)
         else:
             judge = _judge(order.question, url, key, chosen, report)
-        mark = run.run(order, judge, report, pass_tokens=chosen.batch_tokens or PASS_TOKENS)
+        mark = run.run(order, judge, report, pass_tokens=chosen.max_batch_tokens or PASS_TOKENS)
     console.print(_summary(order, mark), highlight=False, markup=False, soft_wrap=True)
 
 
@@ -207,7 +207,7 @@ def _stoppable() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _show(question: Question, exchange: Exchange, url: str | None, key: str | None, *, as_json: bool) -> None:
+def _show(question: Question, exchange: Item, url: str | None, key: str | None, *, as_json: bool) -> None:
     """One reward, as a picture or as JSON."""
     with failing_kindly():
         with progress() as report, _judge(question, url, key, settings(), report) as judge:

@@ -52,7 +52,7 @@ def _serve_by_workers(chosen: Settings) -> int:
     from app.serve.multiprocess.gateway import create_front
     from app.serve.multiprocess.workers import Workers
 
-    with Workers(partial(_work, chosen), chosen.workers, drain_s=chosen.drain_s) as workers:
+    with Workers(partial(_work, chosen), chosen.workers, drain_s=chosen.drain_timeout_s) as workers:
         return process.run(create_front(workers, chosen), chosen)
 
 
@@ -107,7 +107,7 @@ def new(
     role: Annotated[str, typer.Option(help="score, admin or metrics.")] = "score",
     name: Annotated[str, typer.Option(help="Whom it is for; only for your own reading.")] = "",
 ) -> None:
-    """Make a key: it is printed once, on stderr; the line for SPARSERM_KEYS_FILE goes to stdout."""
+    """Make a key: it is printed once, on stderr; the line for SPARSERM_API_KEYS_FILE goes to stdout."""
     from app.serve.middleware.api_keys import Role
     from app.serve.middleware.api_keys import new as made
 

@@ -19,7 +19,7 @@ from app.cli.common import (
     progress,
     settings,
 )
-from app.types import ReadOut
+from app.types import Pooling
 
 app = typer.Typer()
 sae = typer.Typer(help="Sparse autoencoders of a backbone.", no_args_is_help=True)
@@ -38,7 +38,7 @@ def train(
     ] = DEFAULT_SAE,
     test: Annotated[str | None, typer.Option(help="Pairs to measure on; never trained on.")] = None,
     data_license: Annotated[str, typer.Option("--license", help="License of the pairs.")] = "not stated",
-    readout: Annotated[ReadOut, typer.Option(help="Which residuals of a response are read.")] = ReadOut.MEAN,
+    readout: Annotated[Pooling, typer.Option(help="Which residuals of a response are read.")] = Pooling.MEAN,
     k: Annotated[int, typer.Option(min=1, help="Directions of each sign.")] = 128,
     heads: Annotated[int, typer.Option(min=1, max=64, help="Heads in the ensemble.")] = 8,
     limit: Annotated[int, typer.Option(min=0, help="Most pairs to train on; 0 takes all.")] = 1000,

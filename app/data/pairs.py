@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import DataError
-from app.types import Exchange, Message, Pair
+from app.types import Item, Message, Pair
 
 ROWS_AT_ONCE = 256
 GROUP_KEYS = ("group", "qid")
@@ -55,18 +55,18 @@ def read_prompts(source: str | Path, bad: Bad | None = None) -> list[tuple[Messa
     return list(found)
 
 
-def read_chats(source: str | Path) -> Iterator[Exchange]:
+def read_chats(source: str | Path) -> Iterator[Item]:
     """Every conversation up to its last assistant turn; both sides of a row that is a pair."""
     for place, raw in rows(source):
         row = parsed(raw, place)
         if "chosen" in row:
-            yield from pair(row, place).exchanges
+            yield from pair(row, place).items
             continue
         messages = _messages(row.get("messages"), "messages", place)
         while messages and messages[-1].role != "assistant":
             messages = messages[:-1]
         if len(messages) > 1 and messages[-1].content:
-            yield Exchange(messages[:-1], messages[-1].content)
+            yield Item(messages[:-1], messages[-1].content)
 
 
 def pair(row: Row, place: str) -> Pair:
@@ -84,21 +84,21 @@ def pair(row: Row, place: str) -> Pair:
     return Pair(prompt, chosen[-1].content, rejected[-1].content, named or prompt[-1].content, facts)
 
 
-def exchange(row: Row, place: str) -> Exchange:
+def exchange(row: Row, place: str) -> Item:
     """The exchange a row holds: a response and what stands before it, in fields apart or in one."""
     if row.get("response") is None:
         messages = _messages(row["messages"], "messages", place) if row.get("messages") is not None else ()
         if len(messages) < 2 or messages[-1].role != "assistant":
             raise DataError(f"{place}: no 'response', and no 'messages' that end with an assistant turn")
-        return Exchange(messages[:-1], messages[-1].content)
+        return Item(messages[:-1], messages[-1].content)
     response = _side(row, "response", place)
     prompt = _prompt(row, place) or response[:-1]
     if not prompt:
         raise DataError(f"{place}: no 'prompt' or 'messages' before the response")
-    return Exchange(prompt, response[-1].content)
+    return Item(prompt, response[-1].content)
 
 
-def choices(row: Row, place: str) -> tuple[Exchange, ...]:
+def choices(row: Row, place: str) -> tuple[Item, ...]:
     """The exchanges a row holds: one prompt with several responses."""
     prompt, responses = _prompt(row, place), row.get("responses")
     if not prompt:
@@ -106,7 +106,7 @@ def choices(row: Row, place: str) -> tuple[Exchange, ...]:
     if not isinstance(responses, list) or not responses:
         raise DataError(f"{place}: 'responses' must be a list of responses")
     sides = [_side({"responses": one}, "responses", place) for one in responses]
-    return tuple(Exchange(prompt, side[-1].content) for side in sides)
+    return tuple(Item(prompt, side[-1].content) for side in sides)
 
 
 def having(pairs: list[Pair], fact: str) -> list[bool]:
@@ -115,7 +115,7 @@ def having(pairs: list[Pair], fact: str) -> list[bool]:
     if not found:
         raise DataError(f"{fact!r} is no condition; write key=value, key>=number or key<=number")
     key, how, wanted = found.groups()
-    return [_holds(dict(pair.facts).get(key), how, wanted) for pair in pairs]
+    return [_holds(dict(pair.attributes).get(key), how, wanted) for pair in pairs]
 
 
 def chance(key: str) -> float:

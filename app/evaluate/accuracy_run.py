@@ -17,7 +17,7 @@ from app.reward import bundle, loading
 from app.reward.bundle import RewardModel
 from app.reward.engine import Engine
 from app.settings import Settings
-from app.types import Ask, Exchange, Explain, Job, Pair, Score
+from app.types import Explain, Item, Pair, Score, ScoreJob, ScoreOptions
 
 PASS_TOKENS = 4096
 
@@ -47,25 +47,25 @@ def alone(folder: Path, settings: Settings, report: Progress) -> tuple[Engine, s
     return engine, model.card.name
 
 
-def responses(pairs: Iterable[Pair]) -> list[Exchange]:
+def responses(pairs: Iterable[Pair]) -> list[Item]:
     """Every response once, however many pairs it stands in."""
-    return list(dict.fromkeys(exchange for pair in pairs for exchange in pair.exchanges))
+    return list(dict.fromkeys(exchange for pair in pairs for exchange in pair.items))
 
 
 def score(
     engine: Engine,
     name: str,
-    exchanges: list[Exchange],
+    exchanges: list[Item],
     report: Progress,
     stage: str = "scoring",
     *,
     explain: Explain = Explain.NONE,
-) -> dict[Exchange, Score]:
+) -> dict[Item, Score]:
     """What the engine says of each."""
     encoded = engine.encode(exchanges)
-    found: dict[Exchange, Score] = {}
+    found: dict[Item, Score] = {}
     for some in passes([one.ids for one in encoded], PASS_TOKENS):
-        jobs = [Job(encoded[i], Ask((name,), explain)) for i in some]
+        jobs = [ScoreJob(encoded[i], ScoreOptions((name,), explain)) for i in some]
         for i, scored in zip(some, engine.score(jobs), strict=True):
             if isinstance(scored, NonFinite):
                 raise scored
@@ -74,12 +74,12 @@ def score(
     return found
 
 
-def judged(engine: Engine, pairs: list[Pair], scores: Mapping[Exchange, Score]) -> Judged:
+def judged(engine: Engine, pairs: list[Pair], scores: Mapping[Item, Score]) -> Judged:
     """Pairs with the rewards and lengths of their responses."""
     encoded = zip(scores, engine.encode(list(scores)), strict=True)
     lengths = {exchange: one.stop - one.start for exchange, one in encoded}
-    rewards = torch.tensor([[scores[e].reward for e in pair.exchanges] for pair in pairs]).double()
-    tokens = torch.tensor([[lengths[e] for e in pair.exchanges] for pair in pairs])
+    rewards = torch.tensor([[scores[e].reward for e in pair.items] for pair in pairs]).double()
+    tokens = torch.tensor([[lengths[e] for e in pair.items] for pair in pairs])
     return Judged(rewards, tokens, [pair.group for pair in pairs])
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from app.data import pairs
 from app.errors import DataError
-from app.offline.tasks import Item, Row, Task
+from app.offline.tasks import Row, RowItems, Task
 
 MOST_ROWS, PASS_TOKENS = 4096, 1024
 T = TypeVar("T")
@@ -27,7 +27,7 @@ class Line:
 
     place: str
     row: Any
-    item: Item = ()
+    item: RowItems = ()
     problem: str | None = None
 
 
@@ -48,7 +48,7 @@ class Window:
     reach: Reach
 
     @property
-    def items(self) -> list[Item]:
+    def items(self) -> list[RowItems]:
         """What is to be judged."""
         return [line.item for line in self.lines if line.problem is None]
 
@@ -89,7 +89,7 @@ class Reader:
         except DataError as error:
             return Line(place, row, problem=str(error).removeprefix(f"{place}: "))
 
-    def _item(self, row: Row, place: str) -> Item:
+    def _item(self, row: Row, place: str) -> RowItems:
         taken = sorted(self._columns & row.keys())
         if taken:
             raise DataError(f"{place}: already has {', '.join(taken)}; name the new columns by --prefix")
@@ -140,6 +140,6 @@ class _Tape:
             yield place, raw
 
 
-def _characters(item: Item) -> int:
+def _characters(item: RowItems) -> int:
     asked = sum(len(turn.content) for turn in item[0].messages) if item else 0
     return asked + sum(len(exchange.response) for exchange in item)

@@ -12,12 +12,12 @@ from app.backbone.runtime.threads import apart
 from app.errors import InvalidInput, SparseRMError
 from app.offline.chunks import PASS_TOKENS
 from app.offline.scorers import Facts, Found, Judge, Question, digest
-from app.offline.tasks import Item
+from app.offline.tasks import RowItems
 from app.reward import loading
 from app.reward.engine import Engine, Prepared
 from app.serve.api import response_bodies
 from app.settings import Settings
-from app.types import Encoded, Job, Scored
+from app.types import EncodedItem, ScoredItem, ScoreJob
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def resident(question: Question, settings: Settings, progress: Progress) -> Iter
 class Batch(NamedTuple):
     """Items as token ids, or why they are none; and passes over all that are, each once."""
 
-    encoded: list[tuple[Encoded, ...] | SparseRMError]
+    encoded: list[tuple[EncodedItem, ...] | SparseRMError]
     passes: list[Prepared]
 
 
@@ -58,29 +58,31 @@ class Resident:
         self._engine = copy(engine)
         self._engine.recall = Recall(0)
         self._question = question
-        self._budget = settings.batch_tokens or PASS_TOKENS
+        self._budget = settings.max_batch_tokens or PASS_TOKENS
 
-    def prepare(self, items: Sequence[Item]) -> Batch:
+    def prepare(self, items: Sequence[RowItems]) -> Batch:
         """Token ids, cut into passes and packed."""
         encoded = self._encoded(items)
         known = [one for one in encoded if not isinstance(one, SparseRMError)]
-        jobs = [Job(ids, self._question.ask) for ids in dict.fromkeys(ids for one in known for ids in one)]
+        jobs = [
+            ScoreJob(ids, self._question.ask) for ids in dict.fromkeys(ids for one in known for ids in one)
+        ]
         places = passes([job.encoded.ids for job in jobs], self._budget)
         return Batch(encoded, [self._engine.prepare([jobs[i] for i in some]) for some in places])
 
     def answer(self, prepared: Batch) -> list[Found]:
         """One pass after the other."""
-        results: dict[Encoded, Scored | SparseRMError] = {}
+        results: dict[EncodedItem, ScoredItem | SparseRMError] = {}
         for one in prepared.passes:
             results.update(zip((job.encoded for job in one.jobs), self._scored(one), strict=True))
-        if results and not any(isinstance(result, Scored) for result in results.values()):
+        if results and not any(isinstance(result, ScoredItem) for result in results.values()):
             self._engine.verify()
         return [
             one if isinstance(one, SparseRMError) else self._found(one, [results[ids] for ids in one])
             for one in prepared.encoded
         ]
 
-    def _encoded(self, items: Sequence[Item]) -> list[tuple[Encoded, ...] | SparseRMError]:
+    def _encoded(self, items: Sequence[RowItems]) -> list[tuple[EncodedItem, ...] | SparseRMError]:
         """All at once, or one by one where not all can be scored."""
         try:
             found = iter(self._engine.encode([exchange for item in items for exchange in item]))
@@ -90,7 +92,7 @@ class Resident:
             return [one for item in items for one in self._encoded([item])]
         return [tuple(next(found) for _ in item) for item in items]
 
-    def _scored(self, prepared: Prepared) -> Sequence[Scored | SparseRMError]:
+    def _scored(self, prepared: Prepared) -> Sequence[ScoredItem | SparseRMError]:
         """A pass, or its halves where it does not fit on the device."""
         try:
             return self._engine.run(prepared)
@@ -101,11 +103,11 @@ class Resident:
             halves = prepared.jobs[:middle], prepared.jobs[middle:]
             return [one for half in halves for one in self._scored(self._engine.prepare(half))]
 
-    def _found(self, encoded: tuple[Encoded, ...], results: list[Scored | SparseRMError]) -> Found:
+    def _found(self, encoded: tuple[EncodedItem, ...], results: list[ScoredItem | SparseRMError]) -> Found:
         for result in results:
             if isinstance(result, SparseRMError):
                 return result
-        scores = [result.scores[0] for result in results if isinstance(result, Scored)]
+        scores = [result.scores[0] for result in results if isinstance(result, ScoredItem)]
         if not self._question.paired:
             return [response_bodies.reward(score, ids) for score, ids in zip(scores, encoded, strict=True)]
         chosen, rejected = scores

@@ -17,7 +17,7 @@ from ray.exceptions import RayTaskError
 from app.backbone.model_sources import Progress
 from app.offline.local import resident
 from app.offline.scorers import Facts, Found, Judge, Question
-from app.offline.tasks import Item
+from app.offline.tasks import RowItems
 from app.serve.ray.cluster import joined
 from app.settings import Settings
 
@@ -48,7 +48,7 @@ class Spread:
         self.depth = len(engines)
         self._turns = cycle(engines)
 
-    def prepare(self, items: Sequence[Item]) -> Any:
+    def prepare(self, items: Sequence[RowItems]) -> Any:
         """Send them to the engine whose turn it is."""
         return next(self._turns).answer.remote(list(items))
 
@@ -73,6 +73,6 @@ class Engine:
         """What decides its numbers."""
         return self._judge.facts
 
-    def answer(self, items: list[Item]) -> list[Found]:
+    def answer(self, items: list[RowItems]) -> list[Found]:
         """What is found about each item."""
         return self._judge.answer(self._judge.prepare(items))

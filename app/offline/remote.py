@@ -9,7 +9,7 @@ from sparserm_client import AskFailed, Client
 
 from app.errors import InvalidInput, SparseRMError
 from app.offline.scorers import Facts, Found, Judge, Question, digest
-from app.offline.tasks import Body, Item
+from app.offline.tasks import Body, RowItems
 
 UNREADABLE = frozenset({413, 422})
 PLACE = frozenset({"index", "input", "response"})
@@ -37,11 +37,11 @@ class Remote:
         self._client = client
         self._question = question
 
-    def prepare(self, items: Sequence[Item]) -> Sequence[Item]:
+    def prepare(self, items: Sequence[RowItems]) -> Sequence[RowItems]:
         """Nothing: the server does it."""
         return items
 
-    def answer(self, prepared: Sequence[Item]) -> list[Found]:
+    def answer(self, prepared: Sequence[RowItems]) -> list[Found]:
         """One request; in halves where something in it is refused, down to the item that is."""
         if not prepared:
             return []
@@ -55,7 +55,7 @@ class Remote:
             middle = len(prepared) // 2
             return [*self.answer(prepared[:middle]), *self.answer(prepared[middle:])]
 
-    def _asked(self, items: Sequence[Item]) -> list[Found]:
+    def _asked(self, items: Sequence[RowItems]) -> list[Found]:
         question = self._question
         path, key = ("/v1/compare", "pairs") if question.paired else ("/v1/rewards", "inputs")
         body = {
@@ -73,7 +73,7 @@ def _cards(client: Client, name: str) -> list[Any]:
     return [card, *(one for head in heads for one in _cards(client, head))]
 
 
-def _sent(item: Item, *, paired: bool) -> dict[str, Any]:
+def _sent(item: RowItems, *, paired: bool) -> dict[str, Any]:
     turns = [{"role": turn.role, "content": turn.content} for turn in item[0].messages]
     said = [exchange.response for exchange in item]
     if paired:

@@ -61,7 +61,7 @@ def run(
     extent = pairs.extent(order.source)
     size = PASSES * pass_tokens * CHARACTERS_PER_TOKEN
     with call as judge:
-        facts = {**order.facts, **judge.facts, "SPARSERM_BATCH_TOKENS": pass_tokens}
+        facts = {**order.facts, **judge.facts, "SPARSERM_MAX_BATCH_TOKENS": pass_tokens}
         with checkpoint.opened(files, facts, fresh=order.fresh) as book:
             report(order.task.name, book.mark.reach.size / extent if extent else 0.0)
             for window, found in _judged(order, judge, book.mark.reach, size):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from app.errors import SparseRMError
-from app.offline.tasks import Body, Item
-from app.types import Ask, Explain
+from app.offline.tasks import Body, RowItems
+from app.types import Explain, ScoreOptions
 
 Facts = Mapping[str, Any]
 Found = Sequence[Body] | SparseRMError
@@ -28,10 +28,10 @@ class Question:
     paired: bool = False
 
     @property
-    def ask(self) -> Ask:
+    def ask(self) -> ScoreOptions:
         """The same for the engine; a comparison finds its features itself."""
         explain = Explain.FEATURES if self.top_k and not self.paired else Explain.NONE
-        return Ask((self.model,), explain, self.top_k, length_control=self.length_control)
+        return ScoreOptions((self.model,), explain, self.top_k, length_control=self.length_control)
 
 
 class Judge(Protocol):
@@ -43,7 +43,7 @@ class Judge(Protocol):
     facts: Facts
     depth: int
 
-    def prepare(self, items: Sequence[Item]) -> Any:
+    def prepare(self, items: Sequence[RowItems]) -> Any:
         """Everything that can be done before it is an item's turn."""
 
     def answer(self, prepared: Any) -> list[Found]:

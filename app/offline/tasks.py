@@ -6,10 +6,10 @@ from math import inf
 from typing import Any
 
 from app.data import pairs
-from app.types import Exchange
+from app.types import Item
 
 Row = Mapping[str, Any]
-Item = tuple[Exchange, ...]
+RowItems = tuple[Item, ...]
 Body = Mapping[str, Any]
 Columns = dict[str, Any]
 
@@ -23,8 +23,8 @@ class Task:
     """
 
     name: str
-    read: Callable[[Row, str], Item]
-    write: Callable[[Item, Sequence[Body]], Columns | None]
+    read: Callable[[Row, str], RowItems]
+    write: Callable[[RowItems, Sequence[Body]], Columns | None]
     columns: tuple[str, ...]
     paired: bool = False
     choices: Mapping[str, float] = field(default_factory=dict)
@@ -47,31 +47,31 @@ class Rule:
 def filtered(rule: Rule) -> Task:
     """Keep the pairs that pass."""
 
-    def write(item: Item, found: Sequence[Body]) -> Columns | None:
+    def write(item: RowItems, found: Sequence[Body]) -> Columns | None:
         return _compared(item, found) if rule.keeps(found[0]) else None
 
     return Task("filter", _pair, write, COMPARED, paired=True, choices=asdict(rule))
 
 
-def _exchange(row: Row, place: str) -> Item:
+def _exchange(row: Row, place: str) -> RowItems:
     return (pairs.exchange(row, place),)
 
 
-def _pair(row: Row, place: str) -> Item:
-    return pairs.pair(row, place).exchanges
+def _pair(row: Row, place: str) -> RowItems:
+    return pairs.pair(row, place).items
 
 
-def _scored(_: Item, found: Sequence[Body]) -> Columns:
+def _scored(_: RowItems, found: Sequence[Body]) -> Columns:
     (one,) = found
     return {name: one[name] for name in SCORED[:-1]} | _features(one)
 
 
-def _compared(_: Item, found: Sequence[Body]) -> Columns:
+def _compared(_: RowItems, found: Sequence[Body]) -> Columns:
     (one,) = found
     return {name: one[name] for name in COMPARED[:-1]} | _features(one)
 
 
-def _ranked(item: Item, found: Sequence[Body]) -> Columns:
+def _ranked(item: RowItems, found: Sequence[Body]) -> Columns:
     """The best and the worst of them, and all in order; of equal ones the first is the better."""
     rewards = [one["reward"] for one in found]
     order = sorted(range(len(found)), key=lambda i: -rewards[i])

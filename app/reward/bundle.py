@@ -21,7 +21,7 @@ from app.errors import BundleError
 from app.reward import bundle_weights
 from app.reward.directions import Dictionary
 from app.reward.head import Calibration, Head
-from app.types import STRICT, Exchange, Feature, Profile, ReadOut
+from app.types import FORBID_EXTRA, Feature, Item, Pooling, Profile
 
 SCHEMA = 2
 MOST_STEERING = 1000.0
@@ -33,7 +33,7 @@ SEALED = ("manifest.json", "weights.safetensors", "features.json", "probes.json"
 class TrainingData:
     """A file a model was trained on."""
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = FORBID_EXTRA
     name: str
     sha256: str
     pairs: int
@@ -44,14 +44,14 @@ class TrainingData:
 class ModelCard:
     """The manifest: everything about a reward model but its numbers."""
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = FORBID_EXTRA
     name: str
     task: str
     backbone: str
     backbone_digest: str
     template_sha256: str
     layer: int
-    readout: ReadOut
+    readout: Pooling
     directions: int
     heads: int
     hidden: int
@@ -72,8 +72,8 @@ class ModelCard:
 class Probe:
     """An exchange and the reward it had when the bundle was made."""
 
-    __pydantic_config__ = STRICT
-    exchange: Exchange
+    __pydantic_config__ = FORBID_EXTRA
+    exchange: Item
     reward: float
 
 

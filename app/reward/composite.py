@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.errors import BundleError
 from app.reward.head import Calibration
-from app.types import STRICT, Cluster, Contribution, Part, Score, TokenCredit
+from app.types import FORBID_EXTRA, Cluster, CompositePart, Contribution, Score, TokenCredit
 
 LEAST_SPREAD = 1e-6
 Level = tuple[float, float]
@@ -36,7 +36,7 @@ class Mode(StrEnum):
 class Composite:
     """Heads by name with their weights; `penalty` is how many uncertainties a cautious one takes off."""
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = FORBID_EXTRA
     weights: Mapping[str, float]
     mode: Mode = Mode.MEAN
     penalty: float = 1.0
@@ -119,9 +119,9 @@ def _weighed(composite: Composite, scores: Sequence[Score], levels: Sequence[Lev
     ]
 
 
-def _part(head: Head, penalty: float) -> Part:
+def _part(head: Head, penalty: float) -> CompositePart:
     level = head.score.reward - head.mean - penalty * head.score.uncertainty
-    return Part(head.score.model, head.weight, head.score.reward, head.scale * level, head.scale)
+    return CompositePart(head.score.model, head.weight, head.score.reward, head.scale * level, head.scale)
 
 
 def _feature(one: Contribution, head: Head) -> Contribution:

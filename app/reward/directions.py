@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from app.types import Encoded, ReadOut
+from app.types import EncodedItem, Pooling
 
 LEAST_EIGENVALUE = 1e-3
 
@@ -74,20 +74,20 @@ class Reading(NamedTuple):
     activations: Tensor
 
 
-def span(readout: ReadOut, encoded: Encoded) -> tuple[int, int]:
+def span(readout: Pooling, encoded: EncodedItem) -> tuple[int, int]:
     """The tokens [start, stop) a read-out pools."""
     match readout:
-        case ReadOut.MEAN:
+        case Pooling.MEAN:
             return encoded.start, encoded.stop
-        case ReadOut.LAST:
+        case Pooling.LAST:
             return encoded.stop - 1, encoded.stop
-        case ReadOut.END:
+        case Pooling.END:
             return encoded.stop, encoded.stop + 1
 
 
-def steps(readout: ReadOut, encoded: Encoded) -> tuple[int, int]:
+def steps(readout: Pooling, encoded: EncodedItem) -> tuple[int, int]:
     """The tokens that get credit: the response, and the closing token where that one is read."""
-    return encoded.start, encoded.stop + (readout is ReadOut.END)
+    return encoded.start, encoded.stop + (readout is Pooling.END)
 
 
 def read(dictionary: Dictionary, residuals: Tensor, lengths: list[int]) -> Reading:
@@ -102,9 +102,9 @@ def pool(values: Tensor, lengths: list[int]) -> Tensor:
     return torch.stack([part.mean(0) for part in torch.split(values, lengths)])
 
 
-def running(readout: ReadOut, projections: Tensor) -> Tensor:
+def running(readout: Pooling, projections: Tensor) -> Tensor:
     """What the read-out would have been had the response ended at each of its tokens."""
-    if readout is not ReadOut.MEAN:
+    if readout is not Pooling.MEAN:
         return projections
     counts = torch.arange(1, len(projections) + 1, device=projections.device)[:, None]
     return projections.cumsum(0) / counts

@@ -25,15 +25,15 @@ from app.reward.composite import Composite, blend, levels
 from app.reward.directions import Reading
 from app.reward.scoring import Case, judge
 from app.types import (
-    Ask,
     Contribution,
-    Encoded,
-    Exchange,
+    EncodedItem,
     Explain,
-    Job,
+    Item,
     Profile,
     Score,
-    Scored,
+    ScoredItem,
+    ScoreJob,
+    ScoreOptions,
 )
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
@@ -42,7 +42,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 class Prepared(NamedTuple):
     """Jobs, the packed row that answers them, and what is remembered of their prompts."""
 
-    jobs: tuple[Job, ...]
+    jobs: tuple[ScoreJob, ...]
     packed: Packed
     session: Session
 
@@ -71,11 +71,11 @@ class Engine:
         self._levels = {name: levels(model.calibration) for name, model in models.items()}
         self._check_composites()
 
-    def encode(self, exchanges: Sequence[Exchange], *, truncate: bool = True) -> list[Encoded]:
+    def encode(self, exchanges: Sequence[Item], *, truncate: bool = True) -> list[EncodedItem]:
         """Exchanges as token ids; InvalidInput names the first that cannot be scored."""
         return self.text.encode(exchanges, truncate=truncate)
 
-    def check(self, ask: Ask) -> None:
+    def check(self, ask: ScoreOptions) -> None:
         """Refuse what no batch could answer: unknown models and latents."""
         asked = [self.find(head)[0] for name in ask.models for head in self.heads(name)]
         for key in ask.steer:
@@ -108,17 +108,17 @@ class Engine:
         ]
         return [*single, *self.composites]
 
-    def score(self, jobs: Sequence[Job]) -> list[Scored | NonFinite]:
+    def score(self, jobs: Sequence[ScoreJob]) -> list[ScoredItem | NonFinite]:
         """Rewards and reasons of a batch, in order; an item whose numbers overflow gets its error."""
         return self.run(self.prepare(jobs))
 
-    def prepare(self, jobs: Sequence[Job]) -> Prepared:
+    def prepare(self, jobs: Sequence[ScoreJob]) -> Prepared:
         """Pack a batch; needs no device."""
         session = self._session(jobs)
         packed = pack([job.encoded.ids for job in jobs], session.spelled)
         return Prepared(tuple(jobs), packed, session)
 
-    def run(self, prepared: Prepared) -> list[Scored | NonFinite]:
+    def run(self, prepared: Prepared) -> list[ScoredItem | NonFinite]:
         """Scores of a prepared batch; an item that overflows is told from those it spoilt.
 
         Items share rows, and 0 x NaN is NaN: one overflowing item can spoil every item of its prefix.
@@ -140,7 +140,7 @@ class Engine:
         ]
 
     @torch.inference_mode()
-    def _pass(self, prepared: Prepared) -> list[Scored | NonFinite]:
+    def _pass(self, prepared: Prepared) -> list[ScoredItem | NonFinite]:
         """One forward pass, then every model over the jobs that asked for it."""
         jobs, packed, session = prepared
         started = time.perf_counter()
@@ -161,15 +161,15 @@ class Engine:
                 scores[i][name] = score
         times = (forwarded - started, time.perf_counter() - forwarded)
         return [
-            _checked([self._score(name, found, job.ask.top_k) for name in job.ask.models], new, times)
+            _checked([self._score(name, found, job.options.top_k) for name in job.options.models], new, times)
             for job, found, new in zip(jobs, scores, packed.new_tokens, strict=True)
         ]
 
-    def _needed(self, job: Job) -> set[str]:
+    def _needed(self, job: ScoreJob) -> set[str]:
         """The heads a job asks for."""
-        return {head for name in job.ask.models for head in self.heads(name)}
+        return {head for name in job.options.models for head in self.heads(name)}
 
-    def _session(self, jobs: Sequence[Job]) -> Session:
+    def _session(self, jobs: Sequence[ScoreJob]) -> Session:
         """What is remembered of the prompts of some jobs."""
         depth = max(self.find(head)[0].card.layer for job in jobs for head in self._needed(job))
         return self.recall.session([job.encoded.prompt for job in jobs], depth)
@@ -261,14 +261,14 @@ class Engine:
             encoded = self.encode([probe.exchange for probe in probes])
         except InvalidInput as error:
             raise BundleError(f"{name}: a probe cannot be scored: {error}") from error
-        results = self.score([Job(one, Ask((name,), Explain.NONE)) for one in encoded])
+        results = self.score([ScoreJob(one, ScoreOptions((name,), Explain.NONE)) for one in encoded])
         return [
             math.nan if isinstance(result, NonFinite) else abs(result.scores[0].reward - probe.reward)
             for probe, result in zip(probes, results, strict=True)
         ]
 
 
-def _checked(scores: list[Score], new_tokens: int, times: tuple[float, float]) -> Scored | NonFinite:
+def _checked(scores: list[Score], new_tokens: int, times: tuple[float, float]) -> ScoredItem | NonFinite:
     if all(math.isfinite(s.reward) and math.isfinite(s.uncertainty) for s in scores):
-        return Scored(tuple(scores), new_tokens, *times)
+        return ScoredItem(tuple(scores), new_tokens, *times)
     return NonFinite("the backbone produced NaN or infinity for this item", code="non_finite")

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from app.reward.bundle import RewardModel
 from app.reward.directions import Reading, span
-from app.types import Ask, Cluster, Contribution, Encoded, Profile
+from app.types import Cluster, Contribution, EncodedItem, Profile, ScoreOptions
 
 
-def wish(ask: Ask, model: RewardModel, profile: Profile) -> Profile:
+def wish(ask: ScoreOptions, model: RewardModel, profile: Profile) -> Profile:
     """A profile with what a request asks on top of it."""
     mine = {key: factor for key, factor in ask.steer.items() if model.places(key)}
     steer = {**profile.steer, **mine}
@@ -27,7 +27,7 @@ def factors(model: RewardModel, wishes: list[Profile]) -> Tensor:
 
 
 def numbers(
-    model: RewardModel, readings: tuple[Tensor, Tensor], encoded: list[Encoded], control: list[bool]
+    model: RewardModel, readings: tuple[Tensor, Tensor], encoded: list[EncodedItem], control: list[bool]
 ) -> list[list[float]]:
     """Reward, uncertainty, percentile, distance and length correction of readings, plain and steered."""
     plain, steered = readings

@@ -43,7 +43,7 @@ def _engine(settings: Settings, progress: Progress) -> Engine:
         raise BundleError(f"one server holds one backbone, but these were found: {', '.join(backbones)}")
     layers = max(model.card.layer for model in models.values())
     backbone, text = resident(backbones[0], layers, settings, progress)
-    memory = Recall(settings.recall_mib * 2**20)
+    memory = Recall(settings.prefix_cache_mib * 2**20)
     made = Engine(backbone, text, models, _composites(settings, set(models)), memory)
     if settings.default_model and settings.default_model not in made.names:
         known = ", ".join(made.names)

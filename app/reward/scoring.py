@@ -13,33 +13,33 @@ from app.backbone.packing import Packed
 from app.reward import explanations
 from app.reward.bundle import RewardModel
 from app.reward.directions import Reading, read, running, span, steps
-from app.types import Explain, Job, Profile, ReadOut, Score, TokenCredit
+from app.types import Explain, Pooling, Profile, Score, ScoreJob, TokenCredit
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     """A job, and where it stands in a packed row."""
 
-    job: Job
+    job: ScoreJob
     place: int
     packed: Packed
 
     @property
     def shown(self) -> int:
         """How many features the answer shows."""
-        return 0 if self.job.ask.explain is Explain.NONE else self.job.ask.top_k
+        return 0 if self.job.options.explain is Explain.NONE else self.job.options.top_k
 
-    def read(self, readout: ReadOut) -> Rows:
+    def read(self, readout: Pooling) -> Rows:
         """Rows that are pooled."""
         return self.packed.rows(self.place, *span(readout, self.job.encoded))
 
-    def credited(self, readout: ReadOut) -> Rows:
+    def credited(self, readout: Pooling) -> Rows:
         """Rows whose tokens get credit."""
         return self.packed.rows(self.place, *steps(readout, self.job.encoded))
 
-    def needed(self, readout: ReadOut) -> Rows:
+    def needed(self, readout: Pooling) -> Rows:
         """Rows an answer cannot do without; what is credited holds what is pooled."""
-        return self.credited(readout) if self.job.ask.explain is Explain.TOKENS else self.read(readout)
+        return self.credited(readout) if self.job.options.explain is Explain.TOKENS else self.read(readout)
 
 
 def judge(
@@ -52,7 +52,7 @@ def judge(
     decode: Callable[[Sequence[int]], list[str]],
 ) -> list[Score]:
     """Scores of the cases under this model and profile, in order."""
-    wishes = [explanations.wish(case.job.ask, model, profile) for case in cases]
+    wishes = [explanations.wish(case.job.options, model, profile) for case in cases]
     reading = _reading(model, layer, cases)
     plain = model.head.standardise(reading.projections)
     factors = explanations.factors(model, wishes).to(plain.device)
@@ -77,7 +77,7 @@ def judge(
             residual=reward - baseline - float(shares[at].sum()) - correction,
             steer=wished.steer,
             features=explanations.top(model, shares[at], reading, at, case.shown),
-            clusters=explanations.clusters(model, shares[at]) if case.job.ask.clusters else (),
+            clusters=explanations.clusters(model, shares[at]) if case.job.options.clusters else (),
             tokens=_credits(model, layer, case, factors[at], baseline, decode),
             projections=reading.projections[at].numpy(),
             activations=reading.activations[at].numpy(),
@@ -102,7 +102,7 @@ def _credits(
     decode: Callable[[Sequence[int]], list[str]],
 ) -> tuple[TokenCredit, ...] | None:
     """What each response token added to the running reward, or None where nobody asked."""
-    if case.job.ask.explain is not Explain.TOKENS:
+    if case.job.options.explain is not Explain.TOKENS:
         return None
     readout, encoded = model.card.readout, case.job.encoded
     path = running(readout, model.dictionary.project(layer.at(case.credited(readout))))

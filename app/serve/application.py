@@ -60,14 +60,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if not state.settings.batch_tokens:
         found = await asyncio.to_thread(apart, partial(batch_size.budget, state.engine.backbone))
         log.info("passes of %d tokens", found)
-        state.settings = state.settings.model_copy(update={"batch_tokens": found})
+        state.settings = state.settings.model_copy(update={"max_batch_tokens": found})
     settings: Settings = state.settings
     batcher = Batcher(
         state.metrics,
-        batch_tokens=settings.batch_tokens,
-        queue_tokens=settings.queue_tokens,
-        lanes=Lanes(*lanes(settings.lanes, state.engine.backbone.device.type)),
-        hang_s=settings.hang_s,
+        batch_tokens=settings.max_batch_tokens,
+        queue_tokens=settings.max_queued_tokens,
+        lanes=Lanes(*lanes(settings.concurrent_batches, state.engine.backbone.device.type)),
+        hang_s=settings.device_timeout_s,
         give_up=lambda: _lose(app),
     )
     async with batcher:

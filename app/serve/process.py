@@ -41,14 +41,14 @@ def run(app: FastAPI, settings: Settings, socket: Path | None = None) -> int:
             forwarded_allow_ips="*" if socket else None,
             loop="asyncio",
             ws="none",
-            http=type("Punctual", (Punctual,), {"slow_s": settings.slow_s}),
+            http=type("Punctual", (Punctual,), {"slow_s": settings.client_timeout_s}),
             log_config=None,
             log_level=settings.log_level,
             access_log=False,
             server_header=False,
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=settings.drain_s,
+            timeout_graceful_shutdown=settings.drain_timeout_s,
         )
     )
 

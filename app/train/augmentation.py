@@ -8,7 +8,7 @@ import string
 from collections.abc import Callable, Sequence
 from random import Random
 
-from app.types import Exchange, Pair
+from app.types import Item, Pair
 
 Drill = Callable[[str, str, Sequence[str], Random], str]
 TALK = (
@@ -142,7 +142,7 @@ DRILLS: tuple[Drill, ...] = (
 )  # fmt: skip
 
 
-def drills(pairs: list[Pair], share: float) -> list[tuple[int, Exchange]]:
+def drills(pairs: list[Pair], share: float) -> list[tuple[int, Item]]:
     """A share of the rejected answers dressed up, each with the number of its pair.
 
     How a pair is drilled depends on nothing else: other pairs and seeds find it on the shelf again.
@@ -153,5 +153,5 @@ def drills(pairs: list[Pair], share: float) -> list[tuple[int, Exchange]]:
         if rng.random() < share:
             dress, words = rng.choice(DRILLS), pair.chosen.split() or ["yes"]
             text = dress(pair.messages[-1].content, pair.rejected, words, rng)
-            found.append((i, Exchange(pair.messages, text)))
+            found.append((i, Item(pair.messages, text)))
     return found

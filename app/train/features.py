@@ -18,10 +18,10 @@ from app.backbone.packing import pack, passes
 from app.backbone.tokenization import Text
 from app.reward.directions import Dictionary
 from app.train.feature_cache import Shelf
-from app.types import Encoded, Exchange, ReadOut
+from app.types import EncodedItem, Item, Pooling
 
 PASS_TOKENS = 4096
-READOUTS = tuple(ReadOut)
+READOUTS = tuple(Pooling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Table:
     latents: list[dict[str, Tensor]]
     width: int
 
-    def pooled(self, layer: int, readout: ReadOut) -> Tensor:
+    def pooled(self, layer: int, readout: Pooling) -> Tensor:
         """(N, 2, D) pooled residuals."""
         return self.residuals[layer][:, READOUTS.index(readout)][self.place]
 
@@ -69,16 +69,16 @@ class Table:
         """(N, 2) response tokens."""
         return self.tokens[self.place]
 
-    def read(self, readout: ReadOut) -> Tensor:
+    def read(self, readout: Pooling) -> Tensor:
         """(N, 2) tokens a read-out pools."""
         lengths = self.lengths()
-        return lengths if readout is ReadOut.MEAN else torch.ones_like(lengths)
+        return lengths if readout is Pooling.MEAN else torch.ones_like(lengths)
 
-    def firing(self, readout: ReadOut) -> Tensor:
+    def firing(self, readout: Pooling) -> Tensor:
         """(N, 2, F) share of the read tokens on which each latent fires."""
         return self._dense("shares", readout)[self.place]
 
-    def activations(self, readout: ReadOut) -> Tensor:
+    def activations(self, readout: Pooling) -> Tensor:
         """(N, 2, F) mean activation of each latent over the read tokens."""
         return self._dense("means", readout)[self.place]
 
@@ -96,7 +96,7 @@ class Table:
             self.width,
         )
 
-    def _dense(self, what: str, readout: ReadOut) -> Tensor:
+    def _dense(self, what: str, readout: Pooling) -> Tensor:
         out = torch.zeros(len(self.latents), self.width, dtype=torch.half)
         for row, found in enumerate(self.latents):
             out[row, found[f"{readout}.which"].long()] = found[f"{readout}.{what}"]
@@ -104,7 +104,7 @@ class Table:
 
 
 def table(
-    responses: Sequence[tuple[Exchange, ...]], reader: Reader, cache: Path, report: Callable[[int], None]
+    responses: Sequence[tuple[Item, ...]], reader: Reader, cache: Path, report: Callable[[int], None]
 ) -> Table:
     """Features of rows of responses, pairs mostly; `report` hears how many responses are done.
 
@@ -148,7 +148,7 @@ def _table(place: Tensor, rows: list[dict[str, dict[str, Tensor]]], reader: Read
 
 
 def _read(
-    encoded: list[Encoded], items: list[str], reader: Reader, lacking: set[str]
+    encoded: list[EncodedItem], items: list[str], reader: Reader, lacking: set[str]
 ) -> Iterator[tuple[str, str, dict[str, Tensor]]]:
     """The lacking kinds of row of the responses of one pass."""
     packed = pack([one.ids for one in encoded])
@@ -181,5 +181,5 @@ def _latents(activations: Tensor) -> dict[str, Tensor]:
     return kept
 
 
-def _item(exchange: Exchange) -> str:
+def _item(exchange: Item) -> str:
     return hashlib.sha256(repr(exchange).encode()).hexdigest()[:32]

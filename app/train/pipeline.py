@@ -23,7 +23,7 @@ from app.train.names import labels
 from app.train.names.contexts import contexts
 from app.train.selection import Selection, select
 from app.train.variants import BASELINES, Arena, Drilled
-from app.types import Ask, Exchange, Explain, Feature, Job, Message, Pair, ReadOut
+from app.types import Explain, Feature, Item, Message, Pair, Pooling, ScoreJob, ScoreOptions
 
 PROBES = (
     ("What is the capital of France?", "The capital of France is Paris."),
@@ -47,7 +47,7 @@ class Order:
     data: TrainingData
     test: list[Pair]
     sae: str
-    readout: ReadOut = ReadOut.MEAN
+    readout: Pooling = Pooling.MEAN
     k: int = 128
     limit: int = 1000
     drills: float = DRILLS
@@ -167,7 +167,7 @@ def table(
     pairs: list[Pair], reader: features.Reader, cache: Path, what: str, report: Report
 ) -> features.Table:
     """Features of pairs, with progress under a name."""
-    responses = [pair.exchanges for pair in pairs]
+    responses = [pair.items for pair in pairs]
     count = len({exchange for row in responses for exchange in row})
     return features.table(responses, reader, cache, _share(report, what, count))
 
@@ -207,9 +207,9 @@ def _described(chosen: Selection) -> tuple[Feature, ...]:
 
 def probes(model: RewardModel, reader: features.Reader) -> tuple[Probe, ...]:
     """A few exchanges with the rewards a model gives them: its own test."""
-    exchanges = [Exchange((Message("user", prompt),), response) for prompt, response in PROBES]
+    exchanges = [Item((Message("user", prompt),), response) for prompt, response in PROBES]
     engine = Engine(reader.backbone, reader.text, {model.card.name: model})
-    jobs = [Job(one, Ask((model.card.name,), Explain.NONE)) for one in engine.encode(exchanges)]
+    jobs = [ScoreJob(one, ScoreOptions((model.card.name,), Explain.NONE)) for one in engine.encode(exchanges)]
     found = []
     for exchange, result in zip(exchanges, engine.score(jobs), strict=True):
         if isinstance(result, NonFinite):

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from app.errors import SourceError
-from app.types import STRICT
+from app.types import FORBID_EXTRA
 
 HOOKS = {r"blocks\.(\d+)\.hook_resid_post": 1, r"blocks\.(\d+)\.hook_resid_pre": 0}
 
@@ -21,7 +21,7 @@ class Pretrained:
     `hook` is where it reads, `inputs` and `latents` its sizes, `neuronpedia` where its latents are shown.
     """
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = FORBID_EXTRA
     hook: str
     kind: str
     inputs: int
@@ -49,7 +49,7 @@ class Pretrained:
 class Recipe:
     """A backbone with so many layers, and an SAE of it; a hub backbone may be pinned by @commit."""
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = FORBID_EXTRA
     name: str
     about: str
     license: str

@@ -16,7 +16,7 @@ from app.reward.directions import Dictionary
 from app.train.features import Table
 from app.train.head_training import Lesson, Plan, fit, rewards
 from app.train.selection import select
-from app.types import Pair, ReadOut
+from app.types import Pair, Pooling
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Arena:
     tested: Table
     dictionary: Dictionary
     layer: int
-    readout: ReadOut
+    readout: Pooling
     k: int
     plan: Plan
     drilled: Drilled | None = None

@@ -13,7 +13,7 @@ import numpy as np
 from app.align.artifacts import Stages
 from app.align.policy.model import Drawing, Policy, Turns, draw
 from app.evaluate.accuracy import RESAMPLES, Array
-from app.types import Exchange
+from app.types import Item
 from benchmarks.alignment.jury import Jury
 from benchmarks.alignment.presets import Preset
 
@@ -38,7 +38,7 @@ def run(
     )
 
     def scored() -> list[list[list[float]]]:
-        asked = [Exchange(t, said) for t, row in zip(prompts, rows, strict=True) for said in row["responses"]]
+        asked = [Item(t, said) for t, row in zip(prompts, rows, strict=True) for said in row["responses"]]
         both = (jury.scorer(lambda: jury.sparse)(asked), jury.scorer(lambda: jury.gold)(asked))
         return [np.reshape([one.reward for one in some], (len(prompts), -1)).tolist() for some in both]
 

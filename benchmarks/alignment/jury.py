@@ -21,12 +21,12 @@ from app.reward.bundle import TrainingData
 from app.reward.head import Head
 from app.train import features, head_training, pipeline
 from app.train.feature_cache import Shelf
-from app.types import Exchange, Pair, ReadOut
+from app.types import Item, Pair, Pooling
 from benchmarks.alignment.presets import Preset
 from benchmarks.research import standard_rm as standard
 
 Report = Callable[[str, float], None]
-READOUT = ReadOut.MEAN
+READOUT = Pooling.MEAN
 HALF = 0.5
 NOBODY = TrainingData("", "", 0, "")
 
@@ -82,7 +82,7 @@ class Jury:
     def scorer(self, which: Callable[[], Reward]) -> Scorer:
         """Rewards of exchanges."""
 
-        def scored(exchanges: Sequence[Exchange]) -> list[Verdict]:
+        def scored(exchanges: Sequence[Item]) -> list[Verdict]:
             vectors = self._vectors([(one,) for one in exchanges], "rewards")
             return [Verdict(float(reward)) for reward in which().of(vectors)[:, 0]]
 
@@ -90,7 +90,7 @@ class Jury:
 
     def margins(self, reward: Reward, pairs: Sequence[Pair]) -> Tensor:
         """Reward of the preferred response minus that of the other."""
-        found = reward.of(self._vectors([pair.exchanges for pair in pairs], "pairs"))
+        found = reward.of(self._vectors([pair.items for pair in pairs], "pairs"))
         return found[:, 0] - found[:, 1]
 
     def standard(self, pairs: Sequence[Pair]) -> Tensor:
@@ -111,12 +111,12 @@ class Jury:
         return pipeline.learn(order, self.learnt, seen, None, self._reader, self._report)
 
     def _whole(self, pairs: list[Pair]) -> Reward:
-        vectors = self._vectors([pair.exchanges for pair in pairs], "pairs")
+        vectors = self._vectors([pair.items for pair in pairs], "pairs")
         basis = torch.eye(vectors.shape[2])
         lesson = head_training.Lesson.of(vectors, basis, [pair.group for pair in pairs])
         return Reward(head_training.fit(lesson, self._lesson.plan, lambda _: None), basis)
 
-    def _vectors(self, rows: Sequence[tuple[Exchange, ...]], what: str) -> Tensor:
+    def _vectors(self, rows: Sequence[tuple[Item, ...]], what: str) -> Tensor:
         count = len({one for row in rows for one in row})
         found = features.table(rows, self._reader, self._cache, lambda done: self._report(what, done / count))
         return found.pooled(self._reader.layers[0], READOUT)

@@ -29,7 +29,7 @@ from benchmarks.workloads import Words, probes
 
 MARGIN = 2.0
 MEASURED = ("app", "models", "benchmarks")
-SETTINGS = ("device", "dtype", "threads", "batch_tokens", "max_tokens")
+SETTINGS = ("device", "dtype", "threads", "max_batch_tokens", "max_tokens")
 
 
 def main() -> None:

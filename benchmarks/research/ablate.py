@@ -18,7 +18,7 @@ from app.evaluate.accuracy import Array, advantage, interval, wins
 from app.train import variants as compare
 from app.train.feature_cache import Shelf
 from app.train.variants import Arena, Rival
-from app.types import ReadOut
+from app.types import Pooling
 
 SEEDS = 5
 SIZES = (100, 300, 1000, 3000)
@@ -90,7 +90,7 @@ def _variants(study: Study) -> dict[str, Variant]:
         "pointwise BCE loss": _at(here, plan=replace(here.plan, loss="bce")),
         "one head instead of an ensemble": _at(here, plan=replace(here.plan, heads=1)),
     }
-    for readout in ReadOut:
+    for readout in Pooling:
         if readout is not here.readout:
             changed[f"read-out: {readout}"] = _at(here, readout=readout)
     changed["dense: same head on the whole residual"] = _at(here, compare.whole_residual)

@@ -24,7 +24,7 @@ from app.backbone.linear import multiplies_halves
 from app.backbone.tokenization import Text
 from app.errors import SourceError
 from app.train.feature_cache import Shelf, place
-from app.types import Encoded, Pair
+from app.types import EncodedItem, Pair
 from benchmarks.research import shared_prompt_rows
 
 MAX_TOKENS = 1024
@@ -163,7 +163,7 @@ def margins(
     model: PreTrainedModel, text: Text, pairs: list[Pair], shelf: Shelf, report: Callable[[str, float], None]
 ) -> Tensor:
     """Reward of chosen minus rejected; what is on this model's shelf is not computed again."""
-    items = [hashlib.sha256(repr(pair.exchanges).encode()).hexdigest() for pair in pairs]
+    items = [hashlib.sha256(repr(pair.items).encode()).hexdigest() for pair in pairs]
     found = {item: row[MARGIN] for item, row in shelf.get(MARGIN, items).items()}
     for done, (item, pair) in enumerate(zip(items, pairs, strict=True), 1):
         if item not in found:
@@ -211,5 +211,5 @@ def _model(backbone: Path, text: Text, plan: StandardPlan) -> PreTrainedModel:
     return model
 
 
-def _encoded(text: Text, pair: Pair) -> list[Encoded]:
-    return text.encode(pair.exchanges)
+def _encoded(text: Text, pair: Pair) -> list[EncodedItem]:
+    return text.encode(pair.items)

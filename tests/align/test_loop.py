@@ -18,7 +18,7 @@ from app.align.artifacts import Stages
 from app.errors import DataError
 from app.reward import loading
 from app.settings import Settings
-from app.types import Exchange
+from app.types import Item
 from tests.cli.test_commands import said, sparserm
 from tests.support import alignment_runs, offline_runs, tiny
 from tests.support.servers import listening
@@ -196,4 +196,4 @@ def test_an_exam_takes_whole_prompts(root: Path) -> None:
     assert len(exam.pairs) == 20
     assert len(exam.choices) == 10
     assert all(len(choice.right) == len(choice.wrong) == 2 for choice in exam.choices)
-    assert isinstance(exam.exchanges[0], Exchange)
+    assert isinstance(exam.exchanges[0], Item)

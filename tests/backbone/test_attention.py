@@ -14,7 +14,7 @@ from app.backbone.attention import Rows, Views
 from app.backbone.flex_attention import SIDE, Blocks
 from app.backbone.packing import Packed, pack
 from app.reward.engine import Engine
-from app.types import Ask, Explain
+from app.types import Explain, ScoreOptions
 from tests.support import tiny
 
 ITEM = st.lists(st.integers(0, 2), min_size=1, max_size=14).map(tuple)
@@ -116,7 +116,7 @@ def test_blocks_leave_out_nothing_that_is_seen(window: int | None) -> None:
 def test_an_engine_that_looks_in_blocks_says_the_same(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ask = Ask(tuple(tiny.MODELS), Explain.TOKENS, top_k=tiny.K)
+    ask = ScoreOptions(tuple(tiny.MODELS), Explain.TOKENS, top_k=tiny.K)
     before = [score.reward for scores in tiny.scores(engine, tiny.babble(24), ask) for score in scores]
 
     monkeypatch.setattr(engine.backbone, "sight", Blocks)

@@ -11,10 +11,10 @@ from app.backbone.prefix_cache import LEAST, Recall
 from app.reward import loading
 from app.reward.engine import Engine
 from app.settings import Settings
-from app.types import Ask, Exchange, Explain, Job, Scored
+from app.types import Explain, Item, ScoredItem, ScoreJob, ScoreOptions
 from tests.support import tiny
 
-ALL = Ask(tuple(tiny.MODELS), Explain.TOKENS, top_k=tiny.K)
+ALL = ScoreOptions(tuple(tiny.MODELS), Explain.TOKENS, top_k=tiny.K)
 CLOSE = 1e-5
 
 
@@ -30,16 +30,16 @@ def engine(settings: Settings) -> Engine:
     return loading.engine(settings, lambda *_: None)
 
 
-def score(engine: Engine, exchanges: list[Exchange], ask: Ask = ALL) -> list[Scored]:
-    found = engine.score([Job(one, ask) for one in engine.encode(exchanges)])
-    return [one for one in found if isinstance(one, Scored)]
+def score(engine: Engine, exchanges: list[Item], ask: ScoreOptions = ALL) -> list[ScoredItem]:
+    found = engine.score([ScoreJob(one, ask) for one in engine.encode(exchanges)])
+    return [one for one in found if isinstance(one, ScoredItem)]
 
 
-def rewards(found: list[Scored]) -> list[list[float]]:
+def rewards(found: list[ScoredItem]) -> list[list[float]]:
     return [[one.reward for one in scored.scores] for scored in found]
 
 
-def responses(prompt: str, count: int) -> list[Exchange]:
+def responses(prompt: str, count: int) -> list[Item]:
     return [tiny.exchange(prompt, f"{word} glass {word}") for word in tiny.WORDS[:count]]
 
 
@@ -52,7 +52,7 @@ def test_responses_that_come_one_by_one_read_their_prompt_once(engine: Engine) -
 
 
 def test_remembering_changes_no_reward(settings: Settings, engine: Engine) -> None:
-    forgetful = loading.engine(settings.model_copy(update={"recall_mib": 0}), lambda *_: None)
+    forgetful = loading.engine(settings.model_copy(update={"prefix_cache_mib": 0}), lambda *_: None)
     rng = random.Random(1)
     system = "seven maple orbit violet "
     exchanges = [
@@ -67,7 +67,7 @@ def test_remembering_changes_no_reward(settings: Settings, engine: Engine) -> No
 
 def test_models_of_another_depth_do_not_lend_what_they_lack(settings: Settings, engine: Engine) -> None:
     group = responses("quiet lantern seven " * 4, 2)
-    shallow = Ask(("gamma",))
+    shallow = ScoreOptions(("gamma",))
     score(engine, group[:1], shallow)
     fresh = loading.engine(settings, lambda *_: None)
     assert np.allclose(rewards(score(engine, group)), rewards(score(fresh, group)), atol=CLOSE)
@@ -83,7 +83,7 @@ def test_what_overflows_is_forgotten(engine: Engine) -> None:
     token = poisoned.ids[poisoned.start]
     healthy = weight[token].clone()
     weight[token] = float("nan")
-    assert not isinstance(engine.score([Job(poisoned, ALL)])[0], Scored)
+    assert not isinstance(engine.score([ScoreJob(poisoned, ALL)])[0], ScoredItem)
     weight[token] = healthy
     assert np.allclose(rewards(score(engine, group)), fine, atol=CLOSE)
     assert len(rest) == 2

@@ -5,7 +5,7 @@ import pytest
 from app.backbone.tokenization import Text
 from app.errors import InvalidInput
 from app.reward.engine import Engine
-from app.types import Exchange, Message
+from app.types import Item, Message
 from tests.support import tiny
 
 LONG = tiny.exchange("river stone amber " * 400, "quiet lantern")
@@ -61,7 +61,7 @@ def test_a_template_that_refuses_a_conversation_says_so(engine: Engine) -> None:
     )
     text = Text(_with_template(engine.text, strict))
     with pytest.raises(InvalidInput, match="no tools"):
-        text.encode([Exchange((Message("tool", "x"),), "y")])
+        text.encode([Item((Message("tool", "x"),), "y")])
 
 
 def test_a_template_that_trims_is_followed(engine: Engine) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from app.reward.engine import Engine
 from app.settings import Settings
-from app.types import Exchange
+from app.types import Item
 from benchmarks import figures, machine
 from benchmarks.figures import Spread
 from benchmarks.journal import Block, Header, Journal
@@ -53,7 +53,7 @@ def test_pairs_have_exactly_the_tokens_they_should(workload: Workload, words: Wo
     assert len(pairs) == scaled.groups * scaled.responses
     assert len(turn) == (1 if scaled.together else len(pairs))
     for pair in pairs:
-        (encoded,) = engine.encode([Exchange(pair.messages, pair.response)])
+        (encoded,) = engine.encode([Item(pair.messages, pair.response)])
         assert encoded == pair.encoded
         assert scaled.tokens[0] <= len(pair.ids) <= scaled.tokens[1]
         assert encoded.start == len(pair.ids) * scaled.percent // 100

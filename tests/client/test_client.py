@@ -17,7 +17,7 @@ import pytest
 from sparserm_client import Ask, AskFailed, AsyncClient, Client, Patience
 
 from app.reward.engine import Engine
-from app.types import Ask as Wanted
+from app.types import ScoreOptions as Wanted
 from tests.support import tiny
 
 ASK = Ask("amber river", "quiet stone")

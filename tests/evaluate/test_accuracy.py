@@ -153,7 +153,7 @@ def test_a_standard_rm_hears_a_pair_as_transformers_reads_it(workshop: Settings,
     model.score.weight.data *= 100
     pairs = read_pairs(root / "test.jsonl")[:8]
     alone = [
-        [model(input_ids=torch.tensor([one.ids])).logits.item() for one in text.encode(pair.exchanges)]
+        [model(input_ids=torch.tensor([one.ids])).logits.item() for one in text.encode(pair.items)]
         for pair in pairs
     ]
     shelf = Shelf(tmp_path / "margins.sqlite")
@@ -165,7 +165,7 @@ def test_a_standard_rm_hears_a_pair_as_transformers_reads_it(workshop: Settings,
     found = standard_rm.margins(model, text, pairs, shelf, quiet)
     expected = torch.tensor([chosen - rejected for chosen, rejected in alone]).double()
     assert torch.equal(found[:5], begun)
-    assert text.padding in text.encode(pairs[0].exchanges)[0].ids
+    assert text.padding in text.encode(pairs[0].items)[0].ids
     assert torch.allclose(found, expected, atol=1e-3 if standard_rm.precision() == "float32" else 0.2)
 
 

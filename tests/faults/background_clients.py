@@ -10,7 +10,7 @@ import httpx
 from sparserm_client import Ask, Client
 
 from app.reward.engine import Engine
-from app.types import Ask as Wanted
+from app.types import ScoreOptions as Wanted
 from tests.support import tiny
 
 TOLERANCE = 1e-5

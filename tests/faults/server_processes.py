@@ -28,7 +28,7 @@ from app.serve import process
 from app.serve.application import create_app
 from app.serve.middleware import access_log
 from app.settings import Settings
-from app.types import Job, Scored
+from app.types import ScoredItem, ScoreJob
 from benchmarks.server import samples
 
 POISON, OVERFLOW, HUGE, DEATH, HANG, JUMP = "poison", "overflow", "huge", "death", "hang", "jump"
@@ -42,7 +42,7 @@ class Faulty(Engine):
 
     dead = False
 
-    def run(self, prepared: Prepared) -> list[Scored | NonFinite]:
+    def run(self, prepared: Prepared) -> list[ScoredItem | NonFinite]:
         """A pass, or what becomes of it."""
         said = {word for job in prepared.jobs for word in self._words(job)}
         if DEATH in said or self.dead:
@@ -58,7 +58,7 @@ class Faulty(Engine):
             _jump()
         return super().run(prepared)
 
-    def _pass(self, prepared: Prepared) -> list[Scored | NonFinite]:
+    def _pass(self, prepared: Prepared) -> list[ScoredItem | NonFinite]:
         spoilt = [i for i, job in enumerate(prepared.jobs) if OVERFLOW in self._words(job)]
         if not spoilt:
             return super()._pass(prepared)
@@ -78,7 +78,7 @@ class Faulty(Engine):
         finally:
             del backbone.residuals
 
-    def _words(self, job: Job) -> set[str]:
+    def _words(self, job: ScoreJob) -> set[str]:
         return set("".join(self.text.decode(job.encoded.ids)).split())
 
 

@@ -22,13 +22,13 @@ import httpx
 
 from app.reward import loading
 from app.settings import Settings
-from app.types import Ask, Exchange, Explain, Job, Message, Scored
+from app.types import Explain, Item, Message, ScoredItem, ScoreJob, ScoreOptions
 from benchmarks.server import Served, samples, serving
 
 WORDS = sorted({word for word in Path(__file__).read_text().split() if word.isalpha()})
 ITEMS, VOICES, TOLERANCE = 160, 8, 1e-4
 ADMIN = {"X-API-Key": "boss"}
-Item = tuple[str, str]
+SoakItem = tuple[str, str]
 
 
 @dataclass
@@ -41,18 +41,18 @@ class Told:
     memory: list[float] = field(default_factory=list)
 
 
-def rendered(item: Item) -> str:
+def rendered(item: SoakItem) -> str:
     """A conversation as a policy's template leaves it."""
     asked, said = item
     return f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n{said}<|im_end|>\n"
 
 
-def native(item: Item) -> dict[str, str]:
+def native(item: SoakItem) -> dict[str, str]:
     """The same for the native API."""
     return {"prompt": item[0], "response": item[1]}
 
 
-Dialect = tuple[str, Callable[[Sequence[Item]], dict[str, Any]], Callable[[Any], list[float]]]
+Dialect = tuple[str, Callable[[Sequence[SoakItem]], dict[str, Any]], Callable[[Any], list[float]]]
 DIALECTS: list[Dialect] = [
     ("/v1/rewards", lambda some: {"inputs": [native(one) for one in some]},
      lambda a: [row["reward"] for row in a["data"]]),
@@ -98,7 +98,7 @@ async def main(minutes: float) -> None:
     _report(told, answers, left, minutes)
 
 
-def _songs() -> tuple[str, list[tuple[Item, float]]]:
+def _songs() -> tuple[str, list[tuple[SoakItem, float]]]:
     """Items and their rewards, computed here; the engine is gone afterwards."""
     engine, rng = loading.engine(Settings(), lambda *_: None), random.Random(5)
     items = [
@@ -109,9 +109,9 @@ def _songs() -> tuple[str, list[tuple[Item, float]]]:
         for _ in range(ITEMS)
     ]
     name = next(iter(engine.models))
-    exchanges = [Exchange((Message("user", asked),), said) for asked, said in items]
-    jobs = [Job(one, Ask((name,), Explain.NONE)) for one in engine.encode(exchanges)]
-    found = [result for job in jobs for result in engine.score([job]) if isinstance(result, Scored)]
+    exchanges = [Item((Message("user", asked),), said) for asked, said in items]
+    jobs = [ScoreJob(one, ScoreOptions((name,), Explain.NONE)) for one in engine.encode(exchanges)]
+    found = [result for job in jobs for result in engine.score([job]) if isinstance(result, ScoredItem)]
     songs = [(item, one.scores[0].reward) for item, one in zip(items, found, strict=True)]
     del engine
     gc.collect()
@@ -119,7 +119,7 @@ def _songs() -> tuple[str, list[tuple[Item, float]]]:
 
 
 async def _voice(
-    http: httpx.AsyncClient, songs: list[tuple[Item, float]], rng: random.Random, told: Told, until: float
+    http: httpx.AsyncClient, songs: list[tuple[SoakItem, float]], rng: random.Random, told: Told, until: float
 ) -> None:
     while time.monotonic() < until:
         chance = rng.random()
@@ -132,7 +132,7 @@ async def _voice(
 
 
 async def _good(
-    http: httpx.AsyncClient, songs: list[tuple[Item, float]], rng: random.Random, told: Told
+    http: httpx.AsyncClient, songs: list[tuple[SoakItem, float]], rng: random.Random, told: Told
 ) -> None:
     path, write, read = rng.choice(DIALECTS)
     some = rng.sample(songs, rng.choice([1, 1, 1, 2, 4, 8, 32]))
@@ -158,7 +158,7 @@ async def _bad(http: httpx.AsyncClient, rng: random.Random, told: Told) -> None:
 
 
 async def _hang_up(
-    http: httpx.AsyncClient, songs: list[tuple[Item, float]], rng: random.Random, told: Told
+    http: httpx.AsyncClient, songs: list[tuple[SoakItem, float]], rng: random.Random, told: Told
 ) -> None:
     some = [native(item) for item, _ in rng.sample(songs, rng.randint(1, 64))]
     try:

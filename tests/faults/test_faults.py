@@ -30,7 +30,9 @@ def songs(engine: Engine) -> Corpus:
 
 @pytest.fixture
 def server(settings: Settings, free_tcp_port: int) -> Iterator[Server]:
-    hasty = settings.model_copy(update={"slow_s": 1, "hang_s": 3.0, "batch_tokens": 256})
+    hasty = settings.model_copy(
+        update={"client_timeout_s": 1, "device_timeout_s": 3.0, "max_batch_tokens": 256}
+    )
     with running(hasty, free_tcp_port) as found:
         yield found
 
@@ -150,7 +152,7 @@ def request(server: Server, inputs: list[dict[str, str]], *, top_k: int) -> byte
 def test_a_lost_device_ends_the_process_and_its_successor_goes_on(
     settings: Settings, free_tcp_port: int, songs: Corpus, word: str
 ) -> None:
-    hasty = settings.model_copy(update={"hang_s": 2.0, "drain_s": 1})
+    hasty = settings.model_copy(update={"device_timeout_s": 2.0, "drain_timeout_s": 1})
 
     def inject(server: Server) -> None:
         answer = server.ask([item(word, 0)])

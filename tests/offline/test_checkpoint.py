@@ -117,7 +117,7 @@ def test_only_the_same_run_goes_on(engine: Engine, settings: Settings, tmp_path:
         (r"another task \(score; now compare\)", COMPARE, {}),
         (r"another top_k \(3; now 4\)", SCORE, {"top_k": 4}),
         (r"another prefix", SCORE, {"prefix": "a_"}),
-        (r"another SPARSERM_BATCH_TOKENS \(64; now 65\)", SCORE, {"pass_tokens": 65}),
+        (r"another SPARSERM_MAX_BATCH_TOKENS \(64; now 65\)", SCORE, {"pass_tokens": 65}),
     ):
         with pytest.raises(DataError, match=complaint):
             offline_runs.run(engine, settings, task, source, out, **choices)

@@ -12,7 +12,7 @@ from app.offline.tasks import SCORE
 from app.reward import loading
 from app.reward.engine import Engine, Prepared
 from app.settings import Settings
-from app.types import Exchange, Message, Scored
+from app.types import Item, Message, ScoredItem
 from tests.faults.server_processes import HUGE, OVERFLOW, Faulty
 from tests.support import offline_runs, tiny
 from tests.support.offline_runs import CLOSE, MODEL
@@ -25,7 +25,7 @@ def test_an_item_that_overflows_or_does_not_fit_costs_only_its_row(
     class Small(Faulty):
         run = Engine.run
 
-        def _pass(self, prepared: Prepared) -> list[Scored | NonFinite]:
+        def _pass(self, prepared: Prepared) -> list[ScoredItem | NonFinite]:
             if len(prepared.jobs) > 3 or any(HUGE in self._words(job) for job in prepared.jobs):
                 raise RuntimeError("cannot allocate memory")
             return super()._pass(prepared)
@@ -58,7 +58,7 @@ def test_a_device_that_only_overflows_is_not_believed(settings: Settings, tmp_pa
 
 
 def test_passes_are_as_full_as_the_budget_allows(engine: Engine, settings: Settings) -> None:
-    judge = Resident(engine, Question(MODEL), settings.model_copy(update={"batch_tokens": 256}))
+    judge = Resident(engine, Question(MODEL), settings.model_copy(update={"max_batch_tokens": 256}))
     items = [(one,) for one in tiny.babble(200)]
     sizes = [len(prepared.packed.ids) for prepared in judge.prepare(items).passes]
     longest = max(len(one.ids) for one in engine.encode([one for (one,) in items]))
@@ -69,7 +69,7 @@ def test_passes_are_as_full_as_the_budget_allows(engine: Engine, settings: Setti
 def test_a_resident_judge_holds_only_what_is_asked(settings: Settings) -> None:
     with resident(Question("beta"), settings, quiet) as judge:
         assert isinstance(judge, Resident)
-        found = judge.answer(judge.prepare([(Exchange((Message("user", "a"),), "b"),)]))
+        found = judge.answer(judge.prepare([(Item((Message("user", "a"),), "b"),)]))
         assert isinstance(found[0], list)
         assert found[0][0]["model"] == "beta"
     with pytest.raises(NotFound), resident(Question("beta@nobody"), settings, quiet):

@@ -11,7 +11,7 @@ from app.errors import DataError
 from app.offline.tasks import COMPARE, RANK, SCORE, Rule, filtered
 from app.reward.engine import Engine
 from app.settings import Settings
-from app.types import Ask, Explain
+from app.types import Explain, ScoreOptions
 from tests.support import offline_runs, tiny
 from tests.support.offline_runs import CLOSE, MODEL
 
@@ -39,7 +39,7 @@ def test_every_row_gets_the_engine_s_own_numbers_in_order(
     assert (mark.kept, mark.bad, mark.dropped) == (120, 0, 0)
     exchanges = [tiny.exchange(row["prompt"], row["response"]) for row in rows]
     for row, one, (score,) in zip(
-        rows, found, tiny.scores(engine, exchanges, Ask((MODEL,), Explain.FEATURES, 3)), strict=True
+        rows, found, tiny.scores(engine, exchanges, ScoreOptions((MODEL,), Explain.FEATURES, 3)), strict=True
     ):
         assert {name: one[name] for name in row} == row
         for name in ("reward", "uncertainty", "percentile", "distance"):
@@ -162,7 +162,7 @@ def test_a_comparison_is_the_difference_of_two_rewards(
     )
     for row, one in zip(rows, offline_runs.read(tmp_path / "out.jsonl"), strict=True):
         exchanges = [tiny.exchange(row["prompt"], row[side]) for side in ("chosen", "rejected")]
-        (chosen,), (rejected,) = tiny.scores(engine, exchanges, Ask((MODEL,)))
+        (chosen,), (rejected,) = tiny.scores(engine, exchanges, ScoreOptions((MODEL,)))
         assert one["margin"] == pytest.approx(chosen.reward - rejected.reward, abs=CLOSE)
         assert one["probability"] == pytest.approx(engine.probability(MODEL, one["margin"]))
         assert one["distance"] == pytest.approx(max(chosen.distance, rejected.distance), abs=1e-3)
@@ -206,7 +206,7 @@ def test_the_best_of_n_comes_first(engine: Engine, settings: Settings, tmp_path:
     found = offline_runs.read(tmp_path / "out.jsonl")
     for row, one in zip(rows, found, strict=True):
         exchanges = [tiny.exchange(row["prompt"], text) for text in row["responses"]]
-        rewards = [score.reward for (score,) in tiny.scores(engine, exchanges, Ask((MODEL,)))]
+        rewards = [score.reward for (score,) in tiny.scores(engine, exchanges, ScoreOptions((MODEL,)))]
         assert one["rewards"] == pytest.approx(rewards, abs=CLOSE)
         assert [one["rewards"][i] for i in one["order"]] == sorted(one["rewards"], reverse=True)
         assert one["chosen"] == row["responses"][one["order"][0]]

@@ -24,7 +24,7 @@ from app.reward.bundle import save
 from app.serve.api import openapi
 from app.serve.metrics import Metrics
 from app.settings import Settings
-from app.types import ReadOut
+from app.types import Pooling
 from tests.support import tiny
 from tests.support.documentation import (
     COMMANDS,
@@ -93,7 +93,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     backbone, text = loading.resident(
         str(tiny.backbone_folder(settings.models_dir.parent / "backbone")), None, settings, lambda *_: None
     )
-    model = tiny.reward_model("truthfulness", backbone, text, layer=4, readout=ReadOut.MEAN, seed=0)
+    model = tiny.reward_model("truthfulness", backbone, text, layer=4, readout=Pooling.MEAN, seed=0)
     save(model, settings.models_dir / "truthfulness")
     return settings
 

@@ -10,7 +10,7 @@ from app.reward import loading
 from app.reward.composite import load
 from app.reward.engine import Engine
 from app.settings import Settings
-from app.types import Ask, Explain, Score
+from app.types import Explain, Score, ScoreOptions
 from tests.support import tiny
 from tests.support.servers import server
 
@@ -29,7 +29,7 @@ penalty = 0.5
 weights = { alpha = 1, gamma = 1 }
 """
 NAMES = ("both", "worst", "careful")
-EVERYTHING = Ask(NAMES, Explain.TOKENS, top_k=10**6, clusters=True, length_control=True)
+EVERYTHING = ScoreOptions(NAMES, Explain.TOKENS, top_k=10**6, clusters=True, length_control=True)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_composite_sums_in_every_way(blended: Engine) -> None:
 
 
 def test_heads_are_weighed_on_one_scale(blended: Engine) -> None:
-    ((both, alpha, beta),) = tiny.scores(blended, tiny.babble(1), Ask(("both", "alpha", "beta")))
+    ((both, alpha, beta),) = tiny.scores(blended, tiny.babble(1), ScoreOptions(("both", "alpha", "beta")))
     levels = []
     for score in (alpha, beta):
         table = blended.models[score.model].calibration.rewards[0]
@@ -75,7 +75,7 @@ def test_heads_are_weighed_on_one_scale(blended: Engine) -> None:
 
 
 def test_the_worst_case_is_the_lowest_head(blended: Engine) -> None:
-    for (worst,) in tiny.scores(blended, tiny.babble(12), Ask(("worst",))):
+    for (worst,) in tiny.scores(blended, tiny.babble(12), ScoreOptions(("worst",))):
         assert [part.weight for part in worst.parts].count(1.0) == 1
         assert worst.reward == pytest.approx(min(_levels(blended, worst)))
 
@@ -89,14 +89,14 @@ def _levels(blended: Engine, score: Score) -> list[float]:
 
 
 def test_a_cautious_one_pays_for_doubt(blended: Engine) -> None:
-    ((careful,),) = tiny.scores(blended, tiny.babble(1), Ask(("careful",)))
+    ((careful,),) = tiny.scores(blended, tiny.babble(1), ScoreOptions(("careful",)))
     assert careful.penalty > 0
     doubts = [0.5 * part.scale * h.uncertainty for part, h in zip(careful.parts, careful.heads, strict=True)]
     assert careful.penalty == pytest.approx(sum(doubts))
 
 
 def test_comparisons_sum_or_say_why_not(blended: Engine) -> None:
-    (a, worst, _), (b, _, _) = tiny.scores(blended, tiny.babble(2), Ask(NAMES))
+    (a, worst, _), (b, _, _) = tiny.scores(blended, tiny.babble(2), ScoreOptions(NAMES))
     margin = sum(one.contribution for one in blended.contrast(a, b, 10**6))
     assert margin == pytest.approx(a.reward - b.reward, abs=1e-9)
     other = replace(worst, parts=worst.parts[1:] + worst.parts[:1])

@@ -18,10 +18,10 @@ from app.errors import BundleError, NonFinite
 from app.reward import bundle, loading
 from app.reward.engine import Engine
 from app.settings import Settings
-from app.types import Ask, Explain, Job, Score, Scored
+from app.types import Explain, Score, ScoredItem, ScoreJob, ScoreOptions
 from tests.support import tiny
 
-ALL = Ask(tuple(tiny.MODELS), Explain.TOKENS, top_k=tiny.K)
+ALL = ScoreOptions(tuple(tiny.MODELS), Explain.TOKENS, top_k=tiny.K)
 CLOSE = 1e-5
 
 
@@ -170,9 +170,9 @@ def test_attribution_changes_when_the_heads_are_shuffled(engine: Engine) -> None
 
 def test_silencing_a_feature_removes_its_contribution(engine: Engine) -> None:
     one = tiny.babble(1)
-    score = tiny.scores(engine, one, Ask(("alpha",), top_k=tiny.K))[0][0]
+    score = tiny.scores(engine, one, ScoreOptions(("alpha",), top_k=tiny.K))[0][0]
     latent = score.features[0].feature.latent
-    steered = tiny.scores(engine, one, Ask(("alpha",), top_k=tiny.K, steer={str(latent): 0.0}))[0][0]
+    steered = tiny.scores(engine, one, ScoreOptions(("alpha",), top_k=tiny.K, steer={str(latent): 0.0}))[0][0]
     assert {f.feature.latent: f.contribution for f in steered.features}[latent] == 0
     assert steered.reward != score.reward
 
@@ -225,12 +225,12 @@ def test_an_item_that_overflows_fails_alone(settings: Settings) -> None:
     engine = loading.engine(settings, lambda *_: None)
     exchanges = [tiny.exchange("river", "stone glass"), tiny.exchange("river", "stone maple")]
     fine, poisoned = engine.encode(exchanges)
-    before = engine.score([Job(fine, ALL)])[0]
+    before = engine.score([ScoreJob(fine, ALL)])[0]
     engine.backbone.embedding.weight[poisoned.ids[poisoned.stop - 1]] = float("nan")
-    after, failed = engine.score([Job(fine, ALL), Job(poisoned, ALL)])
+    after, failed = engine.score([ScoreJob(fine, ALL), ScoreJob(poisoned, ALL)])
     assert isinstance(failed, NonFinite)
-    assert isinstance(before, Scored)
-    assert isinstance(after, Scored)
+    assert isinstance(before, ScoredItem)
+    assert isinstance(after, ScoredItem)
     assert [s.reward for s in after.scores] == pytest.approx([s.reward for s in before.scores], abs=CLOSE)
 
 

@@ -14,7 +14,7 @@ from app.reward import bundle, loading
 from app.reward.directions import Dictionary
 from app.reward.engine import Engine
 from app.settings import Settings
-from app.types import Ask, Exchange, Explain, Message
+from app.types import Explain, Item, Message, ScoreOptions
 from tests.support import tiny
 from tests.support.paths import MODELS
 
@@ -32,9 +32,7 @@ QUESTIONS = {
     ],
     "Explain rain to a child.": ["Water rises, gathers in clouds, gets heavy and falls.", "No."],
 }
-EXCHANGES = [
-    Exchange((Message("user", q),), answer) for q, answers in QUESTIONS.items() for answer in answers
-]
+EXCHANGES = [Item((Message("user", q),), answer) for q, answers in QUESTIONS.items() for answer in answers]
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +46,11 @@ def real(shipped: Settings) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def everything(real: Engine) -> Ask:
-    return Ask(tuple(real.models), Explain.TOKENS, top_k=1000)
+def everything(real: Engine) -> ScoreOptions:
+    return ScoreOptions(tuple(real.models), Explain.TOKENS, top_k=1000)
 
 
-def rewards(real: Engine, exchanges: list[Exchange], ask: Ask) -> np.ndarray:
+def rewards(real: Engine, exchanges: list[Item], ask: ScoreOptions) -> np.ndarray:
     return np.array([[s.reward for s in scores] for scores in tiny.scores(real, exchanges, ask)])
 
 
@@ -60,7 +58,7 @@ def test_the_probes_pass(real: Engine) -> None:
     real.verify()
 
 
-def test_neighbours_order_and_sharing_change_nothing(real: Engine, everything: Ask) -> None:
+def test_neighbours_order_and_sharing_change_nothing(real: Engine, everything: ScoreOptions) -> None:
     together = rewards(real, EXCHANGES, everything)
     alone = np.concatenate([rewards(real, [one], everything) for one in EXCHANGES])
     backwards = rewards(real, EXCHANGES[::-1], everything)[::-1]
@@ -68,7 +66,7 @@ def test_neighbours_order_and_sharing_change_nothing(real: Engine, everything: A
     assert np.abs(together - backwards).max() <= CLOSE
 
 
-def test_contributions_and_credits_sum(real: Engine, everything: Ask) -> None:
+def test_contributions_and_credits_sum(real: Engine, everything: ScoreOptions) -> None:
     for scores in tiny.scores(real, EXCHANGES, everything):
         for score in scores:
             assert abs(score.residual) <= CLOSE
@@ -111,7 +109,9 @@ def test_the_slices_equal_the_full_sae(real: Engine, shipped: Settings) -> None:
         )
 
 
-def test_a_bundle_survives_saving(real: Engine, everything: Ask, shipped: Settings, tmp_path: Path) -> None:
+def test_a_bundle_survives_saving(
+    real: Engine, everything: ScoreOptions, shipped: Settings, tmp_path: Path
+) -> None:
     for name in real.models:
         bundle.save(bundle.load(shipped.models_dir / name), tmp_path / name)
     again = Engine(real.backbone, real.text, {name: bundle.load(tmp_path / name) for name in real.models})
@@ -137,7 +137,7 @@ def test_another_home_is_refused(real: Engine) -> None:
 
 
 def test_the_truth_is_preferred_where_it_is_plain(real: Engine) -> None:
-    found = rewards(real, EXCHANGES[3:5], Ask(("truthfulness",)))
+    found = rewards(real, EXCHANGES[3:5], ScoreOptions(("truthfulness",)))
     assert found[0, 0] > found[1, 0]
 
 

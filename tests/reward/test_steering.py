@@ -11,7 +11,7 @@ from app.errors import BundleError, NotFound
 from app.reward import bundle, loading
 from app.reward.engine import Engine
 from app.settings import Settings
-from app.types import Ask, Profile
+from app.types import Profile, ScoreOptions
 from tests.support import tiny
 from tests.support.servers import server
 
@@ -35,40 +35,42 @@ def steered(engine: Engine) -> Engine:
 def test_a_cluster_is_steered_by_name(steered: Engine) -> None:
     latents = {str(steered.models["alpha"].features[i].latent): 0.0 for i in RIVER}
     one = tiny.babble(1)
-    ((by_name,),) = tiny.scores(steered, one, Ask(("alpha",), steer={"river": 0.0}))
-    ((by_number,),) = tiny.scores(steered, one, Ask(("alpha",), steer=latents))
+    ((by_name,),) = tiny.scores(steered, one, ScoreOptions(("alpha",), steer={"river": 0.0}))
+    ((by_number,),) = tiny.scores(steered, one, ScoreOptions(("alpha",), steer=latents))
     assert by_name.reward == by_number.reward
     assert by_name.steer == {"river": 0.0}
 
 
 def test_a_profile_is_asked_for_by_name_and_can_be_overruled(steered: Engine) -> None:
-    ((plain, dry),) = tiny.scores(steered, tiny.babble(1), Ask(("alpha", "alpha@dry"), clusters=True))
+    ((plain, dry),) = tiny.scores(
+        steered, tiny.babble(1), ScoreOptions(("alpha", "alpha@dry"), clusters=True)
+    )
     assert (plain.model, dry.model) == ("alpha", "alpha@dry")
     assert dry.reward != plain.reward
     assert {one.name: one.contribution for one in dry.clusters}["river"] == 0
-    ((wet,),) = tiny.scores(steered, tiny.babble(1), Ask(("alpha@dry",), steer={"river": 1.0}))
+    ((wet,),) = tiny.scores(steered, tiny.babble(1), ScoreOptions(("alpha@dry",), steer={"river": 1.0}))
     assert wet.reward == plain.reward
     with pytest.raises(NotFound, match="alpha@dry"):
         steered.find("alpha@wet")
 
 
 def test_clusters_sum_as_features_do(steered: Engine) -> None:
-    ((score,),) = tiny.scores(steered, tiny.babble(1), Ask(("alpha",), clusters=True, top_k=tiny.K))
+    ((score,),) = tiny.scores(steered, tiny.babble(1), ScoreOptions(("alpha",), clusters=True, top_k=tiny.K))
     total = sum(one.contribution for one in score.clusters)
     assert total == pytest.approx(sum(one.contribution for one in score.features), abs=1e-9)
     assert sum(one.directions for one in score.clusters) == tiny.K
 
 
 def test_a_comparison_under_a_profile_still_sums(steered: Engine) -> None:
-    (chosen,), (rejected,) = tiny.scores(steered, tiny.babble(2), Ask(("alpha@dry",)))
+    (chosen,), (rejected,) = tiny.scores(steered, tiny.babble(2), ScoreOptions(("alpha@dry",)))
     shares = steered.contrast(chosen, rejected, tiny.K)
     margin = chosen.reward - rejected.reward
     assert sum(one.contribution for one in shares) == pytest.approx(margin, abs=1e-9)
 
 
 def test_the_rest_is_found_where_it_was_before_steering(steered: Engine) -> None:
-    ((plain,),) = tiny.scores(steered, tiny.babble(1), Ask(("alpha",)))
-    ((far,),) = tiny.scores(steered, tiny.babble(1), Ask(("alpha",), steer={"river": 100.0}))
+    ((plain,),) = tiny.scores(steered, tiny.babble(1), ScoreOptions(("alpha",)))
+    ((far,),) = tiny.scores(steered, tiny.babble(1), ScoreOptions(("alpha",), steer={"river": 100.0}))
     assert far.distance == plain.distance
 
 

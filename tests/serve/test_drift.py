@@ -13,14 +13,14 @@ from app.serve import drift
 from app.serve.drift import Drift, Window
 from app.serve.metrics import Metrics
 from app.settings import Settings
-from app.types import ANYONE, Ask, Score
+from app.types import ANONYMOUS_CALLER, Score, ScoreOptions
 from tests.support import tiny
 from tests.support.servers import server
 
 
 @pytest.fixture
 def scores(engine: Engine) -> list[Score]:
-    return [score for (score,) in tiny.scores(engine, tiny.babble(40), Ask(("alpha",)))]
+    return [score for (score,) in tiny.scores(engine, tiny.babble(40), ScoreOptions(("alpha",)))]
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_callers_are_bounded(watched: tuple[Drift, CollectorRegistry], scores: l
 
 def test_steered_scores_are_no_drift(engine: Engine, watched: tuple[Drift, CollectorRegistry]) -> None:
     latent = str(engine.models["alpha"].features[0].latent)
-    ((steered,),) = tiny.scores(engine, tiny.babble(1), Ask(("alpha",), steer={latent: 3.0}))
+    ((steered,),) = tiny.scores(engine, tiny.babble(1), ScoreOptions(("alpha",), steer={latent: 3.0}))
     watched[0].observe(steered, "steering")
     assert watched[0].report("alpha") == {}
 
@@ -100,7 +100,7 @@ async def test_drift_is_served_by_caller(engine: Engine, settings: Settings) -> 
         assert (await client.post("/v1/rewards", json=body, headers=headers)).status_code == 200
         assert (await client.post("/v1/rewards", json=body)).status_code == 200
         told = (await client.get("/v1/models/alpha/drift")).json()
-        assert set(told["callers"]) == {"run-7", ANYONE}
+        assert set(told["callers"]) == {"run-7", ANONYMOUS_CALLER}
         assert (await client.get("/v1/models/none/drift")).status_code == 404
         bad = await client.post("/v1/rewards", json=body, headers={"X-SparseRM-Caller": "a b"})
         assert bad.status_code == 422

@@ -17,7 +17,7 @@ from app.reward import bundle, loading
 from app.reward.engine import Engine
 from app.serve.application import create_app
 from app.settings import Settings
-from app.types import Ask
+from app.types import ScoreOptions
 from tests.support import tiny
 from tests.support.servers import server, serving
 
@@ -50,7 +50,7 @@ def retrained(kept: Settings, name: str, seed: int) -> list[float]:
         name, engine.backbone, engine.text, layer=card.layer, readout=card.readout, seed=seed
     )
     bundle.save(made, kept.models_dir / name)
-    found = tiny.scores(loading.engine(kept, lambda *_: None), EXCHANGES, Ask((name,)))
+    found = tiny.scores(loading.engine(kept, lambda *_: None), EXCHANGES, ScoreOptions((name,)))
     return [score.reward for (score,) in found]
 
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from app import cli
 from app.reward.engine import Engine
 from app.settings import Settings
-from app.types import Ask
+from app.types import ScoreOptions
 from tests.support import tiny
 
 SPARSERM = str(Path(sys.executable).with_name("sparserm"))
@@ -65,7 +65,7 @@ def test_the_same_score_in_process_and_over_http(
     settings: Settings, engine: Engine, free_tcp_port: int
 ) -> None:
     exchanges = tiny.babble(12)
-    offline = [scores[0].reward for scores in tiny.scores(engine, exchanges, Ask(("beta",)))]
+    offline = [scores[0].reward for scores in tiny.scores(engine, exchanges, ScoreOptions(("beta",)))]
     inputs = [{"prompt": e.messages[0].content, "response": e.response} for e in exchanges]
     with served(settings, free_tcp_port) as (_, client):
         answer = client.post("/v1/rewards", json={"model": "beta", "inputs": inputs}).json()
@@ -106,10 +106,10 @@ def test_failures_are_one_sentence(settings: Settings, tmp_path: Path) -> None:
 
 
 def test_a_bad_setting_is_named(settings: Settings) -> None:
-    wrong = {**environment(settings), "SPARSERM_BATCH_TOKENS": "many"}
+    wrong = {**environment(settings), "SPARSERM_MAX_BATCH_TOKENS": "many"}
     result = subprocess.run([SPARSERM, "serve"], env=wrong, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert "SPARSERM_BATCH_TOKENS" in result.stderr
+    assert "SPARSERM_MAX_BATCH_TOKENS" in result.stderr
     assert "Traceback" not in result.stderr
 
 

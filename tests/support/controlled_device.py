@@ -13,10 +13,10 @@ from app.errors import BundleError, NonFinite
 from app.serve.batching.batcher import Batcher
 from app.serve.batching.fair_queue import Answer, Entry, Line
 from app.serve.metrics import Metrics
-from app.types import Ask, Encoded, Job, Scored, Terms
+from app.types import EncodedItem, RequestContext, ScoredItem, ScoreJob, ScoreOptions
 
 POISON, HUGE, DEATH = 666, 777, 888
-PATIENT = Terms(patience_s=60)
+PATIENT = RequestContext(timeout_s=60)
 
 
 class Bench:
@@ -35,10 +35,10 @@ class Bench:
         if self.dead:
             raise BundleError("probe 0 is off")
 
-    def prepare(self, jobs: Sequence[Job]) -> Sequence[Job]:
+    def prepare(self, jobs: Sequence[ScoreJob]) -> Sequence[ScoreJob]:
         return jobs
 
-    def run(self, prepared: Sequence[Job]) -> list[Scored | NonFinite]:
+    def run(self, prepared: Sequence[ScoreJob]) -> list[ScoredItem | NonFinite]:
         self.batches.append([job.encoded.ids[0] for job in prepared])
         self.entered.set()
         self.gate.wait(10)
@@ -48,7 +48,7 @@ class Bench:
             raise RuntimeError("poison")
         if HUGE in ids and len(prepared) > 2:
             raise MemoryError
-        return [Scored((), len(job.encoded.ids), float(job.encoded.ids[0]), 0.0) for job in prepared]
+        return [ScoredItem((), len(job.encoded.ids), float(job.encoded.ids[0]), 0.0) for job in prepared]
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -59,8 +59,8 @@ class Bench:
             self.gate.set()
 
 
-def job(first: int, length: int = 4) -> Job:
-    return Job(Encoded((first,) * length, 1), Ask(("m",)))
+def job(first: int, length: int = 4) -> ScoreJob:
+    return ScoreJob(EncodedItem((first,) * length, 1), ScoreOptions(("m",)))
 
 
 class Queue(Batcher):
@@ -72,7 +72,7 @@ class Queue(Batcher):
         self.registry = registry
 
     async def ask(
-        self, jobs: Sequence[Job], terms: Terms = PATIENT, bench: Bench | None = None
+        self, jobs: Sequence[ScoreJob], terms: RequestContext = PATIENT, bench: Bench | None = None
     ) -> list[Answer]:
         with self.room(sum(len(job.encoded.ids) for job in jobs), terms) as room:
             return await self.submit(jobs, bench or self.bench, room)
@@ -86,7 +86,7 @@ def batcher(bench: Bench, batch_tokens: int = 1000, queue_tokens: int = 10_000, 
     return Queue(bench, CollectorRegistry(), **limits, **choices)
 
 
-def lined(*jobs: Job) -> Line:
+def lined(*jobs: ScoreJob) -> Line:
     line, loop = Line(), asyncio.get_running_loop()
     until = time.monotonic() + 60
     line.join([Entry(one, None, loop.create_future(), until) for one in jobs], PATIENT)

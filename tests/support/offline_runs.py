@@ -73,7 +73,7 @@ def environ(root: Path, pass_tokens: int = 64) -> dict[str, str]:
     return {
         "SPARSERM_CACHE_DIR": str(root / "cache"), "SPARSERM_MODELS_DIR": str(root / "models"),
         "SPARSERM_DEVICE": "cpu", "SPARSERM_DTYPE": "float32", "SPARSERM_MAX_TOKENS": "256",
-        "SPARSERM_BATCH_TOKENS": str(pass_tokens),
+        "SPARSERM_MAX_BATCH_TOKENS": str(pass_tokens),
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from app.reward import loading
 from app.reward.bundle import load, save
 from app.reward.engine import Engine
 from app.settings import Settings
-from app.types import ReadOut
+from app.types import Pooling
 from tests.support import tiny
 
 POISON = "glass"
@@ -43,7 +43,7 @@ def bite(root: Path) -> tuple[Engine, Settings]:
     folder = tiny.backbone_folder(root / "backbone")
     backbone, text = loading.resident(str(folder), None, settings, lambda *_: None)
     for seed, name in enumerate(("alpha", "beta", BITE)):
-        model = tiny.reward_model(name, backbone, text, layer=4, readout=ReadOut.MEAN, seed=seed)
+        model = tiny.reward_model(name, backbone, text, layer=4, readout=Pooling.MEAN, seed=seed)
         save(model, settings.models_dir / name)
         _label(settings.models_dir / name, (BITE, f"</li>{BITE}"), "javascript:alert(1)")
     (settings.models_dir / "composites.toml").write_text(COMPOSITE.format(f"c{BITE}", BITE))

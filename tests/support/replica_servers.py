@@ -11,7 +11,7 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.types import Exchange
+from app.types import Item
 
 PROGRAM = [sys.executable, "-c", "from app.cli import app; app()"]
 ADMIN = {"X-API-Key": "boss"}
@@ -57,7 +57,7 @@ class Served:
 @contextmanager
 def serving(port: int, environment: Mapping[str, str], *options: str, worker: str) -> Iterator[Served]:
     """`sparserm serve` with options, until the block ends; then nothing of it is left."""
-    given = {**environment, "SPARSERM_API_KEYS": KEYS, "SPARSERM_BATCH_TOKENS": "1024"}
+    given = {**environment, "SPARSERM_API_KEYS": KEYS, "SPARSERM_MAX_BATCH_TOKENS": "1024"}
     command = [*PROGRAM, "serve", "--port", str(port), *options]
     with (
         subprocess.Popen(command, env=given, stderr=subprocess.DEVNULL, text=True) as front,
@@ -77,5 +77,5 @@ def serving(port: int, environment: Mapping[str, str], *options: str, worker: st
     assert not alive
 
 
-def inputs(exchanges: list[Exchange]) -> list[dict[str, str]]:
+def inputs(exchanges: list[Item]) -> list[dict[str, str]]:
     return [{"prompt": one.messages[0].content, "response": one.response} for one in exchanges]

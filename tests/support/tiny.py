@@ -23,7 +23,7 @@ from app.reward.directions import Dictionary
 from app.reward.engine import Engine
 from app.reward.head import Calibration, Head
 from app.settings import Settings
-from app.types import Ask, Exchange, Explain, Feature, Job, Message, ReadOut, Score, Scored
+from app.types import Explain, Feature, Item, Message, Pooling, Score, ScoredItem, ScoreJob, ScoreOptions
 
 WIDTH, LAYERS, LATENTS, K, HEADS, HIDDEN = 64, 4, 96, 16, 3, 24
 TEMPLATE = (
@@ -55,7 +55,7 @@ KINDS: dict[str, dict[str, Any]] = {
         },
     },
 }  # fmt: skip
-MODELS = {"alpha": (4, ReadOut.MEAN), "beta": (3, ReadOut.END), "gamma": (2, ReadOut.LAST)}
+MODELS = {"alpha": (4, Pooling.MEAN), "beta": (3, Pooling.END), "gamma": (2, Pooling.LAST)}
 WORDS = [
     "river",
     "stone",
@@ -109,7 +109,7 @@ def settings(root: Path, **given: object) -> Settings:
         "device": "cpu",
         "dtype": "float32",
         "max_tokens": 256,
-        "batch_tokens": 1024,
+        "max_batch_tokens": 1024,
     }
     return Settings().model_copy(update={**base, **given})
 
@@ -131,7 +131,7 @@ def engine(root: Path) -> Engine:
 
 
 def reward_model(
-    name: str, backbone: Backbone, text: Text, *, layer: int, readout: ReadOut, seed: int
+    name: str, backbone: Backbone, text: Text, *, layer: int, readout: Pooling, seed: int
 ) -> RewardModel:
     """Random directions and heads that are at home on this backbone."""
     generator = torch.Generator().manual_seed(seed)
@@ -167,7 +167,7 @@ def full_dictionary(seed: int) -> Dictionary:
     return Dictionary(decoder.clone(), torch.zeros(LATENTS), torch.full((LATENTS,), 0.05), decoder)
 
 
-def card(name: str, backbone: Backbone, text: Text, layer: int, readout: ReadOut, head: Head) -> ModelCard:
+def card(name: str, backbone: Backbone, text: Text, layer: int, readout: Pooling, head: Head) -> ModelCard:
     """A manifest for a model that was never trained on anything."""
     return ModelCard(
         name=name, task="toy", backbone=backbone.name, backbone_digest=backbone.digest,
@@ -178,9 +178,9 @@ def card(name: str, backbone: Backbone, text: Text, layer: int, readout: ReadOut
     )  # fmt: skip
 
 
-def exchange(prompt: str, response: str) -> Exchange:
+def exchange(prompt: str, response: str) -> Item:
     """One question and one answer."""
-    return Exchange((Message("user", prompt),), response)
+    return Item((Message("user", prompt),), response)
 
 
 def reseal(folder: Path) -> None:
@@ -189,7 +189,7 @@ def reseal(folder: Path) -> None:
     (folder / "SHA256SUMS").write_text("".join(f"{found}  {name}\n" for name, found in digests.items()))
 
 
-def babble(count: int, seed: int = 0) -> list[Exchange]:
+def babble(count: int, seed: int = 0) -> list[Item]:
     """Conversations of random words that share prompts, prefixes of responses, or nothing."""
     rng = random.Random(seed)
     prompts = [_words(rng, 3, 12) for _ in range(max(count // 4, 1))]
@@ -204,16 +204,16 @@ def everywhere(backbone: Backbone, packed: Packed, layer: int) -> torch.Tensor:
     return backbone.residuals(packed, {layer: packed.everything})[layer].values
 
 
-def scores(engine: Engine, exchanges: Sequence[Exchange], ask: Ask) -> list[tuple[Score, ...]]:
+def scores(engine: Engine, exchanges: Sequence[Item], ask: ScoreOptions) -> list[tuple[Score, ...]]:
     """Scores of one batch."""
-    results = engine.score([Job(one, ask) for one in engine.encode(exchanges)])
-    return [result.scores for result in results if isinstance(result, Scored)]
+    results = engine.score([ScoreJob(one, ask) for one in engine.encode(exchanges)])
+    return [result.scores for result in results if isinstance(result, ScoredItem)]
 
 
 def _probes(model: RewardModel, backbone: Backbone, text: Text) -> tuple[Probe, ...]:
     asked = [exchange("amber river?", "quiet stone"), exchange("seven", "maple orbit violet")]
     alone = Engine(backbone, text, {model.card.name: model})
-    found = scores(alone, asked, Ask((model.card.name,), Explain.NONE))
+    found = scores(alone, asked, ScoreOptions((model.card.name,), Explain.NONE))
     return tuple(Probe(one, score[0].reward) for one, score in zip(asked, found, strict=True))
 
 

@@ -20,7 +20,7 @@ from app.train import augmentation, features, head_training, jobs, pipeline, var
 from app.train.names import contexts, labels
 from app.train.names.concepts import keywords
 from app.train.selection import select
-from app.types import LEAST_AGREEMENT, Ask, ReadOut
+from app.types import MIN_AGREEMENT, Pooling, ScoreOptions
 from tests.support import tiny
 from tests.support.training_setup import Killed, killing, order, quiet
 
@@ -41,7 +41,7 @@ def test_a_trained_bundle_is_served_and_has_learnt(workshop: Settings, made_sae:
     liked, other = (
         tiny.exchange("river 1?", text) for text in ("seven amber amber maple", "seven maple glass")
     )
-    (better,), (worse,) = tiny.scores(engine, [liked, other], Ask(("amber",)))
+    (better,), (worse,) = tiny.scores(engine, [liked, other], ScoreOptions(("amber",)))
     assert better.reward > worse.reward
     tested = read_pairs(workshop.models_dir.parent / "test.jsonl")
     served = accuracy_run.run(folder, tested, (), workshop, quiet)
@@ -59,7 +59,7 @@ def test_a_new_bundle_is_not_told_by_what_was_measured_of_the_old(workshop: Sett
 
 
 def test_training_again_gives_the_same_bundle(workshop: Settings, made_sae: Path, tmp_path: Path) -> None:
-    twice = order(workshop, made_sae, "twice", readout=ReadOut.END, seed=3)
+    twice = order(workshop, made_sae, "twice", readout=Pooling.END, seed=3)
     sums = []
     for _ in range(2):
         jobs.make(twice, made_sae, workshop, quiet)
@@ -114,10 +114,10 @@ def test_features_are_kept_and_shared_between_runs(
 ) -> None:
     reader = jobs.reader(made_sae, workshop, quiet)
     pairs = order(workshop, made_sae, "x").pairs[:40]
-    first = features.table([pair.exchanges for pair in pairs], reader, tmp_path, quiet)
+    first = features.table([pair.items for pair in pairs], reader, tmp_path, quiet)
     monkeypatch.setattr(type(reader.backbone), "residuals", killing(0))
-    again = features.table([pair.exchanges for pair in pairs[:30]], reader, tmp_path, quiet)
-    for readout in ReadOut:
+    again = features.table([pair.items for pair in pairs[:30]], reader, tmp_path, quiet)
+    for readout in Pooling:
         assert torch.equal(first.pooled(3, readout)[:30], again.pooled(3, readout))
         assert torch.equal(first.firing(readout)[:30], again.firing(readout))
         assert torch.equal(first.activations(readout)[:30], again.activations(readout))
@@ -126,11 +126,11 @@ def test_features_are_kept_and_shared_between_runs(
 def test_features_are_what_the_engine_reads(workshop: Settings, made_sae: Path, tmp_path: Path) -> None:
     reader = jobs.reader(made_sae, workshop, quiet)
     pair = order(workshop, made_sae, "x").pairs[0]
-    table = features.table([pair.exchanges], reader, tmp_path, quiet)
-    chosen, _ = reader.text.encode(pair.exchanges)
+    table = features.table([pair.items], reader, tmp_path, quiet)
+    chosen, _ = reader.text.encode(pair.items)
     packed = pack([chosen.ids])
     rows = tiny.everywhere(reader.backbone, packed, 3)
-    for readout in ReadOut:
+    for readout in Pooling:
         start, stop = span(readout, chosen)
         latents = reader.dictionary.activate(rows[start:stop])
         assert torch.allclose(table.pooled(3, readout)[0, 0], rows[start:stop].mean(0), atol=1e-5)
@@ -166,7 +166,7 @@ def test_a_name_must_tell_when_its_latent_fires(workshop: Settings, made_sae: Pa
         assert (feature.label is None) == (feature.label_score is None)
         if feature.label_score is not None:
             assert feature.label_score >= labels.LEAST_SCORE
-            assert (feature.agreement or 0) >= LEAST_AGREEMENT
+            assert (feature.agreement or 0) >= MIN_AGREEMENT
             assert feature.keywords == keywords(feature.label or "")
 
 

@@ -21,7 +21,7 @@ from app.settings import Settings
 from app.train import head_training, jobs, presets
 from app.train.presets import Recipe
 from app.train.sae import import_pretrained, training
-from app.types import Ask, Exchange
+from app.types import Item, ScoreOptions
 from tests.support import tiny, tiny_saes
 from tests.support.paths import MODELS
 from tests.support.training_setup import quiet
@@ -186,8 +186,8 @@ def test_a_recipe_ends_in_a_bundle_that_serves(
     firing = report["sae"].get("firing")
     text = (shop.models_dir / "liked" / "report.md").read_text()
     assert (firing is not None) == (kind == "topk") == ("places a token" in text)
-    asked = [one for pair in read_pairs(root / "test.jsonl")[:40] for one in pair.exchanges]
-    scores = [score for (score,) in tiny.scores(engine, asked, Ask(("liked",), top_k=32))]
+    asked = [one for pair in read_pairs(root / "test.jsonl")[:40] for one in pair.items]
+    scores = [score for (score,) in tiny.scores(engine, asked, ScoreOptions(("liked",), top_k=32))]
     rewards = torch.tensor([score.reward for score in scores]).view(-1, 2)
     assert (rewards[:, 0] > rewards[:, 1]).float().mean() > 0.8
     shown, *_ = scores
@@ -198,7 +198,7 @@ def test_a_recipe_ends_in_a_bundle_that_serves(
     assert torch.allclose(torch.tensor([one.activation for one in shown.features]), expected, atol=1e-5)
 
 
-def residual_rows(engine: Engine, exchange: Exchange, layer: int) -> torch.Tensor:
+def residual_rows(engine: Engine, exchange: Item, layer: int) -> torch.Tensor:
     (encoded,) = engine.encode([exchange])
     return tiny.everywhere(engine.backbone, pack([encoded.ids]), layer)[encoded.start : encoded.stop]
 

@@ -262,7 +262,7 @@ def test_four_models_and_eight_long_responses_are_quick_to_use(
     if kind == "tiny":
         engine, settings = page_models.build(tmp_path, max_tokens=2048)
     else:
-        settings = Settings(models_dir=MODELS, device="cpu", timeout_s=1000)
+        settings = Settings(models_dir=MODELS, device="cpu", request_timeout_s=1000)
         engine = loading.engine(settings, lambda *_: None)
     with listening(engine, settings) as address, visit(browser, address) as page:
         page.set_default_timeout(600_000)

@@ -11,7 +11,7 @@ from torch import Tensor
 from app.align.policy.model import Policy
 from app.backbone.backbone import Backbone
 from app.backbone.packing import pack, passes
-from app.types import Encoded, Exchange
+from app.types import EncodedItem, Item
 
 PASS_TOKENS = 2048
 ROWS_AT_ONCE = 256
@@ -30,13 +30,11 @@ class Likelihood:
             llm.get_decoder(), name="policy", digest="", parameters=0, total_layers=layers
         )
 
-    def of(
-        self, exchanges: Sequence[Exchange], report: Callable[[float], None] = lambda _: None
-    ) -> list[Tensor]:
+    def of(self, exchanges: Sequence[Item], report: Callable[[float], None] = lambda _: None) -> list[Tensor]:
         """Log-likelihoods of each response's tokens and of the one that closes it; float64."""
         unique = list(dict.fromkeys(exchanges))
         encoded = self.text.encode(unique)
-        found: dict[Exchange, Tensor] = {}
+        found: dict[Item, Tensor] = {}
         for some in passes([one.ids for one in encoded], PASS_TOKENS):
             read = self._pass([encoded[i] for i in some])
             found.update(zip([unique[i] for i in some], read, strict=True))
@@ -44,7 +42,7 @@ class Likelihood:
         return [found[one] for one in exchanges]
 
     @torch.inference_mode()
-    def _pass(self, encoded: list[Encoded]) -> list[Tensor]:
+    def _pass(self, encoded: list[EncodedItem]) -> list[Tensor]:
         packed = pack([one.ids for one in encoded])
         rows = [packed.rows(at, one.start - 1, one.stop) for at, one in enumerate(encoded)]
         layer = self._backbone.layers

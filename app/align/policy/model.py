@@ -15,7 +15,7 @@ from app.backbone.tokenization import Text
 from app.errors import SourceError
 from app.reward import loading
 from app.settings import Settings
-from app.types import Exchange, Message
+from app.types import Item, Message
 
 Turns = tuple[Message, ...]
 AT_ONCE = 64
@@ -102,7 +102,7 @@ def draw(
 
 
 def _asked(text: Text, turns: Turns) -> list[int]:
-    (encoded,) = text.encode([Exchange(turns, ".")])
+    (encoded,) = text.encode([Item(turns, ".")])
     return list(encoded.prompt)
 
 

@@ -9,13 +9,13 @@ from app.backbone.model_sources import Progress
 from app.evaluate import accuracy_run
 from app.evaluate.audit import uncertainty
 from app.reward.engine import Engine
-from app.types import Exchange, Score
+from app.types import Item, Score
 
 STEPS, TRIES = 10, 12
 
 
 def climb(
-    engine: Engine, name: str, answers: list[Exchange], words: list[str], progress: Progress
+    engine: Engine, name: str, answers: list[Item], words: list[str], progress: Progress
 ) -> dict[str, Any]:
     """How far greedy edits raise the reward of bad answers, and how far before the distance notices."""
     rng = Random(0)  # noqa: S311 # chance, not a secret
@@ -46,7 +46,7 @@ def _told(states: list[list[Score]]) -> dict[str, Any]:
     }
 
 
-def _edited(answer: Exchange, words: list[str], rng: Random) -> Exchange:
+def _edited(answer: Item, words: list[str], rng: Random) -> Item:
     parts = answer.response.split(" ")
     place, word = rng.randrange(len(parts) + 1), rng.choice(words or ["yes"])
     kind = rng.choice(("put in", "exchange", "take out"))
@@ -57,4 +57,4 @@ def _edited(answer: Exchange, words: list[str], rng: Random) -> Exchange:
     elif len(parts) > 1:
         parts.pop(place)
     text = " ".join(parts)
-    return Exchange(answer.messages, text) if text.strip() else answer
+    return Item(answer.messages, text) if text.strip() else answer

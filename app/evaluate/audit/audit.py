@@ -17,7 +17,7 @@ from app.reward.bundle import RewardModel
 from app.reward.directions import pool, span
 from app.reward.engine import Engine
 from app.settings import Settings
-from app.types import Exchange, Pair, Score
+from app.types import Item, Pair, Score
 
 SAMPLE = 200
 STRANGERS = 100
@@ -37,9 +37,7 @@ def run(
         "n": len(pairs),
         "residual": max(abs(score.residual) for score in scores.values()),
         "explanations": faithfulness.examine(model, residuals(engine, name, drawn, progress)),
-        "doubt": uncertainty.on_errors(
-            [(scores[a], scores[b]) for a, b in (pair.exchanges for pair in pairs)]
-        ),
+        "doubt": uncertainty.on_errors([(scores[a], scores[b]) for a, b in (pair.items for pair in pairs)]),
         "strangers": _strangers(engine, name, drawn, scores, progress),
         "calibration": {"test": _ece(judged, model)},
         "length": {
@@ -56,7 +54,7 @@ def run(
 
 
 @torch.inference_mode()
-def residuals(engine: Engine, name: str, exchanges: list[Exchange], progress: Progress) -> Tensor:
+def residuals(engine: Engine, name: str, exchanges: list[Item], progress: Progress) -> Tensor:
     """Pooled residuals of responses, as the model reads them, (B, D)."""
     card = engine.models[name].card
     encoded = engine.encode(exchanges)
@@ -82,13 +80,13 @@ def readings(scores: list[Score]) -> tuple[Tensor, Tensor]:
 
 
 def _strangers(
-    engine: Engine, name: str, drawn: list[Exchange], scores: dict[Exchange, Score], progress: Progress
+    engine: Engine, name: str, drawn: list[Item], scores: dict[Item, Score], progress: Progress
 ) -> dict[str, float]:
     rng = Random(0)  # noqa: S311 # chance, not a secret
     asked = drawn[:STRANGERS]
     found = {}
     for kind, say in out_of_distribution.KINDS.items():
-        odd = [Exchange(one.messages, say(one.messages[-1].content, rng)) for one in asked]
+        odd = [Item(one.messages, say(one.messages[-1].content, rng)) for one in asked]
         found[kind] = list(accuracy_run.score(engine, name, odd, progress, kind).values())
     return uncertainty.on_strangers([scores[one] for one in drawn], found)
 

@@ -19,7 +19,7 @@ from app.evaluate.audit import attacks, paraphrases, shift, uncertainty
 from app.evaluate.audit.attack_search import climb
 from app.reward.engine import Engine
 from app.settings import Settings
-from app.types import Exchange, Explain, Pair, Score
+from app.types import Explain, Item, Pair, Score
 
 KEYWORDS, WITNESSES = 40, 100
 CLIMBERS = 12
@@ -40,7 +40,7 @@ def run(
         "attacks": _attacked(engine, name, drawn, scores, keywords, progress),
         "honest_psi": _moved(engine, name, list(scores.values())),
         "attacked": len(beaten),
-        "climb": climb(engine, name, [pair.exchanges[1] for pair in beaten[:CLIMBERS]], keywords, progress),
+        "climb": climb(engine, name, [pair.items[1] for pair in beaten[:CLIMBERS]], keywords, progress),
     }
     report.write(folder, engine.models[name].card, {"stress": found})
     return found
@@ -52,7 +52,7 @@ def sampled(pairs: list[Pair], count: int) -> list[Pair]:
 
 
 def _transformed(
-    engine: Engine, name: str, pairs: list[Pair], scores: Mapping[Exchange, Score], progress: Progress
+    engine: Engine, name: str, pairs: list[Pair], scores: Mapping[Item, Score], progress: Progress
 ) -> dict[str, Any]:
     """Accuracy after each transform, what it lost, and how many pairs changed sides."""
     before = np.array([_margin(pair, scores) > 0 for pair in pairs])
@@ -73,7 +73,7 @@ def _attacked(
     engine: Engine,
     name: str,
     pairs: list[Pair],
-    scores: Mapping[Exchange, Score],
+    scores: Mapping[Item, Score],
     keywords: list[str],
     progress: Progress,
 ) -> dict[str, Any]:
@@ -85,11 +85,9 @@ def _attacked(
     beaten = np.array([_margin(pair, scores) > 0 for pair in pairs])
     for what, attack in attacks.ATTACKS.items():
         rng = Random(0)  # noqa: S311 # chance, not a secret
-        dressed = [
-            Exchange(p.messages, attack(p.messages[-1].content, p.rejected, keywords, rng)) for p in pairs
-        ]
+        dressed = [Item(p.messages, attack(p.messages[-1].content, p.rejected, keywords, rng)) for p in pairs]
         said = accuracy_run.score(engine, name, list(dict.fromkeys(dressed)), progress, what)
-        goods = [scores[pair.exchanges[0]].reward for pair in pairs]
+        goods = [scores[pair.items[0]].reward for pair in pairs]
         wins = np.array([said[one].reward > good for one, good in zip(dressed, goods, strict=True)])
         strange = np.array([said[one].distance >= uncertainty.STRANGE for one in dressed])
         found[what] = {
@@ -113,14 +111,14 @@ def _moved(engine: Engine, name: str, scores: list[Score]) -> float:
 def _keywords(engine: Engine, name: str, pairs: list[Pair], progress: Progress) -> list[str]:
     """The words that earn most in good answers: what an attacker who can ask would learn."""
     earned: defaultdict[str, float] = defaultdict(float)
-    goods = list(dict.fromkeys(pair.exchanges[0] for pair in pairs))
+    goods = list(dict.fromkeys(pair.items[0] for pair in pairs))
     said = accuracy_run.score(engine, name, goods, progress, "keywords", explain=Explain.TOKENS)
-    for token in (token for pair in pairs for token in said[pair.exchanges[0]].tokens or ()):
+    for token in (token for pair in pairs for token in said[pair.items[0]].tokens or ()):
         if token.text.strip().isalpha():
             earned[token.text.strip()] += token.credit
     return sorted(earned, key=lambda word: -earned[word])[:KEYWORDS]
 
 
-def _margin(pair: Pair, scores: Mapping[Exchange, Score]) -> float:
-    chosen, rejected = pair.exchanges
+def _margin(pair: Pair, scores: Mapping[Item, Score]) -> float:
+    chosen, rejected = pair.items
     return scores[chosen].reward - scores[rejected].reward

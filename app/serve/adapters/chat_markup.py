@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from app.types import Exchange, Message
+from app.types import Item, Message
 
 BLANK = "\n"
 ROLES = {"human": "user", "model": "assistant", "ipython": "tool", "developer": "system"}
@@ -73,7 +73,7 @@ FAMILIES = (
 class Understood:
     """A conversation, and the markup it was recognised by."""
 
-    exchange: Exchange
+    exchange: Item
     family: str
 
 
@@ -99,7 +99,7 @@ def understand(text: str, prompt: str | None, mode: Mode) -> Understood:
 
 def _said(messages: tuple[Message, ...], response: str, family: str) -> Understood:
     """A policy may say nothing: a blank line is scored in its place, so that no sample is lost."""
-    return Understood(Exchange(messages or (Message("user", ""),), response or BLANK), family)
+    return Understood(Item(messages or (Message("user", ""),), response or BLANK), family)
 
 
 def _turns(text: str, family: Family) -> list[Message]:

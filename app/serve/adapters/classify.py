@@ -23,7 +23,7 @@ from app.serve.adapters.common import (
 )
 from app.serve.api.error_handlers import as_vllm
 from app.serve.api.request_schemas import Turn
-from app.types import Exchange
+from app.types import Item
 
 LABEL = "LABEL_0"
 Texts = str | Annotated[list[str], Field(min_length=1)]
@@ -41,7 +41,7 @@ class Classify(BaseModel):
     activation: bool | None = None
 
 
-def read(body: Classify) -> list[str] | Exchange:
+def read(body: Classify) -> list[str] | Item:
     """Rendered texts, or one conversation."""
     if body.messages is not None:
         return conversation(body.messages)
@@ -102,7 +102,5 @@ router = APIRouter(route_class=speaking(as_vllm), tags=["vLLM, SGLang, infinity"
 async def classify(body: Classify, request: Request) -> Response:
     """Rewards as class scores, for clients of vLLM, SGLang and infinity."""
     found = read(body)
-    exchanges = (
-        [found] if isinstance(found, Exchange) else understood(request, [(one, None) for one in found])
-    )
+    exchanges = [found] if isinstance(found, Item) else understood(request, [(one, None) for one in found])
     return JSONResponse(write(body, await listen(request, exchanges, body.model)))

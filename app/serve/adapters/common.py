@@ -17,7 +17,7 @@ from app.serve.adapters.chat_markup import BLANK, Mode, understand
 from app.serve.api.dependencies import meant, outcome
 from app.serve.api.error_handlers import first_problem, from_http, waiting
 from app.serve.api.request_schemas import Place, Turn
-from app.types import Ask, Encoded, Exchange, Explain, Message, Score
+from app.types import EncodedItem, Explain, Item, Message, Score, ScoreOptions
 
 Failed = Callable[[SparseRMError, Any], tuple[int, Any]]
 TOP = 5
@@ -28,7 +28,7 @@ class Heard:
     """What was scored, by which model, and how it came out."""
 
     model: str
-    encoded: list[Encoded]
+    encoded: list[EncodedItem]
     scores: list[Score]
 
     @property
@@ -74,13 +74,13 @@ def speaking(failed: Failed) -> type[APIRoute]:
 
 def mode(request: Request) -> Mode:
     """How rendered text is read: by the URL's ?mode=, else by the setting."""
-    asked = request.query_params.get("mode", request.app.state.settings.rendered)
+    asked = request.query_params.get("mode", request.app.state.settings.templated_text_mode)
     if asked not in list(Mode):
         raise InvalidInput(f"unknown mode; use one of {', '.join(Mode)}", "mode", "unknown_mode")
     return Mode(asked)
 
 
-def understood(request: Request, texts: Sequence[tuple[str, str | None]]) -> list[Exchange]:
+def understood(request: Request, texts: Sequence[tuple[str, str | None]]) -> list[Item]:
     """Conversations out of (text, its prompt if known) pairs that went through a trainer's template."""
     how, route = mode(request), request.scope["route"].path
     found = [understand(text, prompt, how) for text, prompt in texts]
@@ -89,22 +89,22 @@ def understood(request: Request, texts: Sequence[tuple[str, str | None]]) -> lis
     return [one.exchange for one in found]
 
 
-def conversation(turns: Sequence[Turn]) -> Exchange:
+def conversation(turns: Sequence[Turn]) -> Item:
     """Messages of which the last is the response."""
     *asked, said = turns
     if said.role != "assistant":
         raise InvalidInput("the last message must be the assistant's", "messages", "no_response")
-    return Exchange(tuple(Message(turn.role, turn.content) for turn in asked), said.content or BLANK)
+    return Item(tuple(Message(turn.role, turn.content) for turn in asked), said.content or BLANK)
 
 
-def exchange(prompt: str, response: str) -> Exchange:
+def exchange(prompt: str, response: str) -> Item:
     """A question and an answer as a conversation; of a blank answer, a blank line is scored."""
-    return Exchange((Message("user", prompt),), response or BLANK)
+    return Item((Message("user", prompt),), response or BLANK)
 
 
 async def listen(
     request: Request,
-    exchanges: Sequence[Exchange],
+    exchanges: Sequence[Item],
     named: str | None,
     *,
     lenient: bool = False,
@@ -112,7 +112,7 @@ async def listen(
 ) -> Heard:
     """Score conversations with the model that is meant."""
     model = meant(request, named, lenient=lenient)
-    ask = Ask((model,), Explain.FEATURES if top_k else Explain.NONE, top_k)
+    ask = ScoreOptions((model,), Explain.FEATURES if top_k else Explain.NONE, top_k)
     placed = [(one, Place(f"item {i}", f"item {i}", f"item {i}")) for i, one in enumerate(exchanges)]
     found = await outcome(request, placed, ask, truncate=True)
     return Heard(model, found.encoded, [scored.scores[0] for scored in found.scored])

@@ -10,7 +10,7 @@ from app.errors import InvalidInput, SparseRMError
 from app.serve.adapters.chat_markup import BLANK
 from app.serve.adapters.common import Heard, listen, speaking
 from app.serve.api.error_handlers import envelope
-from app.types import Exchange, Message
+from app.types import Item, Message
 
 ROLES = {"developer": "system"}
 
@@ -37,7 +37,7 @@ class Verify(BaseModel):
     response: Said
 
 
-def read(body: Verify) -> Exchange:
+def read(body: Verify) -> Item:
     """The turns that were asked, and all text of the answer."""
     asked = body.responses_create_params.input
     turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
@@ -45,7 +45,7 @@ def read(body: Verify) -> Exchange:
     if not messages:
         raise InvalidInput("no message in it", "responses_create_params.input", "empty")
     said = [_text(item) for item in body.response.output if item.get("type") == "message"]
-    return Exchange(tuple(messages), "\n".join(said) or BLANK)
+    return Item(tuple(messages), "\n".join(said) or BLANK)
 
 
 def write(body: Verify, heard: Heard) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from app.serve.adapters.common import (
 )
 from app.serve.api.error_handlers import as_vllm
 from app.serve.api.request_schemas import Turn
-from app.types import Exchange
+from app.types import Item
 
 
 class Pooling(BaseModel):
@@ -36,7 +36,7 @@ class Pooling(BaseModel):
     activation: bool | None = None
 
 
-def read(body: Pooling) -> list[str] | list[Exchange]:
+def read(body: Pooling) -> list[str] | list[Item]:
     """Rendered texts, or conversations."""
     if body.messages is not None:
         several = [one for one in body.messages if isinstance(one, list)]
@@ -68,6 +68,6 @@ async def pooling(body: Pooling, request: Request) -> Response:
     """Rewards as pooled outputs, for clients of vLLM."""
     found = read(body)
     texts = [one for one in found if isinstance(one, str)]
-    exchanges = [one for one in found if isinstance(one, Exchange)]
+    exchanges = [one for one in found if isinstance(one, Item)]
     exchanges += understood(request, [(one, None) for one in texts])
     return JSONResponse(write(body, await listen(request, exchanges, body.model)))

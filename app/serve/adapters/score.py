@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from app.errors import InvalidInput
 from app.serve.adapters.common import Heard, exchange, listen, new_id, sigmoid, speaking
 from app.serve.api.error_handlers import as_vllm
-from app.types import Exchange
+from app.types import Item
 
 Texts = str | Annotated[list[str], Field(min_length=1)]
 SPELLINGS = (("queries", "documents"), ("queries", "items"), ("text_1", "text_2"), ("data_1", "data_2"))
@@ -38,7 +38,7 @@ class ScoreBody(BaseModel):
 class Asked(NamedTuple):
     """Conversations, and whether SGLang's shape is wanted."""
 
-    exchanges: list[Exchange]
+    exchanges: list[Item]
     sglang: bool
 
 

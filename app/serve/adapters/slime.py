@@ -14,7 +14,7 @@ from app.serve.adapters.chat_markup import BLANK
 from app.serve.adapters.common import TOP, Heard, listen, reasons, speaking, understood
 from app.serve.api.error_handlers import envelope
 from app.serve.api.request_schemas import Turn
-from app.types import Exchange, Message
+from app.types import Item, Message
 
 
 class Sample(BaseModel):
@@ -24,11 +24,11 @@ class Sample(BaseModel):
     response: str
 
 
-def read(body: Sample) -> tuple[str, str] | Exchange:
+def read(body: Sample) -> tuple[str, str] | Item:
     """A text with its prompt, or a conversation."""
     if isinstance(body.prompt, str):
         return body.prompt + body.response, body.prompt
-    return Exchange(tuple(Message(turn.role, turn.content) for turn in body.prompt), body.response or BLANK)
+    return Item(tuple(Message(turn.role, turn.content) for turn in body.prompt), body.response or BLANK)
 
 
 def write(heard: Heard, key: str | None) -> Any:
@@ -57,5 +57,5 @@ async def reward(
 ) -> Response:
     """The reward of one sample, for slime and miles."""
     found = read(body)
-    exchanges = [found] if isinstance(found, Exchange) else understood(request, [found])
+    exchanges = [found] if isinstance(found, Item) else understood(request, [found])
     return JSONResponse(write(await listen(request, exchanges, None, top_k=TOP if key else 0), key))

@@ -15,7 +15,7 @@ from app.errors import SparseRMError
 from app.serve.adapters.common import Heard, exchange, listen, sigmoid, speaking, understood
 from app.serve.api.dependencies import TheScorer, meant
 from app.serve.api.error_handlers import as_tei
-from app.types import Ask
+from app.types import ScoreOptions
 
 LABEL = "LABEL_0"
 Group = Annotated[list[str], Field(min_length=1, max_length=2)]
@@ -70,7 +70,7 @@ async def info(request: Request, scorer: TheScorer) -> dict[str, Any]:
     """What is served, as TEI's clients ask for it."""
     settings, backbone = request.app.state.settings, scorer.engine.backbone
     name = meant(request, None)
-    scorer.engine.check(Ask((name,)))
+    scorer.engine.check(ScoreOptions((name,)))
     return {
         "model_id": name,
         "model_sha": backbone.digest,

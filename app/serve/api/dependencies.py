@@ -9,7 +9,7 @@ from app.serve.api.request_schemas import Place
 from app.serve.batching.service import Outcome, Scorer
 from app.serve.middleware.auth import PATH_MODEL
 from app.serve.middleware.limits import NOTE, unless_gone
-from app.types import ANYONE, Ask, Exchange, Terms
+from app.types import ANONYMOUS_CALLER, Item, RequestContext, ScoreOptions
 
 
 def scorer(request: Request) -> Scorer:
@@ -29,7 +29,7 @@ def terms(
             alias="X-SparseRM-Caller", pattern=r"^[A-Za-z0-9._-]{1,64}$",
             description="Who asks, for drift by caller and for fairness between callers.",
         ),
-    ] = ANYONE,
+    ] = ANONYMOUS_CALLER,
     priority: Annotated[
         Literal["normal", "urgent"],
         Header(alias="X-SparseRM-Priority", description="Urgent requests pass most normal ones."),
@@ -41,11 +41,11 @@ def terms(
             description="Seconds this request may take; what cannot be done in time is refused.",
         ),
     ] = None,
-) -> Terms:  # fmt: skip
+) -> RequestContext:  # fmt: skip
     """The terms in a request's headers; also kept on the request, for dialects."""
     patience = timeout_s or request.app.state.settings.timeout_s
     host = request.client.host if request.client else ""
-    found = Terms(caller, host, priority == "urgent", patience)
+    found = RequestContext(caller, host, priority == "urgent", patience)
     request.state.terms = found
     return found
 
@@ -65,7 +65,7 @@ def meant(request: Request, named: str | None, *, lenient: bool = False) -> str:
 
 
 async def outcome(
-    request: Request, placed: Sequence[tuple[Exchange, Place]], ask: Ask, *, truncate: bool
+    request: Request, placed: Sequence[tuple[Item, Place]], ask: ScoreOptions, *, truncate: bool
 ) -> Outcome:
     """Score what a request asks for, as long as it waits; what is worth logging is noted."""
     note = request.scope.setdefault(NOTE, {})

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.types import Exchange, Explain, Message
+from app.types import Explain, Item, Message
 
 Name = Annotated[str, Field(max_length=200)]
 Direction = Annotated[str, Field(min_length=1, max_length=200)]
@@ -84,18 +84,18 @@ class Input(Conversation):
             raise ValueError("messages hold a response but nothing it responds to")
         return self
 
-    def exchanges(self, index: int) -> list[tuple[Exchange, Place]]:
+    def exchanges(self, index: int) -> list[tuple[Item, Place]]:
         """The exchanges of the index-th input, each with its place in the request."""
         at = f"inputs[{index}]"
         held = Place(at, f"{at}.{self.field}", f"{at}.response")
         if self.response is not None:
-            return [(Exchange(self.turns, self.response), held)]
+            return [(Item(self.turns, self.response), held)]
         if self.responses is None:
             *turns, last = self.turns
             final = held._replace(response=f"{at}.messages[{len(turns)}].content")
-            return [(Exchange(tuple(turns), last.content), final)]
+            return [(Item(tuple(turns), last.content), final)]
         return [
-            (Exchange(self.turns, text), held._replace(response=f"{at}.responses[{i}]"))
+            (Item(self.turns, text), held._replace(response=f"{at}.responses[{i}]"))
             for i, text in enumerate(self.responses)
         ]
 
@@ -130,11 +130,11 @@ class PairBody(Conversation):
     chosen: str
     rejected: str
 
-    def exchanges(self, index: int) -> list[tuple[Exchange, Place]]:
+    def exchanges(self, index: int) -> list[tuple[Item, Place]]:
         """Chosen, then rejected, each with its place in the request."""
         at = f"pairs[{index}]"
         return [
-            (Exchange(self.turns, text), Place(at, f"{at}.{self.field}", f"{at}.{name}"))
+            (Item(self.turns, text), Place(at, f"{at}.{self.field}", f"{at}.{name}"))
             for name, text in (("chosen", self.chosen), ("rejected", self.rejected))
         ]
 

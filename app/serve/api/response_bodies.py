@@ -4,12 +4,12 @@ from dataclasses import asdict
 from typing import Any
 
 from app.reward.engine import Engine
-from app.types import Contribution, Encoded, Score
+from app.types import Contribution, EncodedItem, Score
 
 ALL = 10**6
 
 
-def reward(score: Score, encoded: Encoded) -> dict[str, Any]:
+def reward(score: Score, encoded: EncodedItem) -> dict[str, Any]:
     """One reward of POST /v1/rewards."""
     row: dict[str, Any] = {
         "model": score.model,

@@ -14,7 +14,7 @@ from app.serve.api import request_schemas, response_bodies, response_schemas
 from app.serve.api.dependencies import TheScorer, TheTerms, meant, outcome, timings
 from app.serve.api.error_handlers import envelope
 from app.serve.batching.service import Outcome, Scorer
-from app.types import Ask, Explain, Feature, Scored
+from app.types import Explain, Feature, ScoredItem, ScoreOptions
 
 router = APIRouter(responses=response_schemas.ERRORS)
 
@@ -29,7 +29,7 @@ async def rewards(body: request_schemas.RewardsRequest, request: Request) -> Res
     """Score responses; each reward comes with the features that made it."""
     placed = [(i, one) for i, item in enumerate(body.inputs) for one in item.exchanges(i)]
     names = [meant(request, body.model)] if isinstance(body.model, str | None) else body.model
-    ask = Ask(
+    ask = ScoreOptions(
         tuple(dict.fromkeys(names)), body.explain, body.top_k,
         length_control=body.length_control, clusters=body.clusters, steer=body.steer,
     )  # fmt: skip
@@ -53,7 +53,7 @@ async def compare(body: request_schemas.CompareRequest, request: Request) -> Res
     """Which of two responses is better, how surely, and which features make the difference."""
     placed = [one for i, pair in enumerate(body.pairs) for one in pair.exchanges(i)]
     name = meant(request, body.model)
-    ask = Ask((name,), Explain.NONE, length_control=body.length_control)
+    ask = ScoreOptions((name,), Explain.NONE, length_control=body.length_control)
     found = await outcome(request, placed, ask, truncate=body.truncate)
     pairs = zip(found.results[::2], found.results[1::2], strict=True)
     data = [
@@ -139,7 +139,7 @@ def _reward_rows(inputs: list[int], models: tuple[str, ...], found: Outcome) -> 
         response = at - first.setdefault(which, at)
         said = (
             [response_bodies.reward(score, encoded) for score in result.scores]
-            if isinstance(result, Scored)
+            if isinstance(result, ScoredItem)
             else [{"model": model, **envelope(result)} for model in models]
         )
         for one in said:
@@ -148,12 +148,12 @@ def _reward_rows(inputs: list[int], models: tuple[str, ...], found: Outcome) -> 
 
 
 def _comparison(
-    engine: Engine, pair: tuple[Scored | SparseRMError, Scored | SparseRMError], top_k: int
+    engine: Engine, pair: tuple[ScoredItem | SparseRMError, ScoredItem | SparseRMError], top_k: int
 ) -> dict[str, Any]:
     for result in pair:
         if isinstance(result, SparseRMError):
             return envelope(result)
-    chosen, rejected = (result.scores[0] for result in pair if isinstance(result, Scored))
+    chosen, rejected = (result.scores[0] for result in pair if isinstance(result, ScoredItem))
     return response_bodies.comparison(engine, chosen, rejected, top_k)
 
 

@@ -12,7 +12,7 @@ from typing import Self
 
 from app.errors import InvalidInput, Overloaded
 from app.serve.metrics import Metrics
-from app.types import Terms
+from app.types import RequestContext
 
 HEADROOM = 0.8
 MEMORY_S = 5.0
@@ -39,7 +39,7 @@ class Backlog:
         weight = characters / (characters + 20_000)
         self._density += weight * (tokens / max(characters, 1) - self._density)
 
-    def room(self, tokens: int, terms: Terms, until: Callable[[], float], grain: int = 0) -> "Room":
+    def room(self, tokens: int, terms: RequestContext, until: Callable[[], float], grain: int = 0) -> "Room":
         """Room for a request; refused where it could not be served in its caller's patience.
 
         `until` counts the tokens that are worked off by the time it is answered, its own among them. It is
@@ -51,7 +51,7 @@ class Backlog:
                 "inputs",
                 "request_too_large",
             )
-        in_time = self.speed * terms.patience_s * HEADROOM if self.speed else math.inf
+        in_time = self.speed * terms.timeout_s * HEADROOM if self.speed else math.inf
         if self.tokens + tokens > self._limit:
             raise self._refusal(self.tokens + tokens - self._limit)
         if self.tokens and self.tokens + tokens + grain > in_time and (last := until()) > in_time:
@@ -82,9 +82,9 @@ class Backlog:
 class Room:
     """What one request holds of the backlog, and on which terms."""
 
-    def __init__(self, backlog: Backlog, tokens: int, terms: Terms) -> None:
+    def __init__(self, backlog: Backlog, tokens: int, terms: RequestContext) -> None:
         self.terms = terms
-        self.until = time.monotonic() + terms.patience_s
+        self.until = time.monotonic() + terms.timeout_s
         self._backlog = backlog
         self._held = 0
         self._wanted = tokens

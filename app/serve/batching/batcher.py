@@ -19,7 +19,7 @@ from app.serve.batching.admission import Backlog, Room
 from app.serve.batching.executor import Lane, Lanes
 from app.serve.batching.fair_queue import Answer, Entry, Line, Result, next_batch
 from app.serve.metrics import Metrics
-from app.types import Job, Scored, Terms
+from app.types import RequestContext, ScoredItem, ScoreJob
 
 log = logging.getLogger("sparserm")
 T = TypeVar("T")
@@ -30,10 +30,10 @@ REGROWTH = 0.01
 class Device(Protocol):
     """The verbs of the engine that a batch needs."""
 
-    def prepare(self, jobs: Sequence[Job]) -> Any:
+    def prepare(self, jobs: Sequence[ScoreJob]) -> Any:
         """Lay a batch out; needs no device."""
 
-    def run(self, prepared: Any) -> Sequence[Scored | NonFinite]:
+    def run(self, prepared: Any) -> Sequence[ScoredItem | NonFinite]:
         """One forward pass."""
 
     def verify(self) -> None:
@@ -84,7 +84,7 @@ class Batcher:
         """Whether new work is taken."""
         return not (self._closing or self.lost)
 
-    def room(self, tokens: int, terms: Terms) -> Room:
+    def room(self, tokens: int, terms: RequestContext) -> Room:
         """Room for a request of about so many tokens, or a refusal that says when to come back."""
         if self.lost:
             raise Closing("the device is lost; this process ends", code="device_lost")
@@ -92,7 +92,7 @@ class Batcher:
             raise Closing("the server is shutting down; send this to another one", code="closing")
         return self.backlog.room(tokens, terms, partial(self._until, tokens, terms), self._budget)
 
-    def _until(self, tokens: int, terms: Terms) -> float:
+    def _until(self, tokens: int, terms: RequestContext) -> float:
         """Tokens to work off until a newcomer with so many is answered: passes are answered whole.
 
         While its own pass runs, the other lanes work, too.
@@ -101,7 +101,7 @@ class Batcher:
         before = math.ceil((self._line.ahead(tokens, terms) + tokens) / self._share) - 1
         return begun - self._lanes.done(self.backlog.speed) + before * self._share + self._budget
 
-    async def submit(self, jobs: Sequence[Job], device: Device, room: Room) -> list[Answer]:
+    async def submit(self, jobs: Sequence[ScoreJob], device: Device, room: Room) -> list[Answer]:
         """Results in order; a job that fails alone answers with its error, the others with scores."""
         terms, loop = room.terms, asyncio.get_running_loop()
         entries = [Entry(job, device, loop.create_future(), room.until) for job in jobs]
@@ -197,7 +197,7 @@ class Batcher:
         if self.lost:
             raise DeviceLost("the device is lost")
         results = await self._tried(batch, prepared, lane)
-        if not any(isinstance(result, Scored) for result in results):
+        if not any(isinstance(result, ScoredItem) for result in results):
             await self.on_device(batch[0].device.verify, lane)
         return results
 
@@ -243,7 +243,7 @@ class Batcher:
             entry.settle(gone, time.monotonic())
 
     def _measure(self, batch: list[Entry], results: Sequence[Result], seconds: float) -> None:
-        scored = [result for result in results if isinstance(result, Scored)]
+        scored = [result for result in results if isinstance(result, ScoredItem)]
         computed = sum(result.computed_tokens for result in scored)
         self._metrics.batch_items.observe(len(batch))
         self._metrics.batch_tokens.observe(computed)

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 from app.backbone.packing import Ids, Trie
 from app.errors import Overloaded, SparseRMError
-from app.types import Job, Scored, Terms
+from app.types import RequestContext, ScoredItem, ScoreJob
 
 URGENCY, TOGETHER = 16, 1024
-Result = Scored | SparseRMError
+Result = ScoredItem | SparseRMError
 
 
 class Answer(NamedTuple):
@@ -34,7 +34,7 @@ class Answer(NamedTuple):
 class Entry:
     """A job in line, the device it is for, and the caller that waits for its answer."""
 
-    job: Job
+    job: ScoreJob
     device: Any
     future: asyncio.Future[Answer]
     until: float
@@ -82,9 +82,9 @@ class Line:
         self._asking: Counter[str] = Counter()
         self._arrivals = count()
 
-    def join(self, entries: Sequence[Entry], terms: Terms) -> None:
+    def join(self, entries: Sequence[Entry], terms: RequestContext) -> None:
         """Take a request in; `leave` ends it, whatever became of its entries."""
-        self._asking[terms.who] += 1
+        self._asking[terms.fairness_key] += 1
         pace, place = self._pace(terms), self._clock
         for entry in entries:
             place += entry.tokens * pace
@@ -100,11 +100,11 @@ class Line:
         run.tokens += entry.own
         return run
 
-    def leave(self, entries: Sequence[Entry], terms: Terms) -> int:
+    def leave(self, entries: Sequence[Entry], terms: RequestContext) -> int:
         """Nobody waits for these any more; how many of them had not been taken."""
-        self._asking[terms.who] -= 1
-        if not self._asking[terms.who]:
-            del self._asking[terms.who]
+        self._asking[terms.fairness_key] -= 1
+        if not self._asking[terms.fairness_key]:
+            del self._asking[terms.fairness_key]
         left = [entry for entry in entries if not entry.taken]
         for entry in left:
             self._take(entry)
@@ -128,13 +128,13 @@ class Line:
         self._take(entry)
         return entry
 
-    def ahead(self, tokens: int, terms: Terms) -> int:
+    def ahead(self, tokens: int, terms: RequestContext) -> int:
         """Tokens that would be served before the last of so many that came now."""
         place = self._clock + tokens * self._pace(terms, coming=1)
         return sum(entry.tokens for at, _, _, entry in self._heap if at < place and not entry.taken)
 
-    def _pace(self, terms: Terms, *, coming: int = 0) -> float:
-        return (self._asking[terms.who] + coming) / (URGENCY if terms.urgent else 1)
+    def _pace(self, terms: RequestContext, *, coming: int = 0) -> float:
+        return (self._asking[terms.fairness_key] + coming) / (URGENCY if terms.urgent else 1)
 
     def _take(self, entry: Entry) -> None:
         entry.taken = True

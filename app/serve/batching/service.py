@@ -16,7 +16,7 @@ from app.serve.batching.batcher import Batcher
 from app.serve.batching.fair_queue import Answer
 from app.serve.drift import Drift
 from app.serve.metrics import Metrics
-from app.types import Ask, Encoded, Exchange, Job, Score, Scored, Terms
+from app.types import EncodedItem, Item, RequestContext, Score, ScoredItem, ScoreJob, ScoreOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,28 +24,28 @@ class Outcome:
     """Every exchange as it was read, what it scored or why it did not, and how long that took."""
 
     engine: Engine
-    encoded: list[Encoded]
-    results: list[Scored | SparseRMError]
+    encoded: list[EncodedItem]
+    results: list[ScoredItem | SparseRMError]
     encode_s: float
     wait_s: float
 
     @property
-    def scored(self) -> list[Scored]:
+    def scored(self) -> list[ScoredItem]:
         """Every item's scores, for answers that can carry nothing else: an item's failure is raised."""
         for result in self.results:
             if isinstance(result, SparseRMError):
                 raise result
-        return [result for result in self.results if isinstance(result, Scored)]
+        return [result for result in self.results if isinstance(result, ScoredItem)]
 
     @property
     def computed_tokens(self) -> int:
         """Tokens that really went through the backbone."""
-        return sum(one.computed_tokens for one in self.results if isinstance(one, Scored))
+        return sum(one.computed_tokens for one in self.results if isinstance(one, ScoredItem))
 
     @property
     def device_s(self) -> float:
         """The longest pass any of the items rode on."""
-        scored = [one for one in self.results if isinstance(one, Scored)]
+        scored = [one for one in self.results if isinstance(one, ScoredItem)]
         return max((one.forward_s + one.head_s for one in scored), default=0.0)
 
 
@@ -70,7 +70,12 @@ class Scorer:
         self.drift.watch(engine.models)
 
     async def score(
-        self, placed: Sequence[tuple[Exchange, Place]], ask: Ask, terms: Terms, *, truncate: bool
+        self,
+        placed: Sequence[tuple[Item, Place]],
+        ask: ScoreOptions,
+        terms: RequestContext,
+        *,
+        truncate: bool,
     ) -> Outcome:
         """Score exchanges; an error names the place its exchange came from."""
         engine = self.engine
@@ -91,7 +96,7 @@ class Scorer:
                 self._batcher.backlog.learn(sum(characters), tokens)
             room.correct(tokens)
             encode_s = time.perf_counter() - started
-            answers = await self._batcher.submit([Job(one, ask) for one in encoded], engine, room)
+            answers = await self._batcher.submit([ScoreJob(one, ask) for one in encoded], engine, room)
         results = [_placed(answer, place) for answer, (_, place) in zip(answers, placed, strict=True)]
         outcome = Outcome(engine, encoded, results, encode_s, max(answer.wait_s for answer in answers))
         self._measure(outcome, terms.caller)
@@ -123,8 +128,8 @@ class Scorer:
 
 
 async def _encoded(
-    engine: Engine, placed: Sequence[tuple[Exchange, Place]], *, truncate: bool
-) -> list[Encoded]:
+    engine: Engine, placed: Sequence[tuple[Item, Place]], *, truncate: bool
+) -> list[EncodedItem]:
     try:
         return await asyncio.to_thread(engine.encode, [exchange for exchange, _ in placed], truncate=truncate)
     except InvalidInput as error:
@@ -132,9 +137,9 @@ async def _encoded(
         raise InvalidInput(error.message, place.of(error.param), error.code, error.item) from error
 
 
-def _placed(answer: Answer, place: Place) -> Scored | SparseRMError:
+def _placed(answer: Answer, place: Place) -> ScoredItem | SparseRMError:
     """A result, or an item's failure with its place; what ends the whole request is raised."""
-    if isinstance(answer.result, Scored):
+    if isinstance(answer.result, ScoredItem):
         return answer.result
     failure = type(answer.result)(answer.result.message, place.whole, answer.result.code)
     if isinstance(failure, Overloaded | Closing):
@@ -142,5 +147,5 @@ def _placed(answer: Answer, place: Place) -> Scored | SparseRMError:
     return failure
 
 
-def _characters(exchange: Exchange) -> int:
+def _characters(exchange: Item) -> int:
     return len(exchange.response) + sum(len(message.content) for message in exchange.messages)

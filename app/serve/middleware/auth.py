@@ -65,23 +65,23 @@ def admin_only(request: Request) -> None:
 
 def guard(app: Starlette, settings: Settings, metrics: Metrics) -> None:
     """Put the door and, behind it, the gate before an app's routes."""
-    app.add_middleware(Gate, metrics=metrics, keys=Keys(settings.keys, settings.keys_file))
+    app.add_middleware(Gate, metrics=metrics, keys=Keys(settings.keys, settings.api_keys_file))
     app.add_middleware(
         Door,
         metrics=metrics,
         max_body_bytes=settings.max_body_bytes,
-        held_bytes=settings.held_bytes,
-        slow_s=settings.slow_s,
+        held_bytes=settings.max_buffered_bytes,
+        slow_s=settings.client_timeout_s,
     )
 
 
 def refuse_exposure(settings: Settings) -> None:
     """Beyond loopback there must be a key, unless it is said twice that there shall be none."""
-    if settings.keys or settings.keys_file or settings.without_keys or _is_loopback(settings.host):
+    if settings.keys or settings.api_keys_file or settings.allow_no_keys or _is_loopback(settings.host):
         return
     raise Exposed(
-        f"{settings.host} can be reached by others: set SPARSERM_API_KEYS or SPARSERM_KEYS_FILE, "
-        "or SPARSERM_WITHOUT_KEYS=true if everybody may ask"
+        f"{settings.host} can be reached by others: set SPARSERM_API_KEYS or SPARSERM_API_KEYS_FILE, "
+        "or SPARSERM_ALLOW_NO_KEYS=true if everybody may ask"
     )
 
 

@@ -195,7 +195,7 @@ def run(settings: Settings) -> int:
 
 def _patient(settings: Settings) -> dict[str, Any]:
     """What our front and our batcher know better than Ray: how much is too much, and how long to wait."""
-    return {"max_ongoing_requests": MOST_ONGOING, "graceful_shutdown_timeout_s": settings.drain_s}
+    return {"max_ongoing_requests": MOST_ONGOING, "graceful_shutdown_timeout_s": settings.drain_timeout_s}
 
 
 def _plan(settings: Settings, cores: int) -> Plan:

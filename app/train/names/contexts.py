@@ -14,7 +14,7 @@ from app.backbone.packing import Packed, Trie, pack, passes
 from app.data.pairs import chance
 from app.train.feature_cache import Shelf
 from app.train.features import PASS_TOKENS, Reader
-from app.types import Encoded, Pair
+from app.types import EncodedItem, Pair
 
 TOKENS = 20_000
 HALF = 0.5
@@ -60,22 +60,22 @@ def contexts(pairs: list[Pair], reader: Reader, cache: Path, report: Callable[[f
     )  # fmt: skip
 
 
-def _sample(pairs: list[Pair], reader: Reader) -> tuple[list[str], list[Encoded]]:
+def _sample(pairs: list[Pair], reader: Reader) -> tuple[list[str], list[EncodedItem]]:
     """Whole conversations and their prompt groups, until there are enough tokens."""
     groups: list[str] = []
-    found: list[Encoded] = []
+    found: list[EncodedItem] = []
     size = Trie()
     for pair in pairs:
         if size.size >= TOKENS:
             break
-        for encoded in reader.text.encode(list(pair.exchanges)):
+        for encoded in reader.text.encode(list(pair.items)):
             groups.append(pair.group)
             found.append(encoded)
             size.add(encoded.ids)
     return groups, found
 
 
-def _part(encoded: list[Encoded], groups: list[str], reader: Reader) -> dict[str, Tensor]:
+def _part(encoded: list[EncodedItem], groups: list[str], reader: Reader) -> dict[str, Tensor]:
     packed = pack([one.ids for one in encoded])
     layer, *_ = reader.layers
     named = {
@@ -103,7 +103,7 @@ def _halves(packed: Packed, groups: list[str]) -> NDArray[np.bool_]:
     return half
 
 
-def _since(packed: Packed, encoded: list[Encoded]) -> NDArray[np.int64]:
+def _since(packed: Packed, encoded: list[EncodedItem]) -> NDArray[np.int64]:
     since = np.zeros(len(packed.ids), dtype=np.int64)
     for item, one in enumerate(encoded):
         rows = packed.rows(item, 0, len(one.ids))

@@ -20,7 +20,7 @@ from app.backbone.backbone import Backbone
 from app.backbone.packing import pack
 from app.backbone.tokenization import Text
 from app.train.feature_cache import place
-from app.types import Encoded, Exchange
+from app.types import EncodedItem, Item
 
 PASS_TOKENS = 2048
 FINAL_COPIES = 8
@@ -63,7 +63,7 @@ class Store:
 
 
 def harvest(
-    chats: Iterable[Exchange],
+    chats: Iterable[Item],
     *,
     backbone: Backbone,
     text: Text,
@@ -84,21 +84,21 @@ def harvest(
         report(done.rows)
 
 
-def mixed(sources: Sequence[Iterable[Exchange]]) -> Iterator[Exchange]:
+def mixed(sources: Sequence[Iterable[Item]]) -> Iterator[Item]:
     """One exchange of each source in turn, until all are empty."""
     rounds = chain.from_iterable(zip_longest(*sources))
     return (exchange for exchange in rounds if exchange is not None)
 
 
-def _residuals(batch: list[Encoded], backbone: Backbone, layer: int) -> Tensor:
+def _residuals(batch: list[EncodedItem], backbone: Backbone, layer: int) -> Tensor:
     packed = pack([one.ids for one in batch])
     ends = [packed.rows(i, one.stop - 1, one.stop + 1) for i, one in enumerate(batch)]
     rows = np.concatenate([np.flatnonzero(packed.positions > 0), *ends * (FINAL_COPIES - 1)])
     return backbone.residuals(packed, {layer: rows})[layer].at(rows).cpu().clamp(-65504, 65504)
 
 
-def _passes(chats: Iterable[Exchange], text: Text) -> Iterator[tuple[int, list[Encoded]]]:
-    batch: list[Encoded] = []
+def _passes(chats: Iterable[Item], text: Text) -> Iterator[tuple[int, list[EncodedItem]]]:
+    batch: list[EncodedItem] = []
     size = 0
     for encoded in (text.encode([chat])[0] for chat in chats):
         batch.append(encoded)

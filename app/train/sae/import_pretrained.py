@@ -118,7 +118,7 @@ def _checked(said: Pretrained, found: training.Loaded) -> training.Loaded:
 def _rows(pairs: list[Pair], name: str, layer: int, settings: Settings, progress: Progress) -> Tensor:
     """Residuals of some response tokens of some pairs, prompts side by side, on the backbone's device."""
     backbone, text = loading.resident(name, layer, settings, progress)
-    encoded = text.encode([one for pair in pairs[:PAIRS] for one in pair.exchanges])
+    encoded = text.encode([one for pair in pairs[:PAIRS] for one in pair.items])
     found: list[Tensor] = []
     for some in passes([one.ids for one in encoded], PASS_TOKENS):
         packed = pack([encoded[i].ids for i in some])

@@ -16,7 +16,7 @@ from app.reward import loading
 from app.settings import Settings
 from app.train.sae import activations, training
 from app.train.sae import quality as gauge
-from app.types import Exchange
+from app.types import Item
 
 CHAT_TOKENS = 512
 HELD_OUT = 160
@@ -109,7 +109,7 @@ def provenance(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _conversations(chats: list[str]) -> Iterator[Exchange]:
+def _conversations(chats: list[str]) -> Iterator[Item]:
     return activations.mixed([read_chats(chat) for chat in chats])
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from app.backbone.backbone import Backbone
 from app.backbone.packing import pack
 from app.reward.directions import Dictionary
-from app.types import Encoded
+from app.types import EncodedItem
 
 SAME = 0.7
 Rebuild = Callable[[Tensor], Tensor]
@@ -27,7 +27,7 @@ def rebuilding(dictionary: Dictionary, bias: Tensor) -> Rebuild:
 
 
 def fidelity(
-    chats: list[Encoded],
+    chats: list[EncodedItem],
     backbone: Backbone,
     layer: int,
     dictionary: Dictionary,
@@ -54,7 +54,7 @@ def fidelity(
     }
 
 
-def recovered(chats: list[Encoded], llm: PreTrainedModel, layer: int, rebuild: Rebuild) -> float:
+def recovered(chats: list[EncodedItem], llm: PreTrainedModel, layer: int, rebuild: Rebuild) -> float:
     """Share of the language model's loss kept by the reconstruction: 0 as with a zeroed layer, 1 lossless."""
     clean = _loss(chats, llm, layer, lambda rows: rows)
     rebuilt = _loss(chats, llm, layer, rebuild)
@@ -69,7 +69,7 @@ def agreement(ours: Dictionary, theirs: Dictionary) -> float:
 
 
 def _rows(
-    chat: Encoded, backbone: Backbone, layer: int, report: Callable[[int], None], number: int
+    chat: EncodedItem, backbone: Backbone, layer: int, report: Callable[[int], None], number: int
 ) -> Tensor:
     packed = pack([chat.ids])
     rows = backbone.residuals(packed, {layer: packed.everything})[layer].values
@@ -87,7 +87,7 @@ def _active(rows: Tensor, dictionary: Dictionary) -> float:
     return float(torch.cat(counts).float().mean())
 
 
-def _loss(chats: list[Encoded], llm: PreTrainedModel, layer: int, change: Rebuild) -> float:
+def _loss(chats: list[EncodedItem], llm: PreTrainedModel, layer: int, change: Rebuild) -> float:
     """Mean next-token loss with the residuals after a layer changed, the first token's left alone."""
     total, tokens = 0.0, 0
     with torch.inference_mode(), _changed(llm, layer, change):

@@ -17,9 +17,9 @@ def test_the_smallest_size_that_is_nearly_the_fastest_is_taken() -> None:
 
 
 async def test_a_server_measures_its_budget_and_says_it(engine: Engine, settings: Settings) -> None:
-    unset = settings.model_copy(update={"batch_tokens": 0, "dialects": "tei"})
+    unset = settings.model_copy(update={"max_batch_tokens": 0, "dialects": "tei"})
     async with server(engine, unset) as client:
         assert (await client.get("/info")).json()["max_batch_tokens"] in batch_size.SIZES["cpu"]
-    given = settings.model_copy(update={"batch_tokens": 300, "dialects": "tei"})
+    given = settings.model_copy(update={"max_batch_tokens": 300, "dialects": "tei"})
     async with server(engine, given) as client:
         assert (await client.get("/info")).json()["max_batch_tokens"] == 300

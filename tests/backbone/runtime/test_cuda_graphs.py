@@ -13,10 +13,10 @@ from app.errors import NonFinite
 from app.reward import loading
 from app.reward.engine import Engine
 from app.settings import Settings
-from app.types import Ask, Exchange, Explain, Job, Scored
+from app.types import Explain, Item, ScoredItem, ScoreJob, ScoreOptions
 from tests.support import tiny
 
-ALL = Ask(tuple(tiny.MODELS), Explain.TOKENS, top_k=tiny.K)
+ALL = ScoreOptions(tuple(tiny.MODELS), Explain.TOKENS, top_k=tiny.K)
 CLOSE = 1e-5
 
 
@@ -36,7 +36,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def launched(settings: Settings) -> Engine:
     """An engine that takes no steps and remembers nothing."""
-    return loading.engine(settings.model_copy(update={"recall_mib": 0}), lambda *_: None)
+    return loading.engine(settings.model_copy(update={"prefix_cache_mib": 0}), lambda *_: None)
 
 
 @pytest.fixture
@@ -47,15 +47,15 @@ def stepping(settings: Settings) -> Engine:
     return engine
 
 
-def worth(engine: Engine, exchanges: list[Exchange], ask: Ask = ALL) -> list[list[float]]:
+def worth(engine: Engine, exchanges: list[Item], ask: ScoreOptions = ALL) -> list[list[float]]:
     """What every token of every response was worth."""
-    found = engine.score([Job(one, ask) for one in engine.encode(exchanges)])
-    assert all(isinstance(one, Scored) for one in found)
+    found = engine.score([ScoreJob(one, ask) for one in engine.encode(exchanges)])
+    assert all(isinstance(one, ScoredItem) for one in found)
     return [
         [token.credit for score in one.scores for token in score.tokens or ()]
         + [s.reward for s in one.scores]
         for one in found
-        if isinstance(one, Scored)
+        if isinstance(one, ScoredItem)
     ]
 
 
@@ -74,7 +74,7 @@ def test_steps_say_the_same_whatever_was_played_before(stepping: Engine, launche
             )
             for _ in range(count)
         ]
-        for ask in (ALL, Ask(("gamma",), Explain.TOKENS)):
+        for ask in (ALL, ScoreOptions(("gamma",), Explain.TOKENS)):
             ours, wanted = worth(stepping, some, ask), worth(launched, some, ask)
             assert all(np.allclose(a, b, atol=CLOSE) for a, b in zip(ours, wanted, strict=True))
     taken = steps_of(stepping).taken
@@ -89,7 +89,8 @@ def test_what_overflows_leaves_nothing_behind(stepping: Engine, launched: Engine
     healthy = weight[token].clone()
     weight[token] = float("nan")
     assert any(
-        isinstance(one, NonFinite) for one in stepping.score([Job(one, ALL) for one in stepping.encode(some)])
+        isinstance(one, NonFinite)
+        for one in stepping.score([ScoreJob(one, ALL) for one in stepping.encode(some)])
     )
     weight[token] = healthy
     assert np.allclose(worth(stepping, some)[0], worth(launched, some)[0], atol=CLOSE)

@@ -51,12 +51,12 @@ def test_16_bits_are_used_only_if_they_move_no_reward(
 
 @pytest.mark.real
 def test_the_shipped_models_pass_the_gate() -> None:
-    shipped = Settings(models_dir=MODELS, device="cpu", recall_mib=0)
+    shipped = Settings(models_dir=MODELS, device="cpu", prefix_cache_mib=0)
     exact, half = (
         loading.engine(shipped.model_copy(update={"dtype": dtype}), quiet)
         for dtype in ("float32", "bfloat16")
     )
-    exchanges = [exchange for pair in read_pairs(str(EXAMPLES)) for exchange in pair.exchanges]
+    exchanges = [exchange for pair in read_pairs(str(EXAMPLES)) for exchange in pair.items]
     found, _ = compared([exact, half], exchanges)
     assert set(found) == set(exact.models)
     for name, agreement in found.items():

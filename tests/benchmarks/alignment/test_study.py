@@ -31,7 +31,7 @@ def task(workshop: Settings) -> Task:
     """The workshop's pairs; every other test pair says it is a reference answer."""
     root = workshop.models_dir.parent
     test = [
-        replace(pair, group=f"t{pair.group}", facts=(("kind", "reference"), ("best", "True")))
+        replace(pair, group=f"t{pair.group}", attributes=(("kind", "reference"), ("best", "True")))
         for pair in read_pairs(root / "test.jsonl")
     ]
     return Task("toy", read_pairs(root / "pairs.jsonl"), test, ("a", "b"), "better")

@@ -25,7 +25,7 @@ from app.reward.engine import Engine
 from app.reward.head import interpolate
 from app.settings import Settings
 from app.train import calibration, jobs
-from app.types import Ask, Explain
+from app.types import Explain, ScoreOptions
 from tests.support import tiny
 from tests.support.training_setup import order, quiet
 
@@ -35,7 +35,9 @@ TEXT = "It's true that cats don't like water. Some \"brave\" ones swim, and colo
 def test_length_control_is_exact_and_can_be_switched_off(engine: Engine) -> None:
     exchanges = tiny.babble(12)
     plain, controlled = (
-        tiny.scores(engine, exchanges, Ask(("alpha",), Explain.TOKENS, top_k=tiny.K, length_control=on))
+        tiny.scores(
+            engine, exchanges, ScoreOptions(("alpha",), Explain.TOKENS, top_k=tiny.K, length_control=on)
+        )
         for on in (False, True)
     )
     moved = False
@@ -109,7 +111,7 @@ def test_a_verified_bundle_says_so_in_its_report(workshop: Settings, made_sae: P
 
 
 def test_doubt_is_measured_on_errors_and_strangers(engine: Engine) -> None:
-    scores = [one for (one,) in tiny.scores(engine, tiny.babble(40), Ask(("alpha",)))]
+    scores = [one for (one,) in tiny.scores(engine, tiny.babble(40), ScoreOptions(("alpha",)))]
     found = uncertainty.on_errors(list(zip(scores[::2], scores[1::2], strict=True)))
     for detector in found.values():
         assert 0 <= detector["auroc"] <= 1
@@ -125,7 +127,7 @@ def test_steering_reports_clusters_by_name(engine: Engine) -> None:
     )
     model = replace(model, features=named)
     assert model.clusters == {"river": [2, 5]}
-    scores = [one for (one,) in tiny.scores(engine, tiny.babble(60), Ask(("alpha",)))]
+    scores = [one for (one,) in tiny.scores(engine, tiny.babble(60), ScoreOptions(("alpha",)))]
     (found,) = steering.examine(model, *audit.readings(scores))
     assert found["directions"] == 2
     assert found["factor"] in steering.FACTORS

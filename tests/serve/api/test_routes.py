@@ -12,7 +12,7 @@ import torch
 from app.backbone.prefix_cache import Recall
 from app.reward.engine import Engine
 from app.settings import Settings
-from app.types import Ask, Explain
+from app.types import Explain, ScoreOptions
 from benchmarks.server import samples
 from tests.support import tiny
 from tests.support.servers import server
@@ -65,7 +65,9 @@ async def test_every_form_of_input_scores_the_same(
         {"messages": [user], "responses": ["quiet stone"]},
     ]
     answer = await rewards(client, inputs=forms)
-    offline = tiny.scores(engine, [tiny.exchange("amber river", "quiet stone")], Ask(("alpha",)))[0][0].reward
+    offline = tiny.scores(engine, [tiny.exchange("amber river", "quiet stone")], ScoreOptions(("alpha",)))[0][
+        0
+    ].reward
     assert [row["reward"] for row in answer["data"]] == pytest.approx([offline] * len(forms), abs=1e-5)
     assert answer["usage"]["computed_tokens"] == answer["usage"]["prompt_tokens"] // 5 + (
         answer["usage"]["response_tokens"] // 5 + 1
@@ -254,7 +256,7 @@ async def test_concurrent_requests_share_passes_and_keep_their_scores(
     client: httpx.AsyncClient, engine: Engine
 ) -> None:
     exchanges = tiny.babble(48)
-    offline = [s[0].reward for s in tiny.scores(engine, exchanges, Ask(("alpha",), Explain.NONE))]
+    offline = [s[0].reward for s in tiny.scores(engine, exchanges, ScoreOptions(("alpha",), Explain.NONE))]
     bodies = [{"inputs": [{"prompt": e.messages[0].content, "response": e.response}]} for e in exchanges]
     answers = await asyncio.gather(*(client.post("/v1/rewards", json=body) for body in bodies))
     served = [answer.json()["data"][0]["reward"] for answer in answers]

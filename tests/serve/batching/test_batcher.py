@@ -10,7 +10,7 @@ from app.backbone.packing import Trie, pack
 from app.errors import Closing, InvalidInput, NonFinite, Overloaded, SparseRMError
 from app.serve.batching.executor import Lanes
 from app.serve.batching.fair_queue import next_batch
-from app.types import Ask, Encoded, Job, Scored, Terms
+from app.types import EncodedItem, RequestContext, ScoredItem, ScoreJob, ScoreOptions
 from tests.support.controlled_device import (
     DEATH,
     HUGE,
@@ -23,13 +23,13 @@ from tests.support.controlled_device import (
 )
 
 pytestmark = pytest.mark.anyio
-CROWD, SINGLE = Terms("crowd"), Terms("single")
+CROWD, SINGLE = RequestContext("crowd"), RequestContext("single")
 
 
 async def test_answers_come_in_order() -> None:
     async with batcher(Bench()) as one:
         answers = await one.ask([job(n) for n in (5, 3, 9)])
-    assert [a.result.forward_s for a in answers if isinstance(a.result, Scored)] == [5, 3, 9]
+    assert [a.result.forward_s for a in answers if isinstance(a.result, ScoredItem)] == [5, 3, 9]
 
 
 async def test_an_idle_device_is_used_at_once_and_a_busy_one_gathers() -> None:
@@ -63,7 +63,7 @@ class Abreast(Bench):
         super().__init__()
         self.met = threading.Barrier(2)
 
-    def run(self, prepared: Sequence[Job]) -> list[Scored | NonFinite]:
+    def run(self, prepared: Sequence[ScoreJob]) -> list[ScoredItem | NonFinite]:
         self.met.wait(10)
         return super().run(prepared)
 
@@ -72,7 +72,9 @@ async def test_a_crowd_runs_side_by_side() -> None:
     bench, told = Abreast(), list[int]()
     async with batcher(bench, batch_tokens=16, lanes=Lanes(2, told.append)) as one:
         answers = await one.ask([job(n) for n in range(8)])
-    assert [answer.result.forward_s for answer in answers if isinstance(answer.result, Scored)] == [*range(8)]
+    assert [answer.result.forward_s for answer in answers if isinstance(answer.result, ScoredItem)] == [
+        *range(8)
+    ]
     assert sorted(bench.batches) == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert told == [2, 2, 2, 2]
 
@@ -95,14 +97,14 @@ async def test_one_poison_item_fails_alone() -> None:
             await asyncio.sleep(0.05)
         await first
         results = [answer.result for answer in await mixed]
-    assert [isinstance(result, Scored) for result in results] == [True, False, True]
+    assert [isinstance(result, ScoredItem) for result in results] == [True, False, True]
     assert isinstance(results[1], SparseRMError)
     assert "poison" not in str(results[1])
 
 
 async def test_a_device_that_answers_nonsense_is_given_up() -> None:
     class Mute(Bench):
-        def run(self, prepared: Sequence[Job]) -> list[Scored | NonFinite]:
+        def run(self, prepared: Sequence[ScoreJob]) -> list[ScoredItem | NonFinite]:
             return super().run(prepared)[1:]
 
     async with batcher(Mute()) as one:
@@ -147,7 +149,7 @@ async def test_closing_answers_what_waits_and_refuses_the_rest() -> None:
         waiting = [asyncio.create_task(one.ask([job(n)])) for n in range(1, 5)]
         await asyncio.sleep(0)
     answers = await asyncio.gather(*waiting)
-    assert all(isinstance(answer.result, Scored) for (answer,) in answers)
+    assert all(isinstance(answer.result, ScoredItem) for (answer,) in answers)
     with pytest.raises(Closing):
         await one.ask([job(9)])
 
@@ -161,7 +163,7 @@ async def test_a_batch_that_does_not_fit_is_halved_and_passes_become_smaller() -
             rest = asyncio.create_task(one.ask([job(n, 128) for n in (2, 3, 4, 5, 6, HUGE, 8, 9)]))
             await asyncio.sleep(0.05)
         await first
-        assert all(isinstance(answer.result, Scored) for answer in await rest)
+        assert all(isinstance(answer.result, ScoredItem) for answer in await rest)
         assert one.told("batch_budget_tokens") < 1024
         for _ in range(200):
             await one.ask([job(1)])
@@ -194,7 +196,7 @@ async def test_one_hopeless_item_does_not_condemn_the_device() -> None:
         assert isinstance(answer.result, SparseRMError)
         assert bench.verified == 1
         [after] = await one.ask([job(1)])
-    assert isinstance(after.result, Scored)
+    assert isinstance(after.result, ScoredItem)
 
 
 async def test_a_device_that_hangs_is_given_up() -> None:
@@ -213,7 +215,7 @@ async def test_what_is_late_is_not_computed() -> None:
         with bench.held():
             first = asyncio.create_task(one.ask([job(1)]))
             await wait_for(bench.entered)
-            late = asyncio.create_task(one.ask([job(2)], Terms(patience_s=0.05)))
+            late = asyncio.create_task(one.ask([job(2)], RequestContext(timeout_s=0.05)))
             stays = asyncio.create_task(one.ask([job(3)]))
             await asyncio.sleep(0.1)
         await asyncio.gather(first, stays)
@@ -230,9 +232,9 @@ async def test_a_promise_counts_whole_passes() -> None:
         with bench.held():
             before = [asyncio.create_task(one.ask([job(n, 8)])) for n in (1, 2)]
             await wait_for(bench.entered)
-            with pytest.raises(Overloaded), one.room(4, Terms(patience_s=2.75)):
+            with pytest.raises(Overloaded), one.room(4, RequestContext(timeout_s=2.75)):
                 pass
-            with one.room(4, Terms(patience_s=3.25)):
+            with one.room(4, RequestContext(timeout_s=3.25)):
                 pass
         await asyncio.gather(*before)
 
@@ -286,13 +288,17 @@ async def test_room_comes_back_whatever_becomes_of_a_request() -> None:
 
 async def test_next_batch_counts_new_tokens_only() -> None:
     shared = tuple(range(50))
-    line = lined(*(Job(Encoded((*shared, 100 + n), 50), Ask(("m",))) for n in range(10)))
+    line = lined(*(ScoreJob(EncodedItem((*shared, 100 + n), 50), ScoreOptions(("m",))) for n in range(10)))
     assert len(next_batch(line, 55, 55)) == 5
     assert line.items == 5
 
 
 async def test_next_batch_reads_a_prompt_once_though_its_answers_are_more_than_a_share() -> None:
-    jobs = [Job(Encoded((prompt,) * 20 + (n,), 20), Ask(("m",))) for prompt in (1, 2) for n in range(10)]
+    jobs = [
+        ScoreJob(EncodedItem((prompt,) * 20 + (n,), 20), ScoreOptions(("m",)))
+        for prompt in (1, 2)
+        for n in range(10)
+    ]
     line = lined(*jobs)
     sizes = []
     while batch := next_batch(line, 22, 28):

@@ -12,7 +12,7 @@ from app.reward.engine import Engine
 from app.serve.batching.batcher import Batcher
 from app.serve.batching.executor import Lanes
 from app.serve.metrics import Metrics
-from app.types import Ask, Job, Scored
+from app.types import ScoredItem, ScoreJob, ScoreOptions
 from tests.support import tiny
 from tests.support.controlled_device import PATIENT
 
@@ -48,21 +48,21 @@ async def test_lanes_share_the_threads_of_a_cpu(threads: int, wanted: int, kind:
 
 
 async def test_scores_are_the_same_side_by_side(engine: Engine) -> None:
-    jobs = [Job(one, Ask(tuple(engine.models))) for one in engine.encode(tiny.babble(200))]
+    jobs = [ScoreJob(one, ScoreOptions(tuple(engine.models))) for one in engine.encode(tiny.babble(200))]
     alone = [one for job in jobs for one in engine.score([job])]
     batcher = Batcher(
         Metrics(CollectorRegistry()), batch_tokens=256, queue_tokens=10**6, lanes=Lanes(2, lambda _: None)
     )
     async with batcher:
 
-        async def asked(some: Sequence[Job]) -> list[object]:
+        async def asked(some: Sequence[ScoreJob]) -> list[object]:
             with batcher.room(1, PATIENT) as room:
                 return [answer.result for answer in await batcher.submit(some, engine, room)]
 
         found = await asyncio.gather(*(asked(jobs[n : n + 25]) for n in range(0, len(jobs), 25)))
     together = [one for some in found for one in some]
     for one, other in zip(alone, together, strict=True):
-        assert isinstance(one, Scored)
-        assert isinstance(other, Scored)
+        assert isinstance(one, ScoredItem)
+        assert isinstance(other, ScoredItem)
         rewards = [[score.reward for score in scored.scores] for scored in (one, other)]
         assert rewards[0] == pytest.approx(rewards[1], abs=1e-4)

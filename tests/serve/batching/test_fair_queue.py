@@ -13,13 +13,15 @@ from app.errors import InvalidInput, Overloaded
 from app.serve.batching.admission import LONGEST_RETRY_S, Backlog
 from app.serve.batching.fair_queue import TOGETHER, Entry, Line
 from app.serve.metrics import Metrics
-from app.types import Ask, Encoded, Job, Terms
+from app.types import EncodedItem, RequestContext, ScoreJob, ScoreOptions
 
 
 def entry(name: int, length: int = 10) -> Entry:
     loop = asyncio.new_event_loop()
     try:
-        return Entry(Job(Encoded((name,) * length, 1), Ask(("m",))), None, loop.create_future(), 1e12)
+        return Entry(
+            ScoreJob(EncodedItem((name,) * length, 1), ScoreOptions(("m",))), None, loop.create_future(), 1e12
+        )
     finally:
         loop.close()
 
@@ -33,14 +35,14 @@ def served(line: Line) -> list[int]:
 
 def joined(line: Line, caller: str, names: Sequence[int], *, urgent: bool = False) -> list[Entry]:
     entries = [entry(name) for name in names]
-    line.join(entries, Terms(caller, urgent=urgent))
+    line.join(entries, RequestContext(caller, urgent=urgent))
     return entries
 
 
 def responses(prompt: int, count: int) -> list[Entry]:
     """To one prompt of 90 tokens, 10 each."""
     loop = asyncio.new_event_loop()
-    jobs = [Job(Encoded((prompt,) * 90 + (n,) * 10, 90), Ask(("m",))) for n in range(count)]
+    jobs = [ScoreJob(EncodedItem((prompt,) * 90 + (n,) * 10, 90), ScoreOptions(("m",))) for n in range(count)]
     loop.close()
     return [Entry(one, None, loop.create_future(), 1e12) for one in jobs]
 
@@ -48,21 +50,23 @@ def responses(prompt: int, count: int) -> list[Entry]:
 def test_answers_to_one_prompt_stay_together_as_far_as_a_pass_goes() -> None:
     line = Line()
     for prompt in (1, 2):
-        line.join(responses(prompt, 8), Terms(f"caller {prompt}"))
+        line.join(responses(prompt, 8), RequestContext(f"caller {prompt}"))
     assert served(line) == [1] * 8 + [2] * 8
     for one, two in zip(responses(1, 8), responses(2, 8), strict=True):
-        line.join([one], Terms("a"))
-        line.join([two], Terms("b"))
+        line.join([one], RequestContext("a"))
+        line.join([two], RequestContext("b"))
     assert served(line) == [1] * 8 + [2] * 8
-    line.join(responses(1, 10_000), Terms("crowd"))
-    line.join(responses(2, 1), Terms("single"))
+    line.join(responses(1, 10_000), RequestContext("crowd"))
+    line.join(responses(2, 1), RequestContext("single"))
     assert served(line).index(2) <= 2 * TOGETHER / 10
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5)), max_size=12), st.randoms())
 def test_fresh_tokens_count_every_prompt_once(requests: list[tuple[int, int]], chance: Random) -> None:
     line = Line()
-    joined_in = [(responses(prompt, count), Terms(str(n))) for n, (prompt, count) in enumerate(requests)]
+    joined_in = [
+        (responses(prompt, count), RequestContext(str(n))) for n, (prompt, count) in enumerate(requests)
+    ]
     for entries, terms in joined_in:
         line.join(entries, terms)
     for entries, terms in joined_in:
@@ -117,7 +121,7 @@ def test_an_endless_stream_of_urgent_ones_starves_nobody() -> None:
         entries = joined(line, "urgent", [1000 + turn], urgent=True)
         if line.pop().job.encoded.ids[0] == 7:
             return
-        line.leave(entries, Terms("urgent", urgent=True))
+        line.leave(entries, RequestContext("urgent", urgent=True))
     pytest.fail("never served")
 
 
@@ -125,7 +129,7 @@ def test_who_leaves_is_forgotten_and_the_heap_does_not_grow() -> None:
     line = Line()
     for n in range(100):
         entries = joined(line, "a", range(50))
-        assert line.leave(entries, Terms("a")) == 50
+        assert line.leave(entries, RequestContext("a")) == 50
         assert line.items == line.tokens == 0
         assert len(line._heap) <= 1, n  # noqa: SLF001 # its memory is what is tested
     assert line.first() is None
@@ -151,11 +155,11 @@ def backlog(limit: int = 1000) -> Backlog:
 def test_what_never_fits_is_refused_for_good_and_the_rest_for_now() -> None:
     one = backlog()
     with pytest.raises(InvalidInput, match="1001"):
-        one.room(1001, Terms(), lambda: 0)
-    with one.room(900, Terms(), lambda: 0):
+        one.room(1001, RequestContext(), lambda: 0)
+    with one.room(900, RequestContext(), lambda: 0):
         with pytest.raises(Overloaded):
-            one.room(200, Terms(), lambda: 1000)
-        with one.room(100, Terms(), lambda: 1000):
+            one.room(200, RequestContext(), lambda: 1000)
+        with one.room(100, RequestContext(), lambda: 1000):
             assert one.tokens == 1000
     assert one.tokens == 0
 
@@ -163,12 +167,12 @@ def test_what_never_fits_is_refused_for_good_and_the_rest_for_now() -> None:
 def test_who_could_not_be_served_in_time_is_told_when_to_come_back() -> None:
     one = backlog(10**6)
     one.passed(1000, 1.0)
-    with one.room(50_000, Terms(patience_s=100), lambda: 0):
-        with one.room(100, Terms(patience_s=2), lambda: 600):
+    with one.room(50_000, RequestContext(timeout_s=100), lambda: 0):
+        with one.room(100, RequestContext(timeout_s=2), lambda: 600):
             pass
         with pytest.raises(Overloaded) as refused:
-            one.room(100, Terms(patience_s=2), lambda: 50_100)
-        with one.room(100, Terms(patience_s=100), lambda: 50_100):
+            one.room(100, RequestContext(timeout_s=2), lambda: 50_100)
+        with one.room(100, RequestContext(timeout_s=100), lambda: 50_100):
             pass
     assert refused.value.retry_after_s == min(LONGEST_RETRY_S, 49)
 
@@ -176,7 +180,7 @@ def test_who_could_not_be_served_in_time_is_told_when_to_come_back() -> None:
 def test_an_empty_house_takes_in_whoever_comes() -> None:
     one = backlog(10**6)
     one.passed(10, 10.0)
-    with one.room(10**6, Terms(patience_s=0.01), lambda: 0):
+    with one.room(10**6, RequestContext(timeout_s=0.01), lambda: 0):
         pass
 
 
@@ -185,7 +189,7 @@ def test_a_guess_is_learnt_and_then_corrected() -> None:
     for _ in range(50):
         one.learn(10_000, 2_000)
     assert one.guess(1000) == pytest.approx(200, rel=0.05)
-    with one.room(200, Terms(), lambda: 0) as room:
+    with one.room(200, RequestContext(), lambda: 0) as room:
         room.correct(300)
         assert one.tokens == 300
         room.give(100)

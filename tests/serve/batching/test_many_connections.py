@@ -47,7 +47,7 @@ def test_a_storm_of_single_samples_is_batched_and_loses_nothing(
     engine: Engine, settings: Settings, lanes: int
 ) -> None:
     """Whether one pass of 1,024 tokens runs at a time or two."""
-    chosen = settings.model_copy(update={"lanes": lanes, "batch_tokens": 1024 * lanes})
+    chosen = settings.model_copy(update={"concurrent_batches": lanes, "max_batch_tokens": 1024 * lanes})
     with listening(engine, chosen) as address:
         before = batches(address)
         queries = texts(0)

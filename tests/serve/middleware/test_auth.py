@@ -103,7 +103,7 @@ def test_beyond_loopback_there_must_be_a_key_or_a_second_word() -> None:
         ("127.0.0.1", "", False), ("::1", "", False), ("localhost", "", False),
         ("0.0.0.0", "k", False), ("0.0.0.0", "", True),  # noqa: S104 # that is what is tested
     ):  # fmt: skip
-        refuse_exposure(Settings(host=host, api_keys=SecretStr(keys), without_keys=without))
+        refuse_exposure(Settings(host=host, api_keys=SecretStr(keys), allow_no_keys=without))
     for host in ("0.0.0.0", "192.168.1.4", "my.host"):  # noqa: S104 # that is what is tested
         with pytest.raises(Exposed, match="SPARSERM_API_KEYS"):
             refuse_exposure(Settings(host=host))
@@ -112,4 +112,4 @@ def test_beyond_loopback_there_must_be_a_key_or_a_second_word() -> None:
 def test_serve_refuses_before_it_loads_anything() -> None:
     result = CliRunner().invoke(cli.app, ["serve", "--host", "0.0.0.0"])  # noqa: S104 # that is what is tested
     assert result.exit_code != 0
-    assert "SPARSERM_WITHOUT_KEYS" in result.output
+    assert "SPARSERM_ALLOW_NO_KEYS" in result.output

@@ -17,7 +17,7 @@ BODY = {"inputs": [{"prompt": "amber secret", "response": "quiet secret"}]}
 
 
 async def test_bodies_together_are_bounded_and_given_back(engine: Engine, settings: Settings) -> None:
-    small = settings.model_copy(update={"held_bytes": 4096})
+    small = settings.model_copy(update={"max_buffered_bytes": 4096})
     async with server(engine, small) as client:
         refused = await client.post("/v1/rewards", content=b" " * 5000)
         assert refused.status_code == 429
@@ -31,7 +31,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(engine: Engine, setti
         yield b'{"inputs": '
         await asyncio.sleep(30)
 
-    hasty = settings.model_copy(update={"slow_s": 1})
+    hasty = settings.model_copy(update={"client_timeout_s": 1})
     async with server(engine, hasty) as client:
         answer = await client.post("/v1/rewards", content=dribble())
     assert answer.status_code == 408

@@ -13,7 +13,7 @@ import pytest
 
 from app.reward.engine import Engine
 from app.settings import Settings
-from app.types import Ask
+from app.types import ScoreOptions
 from tests.serve.test_process import environment
 from tests.support import tiny
 from tests.support.replica_servers import ADMIN, Served, inputs, serving
@@ -33,7 +33,7 @@ def busy(served: Served) -> list[float]:
 
 def test_scores_are_those_of_one_server(served: Served, engine: Engine) -> None:
     exchanges = tiny.babble(12)
-    alone = [scores[0].reward for scores in tiny.scores(engine, exchanges, Ask(("beta",)))]
+    alone = [scores[0].reward for scores in tiny.scores(engine, exchanges, ScoreOptions(("beta",)))]
     apart = [served.rewards([one], model="beta")[0] for one in inputs(exchanges)]
     assert apart == pytest.approx(alone, abs=1e-5)
 

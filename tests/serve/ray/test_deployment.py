@@ -29,7 +29,7 @@ from app.serve.ray.cluster import joined
 from app.serve.ray.deployment import NAME, Plan, application, build
 from app.serve.ray.request_router import BACKLOG, ByBacklog, ByPrompt
 from app.settings import Settings
-from app.types import Ask
+from app.types import ScoreOptions
 from tests.serve.test_process import environment
 from tests.support import offline_runs, tiny
 from tests.support.paths import ROOT
@@ -44,7 +44,7 @@ def test_the_configs_are_what_ray_and_we_accept(config: dict[str, Any]) -> None:
     (application,) = ServeDeploySchema(**config).applications
     assert application.import_path == "app.serve.ray.deployment:build"
     plan = Plan(**application.args)
-    keyed = {**plan.settings, "keys_file": None, "api_keys": "mine"}
+    keyed = {**plan.settings, "api_keys_file": None, "api_keys": "mine"}
     assert build(plan.model_copy(update={"settings": keyed}))
     with pytest.raises(ValidationError):
         Plan(**{**application.args, "replica": 1})
@@ -65,7 +65,7 @@ def test_the_cluster_is_one_of_the_pinned_version_with_a_gpu_a_worker() -> None:
 def test_a_config_without_keys_is_refused_unless_it_says_so() -> None:
     with pytest.raises(Exposed, match="SPARSERM_API_KEYS"):
         build(Plan())
-    assert build(Plan(settings={"without_keys": True}))
+    assert build(Plan(settings={"allow_no_keys": True}))
 
 
 @pytest.mark.parametrize(("waiting", "wanted"), [([], 1), ([0.0, 0.0], 1), ([90.0, 15.0], 2), ([500.0], 5)])
@@ -194,7 +194,7 @@ def served(settings: Settings, free_tcp_port_factory: Any) -> Iterator[Served]:
 @pytest.mark.timeout(600)
 def test_two_replicas_are_one_server_and_a_killed_one_loses_nothing(served: Served, engine: Engine) -> None:
     exchanges = tiny.babble(120, seed=3)
-    alone = [scores[0].reward for scores in tiny.scores(engine, exchanges, Ask(("beta",)))]
+    alone = [scores[0].reward for scores in tiny.scores(engine, exchanges, ScoreOptions(("beta",)))]
     with ThreadPoolExecutor(8) as pool:
         coming = [pool.submit(served.rewards, [one], model="beta") for one in inputs(exchanges)]
         coming[10].result()
