@@ -11,9 +11,10 @@ ENV PATH=/opt/sparserm/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHEC
 WORKDIR /build
 COPY constraints.txt ./
 RUN pip install -c constraints.txt ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} torch
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE NOTICE ./
+COPY client ./client
 COPY app ./app
-RUN pip install -c constraints.txt ".${EXTRAS}"
+RUN pip install -c constraints.txt ./client ".${EXTRAS}"
 
 FROM python:${PYTHON} AS server
 RUN useradd --uid 10001 --create-home sparserm \

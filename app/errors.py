@@ -1,4 +1,4 @@
-"""One tree of failures, and the only place where a failure meets an HTTP status."""
+"""All errors of the server in one class tree. Each class defines its HTTP status."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,9 +6,9 @@ from typing import ClassVar
 
 @dataclass
 class SparseRMError(Exception):
-    """A failure: a sentence for the reader, the field it is about, a code for machines.
+    """Base error: a message for people, the request field in `param`, and a machine-readable `code`.
 
-    `item` says which exchange of a list failed, for callers that know where it came from.
+    `item` is the index of the item that failed; callers that know the field of each item set `param` from it.
     """
 
     message: str
@@ -24,56 +24,56 @@ class SparseRMError(Exception):
 
 
 class InvalidInput(SparseRMError):
-    """Never: this input cannot be scored as it stands."""
+    """The input cannot be scored. Repeating the request does not help."""
 
     status = 422
     type = "invalid_request_error"
 
 
-class Malformed(SparseRMError):
-    """The body is not JSON."""
+class MalformedRequest(SparseRMError):
+    """The request body is not valid JSON."""
 
     status = 400
     type = "invalid_request_error"
 
 
 class Unauthorized(SparseRMError):
-    """No key that this server knows."""
+    """The request has no API key that this server knows."""
 
     status = 401
     type = "authentication_error"
 
 
 class Forbidden(SparseRMError):
-    """A known key that may do less than this."""
+    """The API key is valid, but its role does not allow this request."""
 
     status = 403
     type = "permission_error"
 
 
 class NotFound(SparseRMError):
-    """No such model, latent or route."""
+    """The model, latent or route does not exist."""
 
     status = 404
     type = "not_found_error"
 
 
-class TooSlow(SparseRMError):
-    """The request did not arrive in time."""
+class RequestTimeout(SparseRMError):
+    """The client took too long to send the request."""
 
     status = 408
     type = "timeout_error"
 
 
 class Conflict(SparseRMError):
-    """What is asked does not fit what is served now; nothing was changed."""
+    """The request conflicts with the current state of the server. Nothing was changed."""
 
     status = 409
     type = "conflict_error"
 
 
-class TooLarge(SparseRMError):
-    """The body is larger than this server reads."""
+class BodyTooLarge(SparseRMError):
+    """The request body is larger than the configured limit."""
 
     status = 413
     type = "invalid_request_error"
@@ -81,7 +81,7 @@ class TooLarge(SparseRMError):
 
 @dataclass
 class Overloaded(SparseRMError):
-    """Not now: it could not be done in the caller's time, or was not."""
+    """The request cannot be, or was not, finished before its timeout. The client may retry later."""
 
     retry_after_s: int = 1
 
@@ -90,8 +90,8 @@ class Overloaded(SparseRMError):
 
 
 @dataclass
-class Closing(SparseRMError):
-    """Not now: the server is starting, draining or dead."""
+class ServiceUnavailable(SparseRMError):
+    """The server is starting, shutting down, or its device failed. The client may retry later."""
 
     retry_after_s: int = 5
 
@@ -100,24 +100,24 @@ class Closing(SparseRMError):
 
 
 class DeviceLost(SparseRMError):
-    """The device does not compute any more, or computes wrongly; only a new process helps."""
+    """The device stopped computing or computes wrong numbers. Only a new process can recover."""
 
 
-class NonFinite(SparseRMError):
-    """The backbone produced NaN or infinity for this item; its reward would be a lie."""
+class NonFiniteScore(SparseRMError):
+    """The backbone produced NaN or infinity for this item, so it has no valid reward."""
 
 
 class BundleError(SparseRMError):
-    """A reward model on disk that must not be served; the message names what differs."""
+    """A bundle on disk must not be served. The message names the mismatch."""
 
 
-class Exposed(SparseRMError):
-    """Settings that would open the server to strangers; the message says how to mean it."""
+class UnprotectedServer(SparseRMError):
+    """The settings would let anyone use the server. The message says how to allow that on purpose."""
 
 
 class SourceError(SparseRMError):
-    """A backbone that could not be found, fetched or verified."""
+    """A backbone could not be found, downloaded or verified."""
 
 
 class DataError(SparseRMError):
-    """A row of training data that cannot be read; the message names file and line."""
+    """A row of a data file is invalid. The message names the file and line."""

@@ -1,10 +1,10 @@
-"""The nouns every room shares: frozen dataclasses without torch.
+"""Types that every package uses: frozen dataclasses that do not need torch.
 
-Shape letters used everywhere: B items, T packed tokens, D width of the residual stream,
-F latents of the dictionary, K selected directions (both signs), H hidden units, E heads.
+Shape letters in all docstrings: B items, T packed tokens, D width of the residual stream,
+F latents of the SAE, K selected directions (both signs), H hidden units, E heads of the ensemble.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -13,12 +13,20 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
 FORBID_EXTRA = {"extra": "forbid"}
+"""Pydantic config of dataclasses that are read from files: unknown keys are errors."""
+
 MIN_AGREEMENT = 0.8
+"""Minimum AUROC at which a feature's projection counts as a predictor of its latent's firing."""
+
 ANONYMOUS_CALLER = "default"
+"""Caller name of requests that do not name one."""
+
+Progress = Callable[[str, float], None]
+"""Callback for progress: a stage, and the share of it that is done."""
 
 
 class Explain(StrEnum):
-    """How much of the reason travels with a reward."""
+    """How detailed the explanation of a reward is."""
 
     NONE = "none"
     FEATURES = "features"
@@ -26,7 +34,7 @@ class Explain(StrEnum):
 
 
 class Pooling(StrEnum):
-    """Which residual vectors of a response the reward is read from."""
+    """Which token positions of a response are pooled: all of them, the last one, or the closing token."""
 
     MEAN = "mean"
     LAST = "last"
@@ -43,7 +51,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A conversation and one response to it: the thing that is scored."""
+    """A conversation and one response to it. This is what is scored."""
 
     messages: tuple[Message, ...]
     response: str
@@ -51,9 +59,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A conversation with the response people preferred and the one they did not.
+    """A preference pair: a conversation, the preferred response and the rejected one.
 
-    `group` ties pairs that share a prompt; `facts` is what else the row said, for looking at parts.
+    Pairs with the same `group` share a prompt. `attributes` holds the other fields of the row, so that
+    results can be split by them.
     """
 
     messages: tuple[Message, ...]
@@ -64,32 +73,32 @@ class Pair:
 
     @property
     def items(self) -> tuple[Item, Item]:
-        """The preferred exchange, then the rejected one."""
+        """The item with the preferred response, then the item with the rejected one."""
         return Item(self.messages, self.chosen), Item(self.messages, self.rejected)
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedItem:
-    """An exchange as token ids: prompt, then response [start, stop), then the closing token."""
+    """An item as token ids: prompt, response [response_start, response_end), closing token."""
 
     ids: tuple[int, ...]
-    start: int
+    response_start: int
     truncated: bool = False
 
     @property
-    def prompt(self) -> tuple[int, ...]:
-        """What comes before the response."""
-        return self.ids[: self.start]
+    def prompt_ids(self) -> tuple[int, ...]:
+        """Token ids before the response."""
+        return self.ids[: self.response_start]
 
     @property
-    def stop(self) -> int:
+    def response_end(self) -> int:
         """Index of the closing token, one past the response."""
         return len(self.ids) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A saved way to ask a model: what is steered, latents by number or clusters by name, and how."""
+    """Saved options of a model. `steer` maps a latent number or a cluster name to a factor."""
 
     __pydantic_config__ = FORBID_EXTRA
     about: str = ""
@@ -99,7 +108,7 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class ScoreOptions:
-    """What a caller wants to know about an exchange; models may name a profile, as in safety@strict."""
+    """What to compute for an item. A model name may include a profile, as in safety@strict."""
 
     models: tuple[str, ...]
     explain: Explain = Explain.FEATURES
@@ -111,7 +120,7 @@ class ScoreOptions:
 
 @dataclass(frozen=True, slots=True)
 class ScoreJob:
-    """One exchange on its way to the device."""
+    """An encoded item and the options to score it with."""
 
     encoded: EncodedItem
     options: ScoreOptions
@@ -119,7 +128,7 @@ class ScoreJob:
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """How a caller wants to be served: as whom, before others or not, and how long it waits."""
+    """Who sent a request, whether it has priority, and how long the caller waits."""
 
     caller: str = ANONYMOUS_CALLER
     host: str = ""
@@ -128,17 +137,17 @@ class RequestContext:
 
     @property
     def fairness_key(self) -> str:
-        """Whom to be fair to: the caller by name, or else by address."""
+        """Key of the fair queue: the caller's name, or the client address if it is anonymous."""
         return self.host if self.caller == ANONYMOUS_CALLER else self.caller
 
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """A selected latent as the bundle describes it; `sign` is +1 where preferred responses fire it.
+    """A selected latent as the bundle describes it; `sign` is +1 if it fires more in preferred responses.
 
-    `difference` is preferred minus rejected firing; `stability` the share of bootstrap samples that select
-    it too; `agreement` how well its projection tells whether it fires (AUROC). `keywords` are words its
-    label stands for.
+    `difference` is its firing rate in preferred minus rejected responses, `stability` the share of bootstrap
+    samples that also select it, `agreement` the AUROC of its projection as a predictor of its firing, and
+    `keywords` the words that its label summarises.
     """
 
     latent: int
@@ -152,14 +161,14 @@ class Feature:
     keywords: tuple[str, ...] = ()
 
     @property
-    def tracks(self) -> bool:
-        """Whether the projection tells well enough when the latent fires."""
+    def projection_predicts_firing(self) -> bool:
+        """Whether the projection predicts well enough when the latent fires."""
         return (self.agreement or 0.0) >= MIN_AGREEMENT
 
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """A feature's share of one reward, relative to the baseline; `model` says whose feature it is."""
+    """A feature's share of one reward, relative to the baseline; `model` is the model it belongs to."""
 
     model: str
     feature: Feature
@@ -171,7 +180,7 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """The directions of one name, and their share of a reward together; those without a name are one too."""
+    """Directions with the same label and their total contribution; the name is None without a label."""
 
     name: str | None
     directions: int
@@ -180,7 +189,7 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class TokenCredit:
-    """What one response token added to the reward of the text before it."""
+    """How much one response token changed the reward of the text before it."""
 
     text: str
     credit: float
@@ -188,7 +197,7 @@ class TokenCredit:
 
 @dataclass(frozen=True, slots=True)
 class CompositePart:
-    """What one head adds to a composite: its reward, brought to scale and weighed; all parts sum to it."""
+    """One model's part of a composite reward: its scaled and weighted reward. All parts sum to the reward."""
 
     model: str
     weight: float
@@ -199,7 +208,7 @@ class CompositePart:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One reward and its reasons; of a composite also its parts, and the heads' own scores.
+    """One reward and its explanation; a composite also has `parts` and the scores of its models in `heads`.
 
     reward == baseline + sum of all contributions + length_correction - penalty + residual.
     """
@@ -221,14 +230,20 @@ class Score:
     length_control: bool = False
     penalty: float = 0.0
     parts: tuple[CompositePart, ...] = ()
-    heads: "tuple[Score, ...]" = ()
+    part_scores: "tuple[Score, ...]" = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredItem:
-    """What the device gives back for one job: a score a model, and what the pass cost."""
+    """One scored item: one score per requested model, and what computing them took.
 
+    `computed_tokens` are the item's tokens that went through the backbone, after sharing prefixes. `forward_s`
+    and `head_s` are the times of its whole batch; `wait_s` is the time it waited for the device.
+    """
+
+    encoded: EncodedItem
     scores: tuple[Score, ...]
     computed_tokens: int
     forward_s: float
     head_s: float
+    wait_s: float = 0.0

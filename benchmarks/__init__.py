@@ -1,1 +1,1 @@
-"""Measurements: `make bench` prints them, docs/log.md keeps them."""
+"""Measurements: `make bench` prints them, benchmarks/LOG.md keeps them."""

@@ -23,10 +23,10 @@ from transformers import AutoModel
 from app.backbone import model_sources
 from app.backbone.packing import pack
 from app.reward import loading
-from app.reward.directions import pool, span
 from app.reward.engine import Engine
+from app.reward.pooling import mean_pool, pooled_span
 from app.serve.application import create_app
-from app.serve.drift import Drift
+from app.serve.drift import DriftMonitor
 from app.serve.metrics import Metrics
 from app.settings import Settings
 from app.types import Item, Message, ScoredItem, ScoreJob, ScoreOptions
@@ -41,7 +41,7 @@ WORDS = Path(__file__).read_text().split()
 def main() -> None:
     """Print both comparisons."""
     settings = Settings(prefix_cache_mib=0)  # a round must not know the prompts of the one before
-    engine = loading.engine(settings, lambda *_: None)
+    engine = loading.load_engine(settings, lambda *_: None)
     print(
         f"load average {os.getloadavg()[0]:.2f}, {torch.get_num_threads()} threads, {engine.backbone.dtype}"
     )
@@ -56,13 +56,13 @@ def sharing(engine: Engine, settings: Settings) -> None:
     items = _groups(rng, engine.backbone.config.vocab_size)
     useful, packed = sum(map(len, items)), pack(items)
     padded = _padded(engine, settings)
-    reads = {engine.backbone.layers: packed.everything}
+    reads = {engine.backbone.num_layers: packed.computed_rows}
     contenders: dict[str, Callable[[], object]] = {
         "packed, prefixes shared": lambda: engine.backbone.residuals(packed, reads),
         "padded batches of 8": lambda: padded(items),
     }
     times = _interleaved(contenders)
-    peak = machine.peak([])
+    peak = machine.measure_peak_gflops([])
     computed = len(packed.ids)
     share = f"{useful} tokens, computed {computed} ({computed / useful:.0%})"
     print(f"\n{PROMPTS} prompts x {RESPONSES} responses: {share}")
@@ -78,16 +78,18 @@ def reasons(engine: Engine) -> None:
     name, model = next(iter(engine.models.items()))
     exchanges = [Item((Message("user", _text(rng, 60)),), _text(rng, 60)) for _ in range(32)]
     encoded = engine.encode(exchanges)
-    drift = Drift(engine.models, Metrics(CollectorRegistry()))
+    drift = DriftMonitor(engine.models, Metrics(CollectorRegistry()))
 
     @torch.inference_mode()
     def bare() -> None:
         packed = pack([one.ids for one in encoded])
-        spans = [span(model.card.readout, one) for one in encoded]
+        spans = [pooled_span(model.card.readout, one) for one in encoded]
         rows = np.concatenate([packed.rows(i, *at) for i, at in enumerate(spans)])
         layer = engine.backbone.residuals(packed, {model.card.layer: rows})[model.card.layer]
         projected = model.dictionary.project(layer.at(rows))
-        model.head.members(model.head.standardise(pool(projected, [b - a for a, b in spans]))).mean(1)
+        model.head.score_members(
+            model.head.standardise(mean_pool(projected, [b - a for a, b in spans]))
+        ).mean(1)
 
     def whole() -> None:
         for result in engine.score([ScoreJob(one, ScoreOptions((name,))) for one in encoded]):
@@ -139,10 +141,10 @@ def _padded(engine: Engine, settings: Settings) -> Callable[[list[tuple[int, ...
     """The same cut weights in transformers' own attention, right-padded, eight at a time."""
     source = model_sources.find(engine.backbone.name, settings.models_dir)
     place = model_sources.pull(
-        source, layers=engine.backbone.layers, cache=settings.cache, progress=lambda *_: None
+        source, layers=engine.backbone.num_layers, cache=settings.cache, progress=lambda *_: None
     )
     model = AutoModel.from_pretrained(
-        place.path, num_hidden_layers=engine.backbone.layers, dtype=engine.backbone.dtype
+        place.path, num_hidden_layers=engine.backbone.num_layers, dtype=engine.backbone.dtype
     ).to(engine.backbone.device)
 
     @torch.inference_mode()

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
-from app.backbone.attention import Rows, Views
+from app.backbone.attention import RowIndices, SegmentedMask
 from app.backbone.backbone import Backbone
-from app.backbone.packing import Ids, Packed, pack
+from app.backbone.packing import PackedBatch, TokenIds, pack
 from app.backbone.runtime.cuda_graphs import Steps
 
 ROUNDS, BATCH = 5, 16
@@ -80,13 +80,13 @@ def measured(
         decoder = AutoModel.from_config(config, dtype=dtype).eval()
     items = {(load, size): _items(load, size) for load in ("mixed", "groups") for size in sizes}
     padded = {key: timed(partial(_padded, decoder, rows), device) for key, rows in items.items()}
-    backbone = Backbone(decoder, name=name, digest="", parameters=0, total_layers=config.num_hidden_layers)
-    backbone.steps = Steps(backbone.stack, backbone.start)
+    backbone = Backbone(decoder, name=name, digest="", num_parameters=0, total_layers=config.num_hidden_layers)
+    backbone.cuda_graphs = Steps(backbone.layers, backbone.embed)
     peak = gemm_peak(device, dtype)
     rows = []
     for (load, size), some in items.items():
         packed = pack(some)
-        reads = {backbone.layers: _ends(packed, some)}
+        reads = {backbone.num_layers: _ends(packed, some)}
         seconds = timed(partial(backbone.residuals, packed, reads), device)
         with launching(backbone):
             launched = timed(partial(backbone.residuals, packed, reads), device)
@@ -123,7 +123,7 @@ def gemm_peak(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / min(timed(partial(torch.mm, a, b), device) for _ in range(2))
 
 
-def flops(config: PreTrainedConfig, packed: Packed) -> float:
+def flops(config: PreTrainedConfig, packed: PackedBatch) -> float:
     """What the computed tokens cost: the products of every layer, and attention over what each token sees."""
     width, size = config.hidden_size, config.head_dim
     heads, groups = config.num_attention_heads, config.num_key_value_heads
@@ -135,27 +135,27 @@ def flops(config: PreTrainedConfig, packed: Packed) -> float:
 @contextmanager
 def launching(backbone: Backbone) -> Iterator[None]:
     """Every kernel launched, none recorded."""
-    steps, backbone.steps = backbone.steps, None
+    steps, backbone.cuda_graphs = backbone.cuda_graphs, None
     try:
         yield
     finally:
-        backbone.steps = steps
+        backbone.cuda_graphs = steps
 
 
 @torch.inference_mode()
-def apart(backbone: Backbone, packed: Packed, reads: dict[int, Rows]) -> float:
+def apart(backbone: Backbone, packed: PackedBatch, reads: dict[int, RowIndices]) -> float:
     """How far steps, or blocks, are from pieces, relative to the residuals' size."""
-    ours = backbone.residuals(packed, reads)[backbone.layers].values
-    usual, backbone.sight = backbone.sight, Views
+    ours = backbone.residuals(packed, reads)[backbone.num_layers].values
+    usual, backbone.mask_type = backbone.mask_type, SegmentedMask
     with launching(backbone):
-        other = backbone.residuals(packed, reads)[backbone.layers].values
-    backbone.sight = usual
+        other = backbone.residuals(packed, reads)[backbone.num_layers].values
+    backbone.mask_type = usual
     return float((ours - other).norm() / other.norm())
 
 
-def _items(load: str, tokens: int) -> list[Ids]:
+def _items(load: str, tokens: int) -> list[TokenIds]:
     """Lengths of 64 to 512, or groups of 8 that share 192 of 256 tokens, until there are enough."""
-    rng, items = random.Random(f"{load}{tokens}"), list[Ids]()
+    rng, items = random.Random(f"{load}{tokens}"), list[TokenIds]()
     while sum(map(len, items)) < tokens:
         shared = tuple(rng.choices(range(VOCABULARY), k=192)) if load == "groups" else ()
         for _ in range(8 if load == "groups" else 1):
@@ -165,7 +165,7 @@ def _items(load: str, tokens: int) -> list[Ids]:
 
 
 @torch.inference_mode()
-def _padded(decoder: Any, items: list[Ids]) -> None:
+def _padded(decoder: Any, items: list[TokenIds]) -> None:
     """As servers without packing do it: so many at a time, padded to the longest."""
     for start in range(0, len(items), BATCH):
         some = items[start : start + BATCH]
@@ -176,7 +176,7 @@ def _padded(decoder: Any, items: list[Ids]) -> None:
         decoder(input_ids=ids.to(decoder.device), attention_mask=mask.to(decoder.device), use_cache=False)
 
 
-def _ends(packed: Packed, items: list[Ids]) -> Rows:
+def _ends(packed: PackedBatch, items: list[TokenIds]) -> RowIndices:
     return np.concatenate([packed.rows(i, len(ids) - 1, len(ids)) for i, ids in enumerate(items)])
 
 

@@ -26,11 +26,11 @@ from transformers.utils import logging
 from app.backbone.tokenization import Text
 from app.errors import BundleError
 from app.reward import bundle, loading
-from app.reward.bundle import RewardModel
-from app.reward.directions import pool, span
+from app.reward.pooling import mean_pool, pooled_span
+from app.reward.reward_model import RewardModel
 from app.settings import Settings
 from benchmarks.peers.peer import Depth
-from benchmarks.workloads import Pair
+from benchmarks.workloads import BenchmarkItem
 
 LABELS = ("score", "nought")  # some servers take one label alone for a reranker
 SEED, SPREAD = 0, 0.02
@@ -62,13 +62,13 @@ class Reference:
         return final
 
     @torch.inference_mode()
-    def scores(self, depth: Depth, pairs: Sequence[Pair]) -> list[float]:
+    def classifier_scores(self, depth: Depth, pairs: Sequence[BenchmarkItem]) -> list[float]:
         """What transformers says, one pair at a time, without padding."""
         classifier = self._classifier(depth)
         return [float(classifier(torch.tensor([pair.ids])).logits[0, 0]) for pair in pairs]
 
     @torch.inference_mode()
-    def rewards(self, name: str, pairs: Sequence[Pair]) -> list[float]:
+    def rewards(self, name: str, pairs: Sequence[BenchmarkItem]) -> list[float]:
         """What a reward model's head says over transformers' residuals."""
         model = self.models[name]
         decoder = self._decoder(model.card.layer)
@@ -76,7 +76,7 @@ class Reference:
         return [_reward(model, decoder, pair) for pair in pairs]
 
     @torch.inference_mode()
-    def forward_s(self, pair: Pair) -> float:
+    def time_forward(self, pair: BenchmarkItem) -> float:
         """Seconds the cut classifier takes for one pair, nothing around it: the median of several times."""
         classifier, ids = self._classifier(Depth.CUT), torch.tensor([pair.ids])
         times = []
@@ -86,13 +86,13 @@ class Reference:
             times.append(time.perf_counter() - started)
         return statistics.median(times[1:])
 
-    def head(self) -> list[float]:
+    def score_head(self) -> list[float]:
         """The score head, for servers that answer with embeddings."""
         generator = torch.Generator().manual_seed(SEED)
         return [float(x) for x in torch.randn(self.config.hidden_size, generator=generator) * SPREAD]
 
     @property
-    def shapes(self) -> list[tuple[int, int]]:
+    def matrix_shapes(self) -> list[tuple[int, int]]:
         """Rows and columns of a layer's matrices, as servers multiply them: fused where they can be."""
         config = self.config
         inner = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
@@ -117,34 +117,37 @@ class Reference:
         made.base_model.load_state_dict(decoder.state_dict())
         with torch.no_grad():
             made.score.weight.zero_()
-            made.score.weight[0] = torch.tensor(self.head())
+            made.score.weight[0] = torch.tensor(self.score_head())
         return made
 
     def _decoder(self, layers: int) -> PreTrainedModel:
         return AutoModel.from_pretrained(self.folder, num_hidden_layers=layers, dtype=torch.float32).eval()
 
 
-def reference(settings: Settings) -> Reference:
+def load_reference(settings: Settings) -> Reference:
     """The reference for what `sparserm serve` would serve under these settings."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    found = {name: bundle.load(settings.models_dir / name) for name in bundle.names(settings.models_dir)}
+    found = {
+        name: bundle.load_bundle(settings.models_dir / name)
+        for name in bundle.list_bundles(settings.models_dir)
+    }
     models = {name: model for name, model in found.items() if name in (settings.model_names or found)}
     backbones = {model.card.backbone for model in models.values()}
     if len(backbones) != 1:
         raise BundleError(f"{len(backbones)} backbones in {settings.models_dir}; one is needed")
-    folder = loading.whole(backbones.pop(), settings, lambda *_: None)
+    folder = loading.fetch_full_backbone(backbones.pop(), settings, lambda *_: None)
     config = AutoConfig.from_pretrained(folder)
     text = Text(AutoTokenizer.from_pretrained(folder), max_tokens=settings.max_tokens)
     cut = max(model.card.layer for model in models.values())
     return Reference(folder, config, text, models, {Depth.CUT: cut, Depth.FULL: config.num_hidden_layers})
 
 
-def _reward(model: RewardModel, decoder: PreTrainedModel, pair: Pair) -> float:
+def _reward(model: RewardModel, decoder: PreTrainedModel, pair: BenchmarkItem) -> float:
     states = decoder(torch.tensor([pair.ids]), use_cache=False).last_hidden_state[0]
-    begin, end = span(model.card.readout, pair.encoded)
-    pooled = pool(model.dictionary.project(states[begin:end]), [end - begin])
-    return float(model.head.members(model.head.standardise(pooled)).mean())
+    begin, end = pooled_span(model.card.readout, pair.encoded)
+    pooled = mean_pool(model.dictionary.project(states[begin:end]), [end - begin])
+    return float(model.head.score_members(model.head.standardise(pooled)).mean())
 
 
 def _for_older_readers(folder: Path) -> None:

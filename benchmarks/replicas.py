@@ -20,17 +20,17 @@ from random import Random
 
 from app.reward import loading
 from app.settings import Settings
-from benchmarks import figures, machine
-from benchmarks.load import Ask, Fate, Run, calling, closed, written
+from benchmarks import machine, summary_statistics
+from benchmarks.interleaving import Servers, resumed, suspended
+from benchmarks.load_generator import LoadRun, Outcome, SendQuery, open_client, pregenerate, run_closed_loop
 from benchmarks.peers.ours import peers
 from benchmarks.peers.peer import Peer
-from benchmarks.server import PROGRAM, Served, free_port, started
-from benchmarks.turns import Servers, awake, resting
-from benchmarks.workloads import Query, Words, Workload, chosen
+from benchmarks.server import SPARSERM_COMMAND, ServerProcess, find_free_port, run_server
+from benchmarks.workloads import Query, TextGenerator, Workload, select_workloads
 from tests.support import tiny
 
 ALONE, WORKERS, RAY = "two single servers", "two workers", "two replicas on Ray"
-SPREAD, GROUPED = chosen(["unique-16", "groups-8-75-apart"])
+SPREAD, GROUPED = select_workloads(["unique-16", "groups-8-75-apart"])
 WARM_S, PATIENCE_S, WRITTEN = 2.0, 300.0, 20_000
 
 
@@ -41,12 +41,12 @@ def main() -> None:
         ground = stack.enter_context(grounds(toy=given.tiny))
         course = Course(ground, given.seconds)
         all_ = {
-            name: stack.enter_context(resting(begun(ground.environment)))
+            name: stack.enter_context(suspended(begun(ground.environment)))
             for name, begun in CONTENDERS.items()
         }
         for round_ in range(given.rounds):
             for name in sorted(all_, reverse=bool(round_ % 2)):
-                with awake(all_[name]) as servers:
+                with resumed(all_[name]) as servers:
                     course.run(name, servers, round_)
     course.report()
 
@@ -56,7 +56,7 @@ class Ground:
     """What all are asked for, by whom, in pairs of how many tokens, and what servers are told."""
 
     peer: Peer
-    words: Words
+    words: TextGenerator
     tokens: int
     environment: dict[str, str]
 
@@ -69,9 +69,9 @@ class Ground:
 def grounds(*, toy: bool) -> Iterator[Ground]:
     """The shipped models on processors, or the tests' toy."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = tiny.world(Path(folder)) if toy else Settings()
-        engine = loading.engine(settings, lambda *_: None)
-        peer, words = peers(list(engine.models))[0], Words(engine.text)
+        settings = tiny.build_models(Path(folder)) if toy else Settings()
+        engine = loading.load_engine(settings, lambda *_: None)
+        peer, words = peers(list(engine.models))[0], TextGenerator(engine.text)
         del engine
         told = {
             **os.environ, "SPARSERM_DEVICE": "cpu", "SPARSERM_MODELS_DIR": str(settings.models_dir),
@@ -93,26 +93,26 @@ class Tally:
         """Tokens a second."""
         return self._tokens / self.seconds
 
-    async def ask(self, ask: Ask, query: Query) -> Fate:
+    async def ask(self, ask: SendQuery, query: Query) -> Outcome:
         """Ask, and count what comes in time."""
         self._began = self._began or time.perf_counter()
         fate = await ask(query)
-        if fate is Fate.GOOD and time.perf_counter() < self._began + self.seconds:
+        if fate is Outcome.GOOD and time.perf_counter() < self._began + self.seconds:
             self._tokens += sum(len(pair.ids) for pair in query)
         return fate
 
 
-def asked(ground: Ground, servers: Servers, workload: Workload, tally: Tally, *, seed: int) -> list[Run]:
+def asked(ground: Ground, servers: Servers, workload: Workload, tally: Tally, *, seed: int) -> list[LoadRun]:
     """All servers at once, the voices divided between them."""
-    part = replace(ground.sized(workload), voices=workload.voices // len(servers))
+    part = replace(ground.sized(workload), voices=workload.clients // len(servers))
 
-    async def one(server: Served, rng: Random) -> Run:
-        turns = written(part.turns(ground.words, rng), WRITTEN)
-        async with calling(ground.peer, [server.url], patience_s=PATIENCE_S) as caller:
-            ask = partial(tally.ask, caller.ask)
-            return await closed(ask, turns, part, seconds=tally.seconds, rng=rng)
+    async def one(server: ServerProcess, rng: Random) -> LoadRun:
+        turns = pregenerate(part.generate_bursts(ground.words, rng), WRITTEN)
+        async with open_client(ground.peer, [server.url], patience_s=PATIENCE_S) as caller:
+            ask = partial(tally.ask, caller.send)
+            return await run_closed_loop(ask, turns, part, seconds=tally.seconds, rng=rng)
 
-    async def all_() -> list[Run]:
+    async def all_() -> list[LoadRun]:
         rngs = [Random(f"{workload.name} {seed} {i}") for i in range(len(servers))]
         return await asyncio.gather(*map(one, servers, rngs))
 
@@ -146,13 +146,13 @@ class Course:
     def run(self, name: str, servers: Servers, round_: int) -> None:
         """One round of one contender."""
         asked(self._ground, servers, SPREAD, Tally(WARM_S), seed=-1)
-        before, tally = machine.peak([]), Tally(self._seconds)
+        before, tally = machine.measure_peak_gflops([]), Tally(self._seconds)
         runs = asked(self._ground, servers, SPREAD, tally, seed=round_)
         saved = self._share_saved(servers[:1], round_)
-        after, load = machine.peak([]), os.getloadavg()[0]
+        after, load = machine.measure_peak_gflops([]), os.getloadavg()[0]
         self._rates.setdefault(name, {})[round_] = tally.rate
         self._saved.setdefault(name, {})[round_] = saved
-        fates = [figures.fates(run) for run in runs]
+        fates = [summary_statistics.count_outcomes(run) for run in runs]
         print(
             f"round {round_}, {name}: {tally.rate:.0f} tokens/s, groups save {saved:.1%} of their tokens; "
             f"{fates}; GEMM peak {before:.0f} and {after:.0f} GFLOP/s, load average {load:.2f}",
@@ -162,8 +162,8 @@ class Course:
     def report(self) -> None:
         """Ratios, round by round."""
         for name in (WORKERS, RAY):
-            rates = figures.ratios(self._rates[name], self._rates[ALONE])
-            saved = figures.ratios(self._saved[name], self._saved[ALONE])
+            rates = summary_statistics.ratio_by_round(self._rates[name], self._rates[ALONE])
+            saved = summary_statistics.ratio_by_round(self._saved[name], self._saved[ALONE])
             print(f"{name}: {rates:.3f} of the tokens/s of {ALONE}; {saved:.3f} of one server's sharing")
 
     def _share_saved(self, servers: Servers, round_: int) -> float:
@@ -176,9 +176,9 @@ class Course:
         return saved / tokens
 
 
-def _serve(told: dict[str, str], *options: str) -> AbstractContextManager[Served]:
-    port = free_port()
-    return started([*PROGRAM, str(port), *options], told, port=port, ready="/ready")
+def _serve(told: dict[str, str], *options: str) -> AbstractContextManager[ServerProcess]:
+    port = find_free_port()
+    return run_server([*SPARSERM_COMMAND, str(port), *options], told, port=port, ready="/ready")
 
 
 CONTENDERS: dict[str, Callable[[dict[str, str]], AbstractContextManager[Servers]]] = {

@@ -4,8 +4,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.figures import QUANTILES, Spread, quantiles, ratios, spread
-from benchmarks.journal import Bare, Block, Gate, Journal, Start
+from benchmarks.results_log import BareForward, CorrectnessResult, Measurement, ResultsLog, ServerStart
+from benchmarks.summary_statistics import (
+    QUANTILES,
+    MedianAndRange,
+    latency_quantiles,
+    median_and_range,
+    ratio_by_round,
+)
 from benchmarks.workloads import WORKLOADS
 
 ALONE, BASE = "unique-1", "unique-16"
@@ -20,36 +26,38 @@ LEGEND = (
 class Results:
     """The blocks of a run, by peer, workload and round: the last steady one, else the last."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: ResultsLog) -> None:
         self.facts = journal.header.facts
-        self.starts = [one for one in journal.entries if isinstance(one, Start)]
-        self.bare = spread(one.seconds for one in journal.entries if isinstance(one, Bare))
-        self.gates = [one for one in journal.entries if isinstance(one, Gate)]
-        self.peers = list(dict.fromkeys(one.peer for one in journal.blocks))
-        self.workloads = list(dict.fromkeys(one.workload for one in journal.blocks))
-        self._rounds: dict[tuple[str, str], dict[int, Block]] = {}
-        for block in sorted(journal.blocks, key=lambda one: one.steady):
+        self.starts = [one for one in journal.entries if isinstance(one, ServerStart)]
+        self.bare = median_and_range(one.seconds for one in journal.entries if isinstance(one, BareForward))
+        self.gates = [one for one in journal.entries if isinstance(one, CorrectnessResult)]
+        self.peers = list(dict.fromkeys(one.peer for one in journal.measurements))
+        self.workloads = list(dict.fromkeys(one.workload for one in journal.measurements))
+        self._rounds: dict[tuple[str, str], dict[int, Measurement]] = {}
+        for block in sorted(journal.measurements, key=lambda one: one.steady):
             self._rounds.setdefault((block.peer, block.workload), {})[block.round] = block
 
-    def blocks(self, peer: str, workload: str) -> list[Block]:
+    def blocks(self, peer: str, workload: str) -> list[Measurement]:
         """One a round."""
         return list(self._rounds.get((peer, workload), {}).values())
 
     def speeds(self, peer: str, workload: str) -> dict[int, float]:
         """Tokens a second, by round."""
-        return {n: block.speed for n, block in self._rounds.get((peer, workload), {}).items()}
+        return {n: block.tokens_per_s for n, block in self._rounds.get((peer, workload), {}).items()}
 
-    def ratio(self, peer: str, workload: str) -> Spread | None:
+    def ratio(self, peer: str, workload: str) -> MedianAndRange | None:
         """How much faster the one it is set against was, round by round."""
-        others = {block.against for block in self.blocks(peer, workload)} - {peer}
+        others = {block.compared_with for block in self.blocks(peer, workload)} - {peer}
         if not others:
             return None
-        return ratios(self.speeds(others.pop(), workload), self.speeds(peer, workload))
+        return ratio_by_round(self.speeds(others.pop(), workload), self.speeds(peer, workload))
 
-    def spread(self, peer: str, workload: str, of: Callable[[Block], float | None]) -> Spread | None:
+    def spread(
+        self, peer: str, workload: str, of: Callable[[Measurement], float | None]
+    ) -> MedianAndRange | None:
         """Over rounds, of something a block knows."""
         found = (of(block) for block in self.blocks(peer, workload))
-        return spread(value for value in found if value is not None)
+        return median_and_range(value for value in found if value is not None)
 
     @property
     def closed(self) -> list[str]:
@@ -93,7 +101,11 @@ def as_json(results: Results) -> dict[str, Any]:
         "gates": [asdict(one) for one in results.gates],
         "blocks": [
             asdict(block)
-            | {"latencies": quantiles(block.latencies), "speed": block.speed, "of_peak": block.of_peak}
+            | {
+                "latencies": latency_quantiles(block.latencies),
+                "speed": block.tokens_per_s,
+                "of_peak": block.share_of_peak,
+            }
             for block in blocks
         ],
     }
@@ -109,12 +121,12 @@ def _cell(results: Results, peer: str, workload: str) -> str:
     if not blocks:
         return ""
     mark = "" if all(block.steady for block in blocks) else "~"
-    found = results.spread(peer, workload, lambda block: block.speed)
+    found = results.spread(peer, workload, lambda block: block.tokens_per_s)
     return mark + (f"{found.median:,.0f}" if found else "") + (f" ({ratio.median:.2f})" if ratio else "")
 
 
 def _asked(results: Results) -> list[list[str]]:
-    return [[one.name, one.about] for one in WORKLOADS if one.name in results.workloads]
+    return [[one.name, one.description] for one in WORKLOADS if one.name in results.workloads]
 
 
 def _sharing(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -123,7 +135,7 @@ def _sharing(results: Results) -> tuple[list[str], list[list[str]]]:
     rows = []
     for peer in results.peers:
         alone = results.speeds(peer, BASE)
-        found = [_said(ratios(results.speeds(peer, name), alone), ".2f") for name in grouped]
+        found = [_said(ratio_by_round(results.speeds(peer, name), alone), ".2f") for name in grouped]
         rows += [[peer, *found]] if any(found) else []
     return ["server", *grouped], rows
 
@@ -138,15 +150,18 @@ def _alone(results: Results) -> list[list[str]]:
     return [["transformers, no server", f"{bare * 1e3:,.0f}", ""], *rows]
 
 
-def _middle(block: Block) -> float | None:
-    return quantiles(block.latencies).get(0.5)
+def _middle(block: Measurement) -> float | None:
+    return latency_quantiles(block.latencies).get(0.5)
 
 
 def _starts(results: Results) -> list[list[str]]:
     rows = []
     for name in dict.fromkeys(one.server for one in results.starts):
         mine = [one for one in results.starts if one.server == name]
-        ready, held = spread(one.ready_s for one in mine), spread(one.resident_mib for one in mine)
+        ready, held = (
+            median_and_range(one.ready_s for one in mine),
+            median_and_range(one.resident_mib for one in mine),
+        )
         rows.append([name, _said(ready, ".1f"), _said(held, ",.0f")])
     return rows
 
@@ -155,7 +170,7 @@ def _open(results: Results) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             peer, f"{point.rate:.2f}", f"{point.share_in_time:.3f}", *_times(point.quantiles),
-            ", ".join(f"{count} {fate}" for fate, count in sorted(point.fates.items())),
+            ", ".join(f"{count} {fate}" for fate, count in sorted(point.outcomes.items())),
         ]
         for peer, workload in results.measured
         for block in results.blocks(peer, workload)
@@ -173,16 +188,16 @@ def _everything(results: Results) -> tuple[list[str], list[list[str]]]:
 
 
 def _row(results: Results, peer: str, workload: str) -> list[str]:
-    def over(of: Callable[[Block], float | None], spec: str) -> str:
+    def over(of: Callable[[Measurement], float | None], spec: str) -> str:
         return _said(results.spread(peer, workload, of), spec)
 
     blocks = results.blocks(peer, workload)
     return [
-        workload, peer, over(lambda block: block.speed, ",.0f"), _said(results.ratio(peer, workload), ".2f"),
-        *_times(quantiles([took for block in blocks for took in block.latencies])),
-        over(lambda block: block.of_peak, ".2f"), over(lambda block: sum(block.peaks) / 2, ".0f"),
+        workload, peer, over(lambda block: block.tokens_per_s, ",.0f"), _said(results.ratio(peer, workload), ".2f"),
+        *_times(latency_quantiles([took for block in blocks for took in block.latencies])),
+        over(lambda block: block.share_of_peak, ".2f"), over(lambda block: sum(block.peaks) / 2, ".0f"),
         over(lambda block: block.shares["server"], ".1%"), over(lambda block: block.shares["client"], ".1%"),
-        over(lambda block: block.shares["others"], ".1%"), over(lambda block: block.cpu_s, ".2f"),
+        over(lambda block: block.shares["others"], ".1%"), over(lambda block: block.cpu_s_per_1000_tokens, ".2f"),
         over(lambda block: block.resident_mib[1], ",.0f"), str(len(blocks)),
     ]  # fmt: skip
 
@@ -191,5 +206,5 @@ def _times(found: Mapping[float, float]) -> list[str]:
     return [f"{found[q] * 1e3:,.0f}" if q in found else "" for q in QUANTILES]
 
 
-def _said(found: Spread | None, spec: str) -> str:
+def _said(found: MedianAndRange | None, spec: str) -> str:
     return format(found, spec) if found else ""

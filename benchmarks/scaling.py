@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from app.backbone.packing import pack
 from benchmarks.gpu import TRUE, flops
-from benchmarks.queueing import Route, Speed, by_prompt, shortest, simulate, steps
+from benchmarks.queue_simulation import Route, Speed, by_prompt, shortest, simulate, steps
 
 ROUTES: dict[str, Route] = {"responses spread": shortest, "responses to a prompt together": by_prompt}
 STEPS = 3

@@ -15,12 +15,12 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-PROGRAM = [sys.executable, "-c", "from app.cli import app; app()", "serve", "--port"]
+SPARSERM_COMMAND = [sys.executable, "-c", "from app.cli import app; app()", "serve", "--port"]
 START_S, GRACE_S = 600.0, 60.0
 
 
 @dataclass(frozen=True)
-class Served:
+class ServerProcess:
     """A server of its own process, and how long it took to be ready."""
 
     url: str
@@ -30,7 +30,7 @@ class Served:
     def metric(self, name: str, key: str = "") -> float:
         """The sum of a series over its labels."""
         text = httpx.get(f"{self.url}/metrics", headers={"X-API-Key": key}).text
-        return sum(sample.value for sample in samples(text, name))
+        return sum(sample.value for sample in parse_samples(text, name))
 
     @property
     def resident_mib(self) -> float:
@@ -39,13 +39,13 @@ class Served:
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
 
 
-def samples(text: str, name: str) -> list[Sample]:
+def parse_samples(text: str, name: str) -> list[Sample]:
     """What /metrics tells of a series, one for each of its labels."""
     families = text_string_to_metric_families(text)
     return [sample for family in families for sample in family.samples if sample.name == name]
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     """A port nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -53,22 +53,24 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(**environment: str) -> Iterator[Served]:
+def run_sparserm(**environment: str) -> Iterator[ServerProcess]:
     """`sparserm serve`, for as long as it is needed."""
-    port = free_port()
-    with started([*PROGRAM, str(port)], {**os.environ, **environment}, port=port, ready="/ready") as server:
+    port = find_free_port()
+    with run_server(
+        [*SPARSERM_COMMAND, str(port)], {**os.environ, **environment}, port=port, ready="/ready"
+    ) as server:
         yield server
 
 
 @contextmanager
-def started(
+def run_server(
     args: Sequence[str],
     env: Mapping[str, str],
     *,
     port: int,
     ready: str,
     log: Path = Path(os.devnull),
-) -> Iterator[Served]:
+) -> Iterator[ServerProcess]:
     """Start a server, wait until it is ready, end it and whatever it started."""
     began = time.perf_counter()
     with log.open("ab") as out:
@@ -78,7 +80,7 @@ def started(
     url = f"http://127.0.0.1:{port}"
     try:
         _until_ready(url + ready, process, began + START_S)
-        yield Served(url, process.pid, time.perf_counter() - began)
+        yield ServerProcess(url, process.pid, time.perf_counter() - began)
     finally:
         _end(process)
 

@@ -18,7 +18,7 @@ MANY, QUEUED = 128, 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class BenchmarkItem:
     """A conversation and its response: as words, as text through the template, as the ids SparseRM reads."""
 
     messages: tuple[Message, ...]
@@ -32,11 +32,11 @@ class Pair:
         return self.encoded.ids
 
 
-Query = tuple[Pair, ...]
-Turn = tuple[Query, ...]
+Query = tuple[BenchmarkItem, ...]
+Burst = tuple[Query, ...]
 
 
-class Words:
+class TextGenerator:
     """Writes conversations out of words that are one token each."""
 
     def __init__(self, text: Text) -> None:
@@ -45,9 +45,9 @@ class Words:
         self._first = self._whole("", tokens)
         self._next = self._whole(" ", tokens)
         (hollow,) = text.encode([_exchange(*self._first[:1] * 3)])
-        self._markup = hollow.start - 2
+        self._markup = hollow.response_start - 2
 
-    def group(self, rng: Random, responses: int, prompt: int, tokens: int) -> Query:
+    def generate_group(self, rng: Random, responses: int, prompt: int, tokens: int) -> Query:
         """Responses to one prompt: `tokens` each, of which the first `prompt` are the prompt's."""
         system, asked = self._say(rng, SYSTEM), self._say(rng, prompt - self._markup - SYSTEM)
         return tuple(
@@ -55,12 +55,14 @@ class Words:
             for _ in range(responses)
         )
 
-    def _pair(self, exchange: Item, prompt: int, tokens: int) -> Pair:
+    def _pair(self, exchange: Item, prompt: int, tokens: int) -> BenchmarkItem:
         (encoded,) = self._text.encode([exchange], truncate=False)
         text = str(self._text.tokenizer.decode(encoded.ids, clean_up_tokenization_spaces=False))
-        if (encoded.start, len(encoded.ids)) != (prompt, tokens) or self._ids(text) != [*encoded.ids]:
+        if (encoded.response_start, len(encoded.ids)) != (prompt, tokens) or self._ids(text) != [
+            *encoded.ids
+        ]:
             raise ValueError("this tokenizer does not count words as they are counted here")
-        return Pair(exchange.messages, exchange.response, text, encoded)
+        return BenchmarkItem(exchange.messages, exchange.response, text, encoded)
 
     def _say(self, rng: Random, tokens: int) -> str:
         if tokens < 1:
@@ -86,35 +88,35 @@ class Workload:
     """
 
     name: str
-    about: str
-    voices: int = 1
+    description: str
+    clients: int = 1
     tokens: tuple[int, int] = (256, 256)
     groups: int = 1
     responses: int = 1
-    percent: int = 75
-    together: bool = False
+    prompt_percent: int = 75
+    one_request: bool = False
     spread_s: float = 0.0
     own_connections: bool = False
-    arrivals: bool = False
-    among: tuple[str, ...] = ()
+    open_loop: bool = False
+    only_peers: tuple[str, ...] = ()
 
-    def turns(self, words: Words, rng: Random) -> Iterator[Turn]:
+    def generate_bursts(self, words: TextGenerator, rng: Random) -> Iterator[Burst]:
         """Turns without end; `rng` chooses the words, the name alone the lengths."""
         lengths = Random(self.name)
         for _ in count():
             pairs = tuple(pair for _ in range(self.groups) for pair in self._group(words, rng, lengths))
-            yield (pairs,) if self.together else tuple((pair,) for pair in pairs)
+            yield (pairs,) if self.one_request else tuple((pair,) for pair in pairs)
 
     @property
-    def shares(self) -> bool:
+    def shares_prompts(self) -> bool:
         """Whether pairs share prompts, so that fewer tokens can be computed than are asked."""
         return self.responses > 1
 
-    def _group(self, words: Words, rng: Random, lengths: Random) -> Query:
+    def _group(self, words: TextGenerator, rng: Random, lengths: Random) -> Query:
         """Lengths spread evenly over their logarithm."""
         least, most = (math.log(bound) for bound in self.tokens)
         tokens = round(math.exp(lengths.uniform(least, most)))
-        return words.group(rng, self.responses, tokens * self.percent // 100, tokens)
+        return words.generate_group(rng, self.responses, tokens * self.prompt_percent // 100, tokens)
 
 
 WORKLOADS = (
@@ -123,7 +125,7 @@ WORKLOADS = (
     *(
         Workload(
             f"groups-{n}-{percent}", f"{n} responses a request, {percent} % of 256 tokens the prompt's", 4,
-            responses=n, percent=percent, together=True,
+            responses=n, prompt_percent=percent, one_request=True,
         )
         for n in (8, 16) for percent in (25, 50, 75)
     ),
@@ -134,31 +136,31 @@ WORKLOADS = (
         "storm", f"{MANY} pairs of 256 tokens at once, each on its own connection",
         groups=MANY, own_connections=True,
     ),
-    Workload("batch", f"{MANY} pairs of 256 tokens in one request", groups=MANY, together=True),
+    Workload("batch", f"{MANY} pairs of 256 tokens in one request", groups=MANY, one_request=True),
     Workload(
         "queue", f"{QUEUED:,} pairs of 64 tokens at once", tokens=(64, 64), groups=QUEUED,
-        among=("ours", "vllm"),
+        only_peers=("ours", "vllm"),
     ),
-    Workload("long", "one pair of 2,000 tokens a request, 4 at a time", 4, (2000, 2000), percent=95),
-    Workload("open", "one pair of 256 tokens a request, at random moments", 16, arrivals=True),
+    Workload("long", "one pair of 2,000 tokens a request, 4 at a time", 4, (2000, 2000), prompt_percent=95),
+    Workload("open", "one pair of 256 tokens a request, at random moments", 16, open_loop=True),
 )  # fmt: skip
 
 
-def warming() -> Workload:
+def warm_up_workload() -> Workload:
     """What a server is asked before anything is measured."""
     return Workload("warming", "a few pairs of every length", 4, (32, 512))
 
 
-def probes(words: Words, rng: Random) -> Query:
+def generate_probes(words: TextGenerator, rng: Random) -> Query:
     """What a server must score right before it is timed: pairs of several lengths, two of one prompt."""
     return tuple(
         pair
         for responses, prompt, tokens in ((1, 24, 40), (2, 120, 200), (1, 300, 400))
-        for pair in words.group(rng, responses, prompt, tokens)
+        for pair in words.generate_group(rng, responses, prompt, tokens)
     )
 
 
-def chosen(names: Sequence[str]) -> tuple[Workload, ...]:
+def select_workloads(names: Sequence[str]) -> tuple[Workload, ...]:
     """Workloads by name or by the first words of one, in their own order; all of them for no names."""
     for name in names:
         if not any(_named(one, name) for one in WORKLOADS):

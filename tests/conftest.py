@@ -33,13 +33,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def settings(root: Path) -> Settings:
     """Settings of the tiny world."""
-    return tiny.world(root)
+    return tiny.build_models(root)
 
 
 @pytest.fixture(scope="session")
 def engine(settings: Settings) -> Engine:
     """A tiny engine with three models at three depths."""
-    return loading.engine(settings, lambda *_: None)
+    return loading.load_engine(settings, lambda *_: None)
 
 
 @pytest.fixture(scope="session")
@@ -64,14 +64,14 @@ def made_sae(workshop: Settings) -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A browser; it goes when the module ends, because its event loop would stand in the way of others."""
-    with browsers.chromium() as found:
+    with browsers.launch_chromium() as found:
         yield found
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server worth looking at."""
-    engine, settings = page_models.build(tmp_path_factory.mktemp("gallery"))
+    engine, settings = page_models.build_models(tmp_path_factory.mktemp("gallery"))
     with listening(engine, settings) as found:
         yield found
 
@@ -79,5 +79,5 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def page(browser: Browser, world: str) -> Iterator[Page]:
     """The page at that server, scored for the first time."""
-    with browsers.visit(browser, world) as found:
+    with browsers.open_scored_page(browser, world) as found:
         yield found

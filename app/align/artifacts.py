@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import DataError
-from app.train.feature_cache import place
+from app.train.feature_cache import write_atomically
 
-Row = dict[str, Any]
+JsonRow = dict[str, Any]
 
 
-class Stages:
+class RunArtifacts:
     """The products of one run, in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def claim(self, facts: Row) -> None:
+    def record_config(self, facts: JsonRow) -> None:
         """Say what this run is about; refused where the folder holds a run about something else."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        before = self.value("run", lambda: facts)
+        before = self.load_or_create_json("run", lambda: facts)
         now = json.loads(json.dumps(facts))
         for name in sorted({*before, *now}):
             if before.get(name) != now.get(name):
@@ -33,26 +33,26 @@ class Stages:
                     "go on with that one, or choose another folder"
                 )
 
-    def within(self, name: str) -> "Stages":
+    def subfolder(self, name: str) -> "RunArtifacts":
         """A part of the run, with products of its own."""
         (self.folder / name).mkdir(parents=True, exist_ok=True)
-        return Stages(self.folder / name)
+        return RunArtifacts(self.folder / name)
 
-    def value(self, name: str, make: Callable[[], Any]) -> Any:
+    def load_or_create_json(self, name: str, make: Callable[[], Any]) -> Any:
         """A product that JSON can say."""
         file = self.folder / f"{name}.json"
         if not file.exists():
-            place(file, json.dumps(make(), indent=1) + "\n")
+            write_atomically(file, json.dumps(make(), indent=1) + "\n")
         return json.loads(file.read_text())
 
-    def rows(self, name: str, make: Callable[[], Sequence[Row]]) -> list[Row]:
+    def load_or_create_rows(self, name: str, make: Callable[[], Sequence[JsonRow]]) -> list[JsonRow]:
         """A product of many rows, one a line."""
         file = self.folder / f"{name}.jsonl"
         if not file.exists():
-            place(file, "".join(json.dumps(row) + "\n" for row in make()))
+            write_atomically(file, "".join(json.dumps(row) + "\n" for row in make()))
         return [json.loads(line) for line in file.read_text().splitlines()]
 
-    def tree(self, name: str, make: Callable[[Path], None]) -> Path:
+    def load_or_create_folder(self, name: str, make: Callable[[Path], None]) -> Path:
         """A product that is a folder; what a killed attempt left in its workplace is there for the next."""
         final, work = self.folder / name, self.folder / f"{name}.part"
         if not final.exists():

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from app.align.policy.logprobs import Likelihood
-from app.align.policy.model import Turns
+from app.align.policy.logprobs import SequenceLogprobs
+from app.align.policy.model import Conversation
 from app.align.reward_scoring import Scorer
-from app.evaluate.accuracy import Array, interval
+from app.evaluate.accuracy import Float64Array, bootstrap_mean
 from app.types import Item, Pair
 
 Row = dict[str, Any]
@@ -34,7 +34,7 @@ class Exam:
 
     pairs: tuple[Pair, ...]
     choices: tuple[Choice, ...]
-    prompts: tuple[Turns, ...]
+    prompts: tuple[Conversation, ...]
 
     @property
     def exchanges(self) -> list[Item]:
@@ -46,7 +46,7 @@ class Exam:
 def exam(pairs: Sequence[Pair], compared: int, answered: int) -> Exam:
     """From test pairs: whole prompts until there are so many pairs, and the first so many prompts."""
     prompts = tuple(dict.fromkeys(pair.messages for pair in pairs))
-    of: dict[Turns, list[Pair]] = {turns: [] for turns in prompts}
+    of: dict[Conversation, list[Pair]] = {turns: [] for turns in prompts}
     for pair in pairs:
         of[pair.messages].append(pair)
     taken: list[Pair] = []
@@ -55,9 +55,9 @@ def exam(pairs: Sequence[Pair], compared: int, answered: int) -> Exam:
     return Exam(tuple(taken), tuple(_choices(taken)), prompts[:answered])
 
 
-def likelihoods(policy: Likelihood, exam: Exam, report: Callable[[float], None]) -> list[float]:
+def likelihoods(policy: SequenceLogprobs, exam: Exam, report: Callable[[float], None]) -> list[float]:
     """Of every exchange of an exam."""
-    return [float(tokens.sum()) for tokens in policy.of(exam.exchanges, report)]
+    return [float(tokens.sum()) for tokens in policy.compute(exam.exchanges, report)]
 
 
 def agreement(exam: Exam, now: Sequence[float], start: Sequence[float]) -> dict[str, list[float]]:
@@ -82,15 +82,18 @@ def agreement(exam: Exam, now: Sequence[float], start: Sequence[float]) -> dict[
 def answers(
     exchanges: Sequence[Item],
     finished: Sequence[bool],
-    now: Likelihood,
-    start: Likelihood,
+    now: SequenceLogprobs,
+    start: SequenceLogprobs,
     report: Callable[[float], None],
 ) -> list[Row]:
     """Of each answer to a test prompt: its tokens, and how much likelier it has become.
 
     Where it was cut off, its end was nobody's choice and does not count.
     """
-    gains = [late - early for late, early in zip(now.of(exchanges, report), start.of(exchanges), strict=True)]
+    gains = [
+        late - early
+        for late, early in zip(now.compute(exchanges, report), start.compute(exchanges), strict=True)
+    ]
     return [
         {"tokens": len(gain) - 1, "gain": float(gain[: len(gain) - (not whole)].sum())}
         for whole, gain in zip(finished, gains, strict=True)
@@ -124,14 +127,14 @@ def summary(exam: Exam, agreed: dict[str, list[float]], answered: list[Row]) -> 
     return found
 
 
-def _mean(values: Array, groups: list[str]) -> Row:
-    found = asdict(interval(values, groups))
+def _mean(values: Float64Array, groups: list[str]) -> Row:
+    found = asdict(bootstrap_mean(values, groups))
     return {"mean": found.pop("accuracy"), **found}
 
 
 def _choices(pairs: Sequence[Pair]) -> list[Choice]:
     """Questions of rows that say they hold reference answers, and which of them is the best."""
-    found: dict[Turns, tuple[str, dict[Item, bool], dict[Item, None]]] = {}
+    found: dict[Conversation, tuple[str, dict[Item, bool], dict[Item, None]]] = {}
     for pair in pairs:
         facts = dict(pair.attributes)
         if facts.get("kind") == "reference":

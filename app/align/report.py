@@ -5,14 +5,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from app.align.config import Plan
+from app.align.config import AlignmentConfig
 from app.evaluate import figures
 
 Row = dict[str, Any]
 AGREEMENT = ("implicit accuracy", "mc1", "mc2")
 
 
-def write(folder: Path, plan: Plan, rounds: Sequence[Row]) -> Row:
+def write(folder: Path, plan: AlignmentConfig, rounds: Sequence[Row]) -> Row:
     """Keep what every round has come to, and draw it."""
     kept = ("summary", "pairs", "alarms")
     told = [
@@ -20,7 +20,7 @@ def write(folder: Path, plan: Plan, rounds: Sequence[Row]) -> Row:
     ]
     found = {"plan": plan.model_dump(), "best": best(told), "rounds": told}
     (folder / "report.json").write_text(json.dumps(found, indent=1) + "\n")
-    figures.rounds(folder / "curves.png", _lines(told), _title(plan, told))
+    figures.draw_rounds(folder / "curves.png", _lines(told), _title(plan, told))
     (folder / "report.md").write_text("\n".join(_page(plan, found)) + "\n")
     return found
 
@@ -30,7 +30,7 @@ def best(told: Sequence[Row]) -> int:
     return max(int(row["round"]) for row in told if not row.get("alarms"))
 
 
-def _page(plan: Plan, found: Row) -> Iterator[str]:
+def _page(plan: AlignmentConfig, found: Row) -> Iterator[str]:
     told = found["rounds"]
     yield f"# Aligning {plan.policy} with {plan.model}\n"
     yield (
@@ -75,7 +75,7 @@ def _lines(told: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
     return {**found, "KL to the start (nats a token)": {"kl": flat}}
 
 
-def _title(plan: Plan, told: Sequence[Row]) -> str:
+def _title(plan: AlignmentConfig, told: Sequence[Row]) -> str:
     summary = told[0]["summary"]
     pairs, answers = summary["implicit accuracy"]["n"], summary["tokens"]["n"]
     return f"{plan.policy} with {plan.model}: {pairs} test pairs, {answers} answers, bands 95 %"

@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from app.align.config import Plan
-from app.evaluate.accuracy import Accuracy, interval
+from app.align.config import AlignmentConfig
+from app.evaluate.accuracy import Accuracy, bootstrap_mean
 
 Row = dict[str, Any]
 REWARD, HELD_OUT, DISTANCE = "reward", "held-out reward", "reward distance"
 
 
-def alarms(plan: Plan, before: Sequence[Row], now: Sequence[Row], start: Row, found: Row) -> list[str]:
+def alarms(
+    plan: AlignmentConfig, before: Sequence[Row], now: Sequence[Row], start: Row, found: Row
+) -> list[str]:
     """Why to stop, in words; `before` and `now` are answers of two rounds, the rest their summaries."""
     said = []
     if found["kl"] > plan.max_kl:
@@ -34,4 +36,4 @@ def alarms(plan: Plan, before: Sequence[Row], now: Sequence[Row], start: Row, fo
 def change(before: Sequence[Row], now: Sequence[Row], name: str) -> Accuracy:
     """How a figure of answers to the same prompts moved, with a paired interval."""
     values = np.array([late[name] - early[name] for early, late in zip(before, now, strict=True)])
-    return interval(values, [str(at) for at in range(len(values))])
+    return bootstrap_mean(values, [str(at) for at in range(len(values))])

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from app.errors import SparseRMError
-from app.offline.scorers import Judge
+from app.offline.scorers import RowScorer
 from app.types import Item
 
 AT_ONCE = 256
@@ -21,7 +21,7 @@ class Verdict(NamedTuple):
 Scorer = Callable[[Sequence[Item]], list[Verdict]]
 
 
-def scorer(call: Callable[[], AbstractContextManager[Judge]]) -> Scorer:
+def scorer(call: Callable[[], AbstractContextManager[RowScorer]]) -> Scorer:
     """Call a judge whenever something is to be scored: so it is the reward model as it is then."""
 
     def scored(exchanges: Sequence[Item]) -> list[Verdict]:
@@ -30,7 +30,7 @@ def scorer(call: Callable[[], AbstractContextManager[Judge]]) -> Scorer:
         with call() as judge:
             for at in range(0, len(unique), AT_ONCE):
                 some = unique[at : at + AT_ONCE]
-                answers = judge.answer(judge.prepare([(one,) for one in some]))
+                answers = judge.score(judge.prepare([(one,) for one in some]))
                 for exchange, answer in zip(some, answers, strict=True):
                     if isinstance(answer, SparseRMError):
                         raise answer

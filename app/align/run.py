@@ -4,22 +4,22 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from app.align import loop, metrics, reward_hacking, reward_scoring
-from app.align.artifacts import Row
-from app.align.config import Plan
+from app.align.artifacts import JsonRow
+from app.align.config import AlignmentConfig
 from app.align.loop import Parts, Refresh
 from app.align.policy import model as policy
 from app.align.reward_scoring import Scorer
 from app.backbone.model_sources import Progress
 from app.data import pairs
 from app.errors import DataError
-from app.offline.local import resident
-from app.offline.remote import remote
-from app.offline.scorers import Judge, Question
+from app.offline.local import open_local_scorer
+from app.offline.remote import open_remote_scorer
+from app.offline.scorers import RowScorer, ScoringRequest
 from app.settings import Settings
 
 
 def run(
-    plan: Plan,
+    plan: AlignmentConfig,
     folder: Path,
     settings: Settings,
     report: Progress,
@@ -27,7 +27,7 @@ def run(
     refresh: Refresh,
     url: str | None = None,
     key: str | None = None,
-) -> Row:
+) -> JsonRow:
     """Align a policy, or go on with it, in a folder."""
     parts = _parts(plan, settings, report, refresh=refresh, url=url, key=key)
     facts = plan.model_dump() | {
@@ -38,15 +38,19 @@ def run(
 
 
 def scorers(
-    plan: Plan, settings: Settings, report: Progress, url: str | None, key: str | None
+    plan: AlignmentConfig, settings: Settings, report: Progress, url: str | None, key: str | None
 ) -> dict[str, Scorer]:
     """The reward that is optimised, and the one that only watches if there is one."""
 
     def scorer(model: str) -> Scorer:
-        question = Question(model, top_k=0)
+        question = ScoringRequest(model, top_k=0)
 
-        def call() -> AbstractContextManager[Judge]:
-            return remote(question, url, key) if url else resident(question, settings, report)
+        def call() -> AbstractContextManager[RowScorer]:
+            return (
+                open_remote_scorer(question, url, key)
+                if url
+                else open_local_scorer(question, settings, report)
+            )
 
         return reward_scoring.scorer(call)
 
@@ -55,7 +59,13 @@ def scorers(
 
 
 def _parts(
-    plan: Plan, settings: Settings, report: Progress, *, refresh: Refresh, url: str | None, key: str | None
+    plan: AlignmentConfig,
+    settings: Settings,
+    report: Progress,
+    *,
+    refresh: Refresh,
+    url: str | None,
+    key: str | None,
 ) -> Parts:
     test = pairs.read_pairs(plan.test)
     exam = metrics.exam(test, plan.compared, plan.answered)
@@ -65,5 +75,5 @@ def _parts(
     if not prompts:
         raise DataError(f"{plan.prompts} holds no prompt that {plan.test} does not hold, too")
     found = scorers(plan, settings, report, url, key)
-    start = policy.start(plan.policy, settings, plan.max_tokens, report)
+    start = policy.load_policy(plan.policy, settings, plan.max_tokens, report)
     return Parts(start, prompts, taught, exam, loop.filtering(found[reward_hacking.REWARD]), found, refresh)

@@ -1,7 +1,7 @@
-"""Attention over a packed row: every segment sees its ancestors and itself, nothing else of the row.
+"""Attention over a packed row: each segment attends to its ancestors and to itself, and to no other rows.
 
-What a segment may see is worked out once a pass and used by every layer that looks as far back. oneDNN keeps
-a kernel for good for every shape that it has met in 16 bits, so queries and keys come in few numbers.
+A mask is built once per forward pass and reused by every layer with the same attention window. oneDNN never
+frees the kernel it builds for a 16-bit shape, so the numbers of queries and keys are rounded up to few values.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,114 +16,133 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from app.backbone.packing import Segment
-from app.backbone.runtime.transfer import sent
+from app.backbone.runtime.transfer import copy_to_device
 
-Rows = NDArray[np.int64]
-STRIP, STEP = 128, 32
+RowIndices = NDArray[np.int64]
+QUERY_TILE_ROWS = 128
+ROW_MULTIPLE = 32
 
 
-class Sight(Protocol):
-    """What the queries of a pass may see, and attention by it."""
+class AttentionMask(Protocol):
+    """Defines which keys each query of a forward pass attends to, and computes that attention."""
 
     def attend(
         self, queries: Tensor, keys: Tensor, values: Tensor, scale: float, softcap: float | None
     ) -> Tensor:
-        """(Q, H·d) attention of queries (Q, H, d) over keys and values (T, G, d), G groups of heads."""
+        """(Q, H·d) attention of queries (Q, H, d) over keys and values (T, G, d), with G KV heads."""
 
 
 @dataclass(frozen=True, slots=True)
-class Strip:
-    """A few queries, the keys that any of them sees and few others, and -inf where one does not see one.
+class QueryTile:
+    """Consecutive queries, the range of keys that covers all they attend to, and a mask between the two.
 
-    The veil has room for more of both, which are nobody's.
+    `mask_bias` is 0 where a query attends to a key and -inf elsewhere. It may have more rows than there are
+    queries; the results of these padding rows are discarded.
     """
 
     queries: slice
     keys: slice
-    veil: Tensor
+    mask_bias: Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """The rows of the keys of one segment, the room they take, and its queries in strips."""
+class SegmentMask:
+    """The rows that hold the keys of one segment, their padded number, and the segment's query tiles."""
 
     keys: slice | Tensor
-    room: int
-    strips: tuple[Strip, ...]
+    num_padded_keys: int
+    tiles: tuple[QueryTile, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Views:
-    """A sight in pieces, one segment after the other: what suits few cores and no launch costs."""
+class SegmentedMask:
+    """An attention mask that is evaluated one segment at a time; used on CPUs, where calls are cheap."""
 
-    pieces: tuple[View, ...]
+    segments: tuple[SegmentMask, ...]
 
     @classmethod
-    def of(cls, segments: Iterable[Segment], window: int | None, read: Rows, like: Tensor) -> Self:
-        """What the queries at the rows in `read`, which lie side by side, attend to."""
-        pieces: list[View] = []
+    def from_segments(
+        cls, segments: Iterable[Segment], window: int | None, query_rows: RowIndices, like: Tensor
+    ) -> Self:
+        """Build the mask for queries at `query_rows` (ascending); `like` gives the dtype and device.
+
+        The query tensor passed to `attend` holds one row for each entry of `query_rows`, in the same order.
+        """
+        masks: list[SegmentMask] = []
         for segment in segments:
-            first, last = np.searchsorted(read, (segment.start, segment.stop))
+            first, last = np.searchsorted(query_rows, (segment.start, segment.stop))
             if first < last:
-                places = read[first:last] - segment.start + segment.depth
-                strips = _strips(places, window or int(places[-1]) + 1, int(first), like)
-                room = _room(segment.depth + segment.stop - segment.start, like)
-                pieces.append(View(_keys(segment, like.device), room, tuple(strips)))
-        return cls(tuple(pieces))
+                positions = query_rows[first:last] - segment.start + segment.prefix_length
+                tiles = _query_tiles(positions, window or int(positions[-1]) + 1, int(first), like)
+                num_keys = segment.prefix_length + segment.stop - segment.start
+                keys = _key_rows(segment, like.device)
+                masks.append(SegmentMask(keys, _round_up(num_keys, like), tuple(tiles)))
+        return cls(tuple(masks))
 
     def attend(
         self, queries: Tensor, keys: Tensor, values: Tensor, scale: float, softcap: float | None
     ) -> Tensor:
-        """See `Sight`."""
-        groups = keys.shape[1]
-        queries = queries.view(len(queries), groups, -1, queries.shape[2])
+        """See `AttentionMask`."""
+        num_kv_heads = keys.shape[1]
+        queries = queries.view(len(queries), num_kv_heads, -1, queries.shape[2])
         out = queries.new_empty(queries.shape)
-        for view in self.pieces:
-            k, v = (_laid(t[view.keys], view.room).permute(1, 0, 2) for t in (keys, values))
-            for strip in view.strips:
-                few = queries[strip.queries]
-                q = _laid(few, len(strip.veil)).permute(1, 2, 0, 3)
-                seen = _seen(q, k[:, strip.keys], v[:, strip.keys], strip.veil, scale, softcap)
-                out[strip.queries] = seen.permute(2, 0, 1, 3)[: len(few)]
+        for mask in self.segments:
+            k, v = (_pad_rows(t[mask.keys], mask.num_padded_keys).permute(1, 0, 2) for t in (keys, values))
+            for tile in mask.tiles:
+                tile_queries = queries[tile.queries]
+                q = _pad_rows(tile_queries, len(tile.mask_bias)).permute(1, 2, 0, 3)
+                attended = _attend_tile(q, k[:, tile.keys], v[:, tile.keys], tile.mask_bias, scale, softcap)
+                out[tile.queries] = attended.permute(2, 0, 1, 3)[: len(tile_queries)]
         return out.flatten(1)
 
 
-def _seen(q: Tensor, k: Tensor, v: Tensor, veil: Tensor, scale: float, softcap: float | None) -> Tensor:
-    """Attention of (G, R, n, d) over (G, T, d); torch's kernel wins in 32 bits, and caps no logits."""
+def _attend_tile(
+    q: Tensor, k: Tensor, v: Tensor, mask_bias: Tensor, scale: float, softcap: float | None
+) -> Tensor:
+    """Attention of q (G, R, n, d), R query heads per KV head, over k and v (G, T, d).
+
+    torch's own kernel is faster in 32 bits, but it cannot cap logits.
+    """
     if softcap is None and q.dtype == torch.float32:
         k, v = (t[:, None].expand(-1, q.shape[1], -1, -1) for t in (k, v))
-        return scaled_dot_product_attention(q, k, v, attn_mask=veil, scale=scale)
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask_bias, scale=scale)
     logits = (q * scale).flatten(1, 2) @ k.mT
     if softcap is not None:
         logits = torch.tanh(logits / softcap).float() * softcap
-    weights = (logits.view(*q.shape[:3], -1) + veil).softmax(-1).to(v)
+    weights = (logits.view(*q.shape[:3], -1) + mask_bias).softmax(-1).to(v)
     return (weights.flatten(1, 2) @ v).view(q.shape)
 
 
-def _strips(places: Rows, window: int, first: int, like: Tensor) -> Iterator[Strip]:
-    """Queries at these places of their items, the first of them at a row of its own among all queries."""
-    for start in range(0, len(places), STRIP):
-        some = places[start : start + STRIP]
-        nearest, furthest = max(int(some[0]) + 1 - window, 0) // STRIP * STRIP, _room(int(some[-1]) + 1, like)
-        shown = np.pad(some, (0, _room(len(some), like) - len(some)), mode="edge")
-        back = sent(shown[:, None] - np.arange(nearest, furthest), like.device)
-        veil = like.new_zeros(back.shape).masked_fill_((back < 0) | (back >= window), -torch.inf)
-        at = first + start
-        yield Strip(slice(at, at + len(some)), slice(nearest, furthest), veil)
+def _query_tiles(positions: RowIndices, window: int, first_query: int, like: Tensor) -> Iterator[QueryTile]:
+    """Split the queries of one segment, given by their positions in the item, into tiles.
+
+    `first_query` is the index of the segment's first query among all queries of the mask.
+    """
+    for start in range(0, len(positions), QUERY_TILE_ROWS):
+        tile = positions[start : start + QUERY_TILE_ROWS]
+        key_start = max(int(tile[0]) + 1 - window, 0) // QUERY_TILE_ROWS * QUERY_TILE_ROWS
+        key_stop = _round_up(int(tile[-1]) + 1, like)
+        padded = np.pad(tile, (0, _round_up(len(tile), like) - len(tile)), mode="edge")
+        distance = copy_to_device(padded[:, None] - np.arange(key_start, key_stop), like.device)
+        hidden = (distance < 0) | (distance >= window)
+        mask_bias = like.new_zeros(distance.shape).masked_fill_(hidden, -torch.inf)
+        query = first_query + start
+        yield QueryTile(slice(query, query + len(tile)), slice(key_start, key_stop), mask_bias)
 
 
-def _room(rows: int, like: Tensor) -> int:
-    """What so many rows are rounded up to; torch's kernel for 32 bits takes any number."""
-    return rows if like.dtype == torch.float32 else -(-rows // STEP) * STEP
+def _round_up(rows: int, like: Tensor) -> int:
+    """The number of rows after padding; torch's 32-bit kernel takes any number, so it needs none."""
+    return rows if like.dtype == torch.float32 else -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
-def _laid(rows: Tensor, room: int) -> Tensor:
-    """Rows (n, ...) with zeros after them, up to so many."""
-    return pad(rows, (0, 0) * (rows.ndim - 1) + (0, short)) if (short := room - len(rows)) else rows
+def _pad_rows(rows: Tensor, total: int) -> Tensor:
+    """Rows (n, ...) followed by rows of zeros, `total` rows in all."""
+    return pad(rows, (0, 0) * (rows.ndim - 1) + (0, missing)) if (missing := total - len(rows)) else rows
 
 
-def _keys(segment: Segment, device: torch.device) -> slice | Tensor:
-    runs = [*segment.ancestors, (segment.start, segment.stop)]
-    if all(before[1] == after[0] for before, after in pairwise(runs)):
-        return slice(runs[0][0], segment.stop)
-    return torch.cat([torch.arange(start, stop, device=device) for start, stop in runs])
+def _key_rows(segment: Segment, device: torch.device) -> slice | Tensor:
+    """The rows of a segment's keys, as a slice where they are contiguous."""
+    ranges = [*segment.ancestors, (segment.start, segment.stop)]
+    if all(before[1] == after[0] for before, after in pairwise(ranges)):
+        return slice(ranges[0][0], segment.stop)
+    return torch.cat([torch.arange(start, stop, device=device) for start, stop in ranges])

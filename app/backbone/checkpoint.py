@@ -8,35 +8,37 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from app.backbone.decoder_layer import refuse_unknown
+from app.backbone.decoder_layer import check_supported
 from app.errors import SourceError
 
-INSIDE = r"^(model\.)?language_model\.(model\.)?"
+TEXT_MODEL_PREFIX = r"^(model\.)?language_model\.(model\.)?"
 
 
-class Cut(NamedTuple):
+class TruncatedDecoder(NamedTuple):
     """The first layers of a decoder, and the size of what they were cut from."""
 
-    model: PreTrainedModel
-    parameters: int
-    total: int
+    decoder: PreTrainedModel
+    num_parameters: int
+    total_layers: int
 
 
-def decoder(path: str, layers: int | None, dtype: torch.dtype) -> Cut:
+def load_decoder(path: str, layers: int | None, dtype: torch.dtype) -> TruncatedDecoder:
     """The first `layers` layers of a decoder, all of them for None."""
     config, inside = _config(path)
     total, parameters = int(config.num_hidden_layers), _count_parameters(config)
-    config.num_hidden_layers = depth(layers, total)
-    return Cut(_load(AutoModel, path, config, dtype, {INSIDE: ""} if inside else None), parameters, total)
+    config.num_hidden_layers = resolve_num_layers(layers, total)
+    return TruncatedDecoder(
+        _load(AutoModel, path, config, dtype, {TEXT_MODEL_PREFIX: ""} if inside else None), parameters, total
+    )
 
 
-def llm(path: str, dtype: torch.dtype) -> PreTrainedModel:
+def load_causal_lm(path: str, dtype: torch.dtype) -> PreTrainedModel:
     """The whole language model."""
     config, inside = _config(path)
-    return _load(AutoModelForCausalLM, path, config, dtype, {INSIDE: "model."} if inside else None)
+    return _load(AutoModelForCausalLM, path, config, dtype, {TEXT_MODEL_PREFIX: "model."} if inside else None)
 
 
-def depth(layers: int | None, total: int) -> int:
+def resolve_num_layers(layers: int | None, total: int) -> int:
     """How many layers to keep of those there are."""
     if layers is not None and not 1 <= layers <= total:
         raise SourceError(f"this backbone has {total} layers; {layers} were asked for")
@@ -50,7 +52,7 @@ def _config(path: str) -> tuple[PreTrainedConfig, bool]:
         config = whole.get_text_config(decoder=True)
     except (ValueError, KeyError) as error:
         raise SourceError(f"{path}/config.json: {str(error).partition(chr(10))[0]}") from error
-    refuse_unknown(config)
+    check_supported(config)
     return config, config is not whole
 
 

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from app.backbone import checkpoint
 from app.backbone.backbone import Backbone
-from app.backbone.checkpoint import depth
+from app.backbone.checkpoint import resolve_num_layers
 from app.errors import SourceError
 
 Progress = Callable[[str, float], None]
@@ -107,15 +107,15 @@ def open_backbone(
 ) -> tuple[Backbone, PreTrainedTokenizerBase]:
     """Load the first `layers` layers of a backbone (all of them for None) and its tokenizer."""
     place = pull(source, layers=layers, cache=cache, progress=progress)
-    cut = checkpoint.decoder(place.path, layers, dtype)
+    cut = checkpoint.load_decoder(place.path, layers, dtype)
     tokenizer = AutoTokenizer.from_pretrained(place.path)
     tokenizer.chat_template = tokenizer.chat_template or source.template or None
     backbone = Backbone(
-        cut.model.to(device),
+        cut.decoder.to(device),
         name=source.name,
         digest=place.digest,
-        parameters=cut.parameters,
-        total_layers=cut.total,
+        num_parameters=cut.num_parameters,
+        total_layers=cut.total_layers,
     )
     return backbone, tokenizer
 
@@ -125,7 +125,7 @@ def open_llm(
 ) -> PreTrainedModel:
     """The whole language model, head included: for generating, fine-tuning and loss, not for scoring."""
     place = pull(source, layers=None, cache=cache, progress=progress)
-    return checkpoint.llm(place.path, dtype).to(device).eval()
+    return checkpoint.load_causal_lm(place.path, dtype).to(device).eval()
 
 
 def pull(source: Source, *, layers: int | None, cache: Path, progress: Progress) -> Place:
@@ -156,7 +156,7 @@ def _cached_cut(source: Source, layers: int | None, cache: Path) -> Path | None:
     cuts = {}
     for marker in (cache / "backbones").glob(f"{source.name}-{source.sha256[:12]}-*/source.json"):
         note = json.loads(marker.read_text())
-        if note["layers"] >= depth(layers, note["total_layers"]):
+        if note["layers"] >= resolve_num_layers(layers, note["total_layers"]):
             cuts[note["layers"]] = marker.parent
     return cuts[min(cuts)] if cuts else None
 
@@ -205,7 +205,7 @@ def _convert(gguf: Path, source: Source, layers: int | None, cache: Path, progre
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     decoder, total = model.model, int(model.config.num_hidden_layers)
     del decoder.config.quantization_config
-    kept = depth(layers, total)
+    kept = resolve_num_layers(layers, total)
     decoder.layers = decoder.layers[:kept]
     progress("saving the cut", 0.7)
     note = {"name": source.name, "sha256": source.sha256, "layers": kept, "total_layers": total}

@@ -1,7 +1,7 @@
-"""list of token ids → Packed: one flat row in which every prefix that items share stands once.
+"""Packs items (tuples of token ids) into one flat row in which each shared prefix is stored once.
 
-Sorted by ids, each item shares its longest prefix with the item before it. So the token trie never
-has to be built: an item adds one segment, its new tokens, and sees the row of its predecessor before it.
+In sorted order, each item shares its longest prefix with the item before it. So no token trie has to be
+built: an item adds one segment, its new tokens, which attend to the rows of its predecessor before them.
 """
 
 from bisect import bisect_left, insort
@@ -12,121 +12,125 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Ids = tuple[int, ...]
-Run = tuple[int, int]
+TokenIds = tuple[int, ...]
+RowRange = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """New tokens [start, stop) of the flat row, and the runs of rows they attend to before themselves."""
+    """New tokens in rows [start, stop), and the ranges of earlier rows they also attend to."""
 
     start: int
     stop: int
-    ancestors: tuple[Run, ...]
+    ancestors: tuple[RowRange, ...]
 
     @property
-    def depth(self) -> int:
-        """Tokens before the first new one."""
+    def prefix_length(self) -> int:
+        """The number of tokens of the item before the first new one."""
         return sum(stop - start for start, stop in self.ancestors)
 
 
-class Fill(NamedTuple):
-    """Tokens [start, stop) of a known beginning stand in the rows from `row` on."""
+class PrefixCopy(NamedTuple):
+    """Tokens [start, stop) of the cached prefix number `prefix` occupy the rows from `row` on."""
 
-    known: int
+    prefix: int
     start: int
     stop: int
     row: int
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """A batch as the backbone takes it; `paths[i]` are the runs of rows that spell item i.
+class PackedBatch:
+    """The input of one forward pass; `item_ranges[i]` are the row ranges that hold the tokens of item i.
 
-    The first `before` rows stand for what is known already; `ids` and `positions` are of those after them.
+    The first `num_cached_rows` rows hold tokens of cached prefixes, which are not computed; `ids` and
+    `positions` describe the rows after them. `new_tokens[i]` is the number of tokens computed for item i.
     """
 
     ids: NDArray[np.int64]
     positions: NDArray[np.int64]
     segments: tuple[Segment, ...]
-    paths: tuple[tuple[Run, ...], ...]
+    item_ranges: tuple[tuple[RowRange, ...], ...]
     new_tokens: tuple[int, ...]
-    before: int = 0
-    fills: tuple[Fill, ...] = ()
+    num_cached_rows: int = 0
+    prefix_copies: tuple[PrefixCopy, ...] = ()
 
     @property
-    def everything(self) -> NDArray[np.int64]:
-        """Every row that is computed."""
-        return np.arange(self.before, self.before + len(self.ids))
+    def computed_rows(self) -> NDArray[np.int64]:
+        """All rows that are computed, that is, not copied from the prefix cache."""
+        return np.arange(self.num_cached_rows, self.num_cached_rows + len(self.ids))
 
     def rows(self, item: int, start: int, stop: int) -> NDArray[np.int64]:
-        """Flat rows of tokens [start, stop) of an item."""
-        runs = _slice(self.paths[item], start, stop)
-        return np.concatenate([np.arange(a, b) for a, b in runs])
+        """The rows of tokens [start, stop) of an item."""
+        ranges = _slice(self.item_ranges[item], start, stop)
+        return np.concatenate([np.arange(a, b) for a, b in ranges])
 
 
-def pack(items: Sequence[Ids], known: Sequence[Ids] = ()) -> Packed:
-    """Lay the items out in one row, computing no shared prefix twice and no known beginning at all."""
-    everything = [*items, *known]
+def pack(items: Sequence[TokenIds], cached_prefixes: Sequence[TokenIds] = ()) -> PackedBatch:
+    """Pack the items into one row; shared prefixes are computed once and cached prefixes not at all."""
+    sequences = [*items, *cached_prefixes]
     ids: list[int] = []
     positions: list[int] = []
     segments: list[Segment] = []
-    fills: list[Fill] = []
-    paths: list[tuple[Run, ...]] = [()] * len(everything)
-    new_tokens = [0] * len(everything)
-    filled, before = 0, sum(map(len, known))
-    last: Ids = ()
-    path: tuple[Run, ...] = ()
-    for item in sorted(range(len(everything)), key=lambda i: (everything[i], i < len(items))):
-        shared, stop = common_prefix(last, everything[item]), len(everything[item])
+    copies: list[PrefixCopy] = []
+    ranges: list[tuple[RowRange, ...]] = [()] * len(sequences)
+    new_tokens = [0] * len(sequences)
+    next_cached_row, num_cached_rows = 0, sum(map(len, cached_prefixes))
+    previous: TokenIds = ()
+    path: tuple[RowRange, ...] = ()
+    for i in sorted(range(len(sequences)), key=lambda i: (sequences[i], i < len(items))):
+        shared, stop = common_prefix_length(previous, sequences[i]), len(sequences[i])
         path = _slice(path, 0, shared)
-        if shared < stop and item >= len(items):
-            fills.append(Fill(item - len(items), shared, stop, filled))
-            path = _join(path, (filled, filled := filled + stop - shared))
+        if shared < stop and i >= len(items):
+            copies.append(PrefixCopy(i - len(items), shared, stop, next_cached_row))
+            path = _join(path, (next_cached_row, next_cached_row := next_cached_row + stop - shared))
         elif shared < stop:
-            start = before + len(ids)
+            start = num_cached_rows + len(ids)
             segments.append(Segment(start, start + stop - shared, path))
             path = _join(path, (start, start + stop - shared))
-            ids.extend(everything[item][shared:])
+            ids.extend(sequences[i][shared:])
             positions.extend(range(shared, stop))
-        last, paths[item], new_tokens[item] = everything[item], path, stop - shared
-    return Packed(
-        np.array(ids), np.array(positions), tuple(segments), tuple(paths[: len(items)]),
-        tuple(new_tokens[: len(items)]), before, tuple(fills),
+        previous, ranges[i], new_tokens[i] = sequences[i], path, stop - shared
+    return PackedBatch(
+        np.array(ids), np.array(positions), tuple(segments), tuple(ranges[: len(items)]),
+        tuple(new_tokens[: len(items)]), num_cached_rows, tuple(copies),
     )  # fmt: skip
 
 
-def filled(packed: Packed, rows: int) -> Packed:
-    """The same with so many rows to compute: the last spell an item that nobody reads."""
-    extra = np.arange(rows - len(packed.ids))
-    if not len(extra):
+def pad_batch(packed: PackedBatch, rows: int) -> PackedBatch:
+    """The batch with `rows` computed rows: the padding rows form a segment of their own that no item uses."""
+    padding = np.arange(rows - len(packed.ids))
+    if not len(padding):
         return packed
-    start = packed.before + len(packed.ids)
+    start = packed.num_cached_rows + len(packed.ids)
     return replace(
         packed,
-        ids=np.concatenate([packed.ids, np.zeros_like(extra)]),
-        positions=np.concatenate([packed.positions, extra]),
-        segments=(*packed.segments, Segment(start, start + len(extra), ())),
+        ids=np.concatenate([packed.ids, np.zeros_like(padding)]),
+        positions=np.concatenate([packed.positions, padding]),
+        segments=(*packed.segments, Segment(start, start + len(padding), ())),
     )
 
 
-def passes(items: Sequence[Ids], budget: int) -> Iterator[list[int]]:
-    """Places of items in lists of at most `budget` new tokens each, neighbours in token order together."""
+def split_into_batches(items: Sequence[TokenIds], max_tokens: int) -> Iterator[list[int]]:
+    """Yield lists of item indices, each of at most `max_tokens` new tokens; similar items stay together.
+
+    An item longer than `max_tokens` gets a batch of its own.
+    """
     batch: list[int] = []
     size = 0
     for i in sorted(range(len(items)), key=items.__getitem__):
-        fresh = len(items[i]) - (common_prefix(items[batch[-1]], items[i]) if batch else 0)
-        if batch and size + fresh > budget:
+        new = len(items[i]) - (common_prefix_length(items[batch[-1]], items[i]) if batch else 0)
+        if batch and size + new > max_tokens:
             yield batch
-            batch, size, fresh = [], 0, len(items[i])
+            batch, size, new = [], 0, len(items[i])
         batch.append(i)
-        size += fresh
+        size += new
     if batch:
         yield batch
 
 
-def common_prefix(left: Ids, right: Ids) -> int:
-    """How many leading ids two items share, by bisection over slices compared in C."""
+def common_prefix_length(left: TokenIds, right: TokenIds) -> int:
+    """The number of leading ids two items share, by bisection over slices, which are compared in C."""
     low, high = 0, min(len(left), len(right))
     if left[:high] == right[:high]:
         return high
@@ -139,39 +143,39 @@ def common_prefix(left: Ids, right: Ids) -> int:
     return low
 
 
-class Trie:
-    """The size of a batch as it grows: how many tokens each further item would add to the row."""
+class PackedTokenCounter:
+    """Counts the new tokens of a batch while items are added to it."""
 
     def __init__(self) -> None:
-        self.size = 0
-        self._items: list[Ids] = []
+        self.num_tokens = 0
+        self._items: list[TokenIds] = []
 
-    def cost(self, ids: Ids) -> int:
-        """New tokens: those beyond the longest prefix shared with a neighbour in sorted order."""
-        at = bisect_left(self._items, ids)
-        shared = [common_prefix(other, ids) for other in self._items[max(at - 1, 0) : at + 1]]
+    def count_new_tokens(self, ids: TokenIds) -> int:
+        """The tokens an item would add: those after the longest prefix it shares with an item of the batch."""
+        index = bisect_left(self._items, ids)
+        shared = [common_prefix_length(other, ids) for other in self._items[max(index - 1, 0) : index + 1]]
         return len(ids) - max(shared, default=0)
 
-    def add(self, ids: Ids) -> None:
-        """Take an item in."""
-        self.size += self.cost(ids)
+    def add(self, ids: TokenIds) -> None:
+        """Add an item to the batch."""
+        self.num_tokens += self.count_new_tokens(ids)
         insort(self._items, ids)
 
 
-def _slice(path: tuple[Run, ...], start: int, stop: int) -> tuple[Run, ...]:
-    """The runs that spell positions [start, stop) of a path."""
-    runs: list[Run] = []
+def _slice(path: tuple[RowRange, ...], start: int, stop: int) -> tuple[RowRange, ...]:
+    """The row ranges of positions [start, stop) of an item whose rows are `path`."""
+    ranges: list[RowRange] = []
     offset = 0
     for first, last in path:
         low, high = max(start - offset, 0), min(stop - offset, last - first)
         if low < high:
-            runs.append((first + low, first + high))
+            ranges.append((first + low, first + high))
         offset += last - first
-    return tuple(runs)
+    return tuple(ranges)
 
 
-def _join(path: tuple[Run, ...], run: Run) -> tuple[Run, ...]:
-    """A path with one more run, merged where rows are neighbours."""
-    if path and path[-1][1] == run[0]:
-        return (*path[:-1], (path[-1][0], run[1]))
-    return (*path, run)
+def _join(path: tuple[RowRange, ...], rows: RowRange) -> tuple[RowRange, ...]:
+    """A path with one more row range, merged with the last one where the rows are adjacent."""
+    if path and path[-1][1] == rows[0]:
+        return (*path[:-1], (path[-1][0], rows[1]))
+    return (*path, rows)

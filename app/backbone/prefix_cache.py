@@ -13,51 +13,51 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from app.backbone.attention import Rows
-from app.backbone.packing import Fill, Ids, common_prefix
-from app.backbone.runtime.transfer import sent
+from app.backbone.attention import RowIndices
+from app.backbone.packing import PrefixCopy, TokenIds, common_prefix_length
+from app.backbone.runtime.transfer import copy_to_device
 
-LEAST = 16
-Key = tuple[int, Ids]
+MIN_PREFIX_TOKENS = 16
+Key = tuple[int, TokenIds]
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class CachedPrefix:
     """The beginning of a prompt, and its keys and values in every layer, (L, tokens, 2·G·d)."""
 
-    ids: Ids
-    values: Tensor
+    ids: TokenIds
+    kv: Tensor
 
 
 @dataclass(slots=True)
-class Session:
+class PrefixCacheLookup:
     """What one pass takes from memory and leaves in it; `keep` are the rows that spell new prompts."""
 
-    depth: int
-    known: tuple[Known, ...] = ()
-    keep: dict[Ids, Rows] = field(default_factory=dict)
-    kept: dict[Ids, Tensor] = field(default_factory=dict)
+    num_layers: int
+    prefixes: tuple[CachedPrefix, ...] = ()
+    rows_to_store: dict[TokenIds, RowIndices] = field(default_factory=dict)
+    new_entries: dict[TokenIds, Tensor] = field(default_factory=dict)
 
     @property
-    def spelled(self) -> list[Ids]:
+    def prefix_ids(self) -> list[TokenIds]:
         """The beginnings that are known."""
-        return [one.ids for one in self.known]
+        return [one.ids for one in self.prefixes]
 
-    def fill(self, layer: int, fills: Sequence[Fill], row: Tensor) -> None:
+    def copy_prefixes(self, layer: int, fills: Sequence[PrefixCopy], row: Tensor) -> None:
         """Put what is known into the rows that stand for it."""
         for fill in fills:
-            found = self.known[fill.known].values[layer, fill.start : fill.stop]
+            found = self.prefixes[fill.prefix].kv[layer, fill.start : fill.stop]
             row[fill.row : fill.row + len(found)] = found
 
-    def note(self, layer: int, row: Tensor) -> None:
+    def collect_new_entries(self, layer: int, row: Tensor) -> None:
         """Take down a layer's keys and values of the prompts to keep."""
-        for ids, rows in self.keep.items():
+        for ids, rows in self.rows_to_store.items():
             if not layer:
-                self.kept[ids] = row.new_empty(self.depth, len(rows), row.shape[1])
-            torch.index_select(row, 0, sent(rows, row.device), out=self.kept[ids][layer])
+                self.new_entries[ids] = row.new_empty(self.num_layers, len(rows), row.shape[1])
+            torch.index_select(row, 0, copy_to_device(rows, row.device), out=self.new_entries[ids][layer])
 
 
-class Recall:
+class PrefixCache:
     """The memory; any thread may ask it."""
 
     def __init__(self, limit: int) -> None:
@@ -67,38 +67,38 @@ class Recall:
         self._order: list[Key] = []
         self._found: OrderedDict[Key, Tensor] = OrderedDict()
 
-    def session(self, prompts: Sequence[Ids], depth: int) -> Session:
+    def lookup(self, prompts: Sequence[TokenIds], depth: int) -> PrefixCacheLookup:
         """What is known of these prompts for a pass of so many layers."""
-        found = Session(depth)
+        found = PrefixCacheLookup(depth)
         if self._limit:
             with self._lock:
                 known = {one.ids: one for prompt in set(prompts) if (one := self._longest(prompt, depth))}
-            found.known = tuple(known[ids] for ids in sorted(known))
+            found.prefixes = tuple(known[ids] for ids in sorted(known))
         return found
 
-    def unknown(self, session: Session, prompts: Sequence[Ids]) -> set[Ids]:
+    def find_missing(self, session: PrefixCacheLookup, prompts: Sequence[TokenIds]) -> set[TokenIds]:
         """Those prompts that are worth keeping and not known to their end."""
         if not self._limit:
             return set()
-        whole = {one.ids for one in session.known}
-        return {prompt for prompt in prompts if len(prompt) >= LEAST and prompt not in whole}
+        whole = {one.ids for one in session.prefixes}
+        return {prompt for prompt in prompts if len(prompt) >= MIN_PREFIX_TOKENS and prompt not in whole}
 
-    def keep(self, session: Session) -> None:
+    def store(self, session: PrefixCacheLookup) -> None:
         """Remember what a pass has noted."""
-        for ids, values in session.kept.items():
+        for ids, values in session.new_entries.items():
             if values.nbytes <= self._limit and bool(values.sum().isfinite()):
                 with self._lock:
-                    self._put((session.depth, ids), values)
+                    self._put((session.num_layers, ids), values)
 
-    def _longest(self, prompt: Ids, depth: int) -> Known | None:
+    def _longest(self, prompt: TokenIds, depth: int) -> CachedPrefix | None:
         at = bisect_left(self._order, (depth, prompt))
         near = [key for key in self._order[max(at - 1, 0) : at + 1] if key[0] == depth]
-        lengths = [common_prefix(ids, prompt) for _, ids in near]
-        if max(lengths, default=0) < LEAST:
+        lengths = [common_prefix_length(ids, prompt) for _, ids in near]
+        if max(lengths, default=0) < MIN_PREFIX_TOKENS:
             return None
         length, key = max(zip(lengths, near, strict=True))
         self._found.move_to_end(key)
-        return Known(prompt[:length], self._found[key][:, :length])
+        return CachedPrefix(prompt[:length], self._found[key][:, :length])
 
     def _put(self, key: Key, values: Tensor) -> None:
         if key in self._found:

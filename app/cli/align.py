@@ -18,7 +18,7 @@ from app.cli.common import (
     settings,
 )
 from app.cli.offline import Key, Url
-from app.errors import SparseRMError
+from app.offline.remote import reload_model
 
 app = typer.Typer()
 
@@ -64,7 +64,7 @@ def align(
             "prompts": prompts, "test": test, "model": model, "held_out": held_out, "policy": policy,
             "labels": labels, "rounds": rounds, "per_round": per_round, "seed": seed, **_set(choices),
         }  # fmt: skip
-        found = plans.read(plan, **given)
+        found = plans.read_config(plan, **given)
         with progress() as report:
             renewing = _refresher(found.model, learnt, refresh, sae, url, key, report)
             run.run(found, out, settings(), report, refresh=renewing, url=url, key=key)
@@ -86,30 +86,19 @@ def refit(
     with failing_kindly(), progress() as report:
         _refit(model, known, new, data_license, sae, bad, report)
         if url:
-            _reload(model, url, key)
+            reload_model(url, key, model)
     console.print(f"{model} has learnt from {new}; its report is of before", highlight=False)
 
 
 def _refit(model: str, known: str, new: str, terms: str, sae: Path, bad: OnBad, report: Report) -> None:
     from app.data import pairs
-    from app.reward import bundle
+    from app.reward.reward_model import TrainingData
     from app.train import refit as room
 
     chosen = settings()
     before, found = (pairs.read_pairs(one, bad.reporter) for one in (known, new))
-    data = bundle.TrainingData(Path(new).name, pairs.source_sha256(new), len(found), terms)
+    data = TrainingData(Path(new).name, pairs.source_sha256(new), len(found), terms)
     room.refit(model, before, found, data, sae=sae, settings=chosen, progress=report)
-
-
-def _reload(model: str, url: str, key: str | None) -> None:
-    """Have a server read the bundle again; it must share the models folder."""
-    from sparserm_client import AskFailed, Client
-
-    try:
-        with Client(url, key=key) as client:
-            client.post(f"/v1/models/{model}/reload", {})
-    except AskFailed as error:
-        raise SparseRMError(f"{url}: {error}") from error
 
 
 def _refresher(
@@ -136,7 +125,7 @@ def _refresher(
             _refit(model, known, new, "not stated", sae, OnBad.STOP, report)
             seen.add(digest)
             if url:
-                _reload(model, url, key)
+                reload_model(url, key, model)
 
     return refresh
 

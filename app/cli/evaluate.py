@@ -30,11 +30,11 @@ def evaluate(
     with failing_kindly():
         rows = read_pairs(pairs, bad.reporter)
         with progress() as report:
-            found = accuracy_run.run(bundle, rows, tuple(slices or ()), settings(), report)
+            found = accuracy_run.evaluate_bundle(bundle, rows, tuple(slices or ()), settings(), report)
     if as_json:
         print(json.dumps(found))  # noqa: T201 # the answer itself, for machines
     else:
-        Console().print(accuracy_run.table(found))
+        Console().print(accuracy_run.render_table(found))
 
 
 @app.command()
@@ -53,7 +53,7 @@ def verify(
     with failing_kindly():
         rows, others = (read_pairs(one, bad.reporter) if one else [] for one in (pairs, shifted))
         with progress() as report:
-            found = room.run(bundle, rows, others, settings(), report)
+            found = room.audit_bundle(bundle, rows, others, settings(), report)
     Console().print_json(json.dumps(found))
     console.print(f"added to {bundle / 'report.md'}", highlight=False)
 
@@ -72,6 +72,6 @@ def stress(
     with failing_kindly():
         rows = read_pairs(pairs, bad.reporter)
         with progress() as report:
-            found = room.run(bundle, rows, sample, settings(), report)
+            found = room.evaluate_robustness(bundle, rows, sample, settings(), report)
     Console().print_json(json.dumps(found))
     console.print(f"added to {bundle / 'report.md'}", highlight=False)

@@ -27,7 +27,7 @@ def models_pull(
     chosen = settings()
     with failing_kindly(), progress() as report:
         source = model_sources.find(name, chosen.models_dir)
-        depth = layers or loading.depth(name, chosen)
+        depth = layers or loading.find_deepest_layer(name, chosen)
         place = model_sources.pull(source, layers=depth, cache=chosen.cache, progress=report)
     console.print(f"{name} is in {place.path}", highlight=False)
 
@@ -43,8 +43,8 @@ def models_list() -> None:
     for name, source in model_sources.catalogue(chosen.models_dir).items():
         table.add_row(name, "backbone", source.about, source.license)
     with failing_kindly():
-        for name in bundle.names(chosen.models_dir):
-            card = bundle.load(chosen.models_dir / name).card
+        for name in bundle.list_bundles(chosen.models_dir):
+            card = bundle.load_bundle(chosen.models_dir / name).card
             table.add_row(
                 name, "reward model", f"{card.backbone}, layer {card.layer}, {card.readout}", card.use
             )
@@ -58,5 +58,5 @@ def models_show(name: Annotated[str, typer.Argument(help="A reward model.")]) ->
     with failing_kindly():
         from app.reward import bundle
 
-        bundle.load(chosen.models_dir / name)
+        bundle.load_bundle(chosen.models_dir / name)
     Console().print_json((chosen.models_dir / name / "manifest.json").read_text())

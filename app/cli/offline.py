@@ -24,11 +24,11 @@ from app.cli.common import (
 from app.cli.waterfall import waterfall
 from app.errors import SparseRMError
 from app.offline import run
-from app.offline.checkpoint import Files, Mark
-from app.offline.chunks import PASS_TOKENS
-from app.offline.run import Order
-from app.offline.scorers import Judge, Question
-from app.offline.tasks import COMPARE, RANK, SCORE, Rule, filtered
+from app.offline.checkpoint import RunCheckpoint, RunFiles
+from app.offline.chunks import DEFAULT_BATCH_TOKENS
+from app.offline.run import OfflineRunConfig
+from app.offline.scorers import RowScorer, ScoringRequest
+from app.offline.tasks import COMPARE, RANK, SCORE, PairFilter, filter_task
 from app.settings import Settings
 from app.types import Item, Message
 
@@ -86,9 +86,14 @@ def score(
     Bad rows go to a file beside OUT, each with its reason.
     A killed run goes on when it is started again.
     """
-    question = Question(model, top_k, length_control=length_control)
+    question = ScoringRequest(model, top_k, length_control=length_control)
     if source and out and prompt is None and response is None and not as_json:
-        _run(Order(SCORE, question, source, out, prefix, strict=strict, fresh=fresh), url, key, ray=ray)
+        _run(
+            OfflineRunConfig(SCORE, question, source, out, prefix, strict=strict, fresh=fresh),
+            url,
+            key,
+            ray=ray,
+        )
     elif prompt is not None and response is not None and source is None:
         _show(question, Item((Message("user", prompt),), response), url, key, as_json=as_json)
     else:
@@ -117,8 +122,13 @@ def compare(
     Bad rows go to a file beside OUT, each with its reason.
     A killed run goes on when it is started again.
     """
-    question = Question(model, top_k, length_control=length_control, paired=True)
-    _run(Order(COMPARE, question, source, out, prefix, strict=strict, fresh=fresh), url, key, ray=ray)
+    question = ScoringRequest(model, top_k, length_control=length_control, paired=True)
+    _run(
+        OfflineRunConfig(COMPARE, question, source, out, prefix, strict=strict, fresh=fresh),
+        url,
+        key,
+        ray=ray,
+    )
 
 
 @app.command("filter")
@@ -147,9 +157,9 @@ def keep(
     Bad rows go to a file beside OUT, each with its reason.
     A killed run goes on when it is started again.
     """
-    question = Question(model, 0, length_control=length_control, paired=True)
-    task = filtered(Rule(min_margin, max_uncertainty, max_distance))
-    _run(Order(task, question, source, out, prefix, strict=strict, fresh=fresh), url, key, ray=ray)
+    question = ScoringRequest(model, 0, length_control=length_control, paired=True)
+    task = filter_task(PairFilter(min_margin, max_uncertainty, max_distance))
+    _run(OfflineRunConfig(task, question, source, out, prefix, strict=strict, fresh=fresh), url, key, ray=ray)
 
 
 @app.command()
@@ -174,20 +184,20 @@ def rank(
     Bad rows go to a file beside OUT, each with its reason.
     A killed run goes on when it is started again.
     """
-    question = Question(model, top_k, length_control=length_control)
-    _run(Order(RANK, question, source, out, prefix, strict=strict, fresh=fresh), url, key, ray=ray)
+    question = ScoringRequest(model, top_k, length_control=length_control)
+    _run(OfflineRunConfig(RANK, question, source, out, prefix, strict=strict, fresh=fresh), url, key, ray=ray)
 
 
-def _run(order: Order, url: str | None, key: str | None, *, ray: bool) -> None:
+def _run(order: OfflineRunConfig, url: str | None, key: str | None, *, ray: bool) -> None:
     if ray and url:
         raise typer.BadParameter("give --url or --ray")
     chosen = settings()
     with _stoppable(), failing_kindly(), progress() as report:
         if ray:
-            judge = _spread(order.question, chosen, report)
+            judge = _spread(order.request, chosen, report)
         else:
-            judge = _judge(order.question, url, key, chosen, report)
-        mark = run.run(order, judge, report, pass_tokens=chosen.max_batch_tokens or PASS_TOKENS)
+            judge = _judge(order.request, url, key, chosen, report)
+        mark = run.run(order, judge, report, batch_tokens=chosen.max_batch_tokens or DEFAULT_BATCH_TOKENS)
     console.print(_summary(order, mark), highlight=False, markup=False, soft_wrap=True)
 
 
@@ -207,11 +217,13 @@ def _stoppable() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _show(question: Question, exchange: Item, url: str | None, key: str | None, *, as_json: bool) -> None:
+def _show(
+    question: ScoringRequest, exchange: Item, url: str | None, key: str | None, *, as_json: bool
+) -> None:
     """One reward, as a picture or as JSON."""
     with failing_kindly():
         with progress() as report, _judge(question, url, key, settings(), report) as judge:
-            [found] = judge.answer(judge.prepare([(exchange,)]))
+            [found] = judge.score(judge.prepare([(exchange,)]))
         if isinstance(found, SparseRMError):
             raise found
     if as_json:
@@ -221,29 +233,29 @@ def _show(question: Question, exchange: Item, url: str | None, key: str | None, 
 
 
 def _judge(
-    question: Question, url: str | None, key: str | None, chosen: Settings, report: Report
-) -> AbstractContextManager[Judge]:
+    question: ScoringRequest, url: str | None, key: str | None, chosen: Settings, report: Report
+) -> AbstractContextManager[RowScorer]:
     if url:
-        from app.offline.remote import remote
+        from app.offline.remote import open_remote_scorer
 
-        return remote(question, url, key)
-    from app.offline.local import resident
+        return open_remote_scorer(question, url, key)
+    from app.offline.local import open_local_scorer
 
-    return resident(question, chosen, report)
+    return open_local_scorer(question, chosen, report)
 
 
-def _spread(question: Question, chosen: Settings, report: Report) -> AbstractContextManager[Judge]:
+def _spread(question: ScoringRequest, chosen: Settings, report: Report) -> AbstractContextManager[RowScorer]:
     with needing_ray():
-        from app.offline.ray_tasks import spread
+        from app.offline.ray_tasks import open_ray_scorer
 
-    return spread(question, chosen, report)
+    return open_ray_scorer(question, chosen, report)
 
 
-def _summary(order: Order, mark: Mark) -> str:
-    said = f"{mark.kept:,} rows in {order.out}"
-    if mark.dropped:
-        said += f", {mark.dropped:,} dropped"
-    if mark.bad:
-        rows = "row" if mark.bad == 1 else "rows"
-        said += f"; {mark.bad:,} bad {rows} in {Files(order.out).bad}, each with its reason"
+def _summary(order: OfflineRunConfig, mark: RunCheckpoint) -> str:
+    said = f"{mark.written_rows:,} rows in {order.output}"
+    if mark.dropped_rows:
+        said += f", {mark.dropped_rows:,} dropped"
+    if mark.bad_rows:
+        rows = "row" if mark.bad_rows == 1 else "rows"
+        said += f"; {mark.bad_rows:,} bad {rows} in {RunFiles(order.output).bad_rows}, each with its reason"
     return said

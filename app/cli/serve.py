@@ -11,7 +11,7 @@ from app.cli.common import failing_kindly, needing_ray, progress, settings
 from app.settings import Settings
 
 if TYPE_CHECKING:
-    from app.serve.multiprocess.workers import Place
+    from app.serve.multiprocess.workers import WorkerSpec
 
 app = typer.Typer()
 
@@ -32,16 +32,16 @@ def serve(
     """Serve every reward model found; each setting is also a SPARSERM_… variable (docs/settings.md)."""
     from app.serve import process
     from app.serve.middleware import access_log
-    from app.serve.middleware.auth import refuse_exposure
+    from app.serve.middleware.auth import require_keys_beyond_loopback
 
     given = {"host": host, "port": port, "workers": workers}
     chosen = settings(**{name: value for name, value in given.items() if value is not None})
-    process.prepare()
+    process.raise_open_file_limit()
     with failing_kindly():
-        refuse_exposure(chosen)
+        require_keys_beyond_loopback(chosen)
         if chosen.workers == 1 and not ray:
             raise typer.Exit(_serve(chosen))
-        access_log.begin(chosen.log_level)
+        access_log.configure_logging(chosen.log_level)
         if ray:
             raise typer.Exit(_serve_by_ray(chosen))
         raise typer.Exit(_serve_by_workers(chosen))
@@ -49,11 +49,11 @@ def serve(
 
 def _serve_by_workers(chosen: Settings) -> int:
     from app.serve import process
-    from app.serve.multiprocess.gateway import create_front
-    from app.serve.multiprocess.workers import Workers
+    from app.serve.multiprocess.gateway import create_gateway
+    from app.serve.multiprocess.workers import WorkerPool
 
-    with Workers(partial(_work, chosen), chosen.workers, drain_s=chosen.drain_timeout_s) as workers:
-        return process.run(create_front(workers, chosen), chosen)
+    with WorkerPool(partial(_work, chosen), chosen.workers, drain_s=chosen.drain_timeout_s) as workers:
+        return process.run(create_gateway(workers, chosen), chosen)
 
 
 def _serve_by_ray(chosen: Settings) -> int:
@@ -63,18 +63,18 @@ def _serve_by_ray(chosen: Settings) -> int:
     return run(chosen)
 
 
-def _work(chosen: Settings, place: "Place") -> None:
+def _work(chosen: Settings, place: "WorkerSpec") -> None:
     """All that a worker's process does."""
     from app.serve import process
     from app.serve.multiprocess import workers
 
-    workers.attach()
-    process.prepare()
+    workers.detach_from_terminal()
+    process.raise_open_file_limit()
 
     from app.reward import loading
 
     names = ",".join(place.models) or chosen.models
-    mine = loading.portion(chosen.model_copy(update={"models": names}), place.number)
+    mine = loading.select_worker_settings(chosen.model_copy(update={"models": names}), place.index)
     try:
         with failing_kindly():
             sys.exit(_serve(mine, place.socket))
@@ -92,9 +92,9 @@ def _serve(chosen: Settings, socket: Path | None = None) -> int:
     from app.serve.middleware import access_log
 
     with progress() as report:
-        engine = apart(lambda: loading.engine(chosen, report))
+        engine = apart(lambda: loading.load_engine(chosen, report))
         served = create_app(engine, chosen, REGISTRY)
-    access_log.begin(chosen.log_level)
+    access_log.configure_logging(chosen.log_level)
     return process.run(served, chosen, socket)
 
 
@@ -109,7 +109,7 @@ def new(
 ) -> None:
     """Make a key: it is printed once, on stderr; the line for SPARSERM_API_KEYS_FILE goes to stdout."""
     from app.serve.middleware.api_keys import Role
-    from app.serve.middleware.api_keys import new as made
+    from app.serve.middleware.api_keys import generate_key as made
 
     if role.upper() not in Role.__members__:
         raise typer.BadParameter("use score, admin or metrics", param_hint="--role")

@@ -57,14 +57,14 @@ def train(
 
     chosen = settings()
     with failing_kindly():
-        source = recipes.find(recipe, chosen.models_dir) if recipe else sae
-        order = jobs.order(
+        source = recipes.find_recipe(recipe, chosen.models_dir) if recipe else sae
+        order = jobs.build_training_config(
             task, pairs, test, terms=data_license, sae=source, bad=bad.reporter,
             readout=readout, k=k, limit=limit, drills=drills, slices=tuple(slices or ()),
-            plan=head_training.Plan(heads=heads, seed=seed),
+            plan=head_training.HeadTrainingConfig(heads=heads, seed=seed),
         )  # fmt: skip
         with progress() as report:
-            model = jobs.make(order, source, chosen, report)
+            model = jobs.train_and_save(order, source, chosen, report)
     told = (chosen.models_dir / task / "report.md").read_text()
     console.print(told, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{model.card.name} is in {chosen.models_dir / task}", highlight=False)
@@ -78,9 +78,9 @@ def recipes() -> None:
     chosen = settings()
     table = Table(Column("recipe", no_wrap=True), "layer", "SAE", Column("about", overflow="fold"))
     with failing_kindly():
-        for name in recipes.names(chosen.models_dir):
-            one = recipes.find(name, chosen.models_dir)
-            latents = f"{one.sae.latents:,} {one.sae.kind}, {one.sae.bytes / 2**30:.1f} GiB"
+        for name in recipes.list_recipes(chosen.models_dir):
+            one = recipes.find_recipe(name, chosen.models_dir)
+            latents = f"{one.sae.latents:,} {one.sae.kind}, {one.sae.size_bytes / 2**30:.1f} GiB"
             table.add_row(
                 name,
                 f"{one.sae.layer} of {one.layers}",
@@ -107,9 +107,9 @@ def data(
     from app.data import public_datasets
 
     with failing_kindly():
-        counts = public_datasets.write(name, out, source=source, test_share=test_share)
+        counts = public_datasets.write_public_dataset(name, out, source=source, test_share=test_share)
     console.print(
-        f"{name} ({public_datasets.SETS[name].license}): {counts['train']} train, {counts['test']} test pairs in {out}"
+        f"{name} ({public_datasets.PUBLIC_DATASETS[name].license}): {counts['train']} train, {counts['test']} test pairs in {out}"
     )
 
 
@@ -158,7 +158,7 @@ def duel(
 
     chosen = settings()
     with failing_kindly(), progress() as report:
-        order = jobs.order(model, pairs, test, terms="", sae=sae, bad=bad.reporter)
+        order = jobs.build_training_config(model, pairs, test, terms="", sae=sae, bad=bad.reporter)
         plan = standard_rm.StandardPlan(epochs=epochs, lr=rate)
         jobs.against_standard(order, sae, sizes or [1000], plan, chosen, report)
     console.print(f"added to {chosen.models_dir / model / 'report.md'}", highlight=False)
@@ -202,8 +202,8 @@ def sae_train(
     from app.train.sae import jobs
 
     with failing_kindly(), progress() as report:
-        order = jobs.SaeOrder(backbone, layer, width, k, rows, samples, seed)
-        facts = jobs.make(order, chats, out, settings(), report)
+        order = jobs.SaeTrainingConfig(backbone, layer, width, k, rows, samples, seed)
+        facts = jobs.train_and_measure(order, chats, out, settings(), report)
     console.print_json(json.dumps(facts))
 
 
@@ -221,5 +221,5 @@ def sae_measure(
     from app.train.sae import jobs
 
     with failing_kindly(), progress() as report:
-        facts = jobs.measure(folder, chats, beside, settings(), report)
+        facts = jobs.measure_sae(folder, chats, beside, settings(), report)
     console.print_json(json.dumps(facts))

@@ -1,1 +1,1 @@
-"""Preference data: reading pairs, items and chats from files and the hub; public data sets as pairs."""
+"""Preference data: reading of pairs, items and chats from files and the hub; public data sets as pairs."""

@@ -1,8 +1,8 @@
-"""Preference pairs, exchanges and chats: read, validated, grouped by prompt.
+"""Reading of preference pairs, items, prompts and chats from JSONL, parquet and the Hugging Face hub.
 
-Rows come one by one from JSONL (plain or .gz), parquet, or a hub data set, and may be plain strings, message
-lists or HH-style transcripts. A bad row raises DataError with file and line, or goes to `bad` if one is
-given: nothing is skipped silently.
+Rows are streamed from JSONL (plain or .gz), parquet, or a hub data set. Prompts and responses may be plain
+strings, lists of messages or HH-style transcripts. An invalid row raises DataError with file and line, or is
+passed to `on_bad_row` if that is given. No row is skipped silently.
 """
 
 import gzip
@@ -17,114 +17,121 @@ from typing import Any
 from app.errors import DataError
 from app.types import Item, Message, Pair
 
-ROWS_AT_ONCE = 256
+PARQUET_BATCH_ROWS = 256
 GROUP_KEYS = ("group", "qid")
-SPOKEN = ("prompt", "messages", "chosen", "rejected")
-FACT = re.compile(r"(\w+)(=|>=|<=)(.+)")
-HUB = re.compile(r"hub:([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?:@([\w.-]+))?(?:#([\w.-]+))?")
-TURN = re.compile(r"\n\n(Human|Assistant):")
-ROLES = {"Human": "user", "Assistant": "assistant"}
+TEXT_KEYS = ("prompt", "messages", "chosen", "rejected")
+CONDITION = re.compile(r"(\w+)(=|>=|<=)(.+)")
+HUB_SOURCE = re.compile(r"hub:([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?:@([\w.-]+))?(?:#([\w.-]+))?")
+HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 Row = Mapping[str, Any]
-Bad = Callable[[DataError], None]
+BadRowHandler = Callable[[DataError], None]
 
 
-def read_pairs(source: str | Path, bad: Bad | None = None) -> list[Pair]:
-    """Every pair of a file or hub data set; those that cannot be read raise, or go to `bad`."""
+def read_pairs(source: str | Path, on_bad_row: BadRowHandler | None = None) -> list[Pair]:
+    """Return all pairs of a file or hub data set. Invalid rows raise DataError or go to `on_bad_row`."""
     pairs: list[Pair] = []
-    for place, row in rows(source):
+    for location, row in iter_rows(source):
         try:
-            pairs.append(pair(parsed(row, place), place))
+            pairs.append(parse_pair(parse_row(row, location), location))
         except DataError as error:
-            if bad is None:
+            if on_bad_row is None:
                 raise
-            bad(error)
+            on_bad_row(error)
     return pairs
 
 
-def read_prompts(source: str | Path, bad: Bad | None = None) -> list[tuple[Message, ...]]:
-    """Every conversation that waits for a response, once; of rows that are pairs, what comes before."""
-    found: dict[tuple[Message, ...], None] = {}
-    for place, row in rows(source):
+def read_prompts(source: str | Path, on_bad_row: BadRowHandler | None = None) -> list[tuple[Message, ...]]:
+    """Return all distinct prompts, in order; of rows that are pairs, the prompt of the pair."""
+    prompts: dict[tuple[Message, ...], None] = {}
+    for location, row in iter_rows(source):
         try:
-            known = parsed(row, place)
-            found[_prompt(known, place) or pair(known, place).messages] = None
+            parsed = parse_row(row, location)
+            prompts[_parse_prompt(parsed, location) or parse_pair(parsed, location).messages] = None
         except DataError as error:
-            if bad is None:
+            if on_bad_row is None:
                 raise
-            bad(error)
-    return list(found)
+            on_bad_row(error)
+    return list(prompts)
 
 
 def read_chats(source: str | Path) -> Iterator[Item]:
-    """Every conversation up to its last assistant turn; both sides of a row that is a pair."""
-    for place, raw in rows(source):
-        row = parsed(raw, place)
+    """Yield each chat as an item that ends with its last assistant turn; a row that is a pair yields two."""
+    for location, raw in iter_rows(source):
+        row = parse_row(raw, location)
         if "chosen" in row:
-            yield from pair(row, place).items
+            yield from parse_pair(row, location).items
             continue
-        messages = _messages(row.get("messages"), "messages", place)
+        messages = _parse_messages(row.get("messages"), "messages", location)
         while messages and messages[-1].role != "assistant":
             messages = messages[:-1]
         if len(messages) > 1 and messages[-1].content:
             yield Item(messages[:-1], messages[-1].content)
 
 
-def pair(row: Row, place: str) -> Pair:
-    """The pair a row holds."""
-    prompt = _prompt(row, place)
-    chosen, rejected = (_side(row, key, place) for key in ("chosen", "rejected"))
+def parse_pair(row: Row, location: str) -> Pair:
+    """Parse a row as a preference pair."""
+    prompt = _parse_prompt(row, location)
+    chosen, rejected = (_parse_response(row, key, location) for key in ("chosen", "rejected"))
     if not prompt:
         prompt = chosen[:-1]
         if not prompt or prompt != rejected[:-1]:
-            raise DataError(f"{place}: no 'prompt', and chosen and rejected do not begin with the same turns")
+            raise DataError(
+                f"{location}: no 'prompt', and chosen and rejected do not begin with the same turns"
+            )
     if chosen[-1] == rejected[-1]:
-        raise DataError(f"{place}: chosen and rejected are the same text")
-    named = next((str(row[key]) for key in GROUP_KEYS if row.get(key) is not None), None)
-    facts = tuple((k, str(v)) for k, v in row.items() if k not in SPOKEN and isinstance(v, str | int | float))
-    return Pair(prompt, chosen[-1].content, rejected[-1].content, named or prompt[-1].content, facts)
+        raise DataError(f"{location}: chosen and rejected are the same text")
+    group = next((str(row[key]) for key in GROUP_KEYS if row.get(key) is not None), None)
+    attributes = tuple(
+        (key, str(value))
+        for key, value in row.items()
+        if key not in TEXT_KEYS and isinstance(value, str | int | float)
+    )
+    return Pair(prompt, chosen[-1].content, rejected[-1].content, group or prompt[-1].content, attributes)
 
 
-def exchange(row: Row, place: str) -> Item:
-    """The exchange a row holds: a response and what stands before it, in fields apart or in one."""
+def parse_item(row: Row, location: str) -> Item:
+    """Parse a row as an item: a prompt and a response in separate fields, or messages that end with both."""
     if row.get("response") is None:
-        messages = _messages(row["messages"], "messages", place) if row.get("messages") is not None else ()
+        has_messages = row.get("messages") is not None
+        messages = _parse_messages(row["messages"], "messages", location) if has_messages else ()
         if len(messages) < 2 or messages[-1].role != "assistant":
-            raise DataError(f"{place}: no 'response', and no 'messages' that end with an assistant turn")
+            raise DataError(f"{location}: no 'response', and no 'messages' that end with an assistant turn")
         return Item(messages[:-1], messages[-1].content)
-    response = _side(row, "response", place)
-    prompt = _prompt(row, place) or response[:-1]
+    response = _parse_response(row, "response", location)
+    prompt = _parse_prompt(row, location) or response[:-1]
     if not prompt:
-        raise DataError(f"{place}: no 'prompt' or 'messages' before the response")
+        raise DataError(f"{location}: no 'prompt' or 'messages' before the response")
     return Item(prompt, response[-1].content)
 
 
-def choices(row: Row, place: str) -> tuple[Item, ...]:
-    """The exchanges a row holds: one prompt with several responses."""
-    prompt, responses = _prompt(row, place), row.get("responses")
+def parse_candidate_items(row: Row, location: str) -> tuple[Item, ...]:
+    """Parse a row with one prompt and several responses as one item per response."""
+    prompt, responses = _parse_prompt(row, location), row.get("responses")
     if not prompt:
-        raise DataError(f"{place}: no 'prompt' or 'messages'")
+        raise DataError(f"{location}: no 'prompt' or 'messages'")
     if not isinstance(responses, list) or not responses:
-        raise DataError(f"{place}: 'responses' must be a list of responses")
-    sides = [_side({"responses": one}, "responses", place) for one in responses]
-    return tuple(Item(prompt, side[-1].content) for side in sides)
+        raise DataError(f"{location}: 'responses' must be a list of responses")
+    parsed = [_parse_response({"responses": response}, "responses", location) for response in responses]
+    return tuple(Item(prompt, turns[-1].content) for turns in parsed)
 
 
-def having(pairs: list[Pair], fact: str) -> list[bool]:
-    """Which pairs a fact such as kind=generated or support>=2 holds of."""
-    found = FACT.fullmatch(fact)
-    if not found:
-        raise DataError(f"{fact!r} is no condition; write key=value, key>=number or key<=number")
-    key, how, wanted = found.groups()
-    return [_holds(dict(pair.attributes).get(key), how, wanted) for pair in pairs]
+def match_condition(pairs: list[Pair], condition: str) -> list[bool]:
+    """Return for each pair whether it meets a condition such as kind=generated or support>=2."""
+    match = CONDITION.fullmatch(condition)
+    if not match:
+        raise DataError(f"{condition!r} is not a condition; write key=value, key>=number or key<=number")
+    key, operator, operand = match.groups()
+    return [_condition_holds(dict(pair.attributes).get(key), operator, operand) for pair in pairs]
 
 
-def chance(key: str) -> float:
-    """A number in [0, 1) that only depends on the key."""
+def hash_to_unit_interval(key: str) -> float:
+    """Return a number in [0, 1) that depends only on the key."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
 def source_sha256(source: str | Path) -> str:
-    """Digest of a file, or of a hub data set's name and revision."""
+    """Return the digest of a file's content, or of the name and revision of a hub data set."""
     path = Path(source)
     if not path.is_file():
         return hashlib.sha256(str(source).encode()).hexdigest()
@@ -132,45 +139,45 @@ def source_sha256(source: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def rows(source: str | Path) -> Iterator[tuple[str, bytes | Row]]:
-    """Each row, as it stands, and where it stands; few are held at a time."""
-    hub = HUB.fullmatch(str(source))
-    if hub:
-        yield from _hub_rows(*hub.groups())
-    elif (path := _file(source)).suffix == ".parquet":
-        yield from _parquet_rows(path)
+def iter_rows(source: str | Path) -> Iterator[tuple[str, bytes | Row]]:
+    """Yield (location, raw row) for each row, without loading the whole source into memory."""
+    match = HUB_SOURCE.fullmatch(str(source))
+    if match:
+        yield from _iter_hub_rows(*match.groups())
+    elif (path := _check_file(source)).suffix == ".parquet":
+        yield from _iter_parquet_rows(path)
     else:
-        yield from _lines(path)
+        yield from _iter_lines(path)
 
 
-def extent(source: str | Path) -> int | None:
-    """How much there is to read: bytes of a JSONL file, rows of a parquet one; None if that is not known."""
-    if HUB.fullmatch(str(source)) or (path := _file(source)).suffix == ".gz":
+def get_source_size(source: str | Path) -> int | None:
+    """Return the bytes of a JSONL file or the rows of a parquet file; None if neither is known in advance."""
+    if HUB_SOURCE.fullmatch(str(source)) or (path := _check_file(source)).suffix == ".gz":
         return None
-    return _parquet(path).metadata.num_rows if path.suffix == ".parquet" else path.stat().st_size
+    return _open_parquet(path).metadata.num_rows if path.suffix == ".parquet" else path.stat().st_size
 
 
-def parsed(row: bytes | Row, place: str) -> Row:
-    """A row as an object."""
+def parse_row(row: bytes | Row, location: str) -> Row:
+    """Parse a raw row as a JSON object."""
     if not isinstance(row, bytes):
         return row
     try:
-        found = json.loads(row)
+        parsed = json.loads(row)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{place}: a row must be an object")
-    return found
+        raise DataError(f"{location}: not JSON ({error})") from error
+    if not isinstance(parsed, dict):
+        raise DataError(f"{location}: a row must be an object")
+    return parsed
 
 
-def _file(source: str | Path) -> Path:
+def _check_file(source: str | Path) -> Path:
     path = Path(source)
     if not path.is_file():
         raise DataError(f"no file {path}; a hub data set is named hub:ORG/NAME (:CONFIG, @REVISION, #SPLIT)")
     return path
 
 
-def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+def _iter_lines(path: Path) -> Iterator[tuple[str, bytes]]:
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as stream:
@@ -181,18 +188,18 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def _iter_parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
     from pyarrow import ArrowException
 
     try:
-        batches = _parquet(path).iter_batches(ROWS_AT_ONCE)
+        batches = _open_parquet(path).iter_batches(PARQUET_BATCH_ROWS)
         for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
             yield f"{path.name}:{number}", row
     except (OSError, ArrowException) as error:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
-def _parquet(path: Path) -> Any:
+def _open_parquet(path: Path) -> Any:
     from pyarrow import ArrowException, parquet
 
     try:
@@ -201,74 +208,79 @@ def _parquet(path: Path) -> Any:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
-def _hub_rows(
+def _iter_hub_rows(
     name: str, config: str | None, revision: str | None, split: str | None
 ) -> Iterator[tuple[str, Row]]:
     from datasets import load_dataset
 
-    part = split or "train"
+    split = split or "train"
     try:
-        found = load_dataset(name, config, split=part, revision=revision, streaming=True)
-        for number, row in enumerate(found, 1):
-            yield f"{name}#{part}:{number}", row
+        dataset = load_dataset(name, config, split=split, revision=revision, streaming=True)
+        for number, row in enumerate(dataset, 1):
+            yield f"{name}#{split}:{number}", row
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"cannot read {name} from the hub: {reason}") from error
 
 
-def _holds(value: str | None, how: str, wanted: str) -> bool:
-    if value is None or how == "=":
-        return value == wanted
+def _condition_holds(value: str | None, operator: str, operand: str) -> bool:
+    if value is None or operator == "=":
+        return value == operand
     try:
-        return float(value) >= float(wanted) if how == ">=" else float(value) <= float(wanted)
+        return float(value) >= float(operand) if operator == ">=" else float(value) <= float(operand)
     except ValueError as error:
-        raise DataError(f"cannot compare {value!r} with {wanted!r}: not both are numbers") from error
+        raise DataError(f"cannot compare {value!r} with {operand!r}: both must be numbers") from error
 
 
-def _prompt(row: Row, place: str) -> tuple[Message, ...]:
-    """The conversation before the response; empty where chosen and rejected carry it themselves."""
+def _parse_prompt(row: Row, location: str) -> tuple[Message, ...]:
+    """Parse the turns before the response; empty if chosen and rejected contain them."""
     key = next((key for key in ("messages", "prompt") if row.get(key) is not None), None)
     if key is None:
         return ()
-    return _turns(row[key], key, place, speaker="user")
+    return _parse_turns(row[key], key, location, default_role="user")
 
 
-def _side(row: Row, key: str, place: str) -> tuple[Message, ...]:
-    """A response, or a conversation that ends with it."""
-    turns = _turns(row.get(key), key, place, speaker="assistant")
+def _parse_response(row: Row, key: str, location: str) -> tuple[Message, ...]:
+    """Parse a response, or a conversation that ends with it; the last turn is the response."""
+    turns = _parse_turns(row.get(key), key, location, default_role="assistant")
     if turns[-1].role != "assistant":
-        raise DataError(f"{place}: {key!r} must end with an assistant turn")
+        raise DataError(f"{location}: {key!r} must end with an assistant turn")
     return turns
 
 
-def _turns(value: Any, key: str, place: str, *, speaker: str) -> tuple[Message, ...]:
-    """Text, a transcript or messages, as messages."""
-    if isinstance(value, str) and TURN.match(value):
-        return _transcript(value, key, place)
+def _parse_turns(value: Any, key: str, location: str, *, default_role: str) -> tuple[Message, ...]:
+    """Parse text, an HH-style transcript or a list of messages."""
+    if isinstance(value, str) and HH_TURN.match(value):
+        return _parse_transcript(value, key, location)
     if isinstance(value, str) and value:
-        return (Message(speaker, value),)
-    return _messages(value, key, place)
+        return (Message(default_role, value),)
+    return _parse_messages(value, key, location)
 
 
-def _transcript(text: str, key: str, place: str) -> tuple[Message, ...]:
-    """An HH-style dialogue; an empty last assistant turn is where the response goes."""
-    _, *parts = TURN.split(text)
-    turns = [Message(ROLES[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True)]
+def _parse_transcript(text: str, key: str, location: str) -> tuple[Message, ...]:
+    """Parse an HH-style dialogue; an empty last assistant turn only marks the response and is dropped."""
+    _, *parts = HH_TURN.split(text)
+    turns = [
+        Message(HH_ROLES[speaker], content.strip())
+        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
+    ]
     if turns[-1].role == "assistant" and not turns[-1].content:
         turns.pop()
     if not turns or not all(turn.content for turn in turns):
-        raise DataError(f"{place}: {key!r} holds an empty turn")
+        raise DataError(f"{location}: {key!r} contains an empty turn")
     return tuple(turns)
 
 
-def _messages(turns: Any, key: str, place: str) -> tuple[Message, ...]:
+def _parse_messages(turns: Any, key: str, location: str) -> tuple[Message, ...]:
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
-        raise DataError(f"{place}: {key!r} must be a non-empty string or a list of messages")
-    return tuple(Message(_text(t, "role", place), _text(t, "content", place)) for t in turns)
+        raise DataError(f"{location}: {key!r} must be a non-empty string or a list of messages")
+    return tuple(
+        Message(_get_text(turn, "role", location), _get_text(turn, "content", location)) for turn in turns
+    )
 
 
-def _text(row: Row, key: str, place: str) -> str:
+def _get_text(row: Row, key: str, location: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value:
-        raise DataError(f"{place}: {key!r} must be a non-empty string")
+        raise DataError(f"{location}: {key!r} must be a non-empty string")
     return value

@@ -1,1 +1,1 @@
-"""How good a reward model is: accuracy, baselines, reports and figures."""
+"""Evaluation of reward models: accuracy, baselines, reports and their figures."""

@@ -1,6 +1,6 @@
-"""How often a reward model agrees with people, with intervals that respect shared prompts.
+"""Agreement of a reward model with human preferences: accuracy, calibration, and dependence on length.
 
-And what a single number hides: whether its probabilities mean what they say, and how much of it is length.
+Intervals are bootstrapped over prompt groups, since pairs that share a prompt are not independent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,18 @@ from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-RESAMPLES = 2000
-BINS = 15
-STEPS = 8
-Array = NDArray[np.float64]
+BOOTSTRAP_RESAMPLES = 2000
+CALIBRATION_BINS = 15
+FIGURE_BINS = 8
+Float64Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Share of pairs ranked as people did, a 95 % interval by bootstrap over prompt groups, and pairs."""
+    """A mean over pairs, its 95 % bootstrap interval over prompt groups, and the number of pairs.
+
+    Usually the share of pairs that are ranked as people did; for a difference, the mean difference.
+    """
 
     accuracy: float
     ci_low: float
@@ -34,153 +37,164 @@ class Accuracy:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """Test pairs after scoring: rewards and lengths of (chosen, rejected), (N, 2), and prompt groups."""
+class ScoredPairs:
+    """Rewards and response lengths of test pairs, (N, 2) as (chosen, rejected), and their prompt groups."""
 
     rewards: Tensor
-    tokens: Tensor
+    token_counts: Tensor
     groups: list[str]
 
     @property
     def margins(self) -> Tensor:
-        """Reward of chosen minus reward of rejected."""
+        """Reward of the chosen minus reward of the rejected response, (N,)."""
         return self.rewards[:, 0] - self.rewards[:, 1]
 
 
-def examine(judged: Judged, temperature: float, slices: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
-    """Everything measured about a model on test pairs, ready for JSON."""
-    right = wins(judged.margins)
-    longer = (judged.tokens[:, 0] - judged.tokens[:, 1]).sign().numpy()
-    said, true = outcomes(judged.margins, temperature)
-    parts = {name: np.array(mask, dtype=bool) for name, mask in slices.items()}
+def evaluate_pairs(
+    pairs: ScoredPairs, temperature: float, slices: Mapping[str, Sequence[bool]]
+) -> dict[str, Any]:
+    """Return all measurements of a model on test pairs, ready for JSON; `slices` are masks over the pairs."""
+    wins = pair_wins(pairs.margins)
+    length_signs = (pairs.token_counts[:, 0] - pairs.token_counts[:, 1]).sign().numpy()
+    probabilities, labels = predict_both_orders(pairs.margins, temperature)
+    masks = {name: np.array(mask, dtype=bool) for name, mask in slices.items()}
     return {
-        **asdict(interval(right, judged.groups)),
-        "ece": calibration_error(said, true),
-        "brier": float(((said - true) ** 2).mean()),
-        "reliability": reliability(judged, temperature),
-        "by_length": by_length(judged),
+        **asdict(bootstrap_mean(wins, pairs.groups)),
+        "ece": expected_calibration_error(probabilities, labels),
+        "brier": float(((probabilities - labels) ** 2).mean()),
+        "reliability": reliability_curve(pairs, temperature),
+        "by_length": reward_by_length(pairs),
         "length": {
-            "spearman": within_prompt(judged),
-            "chosen_longer": _part(right, judged.groups, longer > 0),
-            "chosen_shorter": _part(right, judged.groups, longer < 0),
+            "spearman": length_correlation(pairs),
+            "chosen_longer": _slice_accuracy(wins, pairs.groups, length_signs > 0),
+            "chosen_shorter": _slice_accuracy(wins, pairs.groups, length_signs < 0),
         },
-        "slices": {name: _part(right, judged.groups, mask) for name, mask in parts.items()},
+        "slices": {name: _slice_accuracy(wins, pairs.groups, mask) for name, mask in masks.items()},
     }
 
 
-def accuracy(margins: Tensor, groups: list[str]) -> Accuracy:
-    """Pair accuracy; a tie counts half."""
-    return interval(wins(margins), groups)
+def pair_accuracy(margins: Tensor, groups: list[str]) -> Accuracy:
+    """Return the share of pairs with a positive margin; a tie counts half."""
+    return bootstrap_mean(pair_wins(margins), groups)
 
 
-def advantage(ours: Array, theirs: Array, groups: list[str]) -> Accuracy:
-    """Wins of ours minus theirs on the same pairs, with a paired interval."""
-    return interval(ours - theirs, groups)
+def accuracy_difference(ours: Float64Array, theirs: Float64Array, groups: list[str]) -> Accuracy:
+    """Return the mean of our wins minus theirs on the same pairs, with a paired interval."""
+    return bootstrap_mean(ours - theirs, groups)
 
 
-def wins(margins: Tensor) -> Array:
-    """1 where people agree, 0 where they do not, half for a tie."""
-    found: Array = ((torch.sign(margins.double()) + 1) / 2).numpy()
-    return found
+def pair_wins(margins: Tensor) -> Float64Array:
+    """Return 1 for each pair ranked as people did, 0 for each other pair, and 0.5 for a tie."""
+    wins: Float64Array = ((torch.sign(margins.double()) + 1) / 2).numpy()
+    return wins
 
 
-def interval(values: Array, groups: list[str], seed: int = 0) -> Accuracy:
-    """The mean and its percentile bootstrap, drawing whole groups."""
-    _, place = np.unique(groups, return_inverse=True)
-    sums, sizes = np.bincount(place, values), np.bincount(place)
-    draws = np.random.default_rng(seed).integers(len(sums), size=(RESAMPLES, len(sums)))
+def bootstrap_mean(values: Float64Array, groups: list[str], seed: int = 0) -> Accuracy:
+    """Return the mean and its percentile bootstrap interval; a resample draws whole groups."""
+    _, group_indices = np.unique(groups, return_inverse=True)
+    sums, sizes = np.bincount(group_indices, values), np.bincount(group_indices)
+    draws = np.random.default_rng(seed).integers(len(sums), size=(BOOTSTRAP_RESAMPLES, len(sums)))
     means = sums[draws].sum(1) / sizes[draws].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return Accuracy(float(values.mean()), float(low), float(high), len(values))
 
 
-def temperature(margins: Tensor) -> float:
-    """The T that makes sigmoid(margin / T) most likely, by search on a fine grid."""
+def fit_temperature(margins: Tensor) -> float:
+    """Return the T that maximises the likelihood of sigmoid(margin / T), by search on a fine grid."""
     grid = torch.logspace(-2, 2, 801, dtype=torch.float64)
-    return float(grid[_losses(margins, grid).argmin()])
+    return float(grid[_mean_losses(margins, grid).argmin()])
 
 
-def surprise(margins: Tensor) -> float:
-    """Log loss of the margins at their best temperature: smoother than accuracy, blind to scale."""
-    return float(_losses(margins, torch.logspace(-2, 2, 81, dtype=torch.float64)).min())
+def log_loss(margins: Tensor) -> float:
+    """Return the log loss at the best temperature: smoother than accuracy and independent of scale."""
+    return float(_mean_losses(margins, torch.logspace(-2, 2, 81, dtype=torch.float64)).min())
 
 
-def outcomes(margins: Tensor, temperature: float) -> tuple[Array, Array]:
-    """Said probabilities and outcomes; each pair counts in both orders.
+def predict_both_orders(margins: Tensor, temperature: float) -> tuple[Float64Array, Float64Array]:
+    """Return predicted probabilities and 0/1 labels of all pairs in both orders, (2N,) each.
 
-    So a model that always says one half scores well only when it knows nothing.
+    Because each pair counts in both orders, half of the labels are 1, and a constant prediction is calibrated
+    only at one half.
     """
     both = torch.cat([margins, -margins]).double() / temperature
     return torch.sigmoid(both).numpy(), np.concatenate([np.ones(len(margins)), np.zeros(len(margins))])
 
 
-def calibration_error(said: Array, true: Array) -> float:
-    """Expected calibration error in bins of equal mass."""
-    return float(
-        sum(abs(said[part].mean() - true[part].mean()) * len(part) for part in _bins(said, BINS)) / len(said)
+def expected_calibration_error(probabilities: Float64Array, labels: Float64Array) -> float:
+    """Return the expected calibration error over bins with equal numbers of predictions."""
+    errors = (
+        abs(probabilities[rows].mean() - labels[rows].mean()) * len(rows)
+        for rows in _equal_bins(probabilities, CALIBRATION_BINS)
     )
+    return float(sum(errors) / len(probabilities))
 
 
-def reliability(judged: Judged, temperature: float) -> list[dict[str, float]]:
-    """How sure it is of the response it prefers, and how often people agree, in bins of equal mass."""
-    said = torch.sigmoid(judged.margins.abs().double() / temperature).numpy()
-    right, groups = wins(judged.margins), np.array(judged.groups)
+def reliability_curve(pairs: ScoredPairs, temperature: float) -> list[dict[str, float]]:
+    """Return predicted probability ("said") and observed agreement ("came") in bins of equal size.
+
+    The predicted probability is that of the response which the model prefers, so it is at least one half.
+    """
+    probabilities = torch.sigmoid(pairs.margins.abs().double() / temperature).numpy()
+    wins, groups = pair_wins(pairs.margins), np.array(pairs.groups)
     return [
-        {"said": float(said[part].mean()), **_mean("came", right[part], groups[part])}
-        for part in _bins(said, STEPS)
+        {"said": float(probabilities[rows].mean()), **_named_mean("came", wins[rows], groups[rows])}
+        for rows in _equal_bins(probabilities, FIGURE_BINS)
     ]
 
 
-def by_length(judged: Judged) -> dict[str, list[dict[str, float]]]:
-    """Mean reward of responses as long as each other, preferred and rejected apart; bins of equal mass."""
-    tokens, rewards = judged.tokens.numpy(), judged.rewards.double().numpy()
-    edges = np.unique(np.quantile(tokens, np.linspace(0, 1, STEPS + 1)))[1:-1]
-    place, groups = np.digitize(tokens, edges), np.array(judged.groups)
-    found: dict[str, list[dict[str, float]]] = {"preferred": [], "rejected": []}
-    for side, rows in enumerate(found.values()):
-        for part in (place[:, side] == at for at in range(len(edges) + 1)):
-            if part.any():
-                middle = float(np.median(tokens[part, side]))
-                rows.append({"tokens": middle, **_mean("reward", rewards[part, side], groups[part])})
-    return found
+def reward_by_length(pairs: ScoredPairs) -> dict[str, list[dict[str, float]]]:
+    """Return the mean reward in bins of response length, separately for preferred and rejected responses."""
+    tokens, rewards = pairs.token_counts.numpy(), pairs.rewards.double().numpy()
+    edges = np.unique(np.quantile(tokens, np.linspace(0, 1, FIGURE_BINS + 1)))[1:-1]
+    bins, groups = np.digitize(tokens, edges), np.array(pairs.groups)
+    curves: dict[str, list[dict[str, float]]] = {"preferred": [], "rejected": []}
+    for side, points in enumerate(curves.values()):
+        for mask in (bins[:, side] == index for index in range(len(edges) + 1)):
+            if mask.any():
+                median = float(np.median(tokens[mask, side]))
+                points.append({"tokens": median, **_named_mean("reward", rewards[mask, side], groups[mask])})
+    return curves
 
 
-def within_prompt(judged: Judged) -> float:
-    """Spearman correlation of reward and length among the responses to one prompt, over all prompts."""
-    _, place = np.unique(np.repeat(judged.groups, 2), return_inverse=True)
-    columns = [judged.rewards.flatten().double().numpy(), judged.tokens.flatten().double().numpy()]
-    x, y = (_centred_ranks(column, place) for column in columns)
-    spread = float(np.sqrt((x**2).sum() * (y**2).sum()))
-    return float((x * y).sum()) / spread if spread else 0.0
+def length_correlation(pairs: ScoredPairs) -> float:
+    """Return the Spearman correlation of reward and length among responses to the same prompt."""
+    _, group_indices = np.unique(np.repeat(pairs.groups, 2), return_inverse=True)
+    columns = [pairs.rewards.flatten().double().numpy(), pairs.token_counts.flatten().double().numpy()]
+    x, y = (_centred_ranks(column, group_indices) for column in columns)
+    norm = float(np.sqrt((x**2).sum() * (y**2).sum()))
+    return float((x * y).sum()) / norm if norm else 0.0
 
 
-def _losses(margins: Tensor, temperatures: Tensor) -> Tensor:
+def _mean_losses(margins: Tensor, temperatures: Tensor) -> Tensor:
+    """Return the mean log loss at each temperature."""
     scaled = margins[None] / temperatures[:, None]
     return binary_cross_entropy_with_logits(scaled, torch.ones_like(scaled), reduction="none").mean(1)
 
 
-def _centred_ranks(values: Array, place: NDArray[np.int64]) -> Array:
-    """Ranks within each group as a share of its size, less their mean."""
-    out = np.zeros(len(values))
-    for group in np.unique(place):
-        rows = np.flatnonzero(place == group)
+def _centred_ranks(values: Float64Array, group_indices: NDArray[np.int64]) -> Float64Array:
+    """Return the rank of each value within its group, divided by the group's size and centred."""
+    centred = np.zeros(len(values))
+    for group in np.unique(group_indices):
+        rows = np.flatnonzero(group_indices == group)
         ranks = rankdata(values[rows]) / len(rows)
-        out[rows] = ranks - ranks.mean()
-    return out
+        centred[rows] = ranks - ranks.mean()
+    return centred
 
 
-def _bins(said: Array, count: int) -> list[NDArray[np.int64]]:
-    return [part for part in np.array_split(np.argsort(said, kind="stable"), count) if len(part)]
+def _equal_bins(values: Float64Array, count: int) -> list[NDArray[np.int64]]:
+    """Return row indices of `count` bins of sorted values with equal numbers of rows."""
+    return [rows for rows in np.array_split(np.argsort(values, kind="stable"), count) if len(rows)]
 
 
-def _mean(name: str, values: Array, groups: NDArray[np.str_]) -> dict[str, float]:
-    """A mean under a name, its interval and how many it is of."""
-    found = asdict(interval(values, list(groups)))
-    return {name: found.pop("accuracy"), **found}
+def _named_mean(name: str, values: Float64Array, groups: NDArray[np.str_]) -> dict[str, float]:
+    """Return the mean under a name, with its interval and the number of values."""
+    row = asdict(bootstrap_mean(values, list(groups)))
+    return {name: row.pop("accuracy"), **row}
 
 
-def _part(right: Array, groups: list[str], mask: NDArray[np.bool_]) -> dict[str, Any] | None:
-    """Accuracy on some of the pairs; None where there are none."""
+def _slice_accuracy(wins: Float64Array, groups: list[str], mask: NDArray[np.bool_]) -> dict[str, Any] | None:
+    """Return the accuracy on the masked pairs, or None if the mask is empty."""
     if not mask.any():
         return None
-    return asdict(interval(right[mask], [group for group, kept in zip(groups, mask, strict=True) if kept]))
+    selected = [group for group, inside in zip(groups, mask, strict=True) if inside]
+    return asdict(bootstrap_mean(wins[mask], selected))

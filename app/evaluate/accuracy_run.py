@@ -1,4 +1,4 @@
-"""A bundle before a jury: preference pairs scored by the engine that would serve them."""
+"""Accuracy of a bundle on preference pairs, scored by the same engine that serves it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -9,107 +9,111 @@ import torch
 from rich.table import Table
 
 from app.backbone.model_sources import Progress
-from app.backbone.packing import passes
-from app.data.pairs import having
-from app.errors import NonFinite
-from app.evaluate.accuracy import Judged, examine
+from app.backbone.packing import split_into_batches
+from app.data.pairs import match_condition
+from app.errors import NonFiniteScore
+from app.evaluate.accuracy import ScoredPairs, evaluate_pairs
 from app.reward import bundle, loading
-from app.reward.bundle import RewardModel
 from app.reward.engine import Engine
+from app.reward.reward_model import RewardModel
 from app.settings import Settings
 from app.types import Explain, Item, Pair, Score, ScoreJob, ScoreOptions
 
-PASS_TOKENS = 4096
+MAX_BATCH_TOKENS = 4096
 
 
-def run(
-    folder: Path, pairs: list[Pair], slices: tuple[str, ...], settings: Settings, report: Progress
+def evaluate_bundle(
+    folder: Path, pairs: list[Pair], slices: tuple[str, ...], settings: Settings, progress: Progress
 ) -> dict[str, Any]:
-    """What `examine` finds about a bundle on these pairs, without and with length control."""
-    engine, name = alone(folder, settings, report)
+    """Return all measurements of a bundle on the pairs, and its accuracy with length control.
+
+    `slices` are conditions on the pairs' attributes, such as kind=generated.
+    """
+    engine, name = load_engine(folder, settings, progress)
     model = engine.models[name]
-    masks = {fact: having(pairs, fact) for fact in slices}
-    scores = score(engine, name, responses(pairs), report)
-    plain = judged(engine, pairs, scores)
+    masks = {condition: match_condition(pairs, condition) for condition in slices}
+    scores = score_items(engine, name, unique_items(pairs), progress)
+    scored_pairs = build_scored_pairs(engine, pairs, scores)
     return {
         "model": name,
-        **examine(plain, model.card.temperature, masks),
-        "length_controlled": length(controlled(plain, model)),
+        **evaluate_pairs(scored_pairs, model.card.temperature, masks),
+        "length_controlled": evaluate_length(apply_length_control(scored_pairs, model)),
     }
 
 
-def alone(folder: Path, settings: Settings, report: Progress) -> tuple[Engine, str]:
-    """An engine with nothing but the bundle in a folder, its probes passed."""
-    model = bundle.load(folder)
-    backbone, text = loading.resident(model.card.backbone, model.card.layer, settings, report)
+def load_engine(folder: Path, settings: Settings, progress: Progress) -> tuple[Engine, str]:
+    """Return an engine that holds only the bundle in a folder, verified by its probes, and the model's name."""
+    model = bundle.load_bundle(folder)
+    backbone, text = loading.load_backbone(model.card.backbone, model.card.layer, settings, progress)
     engine = Engine(backbone, text, {model.card.name: model})
     engine.verify()
     return engine, model.card.name
 
 
-def responses(pairs: Iterable[Pair]) -> list[Item]:
-    """Every response once, however many pairs it stands in."""
-    return list(dict.fromkeys(exchange for pair in pairs for exchange in pair.items))
+def unique_items(pairs: Iterable[Pair]) -> list[Item]:
+    """Return the items of all pairs without duplicates, in order of first occurrence."""
+    return list(dict.fromkeys(item for pair in pairs for item in pair.items))
 
 
-def score(
+def score_items(
     engine: Engine,
     name: str,
-    exchanges: list[Item],
-    report: Progress,
+    items: list[Item],
+    progress: Progress,
     stage: str = "scoring",
     *,
     explain: Explain = Explain.NONE,
 ) -> dict[Item, Score]:
-    """What the engine says of each."""
-    encoded = engine.encode(exchanges)
-    found: dict[Item, Score] = {}
-    for some in passes([one.ids for one in encoded], PASS_TOKENS):
-        jobs = [ScoreJob(encoded[i], ScoreOptions((name,), explain)) for i in some]
-        for i, scored in zip(some, engine.score(jobs), strict=True):
-            if isinstance(scored, NonFinite):
+    """Return the score of each item; an item with a non-finite score raises its error."""
+    encoded = engine.encode(items)
+    scores: dict[Item, Score] = {}
+    for batch in split_into_batches([item.ids for item in encoded], MAX_BATCH_TOKENS):
+        jobs = [ScoreJob(encoded[i], ScoreOptions((name,), explain)) for i in batch]
+        for i, scored in zip(batch, engine.score(jobs), strict=True):
+            if isinstance(scored, NonFiniteScore):
                 raise scored
-            found[exchanges[i]] = scored.scores[0]
-        report(stage, len(found) / len(exchanges))
-    return found
+            scores[items[i]] = scored.scores[0]
+        progress(stage, len(scores) / len(items))
+    return scores
 
 
-def judged(engine: Engine, pairs: list[Pair], scores: Mapping[Item, Score]) -> Judged:
-    """Pairs with the rewards and lengths of their responses."""
-    encoded = zip(scores, engine.encode(list(scores)), strict=True)
-    lengths = {exchange: one.stop - one.start for exchange, one in encoded}
-    rewards = torch.tensor([[scores[e].reward for e in pair.items] for pair in pairs]).double()
-    tokens = torch.tensor([[lengths[e] for e in pair.items] for pair in pairs])
-    return Judged(rewards, tokens, [pair.group for pair in pairs])
+def build_scored_pairs(engine: Engine, pairs: list[Pair], scores: Mapping[Item, Score]) -> ScoredPairs:
+    """Return the pairs with the rewards and token counts of their responses."""
+    encoded_items = zip(scores, engine.encode(list(scores)), strict=True)
+    lengths = {item: encoded.response_end - encoded.response_start for item, encoded in encoded_items}
+    rewards = torch.tensor([[scores[item].reward for item in pair.items] for pair in pairs]).double()
+    token_counts = torch.tensor([[lengths[item] for item in pair.items] for pair in pairs])
+    return ScoredPairs(rewards, token_counts, [pair.group for pair in pairs])
 
 
-def controlled(plain: Judged, model: RewardModel) -> Judged:
-    """The same pairs under length control."""
-    return replace(plain, rewards=plain.rewards + model.calibration.correction(plain.tokens).cpu())
+def apply_length_control(pairs: ScoredPairs, model: RewardModel) -> ScoredPairs:
+    """Return the pairs with the model's length correction added to their rewards."""
+    correction = model.calibration.compute_length_correction(pairs.token_counts)
+    return replace(pairs, rewards=pairs.rewards + correction.cpu())
 
 
-def length(judged: Judged) -> dict[str, Any]:
-    """Accuracy, and what length has to do with it."""
-    found = examine(judged, 1.0, {})
-    return {key: found[key] for key in ("accuracy", "ci_low", "ci_high", "n", "length")}
+def evaluate_length(pairs: ScoredPairs) -> dict[str, Any]:
+    """Return the accuracy and how it depends on length."""
+    results = evaluate_pairs(pairs, 1.0, {})
+    return {key: results[key] for key in ("accuracy", "ci_low", "ci_high", "n", "length")}
 
 
-def table(found: dict[str, Any]) -> Table:
-    """The same for eyes."""
-    out = Table("part", "accuracy", "95 % interval", "pairs", title=found["model"])
-    length = found["length"]
-    parts = {
-        "all": found,
-        **found["slices"],
+def render_table(results: dict[str, Any]) -> Table:
+    """Render the results of `evaluate_bundle` for a terminal."""
+    table = Table("subset", "accuracy", "95 % interval", "pairs", title=results["model"])
+    length = results["length"]
+    subsets = {
+        "all": results,
+        **results["slices"],
         "chosen is longer": length["chosen_longer"],
         "chosen is shorter": length["chosen_shorter"],
     }
-    for name, row in parts.items():
+    for name, row in subsets.items():
         if row:
             interval = f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
-            out.add_row(name, f"{row['accuracy']:.3f}", interval, str(row["n"]))
-    out.caption = (
-        f"calibration error {found['ece']:.3f}, Brier {found['brier']:.3f}, "
-        f"reward and length within a prompt {length['spearman']:+.2f}"
+            table.add_row(name, f"{row['accuracy']:.3f}", interval, str(row["n"]))
+    table.caption = (
+        f"calibration error {results['ece']:.3f}, Brier score {results['brier']:.3f}, "
+        f"correlation of reward and length within a prompt {length['spearman']:+.2f}"
     )
-    return out
+    return table

@@ -1,102 +1,109 @@
-"""What was measured about a model: report.json for machines, report.md and pictures for eyes."""
+"""Reports beside a bundle: report.json with all measurements, report.md with tables, and figures as PNG."""
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from app.evaluate import report_comparisons, report_figures
+from app.evaluate import figures, report_comparisons
 from app.evaluate.audit import shift
-from app.evaluate.report_comparisons import cell
-from app.reward.bundle import ModelCard
+from app.evaluate.report_comparisons import format_accuracy
+from app.reward.reward_model import ModelCard
 
-Found = Mapping[str, Any]
-
-
-def begin(folder: Path, card: ModelCard, findings: Found) -> None:
-    """Keep findings beside a new bundle; what was known was of the one before."""
-    for picture in folder.glob("*.png"):
-        picture.unlink()
-    _keep(folder, card, findings)
+Results = Mapping[str, Any]
 
 
-def write(folder: Path, card: ModelCard, findings: Found) -> None:
-    """Keep findings beside a bundle: what is new joins what was known."""
-    _keep(folder, card, {**read(folder), **findings})
+def create(folder: Path, card: ModelCard, results: Results) -> None:
+    """Write the report of a new bundle; results and figures of an earlier bundle in the folder are removed."""
+    for figure in folder.glob("*.png"):
+        figure.unlink()
+    _write_files(folder, card, results)
+
+
+def update(folder: Path, card: ModelCard, results: Results) -> None:
+    """Add results to the report of a bundle, replacing those with the same keys."""
+    _write_files(folder, card, {**read(folder), **results})
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What is known about the model in a folder."""
+    """Return the results in a folder's report.json, or an empty dict without that file."""
     file = folder / "report.json"
-    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    return found
+    results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return results
 
 
-def _keep(folder: Path, card: ModelCard, known: Found) -> None:
-    (folder / "report.json").write_text(json.dumps(known, indent=1) + "\n")
-    report_figures.draw(folder, known)
-    (folder / "report.md").write_text("\n".join(_lines(card, known)) + "\n")
+def _write_files(folder: Path, card: ModelCard, results: Results) -> None:
+    (folder / "report.json").write_text(json.dumps(results, indent=1) + "\n")
+    figures.draw_report_figures(folder, results)
+    (folder / "report.md").write_text("\n".join(_render(card, results)) + "\n")
 
 
-def _lines(card: ModelCard, known: Found) -> Iterator[str]:
+def _render(card: ModelCard, results: Results) -> Iterator[str]:
     yield f"# {card.name}\n"
     yield f"{card.backbone}, layer {card.layer}, read-out: {card.readout}. {card.use.capitalize()}.\n"
-    if "test" in known:
-        yield from _test(known)
+    if "test" in results:
+        yield from _render_test(results)
     else:
         yield "Not tested yet.\n"
-    yield from report_comparisons.lines(known)
-    if "verified" in known:
-        yield from _verified(known["verified"])
-    if "stress" in known:
-        yield from _stress(known["stress"])
-    yield from _training(card, known)
+    yield from report_comparisons.render_comparisons(results)
+    if "verified" in results:
+        yield from _render_audit(results["verified"])
+    if "stress" in results:
+        yield from _render_robustness(results["stress"])
+    yield from _render_training(card, results)
 
 
-def _test(known: Found) -> Iterator[str]:
-    test = known["test"]
-    yield f"Test: {test['n']} pairs of unseen prompts. Intervals are 95 %, by bootstrap over prompts.\n"
-    yield "| reads | accuracy | SparseRM's lead |"
+def _render_test(results: Results) -> Iterator[str]:
+    test = results["test"]
+    yield (
+        f"Test: {test['n']} pairs with prompts that are not in the training data. Intervals are 95 %, by "
+        "bootstrap over prompts.\n"
+    )
+    yield "| model | accuracy | SparseRM's lead |"
     yield "|---|---|---|"
-    yield f"| **SparseRM** | **{cell(test)}** | |"
-    for name, found in known["baselines"].items():
-        yield f"| {name} | {cell(found)} | {cell(found['lead'], sign=True)} |"
+    yield f"| **SparseRM** | **{format_accuracy(test)}** | |"
+    for name, row in results["baselines"].items():
+        yield f"| {name} | {format_accuracy(row)} | {format_accuracy(row['lead'], sign=True)} |"
     yield ""
-    parts = {**test["slices"]}
-    parts["chosen is longer"] = test["length"]["chosen_longer"]
-    parts["chosen is shorter"] = test["length"]["chosen_shorter"]
-    yield "| part of the test | accuracy | pairs |"
-    yield "|---|---|---|"
-    for name, found in parts.items():
-        if found:
-            yield f"| {name} | {cell(found)} | {found['n']} |"
-    yield ""
+    yield from _render_slices(test)
     yield (
         f"Calibration error {test['ece']:.3f}, Brier score {test['brier']:.3f}; correlation of reward and "
         f"length within a prompt {test['length']['spearman']:+.2f} (Spearman).\n"
     )
-    yield from _test_pictures(known)
+    yield from _render_test_figures(results)
 
 
-def _test_pictures(known: Found) -> Iterator[str]:
-    """The pictures, each with what it shows in words for those who do not see it."""
-    test, rivals = known["test"], known["baselines"]
-    best = max(rivals, key=lambda name: rivals[name]["accuracy"])
+def _render_slices(test: Results) -> Iterator[str]:
+    slices = {**test["slices"]}
+    slices["chosen is longer"] = test["length"]["chosen_longer"]
+    slices["chosen is shorter"] = test["length"]["chosen_shorter"]
+    yield "| subset of the test | accuracy | pairs |"
+    yield "|---|---|---|"
+    for name, row in slices.items():
+        if row:
+            yield f"| {name} | {format_accuracy(row)} | {row['n']} |"
+    yield ""
+
+
+def _render_test_figures(results: Results) -> Iterator[str]:
+    """Yield the figures of the test; each alternative text states what the figure shows."""
+    test, baselines = results["test"], results["baselines"]
+    best = max(baselines, key=lambda name: baselines[name]["accuracy"])
     yield (
-        f"![Accuracy on {test['n']} test pairs with 95 % intervals: SparseRM {cell(test)}, the best of "
-        f"{len(rivals)} other ways, {best}, {cell(rivals[best])}.](accuracy.png)\n"
+        f"![Accuracy on {test['n']} test pairs with 95 % intervals: SparseRM {format_accuracy(test)}, the best "
+        f"of {len(baselines)} baselines ({best}) {format_accuracy(baselines[best])}.](accuracy.png)\n"
     )
-    surest = test["reliability"][-1]
+    top = test["reliability"][-1]
     yield (
-        f"![Calibration on {test['n']} test pairs: where it says {surest['said']:.0%} on average, people "
-        f"agree in {surest['came']:.0%} [{surest['ci_low']:.0%}, {surest['ci_high']:.0%}]; "
-        f"calibration error {test['ece']:.3f}.](calibration.png)\n"
+        f"![Calibration on {test['n']} test pairs: in the bin with the highest predicted probability "
+        f"({top['said']:.0%} on average) people agree in {top['came']:.0%} [{top['ci_low']:.0%}, "
+        f"{top['ci_high']:.0%}] of the pairs; calibration error {test['ece']:.3f}.](calibration.png)\n"
     )
-    yield f"![Mean reward by length of response: {_by_length(test['by_length'])}.](length.png)\n"
+    yield f"![Mean reward by response length: {_summarize_lengths(test['by_length'])}.](length.png)\n"
 
 
-def _by_length(sides: Mapping[str, list[Found]]) -> str:
-    """Where the two lines begin and end."""
+def _summarize_lengths(sides: Mapping[str, list[Results]]) -> str:
+    """Describe the first and the last point of both curves of the length figure."""
     return "; ".join(
         f"{name} responses {rows[0]['reward']:+.2f} around {rows[0]['tokens']:.0f} tokens and "
         f"{rows[-1]['reward']:+.2f} around {rows[-1]['tokens']:.0f}"
@@ -104,145 +111,173 @@ def _by_length(sides: Mapping[str, list[Found]]) -> str:
     )
 
 
-def _verified(found: Found) -> Iterator[str]:
-    shown = found["explanations"]
-    yield "## Can it be trusted?\n"
+def _render_audit(audit: Results) -> Iterator[str]:
+    yield "## Explanations, uncertainty and control\n"
     yield (
-        f"On {found['n']} test pairs (explanations on {shown['n']} of their responses). Contributions are "
-        "shares of a score relative to the training mean; what they predict is tested by taking "
-        "directions away.\n"
+        f"Measured on {audit['n']} test pairs (explanations on {audit['explanations']['n']} of their responses). "
+        "A contribution is a feature's share of a reward relative to the training mean. It is tested by "
+        "removing directions and measuring how the reward changes.\n"
     )
-    yield "| explanations | figure |"
-    yield "|---|---|"
-    yield f"| largest residual of any answer | {found['residual']:.1e} |"
-    yield (
-        "| taking out the ten largest contributors moves the reward at least three times as far as ten "
-        f"random ones | {shown['ten_largest_at_least_3x']:.1%} of responses; in the median "
-        f"{shown['ten_largest_over_random']:.1f} times |"
-    )
-    yield (
-        "| contribution against what the reward loses when its direction leaves the residual (Spearman) "
-        f"| {shown['intervention_spearman']:.3f} |"
-    )
-    yield f"| the same against a head with its inputs mixed up | {shown['shuffled_head_spearman']:+.3f} |"
-    yield f"| sizes of contributions over the size of their sum | {shown['cancellation']:.1f} |"
-    parallel = shown["near_parallel_directions"]
-    yield f"| pairs of directions closer than a cosine of .8, once made orthonormal | {parallel} |"
-    yield f"| of the five features shown, named | {shown['shown_named']:.0%} |"
-    if shown["shown_named"]:
-        yield f"| of those, projection tells when the latent fires | {shown['shown_tracking']:.0%} |"
-        yield f"| of those, median balanced accuracy of the name | {shown['shown_name_score']:.2f} |"
-    yield from _doubt(found)
-    yield from _control(found)
-    errors = ", ".join(f"{name} {ece:.3f}" for name, ece in found["calibration"].items())
+    yield from _render_explanations(audit)
+    yield from _render_uncertainty(audit)
+    yield from _render_control(audit)
+    errors = ", ".join(f"{name} {ece:.3f}" for name, ece in audit["calibration"].items())
     yield f"\nCalibration error: {errors}.\n"
 
 
-def _doubt(found: Found) -> Iterator[str]:
-    yield "\n| sign of doubt | finds errors (AUROC) | accuracy on the surer half | on all |"
-    yield "|---|---|---|---|"
-    for name, row in found["doubt"].items():
-        kept = row["accuracy_at_coverage"]
-        auroc = "" if row["auroc"] is None else f"{row['auroc']:.3f}"
-        yield f"| {name} | {auroc} | {kept['0.5']:.3f} | {kept['1.0']:.3f} |"
-    yield "\n| strange responses | told by the distance (AUROC) |"
+def _render_explanations(audit: Results) -> Iterator[str]:
+    explanations = audit["explanations"]
+    yield "| explanations | value |"
     yield "|---|---|"
-    for kind, auroc in found["strangers"].items():
+    yield f"| largest residual of any response | {audit['residual']:.1e} |"
+    yield (
+        "| removing the ten largest contributors changes the reward at least three times as much as removing "
+        f"ten random ones | {explanations['ten_largest_at_least_3x']:.1%} of responses; median ratio "
+        f"{explanations['ten_largest_over_random']:.1f} |"
+    )
+    yield (
+        "| rank correlation of a contribution with the change of the reward when its direction is removed "
+        f"from the residual stream (Spearman) | {explanations['intervention_spearman']:.3f} |"
+    )
+    yield (
+        "| the same with the contributions of a head whose inputs are shuffled "
+        f"| {explanations['shuffled_head_spearman']:+.3f} |"
+    )
+    yield f"| sum of absolute contributions over the absolute sum | {explanations['cancellation']:.1f} |"
+    yield (
+        "| pairs of directions with an absolute cosine above .8, after orthonormalisation "
+        f"| {explanations['near_parallel_directions']} |"
+    )
+    yield f"| share of the five features shown that have a name | {explanations['shown_named']:.0%} |"
+    if explanations["shown_named"]:
+        yield (
+            "| share of those whose projection predicts when the latent fires "
+            f"| {explanations['shown_tracking']:.0%} |"
+        )
+        yield f"| median balanced accuracy of those names | {explanations['shown_name_score']:.2f} |"
+
+
+def _render_uncertainty(audit: Results) -> Iterator[str]:
+    yield "\n| uncertainty sign | detects errors (AUROC) | accuracy on the more certain half | on all pairs |"
+    yield "|---|---|---|---|"
+    for name, row in audit["doubt"].items():
+        accuracies = row["accuracy_at_coverage"]
+        auroc = "" if row["auroc"] is None else f"{row['auroc']:.3f}"
+        yield f"| {name} | {auroc} | {accuracies['0.5']:.3f} | {accuracies['1.0']:.3f} |"
+    yield "\n| out-of-distribution responses | detected by the distance (AUROC) |"
+    yield "|---|---|"
+    for kind, auroc in audit["strangers"].items():
         yield f"| {kind} | {auroc:.3f} |"
 
 
-def _control(found: Found) -> Iterator[str]:
+def _render_control(audit: Results) -> Iterator[str]:
     yield "\n| length control | accuracy | chosen is longer | chosen is shorter | reward and length |"
     yield "|---|---|---|---|---|"
-    for what, row in found["length"].items():
+    for name, row in audit["length"].items():
         length = row["length"]
-        parts = [cell(one) if one else "" for one in (length["chosen_longer"], length["chosen_shorter"])]
-        yield f"| {what} | {cell(row)} | {parts[0]} | {parts[1]} | {length['spearman']:+.2f} |"
-    yield "\n| steered cluster | directions | factor | its target moves | the rest moves |"
+        longer, shorter = (
+            format_accuracy(part) if part else ""
+            for part in (length["chosen_longer"], length["chosen_shorter"])
+        )
+        yield f"| {name} | {format_accuracy(row)} | {longer} | {shorter} | {length['spearman']:+.2f} |"
+    yield "\n| steered cluster | directions | factor | shift of its target | shift of the rest |"
     yield "|---|---|---|---|---|"
-    for row in found["steering"][:5]:
+    for row in audit["steering"][:5]:
         yield (
             f"| {row['cluster']} | {row['directions']} | {row['factor']:g} | {row['target']:+.2f} "
             f"| {row['rest']:+.3f} |"
         )
 
 
-def _stress(found: Found) -> Iterator[str]:
-    yield "## Under pressure\n"
-    changes = found["transforms"].values()
-    drop, flips = (sum(row[key] for row in changes) / len(changes) for key in ("drop", "flips"))
-    yield f"{found['n']} test pairs, both answers said otherwise; on average {drop:+.3f} and {flips:.1%}.\n"
-    yield "| the same said otherwise | accuracy | lost | pairs that change sides |"
+def _render_robustness(stress: Results) -> Iterator[str]:
+    yield "## Robustness\n"
+    rewrites = stress["transforms"].values()
+    drop, flips = (sum(row[key] for row in rewrites) / len(rewrites) for key in ("drop", "flips"))
+    yield (
+        f"{stress['n']} test pairs whose responses or prompt are rewritten without changing the meaning. On "
+        f"average a rewrite costs {drop:+.3f} accuracy and flips {flips:.1%} of the pairs.\n"
+    )
+    yield "| rewrite | accuracy | lost | pairs that flip |"
     yield "|---|---|---|---|"
-    for what, row in found["transforms"].items():
-        yield f"| {what} | {row['accuracy']:.3f} | {row['drop']:+.3f} | {row['flips']:.1%} |"
+    for name, row in stress["transforms"].items():
+        yield f"| {name} | {row['accuracy']:.3f} | {row['drop']:+.3f} | {row['flips']:.1%} |"
+    yield from _render_attacks(stress)
+    yield from _render_attack_search(stress["climb"])
+
+
+def _render_attacks(stress: Results) -> Iterator[str]:
     yield (
-        f"\nBad answers dressed up, on the {found['attacked']} pairs ranked right before. An answer is "
-        "noticed where its distance is at the 99th percentile or beyond. Drift is the largest stability "
-        f"index of the monitor when a policy answers all {found['n']} prompts so (the answers as they are: "
-        f"{found['honest_psi']:.2f}; the example alert fires above {shift.MOVED}).\n"
+        f"\nAttacks change the rejected response of the {stress['attacked']} pairs that are ranked correctly "
+        "without them. A response is flagged if its distance is at the 99th percentile or above. Drift is the "
+        "largest population stability index (PSI) that the drift monitor reports if a policy answers all "
+        f"{stress['n']} prompts this way (unchanged responses: {stress['honest_psi']:.2f}; the example alert "
+        f"fires above {shift.ALERT_THRESHOLD}).\n"
     )
-    yield "| attack | overtakes the good answer | is noticed | overtakes unnoticed | drift |"
+    yield "| attack | overtakes the chosen response | is flagged | overtakes without a flag | drift (PSI) |"
     yield "|---|---|---|---|---|"
-    for what, row in found["attacks"].items():
+    for name, row in stress["attacks"].items():
         shares = (row["overtakes"], row["strange"], row["overtakes_unnoticed"])
-        yield f"| {what} | {' | '.join(f'{share:.1%}' for share in shares)} | {row['psi']:.2f} |"
-    climb = found["climb"]
+        yield f"| {name} | {' | '.join(f'{share:.1%}' for share in shares)} | {row['psi']:.2f} |"
+
+
+def _render_attack_search(search: Results) -> Iterator[str]:
     yield (
-        f"\nAn attacker who may edit {climb['edits']} words, keeping what raises the reward, gains "
-        f"{climb['gain'][-1]:.2f} deviations on average over {climb['answers']} bad answers; "
-        f"{climb['gain_unnoticed']:.2f} before the distance notices, as it does in the end in "
-        f"{climb['strange_at_the_end']:.0%}.\n"
+        f"\nA greedy search that edits up to {search['edits']} words of a rejected response raises the reward "
+        f"by {search['gain'][-1]:.2f} standard deviations on average over {search['answers']} responses, and "
+        f"by {search['gain_unnoticed']:.2f} before the distance flags the response. At the end of the search "
+        f"{search['strange_at_the_end']:.0%} of the responses are flagged.\n"
     )
 
 
-def _training(card: ModelCard, known: Found) -> Iterator[str]:
-    yield "## How it was made\n"
+def _render_training(card: ModelCard, results: Results) -> Iterator[str]:
+    yield "## Training\n"
     for data in card.data:
         yield f"- {data.name}: {data.pairs} pairs, {data.license}, sha256 {data.sha256}"
-    if "training" not in known:
+    if "training" not in results:
         return
-    training, selection, names = known["training"], known["selection"], known["names"]
+    training, selection, names = results["training"], results["selection"], results["names"]
     yield f"- SAE {card.sae}, sha256 {card.sae_sha256}"
-    yield from _origin(known.get("sae", {}))
+    yield from _render_sae(results.get("sae", {}))
     yield f"- {card.trained_parameters:,} trained parameters in {card.heads} heads"
     yield (
-        f"- {training['prompts']} prompts; {training['seconds_extracting']} s for features (less what was on "
-        f"the shelf), {training['seconds_fitting']} s for the rest"
+        f"- {training['prompts']} prompts; {training['seconds_extracting']} s for features that were not cached, "
+        f"{training['seconds_fitting']} s for the rest"
     )
     yield (
-        f"- selection: {selection['false_discovery']:.0%} of the selected latents would be selected by "
-        "chance (sides swapped at random); another sample of prompts agrees on "
+        f"- selection: estimated false discovery rate of the selected latents {selection['false_discovery']:.0%} "
+        "(chosen and rejected swapped at random); overlap with the selection on another sample of prompts "
         f"{selection['overlap']:.0%} (Jaccard)"
     )
     yield (
         f"- names: {names['named']} of {names['directions']} directions; "
-        f"{names['projection_tells_firing']} projections tell when their latent fires"
+        f"{names['projection_tells_firing']} projections predict when their latent fires"
     )
 
 
-def _origin(origin: Found) -> Iterator[str]:
-    """How good our SAE is; where somebody else's comes from, and what was changed about when it fires."""
-    if quality := origin.get("quality"):
+def _render_sae(sae: Results) -> Iterator[str]:
+    """Yield the quality of an SAE trained here, or the source and firing threshold of a downloaded one."""
+    if quality := sae.get("quality"):
         yield (
             f"  - variance explained: {quality['explained_variance_response']:.3f} on response tokens, "
-            f"{quality['explained_variance_ends']:.3f} where a turn ends; "
+            f"{quality['explained_variance_ends']:.3f} on tokens that end a turn; "
             f"{quality['l0_response']:.0f} latents active at a response token"
         )
-        yield f"  - latents silent on {quality['tokens']:,.0f} held-out tokens: {quality['dead_share']:.1%}"
         yield (
-            "  - of what the language model loses without this layer's residual, the reconstruction saves "
-            f"{quality['loss_recovered']:.1%}"
+            f"  - latents that never fire on {quality['tokens']:,.0f} held-out tokens: {quality['dead_share']:.1%}"
+        )
+        yield (
+            "  - share of the language model's loss increase without this layer's residual that the "
+            f"reconstruction recovers: {quality['loss_recovered']:.1%}"
         )
         if "seed_agreement" in quality:
-            found = quality["seed_agreement"]
-            yield f"  - directions that another seed finds, too (cosine above .7): {found:.0%}"
-    if "release" in origin:
-        yield f"  - {origin['release']} {origin['id']}, a {origin['kind']} SAE of {origin['hook']}"
-    if firing := origin.get("firing"):
+            agreement = quality["seed_agreement"]
+            yield f"  - directions that training with another seed also finds (cosine above .7): {agreement:.0%}"
+    if "release" in sae:
+        yield f"  - {sae['release']} {sae['id']}, a {sae['kind']} SAE of {sae['hook']}"
+    if firing := sae.get("firing"):
         yield (
-            f"  - its latents compete for {firing['most']} places a token; here each fires above "
-            f"{firing['threshold']:.4g}. On {firing['tokens']:,} other tokens of the training pairs "
-            f"{firing['l0']:.1f} fire on average; {firing['right']:.1%} of them do so in the SAE itself, and "
-            f"{firing['found']:.1%} of those that do so there fire here"
+            f"  - the SAE keeps only the {firing['most']} largest latents of each token; here each latent fires "
+            f"above a threshold of {firing['threshold']:.4g}. On {firing['tokens']:,} other tokens of the "
+            f"training pairs {firing['l0']:.1f} latents fire on average; {firing['right']:.1%} of them also fire "
+            f"in the SAE, and {firing['found']:.1%} of those that fire in the SAE fire here"
         )

@@ -1,131 +1,134 @@
-"""What a report says of others on the same pairs: variants, random directions, a StandardRM."""
+"""The comparisons in a report: variants of the method, random directions, and a fine-tuned StandardRM."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-Found = Mapping[str, Any]
+Results = Mapping[str, Any]
 
 
-def lines(known: Found) -> Iterator[str]:
-    """Every contest that was held."""
-    if "ablation" in known:
-        yield from _ablation(known["ablation"])
-    if "beyond" in known:
-        yield from _beyond(known)
-    if "standard" in known:
-        yield from _standard(known["standard"])
-        if "stock" in known:
-            yield from _stock(known["stock"], known["standard"])
+def render_comparisons(results: Results) -> Iterator[str]:
+    """Yield the Markdown of every comparison that is in the results."""
+    if "ablation" in results:
+        yield from _render_ablation(results["ablation"])
+    if "beyond" in results:
+        yield from _render_random_directions(results)
+    if "standard" in results:
+        yield from _render_standard_rm(results["standard"])
+        if "stock" in results:
+            yield from _render_trl_baseline(results["stock"], results["standard"])
 
 
-def cell(found: Found, *, sign: bool = False) -> str:
-    """An accuracy with its interval."""
-    how = "+.3f" if sign else ".3f"
-    return f"{found['accuracy']:{how}} [{found['ci_low']:{how}}, {found['ci_high']:{how}}]"
+def format_accuracy(row: Results, *, sign: bool = False) -> str:
+    """Format an accuracy with its interval; `sign` adds a plus sign to positive numbers."""
+    spec = "+.3f" if sign else ".3f"
+    return f"{row['accuracy']:{spec}} [{row['ci_low']:{spec}}, {row['ci_high']:{spec}}]"
 
 
-def _ablation(found: Found) -> Iterator[str]:
-    yield "## What matters\n"
+def _render_ablation(ablation: Results) -> Iterator[str]:
+    yield "## Variants of the method\n"
     yield (
-        f"{found['pairs']} training pairs, mean over {found['seeds']} seeds, each with its own pairs; "
-        "lead is the method's over the variant, on the same pairs.\n"
+        f"{ablation['pairs']} training pairs, mean over {ablation['seeds']} seeds, each with its own training "
+        "pairs. The lead is the accuracy of SparseRM minus that of the variant on the same test pairs.\n"
     )
-    yield "| variant | accuracy | the method's lead |"
+    yield "| variant | accuracy | SparseRM's lead |"
     yield "|---|---|---|"
-    for name, row in found["variants"].items():
-        yield f"| {name} | {cell(row)} | {cell(row['lead'], sign=True) if 'lead' in row else ''} |"
+    for name, row in ablation["variants"].items():
+        lead = format_accuracy(row["lead"], sign=True) if "lead" in row else ""
+        yield f"| {name} | {format_accuracy(row)} | {lead} |"
     yield "\n![The table above as points with 95 % intervals.](variants.png)\n"
-    yield f"![Accuracy by number of training pairs: {_ends(found['data'])}.](data.png)\n"
-    yield f"![Accuracy by number of directions of each sign: {_ends(found['directions'])}.](directions.png)\n"
+    yield f"![Accuracy by number of training pairs: {_summarize_curves(ablation['data'])}.](data.png)\n"
+    directions = _summarize_curves(ablation["directions"])
+    yield f"![Accuracy by number of directions of each sign: {directions}.](directions.png)\n"
 
 
-def _ends(lines: Mapping[str, Mapping[str, Found]]) -> str:
-    """Where each line of a picture begins and ends."""
+def _summarize_curves(curves: Mapping[str, Mapping[str, Results]]) -> str:
+    """Describe the first and the last point of each curve of a figure."""
     return "; ".join(
         f"{name} {points[first]['accuracy']:.3f} at {first}, {points[last]['accuracy']:.3f} at {last}"
-        for name, points in lines.items()
+        for name, points in curves.items()
         for first, last in [(next(iter(points)), list(points)[-1])]
     )
 
 
-def _beyond(known: Found) -> Iterator[str]:
-    found, names = known["beyond"], known["names"]
-    here, *_ = found["accuracy"].values()
-    ways, verdict = list(here), _verdict(here["random directions"]["lead"])
+def _render_random_directions(results: Results) -> Iterator[str]:
+    comparison, names = results["beyond"], results["names"]
+    this_test, *_ = comparison["accuracy"].values()
+    variants, verdict = list(this_test), _describe_lead(this_test["random directions"]["lead"])
     leads = (
-        f"{cell(row['lead'], sign=True)} with {k}"
-        for k, row in known["ablation"]["directions"]["random directions"].items()
+        f"{format_accuracy(row['lead'], sign=True)} with {k}"
+        for k, row in results["ablation"]["directions"]["random directions"].items()
     )
     yield "## Selected or random directions\n"
     yield (
-        f"In this test selected directions {verdict} as many random ones ({found['pairs']} training pairs, "
-        f"{found['seeds']} seeds). Their lead by the number of directions of each sign: {', '.join(leads)}.\n"
+        f"On this test the selected directions are {verdict} the same number of random directions "
+        f"({comparison['pairs']} training pairs, {comparison['seeds']} seeds). Their lead by the number of "
+        f"directions of each sign: {', '.join(leads)}.\n"
     )
     yield (
-        "What else do they buy? Below, the same heads on other tasks' pairs, and on a sample of this test "
-        f"with both answers said otherwise in ten ways. And names: {names['named']} of "
-        f"{names['directions']} selected directions have one, no random one can.\n"
+        "The table shows the accuracy of the same heads on pairs of other tasks, and the share of pairs that "
+        "flip when both responses of a sample of this test are rewritten in ten ways. "
+        f"{names['named']} of {names['directions']} selected directions have a name; random directions "
+        "cannot be named.\n"
     )
-    yield f"| | {' | '.join(ways)} | selected − random directions |"
-    yield "|---" * (len(ways) + 2) + "|"
-    asked = {
-        **{f"accuracy, {place}": row for place, row in found["accuracy"].items()},
-        "pairs that change sides": found["flips"],
-    }
-    for what, row in asked.items():
-        lead = row["random directions"]["lead"]
-        yield f"| {what} | {' | '.join(cell(row[way]) for way in ways)} | {cell(lead, sign=True)} |"
+    yield f"| | {' | '.join(variants)} | selected − random directions |"
+    yield "|---" * (len(variants) + 2) + "|"
+    rows = {f"accuracy, {test}": row for test, row in comparison["accuracy"].items()}
+    for name, row in {**rows, "pairs that flip": comparison["flips"]}.items():
+        lead = format_accuracy(row["random directions"]["lead"], sign=True)
+        yield f"| {name} | {' | '.join(format_accuracy(row[variant]) for variant in variants)} | {lead} |"
     yield ""
 
 
-def _verdict(lead: Found) -> str:
+def _describe_lead(lead: Results) -> str:
     if lead["ci_low"] > 0:
-        return "beat"
-    return "lose to" if lead["ci_high"] < 0 else "do not beat"
+        return "significantly better than"
+    return "significantly worse than" if lead["ci_high"] < 0 else "not significantly better than"
 
 
-def _standard(found: Found) -> Iterator[str]:
-    plan, rows = found["plan"], found["sizes"].values()
-    yield "## Against a StandardRM\n"
+def _render_standard_rm(comparison: Results) -> Iterator[str]:
+    config = comparison["plan"]
+    yield "## Comparison with a StandardRM\n"
     yield (
-        "The same backbone with all of its layers, fine-tuned by LoRA with a scalar head and Bradley-Terry "
-        f"loss on the same pairs: {plan['epochs']} epochs, rate {plan['lr']:g}, rank {plan['rank']}; "
-        f"threads: {found['threads']}. It reads a prompt {found['prompts']}, as SparseRM does. "
-        "From nothing to a model, features included; CPU seconds add up the "
-        "work of all cores, which the company of other programs disturbs less.\n"
+        "The StandardRM is the same backbone with all of its layers, fine-tuned by LoRA with a scalar head and "
+        f"the Bradley-Terry loss on the same pairs: {config['epochs']} epochs, learning rate "
+        f"{config['lr']:g}, rank {config['rank']}; threads: {comparison['threads']}. It reads a prompt "
+        f"{comparison['prompts']}, as SparseRM does. Times cover everything from the pairs to the finished "
+        "model, feature extraction included. CPU seconds add up the work of all cores; other programs on the "
+        "machine affect them less.\n"
     )
     yield (
         "| pairs | model | accuracy | SparseRM's lead | seconds | CPU seconds | parameters | peak GiB "
-        "| products in |"
+        "| matrix products in |"
     )
     yield "|---|---|---|---|---|---|---|---|---|"
-    for row in rows:
+    for row in comparison["sizes"].values():
         for name, key in (("SparseRM", "sparse"), ("StandardRM", "standard")):
-            one = row[key]
-            lead = cell(row["lead"], sign=True) if key == "standard" else ""
+            model = row[key]
+            lead = format_accuracy(row["lead"], sign=True) if key == "standard" else ""
             yield (
-                f"| {row['pairs']} | {name} | {cell(one)} | {lead} "
-                f"| {one['seconds']:,.0f} | {one['cpu_seconds']:,.0f} "
-                f"| {one['trainable']:,} | {one['peak_gib']} | {one['precision']} |"
+                f"| {row['pairs']} | {name} | {format_accuracy(model)} | {lead} "
+                f"| {model['seconds']:,.0f} | {model['cpu_seconds']:,.0f} "
+                f"| {model['trainable']:,} | {model['peak_gib']} | {model['precision']} |"
             )
-    yield f"\nIn processor time the StandardRM costs {_times(found)}.\n"
+    yield f"\nThe CPU time of the StandardRM is {_format_cost_ratios(comparison)}.\n"
 
 
-def _stock(found: Found, standard: Found) -> Iterator[str]:
-    stock, siblings = found["cpu_seconds"]["stock"], found["cpu_seconds"]["siblings"]
-    longer = stock / siblings
+def _render_trl_baseline(baseline: Results, comparison: Results) -> Iterator[str]:
+    """Yield the cost of TRL's RewardTrainer as shipped; the StandardRM above shares prompts and does not pad."""
+    stock, shared = baseline["cpu_seconds"]["stock"], baseline["cpu_seconds"]["siblings"]
+    slowdown = stock / shared
     yield (
-        "As TRL ships it, with padding and the prompt before each answer, an epoch of "
-        f"{found['pairs']} pairs takes {stock:,.0f} s of processor time where the one above takes "
-        f"{siblings:,.0f} (in turns; threads: {found['threads']}), {longer:.1f} times as long. So it costs "
-        f"{_times(standard, longer)}.\n"
+        "With TRL's RewardTrainer as it ships, which pads and repeats the prompt for each response, an epoch of "
+        f"{baseline['pairs']} pairs takes {stock:,.0f} s of CPU time instead of {shared:,.0f} (measured "
+        f"alternately; threads: {baseline['threads']}), {slowdown:.1f} times as long. At that speed the CPU "
+        f"time of the StandardRM is {_format_cost_ratios(comparison, slowdown)}.\n"
     )
 
 
-def _times(standard: Found, longer: float = 1.0) -> str:
-    """How many times our processor time the StandardRM took, or would if everything took longer."""
-    dearer = (
-        (row["standard"]["cpu_seconds"] / row["sparse"]["cpu_seconds"] * longer, row["pairs"])
-        for row in standard["sizes"].values()
+def _format_cost_ratios(comparison: Results, slowdown: float = 1.0) -> str:
+    """Format the CPU time of the StandardRM, multiplied by `slowdown`, as multiples of SparseRM's."""
+    ratios = (
+        (row["standard"]["cpu_seconds"] / row["sparse"]["cpu_seconds"] * slowdown, row["pairs"])
+        for row in comparison["sizes"].values()
     )
-    return ", ".join(f"{times:.0f} times ours on {pairs} pairs" for times, pairs in dearer)
+    return ", ".join(f"{ratio:.0f} times SparseRM's on {pairs} pairs" for ratio, pairs in ratios)

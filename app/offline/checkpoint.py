@@ -1,7 +1,8 @@
-"""What a run has written, and a checkpoint that says how much of it counts.
+"""The output files of an offline run, and the checkpoint that says how much of them is complete.
 
-Rows go to OUT.part, bad ones to their own, then the checkpoint is replaced; what stands beyond it when a run
-is killed is cut off by the next. OUT appears at the end, whole.
+Rows go to OUT.part, bad rows to a .part file of their own; after each chunk the checkpoint is replaced
+atomically. When an interrupted run is resumed, everything in these files after the checkpoint is cut off. OUT
+appears at the end, complete.
 """
 
 import fcntl
@@ -14,157 +15,175 @@ from pathlib import Path
 from typing import IO
 
 from app.errors import DataError
-from app.offline import files as sheets
-from app.offline.chunks import Reach
-from app.offline.scorers import Facts
+from app.offline import files as file_formats
+from app.offline.chunks import SourcePosition
+from app.offline.scorers import Fingerprint
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """How far a run is: into the source, rows kept and bad, and bytes of both files."""
+class RunCheckpoint:
+    """How far a run is: its position in the source, and the rows and bytes it has written."""
 
-    reach: Reach = field(default_factory=Reach)
-    kept: int = 0
-    bad: int = 0
-    kept_bytes: int = 0
+    position: SourcePosition = field(default_factory=SourcePosition)
+    written_rows: int = 0
+    bad_rows: int = 0
+    written_bytes: int = 0
     bad_bytes: int = 0
 
     @property
-    def dropped(self) -> int:
-        """Rows that were judged and left out."""
-        return self.reach.rows - self.kept - self.bad
+    def dropped_rows(self) -> int:
+        """Rows that were scored and left out by the task."""
+        return self.position.rows - self.written_rows - self.bad_rows
 
 
-class Files:
-    """Where a run's files lie: all beside its output."""
+class RunFiles:
+    """The paths of a run's files; all are in the folder of the output."""
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.bad = out.with_suffix(".bad.jsonl")
-        self.part = out.with_name(f"{out.name}.part")
-        self.bad_part = out.with_name(f"{self.bad.name}.part")
-        self.checkpoint = out.with_name(f"{out.name}.checkpoint")
-        self.scratch = out.with_name(f"{out.name}.scratch")
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.bad_rows = output.with_suffix(".bad.jsonl")
+        self.partial_output = output.with_name(f"{output.name}.part")
+        self.partial_bad_rows = output.with_name(f"{self.bad_rows.name}.part")
+        self.checkpoint = output.with_name(f"{output.name}.checkpoint")
+        self.scratch = output.with_name(f"{output.name}.scratch")
 
     @property
-    def placed(self) -> bool:
-        """Whether a run was killed when its output was in place, and only left its traces."""
-        return self.checkpoint.exists() and self.out.exists() and not self.part.exists()
+    def output_complete(self) -> bool:
+        """Whether a run was killed after it had put the output in place but before it had cleaned up."""
+        return self.checkpoint.exists() and self.output.exists() and not self.partial_output.exists()
 
-    def refuse(self, source: str, *, fresh: bool) -> None:
-        """Overwrite nothing that is finished, and nothing that is read."""
-        if self.out.suffix not in sheets.SUFFIXES:
-            raise DataError(f"{self.out}: the output must end in {' or '.join(sheets.SUFFIXES)}")
-        if not self.out.parent.is_dir():
-            raise DataError(f"no folder {self.out.parent}")
-        if Path(source).resolve() in {self.out.resolve(), self.bad.resolve()}:
+    def check_writable(self, source: str, *, fresh: bool) -> None:
+        """Raise DataError if the run would overwrite a finished output or its own input."""
+        if self.output.suffix not in file_formats.OUTPUT_SUFFIXES:
+            suffixes = " or ".join(file_formats.OUTPUT_SUFFIXES)
+            raise DataError(f"{self.output}: the output must end in {suffixes}")
+        if not self.output.parent.is_dir():
+            raise DataError(f"no folder {self.output.parent}")
+        if Path(source).resolve() in {self.output.resolve(), self.bad_rows.resolve()}:
             raise DataError(f"{source} would be overwritten; choose another name for the output")
-        if self.out.exists() and not self.checkpoint.exists() and not fresh:
-            raise DataError(f"{self.out} is already there; choose another name, or start over with --fresh")
+        if self.output.exists() and not self.checkpoint.exists() and not fresh:
+            raise DataError(f"{self.output} already exists; choose another name, or start over with --fresh")
 
-    def noted(self) -> tuple[Facts, Mark]:
-        """What the checkpoint says."""
-        found = json.loads(self.checkpoint.read_text())
-        mark = found["mark"]
-        return found["facts"], Mark(**{**mark, "reach": Reach(**mark["reach"])})
+    def read_checkpoint(self) -> tuple[Fingerprint, RunCheckpoint]:
+        """Return the fingerprint of the run that wrote the checkpoint, and the checkpoint."""
+        content = json.loads(self.checkpoint.read_text())
+        fields = content["checkpoint"]
+        position = SourcePosition(**fields["position"])
+        return content["fingerprint"], RunCheckpoint(**{**fields, "position": position})
 
-    def settle(self) -> None:
-        """Once the output is in its place: the bad rows beside it, and no traces. Can be repeated."""
-        if self.bad_part.exists() and self.bad_part.stat().st_size:
-            self.bad_part.replace(self.bad)
-        self.forget()
+    def clean_up_after_output(self) -> None:
+        """Put the bad rows beside the complete output, and delete all temporary files. Can be repeated."""
+        if self.partial_bad_rows.exists() and self.partial_bad_rows.stat().st_size:
+            self.partial_bad_rows.replace(self.bad_rows)
+        self.delete_temporary()
 
-    def forget(self) -> None:
-        """Leave nothing but what is finished."""
-        for one in (self.part, self.bad_part, self.scratch, self.checkpoint):
-            one.unlink(missing_ok=True)
+    def delete_temporary(self) -> None:
+        """Delete every file of the run but the output and its bad rows."""
+        for path in (self.partial_output, self.partial_bad_rows, self.scratch, self.checkpoint):
+            path.unlink(missing_ok=True)
 
 
-class Ledger:
-    """The open files of a run; `mark` is how far it is."""
+class RunWriter:
+    """The open files of a run; `checkpoint` is how far it is."""
 
-    def __init__(self, files: Files, facts: Facts, kept: IO[bytes], bad: IO[bytes]) -> None:
-        self.mark = Mark()
+    def __init__(
+        self, files: RunFiles, fingerprint: Fingerprint, rows: IO[bytes], bad_rows: IO[bytes]
+    ) -> None:
+        self.checkpoint = RunCheckpoint()
         self._files = files
-        self._facts = facts
-        self._kept, self._bad = kept, bad
+        self._fingerprint = fingerprint
+        self._rows = rows
+        self._bad_rows = bad_rows
 
     def resume(self) -> None:
-        """Go on where a run of the same facts was cut; what it did not note is cut off."""
+        """Continue after the last checkpoint of a run with the same fingerprint; cut off what follows it."""
         if self._files.checkpoint.exists():
-            facts, self.mark = self._files.noted()
-            self._compare(facts)
-        for stream, length in ((self._kept, self.mark.kept_bytes), (self._bad, self.mark.bad_bytes)):
+            fingerprint, self.checkpoint = self._files.read_checkpoint()
+            self._check_fingerprint(fingerprint)
+        for stream, length in (
+            (self._rows, self.checkpoint.written_bytes),
+            (self._bad_rows, self.checkpoint.bad_bytes),
+        ):
             if os.fstat(stream.fileno()).st_size < length:
-                raise DataError(f"{stream.name} is shorter than it was; start over with --fresh")
+                raise DataError(f"{stream.name} is shorter than its checkpoint says; start over with --fresh")
             stream.truncate(length)
             stream.seek(length)
-        self._note()
+        self._write_checkpoint()
 
-    def add(self, kept: Sequence[bytes], bad: Sequence[bytes], reach: Reach) -> None:
-        """Write the rows of a window, then say so."""
-        for stream, lines in ((self._kept, kept), (self._bad, bad)):
+    def write_chunk(self, rows: Sequence[bytes], bad_rows: Sequence[bytes], end: SourcePosition) -> None:
+        """Write the lines of a chunk that ends at a position, then the checkpoint."""
+        for stream, lines in ((self._rows, rows), (self._bad_rows, bad_rows)):
             stream.writelines(lines)
             _sync(stream)
-        before = self.mark
-        counts = before.kept + len(kept), before.bad + len(bad)
-        self.mark = Mark(reach, *counts, self._kept.tell(), self._bad.tell())
-        self._note()
+        self.checkpoint = RunCheckpoint(
+            end,
+            self.checkpoint.written_rows + len(rows),
+            self.checkpoint.bad_rows + len(bad_rows),
+            self._rows.tell(),
+            self._bad_rows.tell(),
+        )
+        self._write_checkpoint()
 
     def finish(self) -> None:
-        """Put the output in its place."""
-        if not self.mark.bad:
-            self._files.bad.unlink(missing_ok=True)
-        if self._files.out.suffix == ".parquet":
-            sheets.to_parquet(self._files.part, self._files.scratch)
-            self._files.scratch.replace(self._files.out)
+        """Put the complete output in place."""
+        files = self._files
+        if not self.checkpoint.bad_rows:
+            files.bad_rows.unlink(missing_ok=True)
+        if files.output.suffix == ".parquet":
+            file_formats.convert_to_parquet(files.partial_output, files.scratch)
+            files.scratch.replace(files.output)
         else:
-            self._files.part.replace(self._files.out)
-        self._files.settle()
+            files.partial_output.replace(files.output)
+        files.clean_up_after_output()
 
-    def _compare(self, facts: Facts) -> None:
-        ours = json.loads(json.dumps(self._facts))
-        for name in [*facts, *ours]:
-            before, now = facts.get(name), ours.get(name)
+    def _check_fingerprint(self, earlier: Fingerprint) -> None:
+        current = json.loads(json.dumps(self._fingerprint))
+        for name in [*earlier, *current]:
+            before, now = earlier.get(name), current.get(name)
             if before != now:
                 raise DataError(
-                    f"{self._files.out} was begun with another {name} ({before}; now {now}); "
-                    "go on with that one, or start over with --fresh"
+                    f"{self._files.output} was begun with another {name} ({before}; now {now}); "
+                    "run it with the earlier one again, or start over with --fresh"
                 )
 
-    def _note(self) -> None:
+    def _write_checkpoint(self) -> None:
+        content = {"fingerprint": dict(self._fingerprint), "checkpoint": asdict(self.checkpoint)}
         with self._files.scratch.open("wb") as stream:
-            stream.write(json.dumps({"facts": dict(self._facts), "mark": asdict(self.mark)}).encode())
+            stream.write(json.dumps(content).encode())
             _sync(stream)
         self._files.scratch.replace(self._files.checkpoint)
 
 
 @contextmanager
-def opened(files: Files, facts: Facts, *, fresh: bool) -> Iterator[Ledger]:
-    """Begin a run, or go on with one of the same facts; nobody else may write it meanwhile."""
-    with files.part.open("ab") as kept, files.bad_part.open("ab") as bad:
-        for stream, path in ((kept, files.part), (bad, files.bad_part)):
-            _lock(stream, path, files.out)
+def open_writer(files: RunFiles, fingerprint: Fingerprint, *, fresh: bool) -> Iterator[RunWriter]:
+    """Start a run, or resume one with the same fingerprint; the files are locked until the block ends.
+
+    A run that ends before its first chunk was written leaves no files.
+    """
+    with files.partial_output.open("ab") as rows, files.partial_bad_rows.open("ab") as bad_rows:
+        for stream, path in ((rows, files.partial_output), (bad_rows, files.partial_bad_rows)):
+            _lock(stream, path, files.output)
         if fresh:
             files.checkpoint.unlink(missing_ok=True)
-        ledger = Ledger(files, facts, kept, bad)
-        ledger.resume()
+        writer = RunWriter(files, fingerprint, rows, bad_rows)
+        writer.resume()
         try:
-            yield ledger
+            yield writer
         finally:
-            if ledger.mark == Mark():
-                files.forget()
+            if writer.checkpoint == RunCheckpoint():
+                files.delete_temporary()
 
 
-def _lock(stream: IO[bytes], path: Path, out: Path) -> None:
+def _lock(stream: IO[bytes], path: Path, output: Path) -> None:
+    """Lock a file; DataError if another run holds it, or has renamed or deleted it since it was opened."""
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise DataError(f"another run is writing {out}") from error
+        raise DataError(f"another run is writing {output}; wait until it ends") from error
     except OSError:
         pass  # some network file systems have no locks
     if not path.exists() or not os.path.samestat(os.fstat(stream.fileno()), path.stat()):
-        raise DataError(f"another run has just finished {out}")
+        raise DataError(f"another run has just finished {output}")
 
 
 def _sync(stream: IO[bytes]) -> None:

@@ -1,7 +1,7 @@
-"""A data set in windows: rows read together, scored together, and kept together.
+"""Reads a data set in chunks: rows that are read, scored and written together.
 
-Where a window ends depends on the rows alone. So a run that goes on at the end of a window computes the same
-passes, and the same numbers, as one that was never cut.
+Where a chunk ends depends on the rows alone. So a run that is resumed at the end of a chunk computes the same
+batches, and the same numbers, as a run that was never interrupted.
 """
 
 import hashlib
@@ -16,130 +16,145 @@ from app.data import pairs
 from app.errors import DataError
 from app.offline.tasks import Row, RowItems, Task
 
-MOST_ROWS, PASS_TOKENS = 4096, 1024
+# Ends a chunk whose rows have little text.
+MAX_CHUNK_ROWS = 4096
+# Tokens of a batch where SPARSERM_MAX_BATCH_TOKENS is not set.
+DEFAULT_BATCH_TOKENS = 1024
+EMPTY_DIGEST = hashlib.sha256().hexdigest()
 T = TypeVar("T")
-NOTHING = hashlib.sha256().hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A row of the input: where it stands, what it holds, and what is to be judged, or why nothing is."""
+class ParsedRow:
+    """A row of the input: its location, its content, and its items or why it cannot be scored."""
 
-    place: str
+    location: str
     row: Any
-    item: RowItems = ()
-    problem: str | None = None
+    items: RowItems = ()
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
-    """How far into a source: rows, their size as `pairs.extent` counts it, and a digest of them all."""
+class SourcePosition:
+    """A position in a source: the rows before it, their size and their digest.
+
+    The size is in the unit of `pairs.get_source_size`: bytes of a JSONL file, rows of any other source.
+    """
 
     rows: int = 0
     size: int = 0
-    digest: str = NOTHING
+    sha256: str = EMPTY_DIGEST
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """Some rows, and how far into the source they reach."""
+class Chunk:
+    """Some rows, and the position in the source after the last of them."""
 
-    lines: list[Line]
-    reach: Reach
+    rows: list[ParsedRow]
+    end: SourcePosition
 
     @property
-    def items(self) -> list[RowItems]:
-        """What is to be judged."""
-        return [line.item for line in self.lines if line.problem is None]
+    def scorable(self) -> list[RowItems]:
+        """The items of the rows that can be scored."""
+        return [row.items for row in self.rows if row.error is None]
 
 
-class Reader:
-    """Rows of a source, taken apart for a task; `prefix` stands before the names of its new columns."""
+class ChunkReader:
+    """Reads chunks of a source and parses their rows for a task.
 
-    def __init__(self, source: str, task: Task, prefix: str = "") -> None:
+    `column_prefix` is put before the names of the task's new columns; a row that already has such a column
+    is bad.
+    """
+
+    def __init__(self, source: str, task: Task, column_prefix: str = "") -> None:
         self.source = source
         self._task = task
-        self._columns = {prefix + name for name in task.columns}
+        self._new_columns = {column_prefix + name for name in task.columns}
 
-    def windows(self, after: Reach, characters: int) -> Iterator[Window]:
-        """The rows after those read before, about so many characters of conversation at a time."""
-        tape = _Tape(self.source)
-        deque(islice(tape, after.rows), maxlen=0)
-        if tape.reach != after:
+    def read_chunks(self, start: SourcePosition, min_characters: int) -> Iterator[Chunk]:
+        """Yield the chunks after a position, each with at least so many characters of text but for the last.
+
+        Raises DataError if the rows before the position are not those that were read at the time.
+        """
+        source = _PositionTracker(self.source)
+        deque(islice(source, start.rows), maxlen=0)
+        if source.position != start:
             raise DataError(
-                f"the first {after.rows:,} rows of {self.source} are not those that this run began with; "
-                "bring them back, or start over with --fresh"
+                f"the first {start.rows:,} rows of {self.source} have changed since this run began; "
+                "restore them, or start over with --fresh"
             )
-        lines: list[Line] = []
-        held = 0
-        for place, raw in tape:
-            lines.append(self._line(place, raw))
-            held += _characters(lines[-1].item)
-            if held >= characters or len(lines) >= MOST_ROWS:
-                yield Window(lines, tape.reach)
-                lines, held = [], 0
-        if lines:
-            yield Window(lines, tape.reach)
+        rows: list[ParsedRow] = []
+        characters = 0
+        for location, raw in source:
+            rows.append(self._parse(location, raw))
+            characters += _count_characters(rows[-1].items)
+            if characters >= min_characters or len(rows) >= MAX_CHUNK_ROWS:
+                yield Chunk(rows, source.position)
+                rows, characters = [], 0
+        if rows:
+            yield Chunk(rows, source.position)
 
-    def _line(self, place: str, raw: bytes | Row) -> Line:
+    def _parse(self, location: str, raw: bytes | Row) -> ParsedRow:
         row: Any = raw.decode(errors="replace").strip() if isinstance(raw, bytes) else raw
         try:
-            row = pairs.parsed(raw, place)
-            return Line(place, row, self._item(row, place))
+            row = pairs.parse_row(raw, location)
+            return ParsedRow(location, row, self._read_items(row, location))
         except DataError as error:
-            return Line(place, row, problem=str(error).removeprefix(f"{place}: "))
+            return ParsedRow(location, row, error=str(error).removeprefix(f"{location}: "))
 
-    def _item(self, row: Row, place: str) -> RowItems:
-        taken = sorted(self._columns & row.keys())
-        if taken:
-            raise DataError(f"{place}: already has {', '.join(taken)}; name the new columns by --prefix")
-        return self._task.read(row, place)
+    def _read_items(self, row: Row, location: str) -> RowItems:
+        existing = sorted(self._new_columns & row.keys())
+        if existing:
+            raise DataError(
+                f"{location}: already has {', '.join(existing)}; name the new columns by --prefix"
+            )
+        return self._task.read(row, location)
 
 
-def ahead(things: Iterator[T], depth: int = 1) -> Iterator[T]:
-    """The same things, made by a thread of their own so many before they are used.
+def prefetch(items: Iterator[T], depth: int = 1) -> Iterator[T]:
+    """Yield the same items; a thread computes up to `depth` of them before they are requested.
 
-    Whoever stops early waits for the one being made, for it may use what is used next; not so who interrupts.
+    A consumer that stops early waits for the item being computed, because that may use what the consumer
+    releases next, such as an open file. After a KeyboardInterrupt it does not wait.
     """
-    pool, patient = ThreadPoolExecutor(1), True
+    executor, wait = ThreadPoolExecutor(1), True
     try:
-        coming = deque(pool.submit(next, things, None) for _ in range(depth))
-        while (thing := coming.popleft().result()) is not None:
-            coming.append(pool.submit(next, things, None))
-            yield thing
+        pending = deque(executor.submit(next, items, None) for _ in range(depth))
+        while (item := pending.popleft().result()) is not None:
+            pending.append(executor.submit(next, items, None))
+            yield item
     except KeyboardInterrupt:
-        patient = False
+        wait = False
         raise
     finally:
-        pool.shutdown(wait=patient, cancel_futures=True)
+        executor.shutdown(wait=wait, cancel_futures=True)
 
 
-class _Tape:
-    """The rows of a source as they pass by, and how many have."""
+class _PositionTracker:
+    """Iterates over the raw rows of a source with their locations; `position` is after the last one."""
 
     def __init__(self, source: str) -> None:
-        self._source = source
         self._rows = self._size = 0
-        self._digest = hashlib.sha256()
-        self._found = self._run()
+        self._sha256 = hashlib.sha256()
+        self._iterator = self._iterate(source)
 
     @property
-    def reach(self) -> Reach:
-        """How far it has run."""
-        return Reach(self._rows, self._size, self._digest.hexdigest())
+    def position(self) -> SourcePosition:
+        """The position after the rows that have been yielded."""
+        return SourcePosition(self._rows, self._size, self._sha256.hexdigest())
 
     def __iter__(self) -> Iterator[tuple[str, bytes | Row]]:
-        return self._found
+        return self._iterator
 
-    def _run(self) -> Iterator[tuple[str, bytes | Row]]:
-        for place, raw in pairs.rows(self._source):
+    def _iterate(self, source: str) -> Iterator[tuple[str, bytes | Row]]:
+        for location, raw in pairs.iter_rows(source):
             self._rows += 1
             self._size += len(raw) if isinstance(raw, bytes) else 1
-            seen = raw.strip() if isinstance(raw, bytes) else repr(raw).encode()
-            self._digest.update(seen + b"\n")
-            yield place, raw
+            content = raw.strip() if isinstance(raw, bytes) else repr(raw).encode()
+            self._sha256.update(content + b"\n")
+            yield location, raw
 
 
-def _characters(item: RowItems) -> int:
-    asked = sum(len(turn.content) for turn in item[0].messages) if item else 0
-    return asked + sum(len(exchange.response) for exchange in item)
+def _count_characters(items: RowItems) -> int:
+    prompt = sum(len(message.content) for message in items[0].messages) if items else 0
+    return prompt + sum(len(item.response) for item in items)

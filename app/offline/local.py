@@ -1,125 +1,136 @@
-"""The engine in this process as a judge. Items are scored in full passes, which depend on the items alone."""
+"""Scores rows with an engine in this process, in full batches that depend on the rows alone."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from typing import NamedTuple
 
-from app.backbone.model_sources import Progress
-from app.backbone.packing import passes
-from app.backbone.prefix_cache import Recall
+from app.backbone.packing import split_into_batches
+from app.backbone.prefix_cache import PrefixCache
 from app.backbone.runtime.threads import apart
 from app.errors import InvalidInput, SparseRMError
-from app.offline.chunks import PASS_TOKENS
-from app.offline.scorers import Facts, Found, Judge, Question, digest
+from app.offline.chunks import DEFAULT_BATCH_TOKENS
+from app.offline.scorers import Fingerprint, RowResult, RowScorer, ScoringRequest, json_sha256
 from app.offline.tasks import RowItems
 from app.reward import loading
-from app.reward.engine import Engine, Prepared
+from app.reward.engine import Engine, PreparedBatch
 from app.serve.api import response_bodies
 from app.settings import Settings
-from app.types import EncodedItem, ScoredItem, ScoreJob
+from app.types import EncodedItem, Progress, ScoredItem, ScoreJob
 
 
 @contextmanager
-def resident(question: Question, settings: Settings, progress: Progress) -> Iterator[Judge]:
-    """An engine with nothing but what the question is about, its probes passed."""
-    needed = ",".join(sorted(loading.bundles(question.model, settings)))
-    alone = settings.model_copy(update={"models": needed, "default_model": ""})
+def open_local_scorer(request: ScoringRequest, settings: Settings, progress: Progress) -> Iterator[RowScorer]:
+    """Load an engine with only the models that the request needs, and check it with their probes."""
+    names = ",".join(sorted(loading.resolve_bundle_names(request.model, settings)))
+    engine_settings = settings.model_copy(update={"models": names, "default_model": ""})
 
-    def ready() -> Engine:
-        engine = loading.engine(alone, progress)
-        engine.check(question.ask)
+    def load() -> Engine:
+        engine = loading.load_engine(engine_settings, progress)
+        engine.validate_options(request.score_options)
         engine.verify()
         return engine
 
-    yield Resident(apart(ready), question, settings)
+    yield LocalScorer(apart(load), request, settings)
 
 
-class Batch(NamedTuple):
-    """Items as token ids, or why they are none; and passes over all that are, each once."""
+class EncodedChunk(NamedTuple):
+    """A chunk ready to be scored.
 
-    encoded: list[tuple[EncodedItem, ...] | SparseRMError]
-    passes: list[Prepared]
-
-
-class Resident:
-    """An engine without memory, and what it is asked.
-
-    With what was remembered of other windows, a run that goes on would compute other last digits.
+    `rows` holds each row's encoded items, or why they cannot be encoded; `batches` cover every distinct item
+    of the chunk once.
     """
 
-    def __init__(self, engine: Engine, question: Question, settings: Settings) -> None:
-        self.facts: Facts = {
-            "reward model": _seal(engine, question.model, settings),
+    rows: list[tuple[EncodedItem, ...] | SparseRMError]
+    batches: list[PreparedBatch]
+
+
+class LocalScorer:
+    """Scores rows with an engine whose prefix cache is off.
+
+    With prefixes cached from earlier chunks, a resumed run would compute other last digits than a run that
+    was never interrupted.
+    """
+
+    def __init__(self, engine: Engine, request: ScoringRequest, settings: Settings) -> None:
+        self.fingerprint: Fingerprint = {
+            "reward model": _model_sha256(engine, request.model, settings),
             "precision": str(engine.backbone.dtype),
             "SPARSERM_MAX_TOKENS": settings.max_tokens,
         }
-        self.depth = 1
+        self.prefetch = 1
         self._engine = copy(engine)
-        self._engine.recall = Recall(0)
-        self._question = question
-        self._budget = settings.max_batch_tokens or PASS_TOKENS
+        self._engine.prefix_cache = PrefixCache(0)
+        self._request = request
+        self._batch_tokens = settings.max_batch_tokens or DEFAULT_BATCH_TOKENS
 
-    def prepare(self, items: Sequence[RowItems]) -> Batch:
-        """Token ids, cut into passes and packed."""
-        encoded = self._encoded(items)
-        known = [one for one in encoded if not isinstance(one, SparseRMError)]
-        jobs = [
-            ScoreJob(ids, self._question.ask) for ids in dict.fromkeys(ids for one in known for ids in one)
-        ]
-        places = passes([job.encoded.ids for job in jobs], self._budget)
-        return Batch(encoded, [self._engine.prepare([jobs[i] for i in some]) for some in places])
+    def prepare(self, rows: Sequence[RowItems]) -> EncodedChunk:
+        """Tokenize the items, and pack the distinct ones into batches."""
+        encoded_rows = self._encode(rows)
+        encodable = [row for row in encoded_rows if not isinstance(row, SparseRMError)]
+        items = dict.fromkeys(item for row in encodable for item in row)
+        jobs = [ScoreJob(item, self._request.score_options) for item in items]
+        batches = split_into_batches([job.encoded.ids for job in jobs], self._batch_tokens)
+        return EncodedChunk(
+            encoded_rows, [self._engine.prepare([jobs[i] for i in indices]) for indices in batches]
+        )
 
-    def answer(self, prepared: Batch) -> list[Found]:
-        """One pass after the other."""
+    def score(self, prepared: EncodedChunk) -> list[RowResult]:
+        """Run the batches one after the other; check the engine with its probes if all items failed."""
         results: dict[EncodedItem, ScoredItem | SparseRMError] = {}
-        for one in prepared.passes:
-            results.update(zip((job.encoded for job in one.jobs), self._scored(one), strict=True))
+        for batch in prepared.batches:
+            results.update(zip((job.encoded for job in batch.jobs), self._run(batch), strict=True))
         if results and not any(isinstance(result, ScoredItem) for result in results.values()):
             self._engine.verify()
         return [
-            one if isinstance(one, SparseRMError) else self._found(one, [results[ids] for ids in one])
-            for one in prepared.encoded
+            row if isinstance(row, SparseRMError) else self._to_result(row, [results[item] for item in row])
+            for row in prepared.rows
         ]
 
-    def _encoded(self, items: Sequence[RowItems]) -> list[tuple[EncodedItem, ...] | SparseRMError]:
-        """All at once, or one by one where not all can be scored."""
+    def _encode(self, rows: Sequence[RowItems]) -> list[tuple[EncodedItem, ...] | SparseRMError]:
+        """Encode all rows together, or one by one if one of them cannot be scored."""
         try:
-            found = iter(self._engine.encode([exchange for item in items for exchange in item]))
+            encoded = iter(self._engine.encode([item for row in rows for item in row]))
         except InvalidInput as error:
-            if len(items) == 1:
+            if len(rows) == 1:
                 return [error]
-            return [one for item in items for one in self._encoded([item])]
-        return [tuple(next(found) for _ in item) for item in items]
+            return [result for row in rows for result in self._encode([row])]
+        return [tuple(next(encoded) for _ in row) for row in rows]
 
-    def _scored(self, prepared: Prepared) -> Sequence[ScoredItem | SparseRMError]:
-        """A pass, or its halves where it does not fit on the device."""
+    def _run(self, batch: PreparedBatch) -> Sequence[ScoredItem | SparseRMError]:
+        """Run a batch, or its halves if it does not fit into the device's memory."""
         try:
-            return self._engine.run(prepared)
+            return self._engine.run(batch)
         except MemoryError as error:
-            middle = len(prepared.jobs) // 2
+            middle = len(batch.jobs) // 2
             if not middle:
                 return [SparseRMError(str(error), code="out_of_memory")]
-            halves = prepared.jobs[:middle], prepared.jobs[middle:]
-            return [one for half in halves for one in self._scored(self._engine.prepare(half))]
+            halves = batch.jobs[:middle], batch.jobs[middle:]
+            return [result for half in halves for result in self._run(self._engine.prepare(half))]
 
-    def _found(self, encoded: tuple[EncodedItem, ...], results: list[ScoredItem | SparseRMError]) -> Found:
+    def _to_result(
+        self, row: tuple[EncodedItem, ...], results: list[ScoredItem | SparseRMError]
+    ) -> RowResult:
+        """Return the rows that the HTTP API would return for these items, or the first error among them."""
         for result in results:
             if isinstance(result, SparseRMError):
                 return result
         scores = [result.scores[0] for result in results if isinstance(result, ScoredItem)]
-        if not self._question.paired:
-            return [response_bodies.reward(score, ids) for score, ids in zip(scores, encoded, strict=True)]
+        if not self._request.paired:
+            return [response_bodies.reward(score, item) for score, item in zip(scores, row, strict=True)]
         chosen, rejected = scores
         try:
-            said = response_bodies.comparison(self._engine, chosen, rejected, self._question.top_k)
+            comparison = response_bodies.comparison(self._engine, chosen, rejected, self._request.top_k)
         except InvalidInput as error:
             return error
-        return [{**said, "truncated": any(ids.truncated for ids in encoded)}]
+        return [{**comparison, "truncated": any(item.truncated for item in row)}]
 
 
-def _seal(engine: Engine, name: str, settings: Settings) -> str:
-    """A digest of everything a name stands for."""
-    files = [settings.models_dir / one / "SHA256SUMS" for one in sorted(loading.bundles(name, settings))]
-    profiles = [str(engine.find(head)[1]) for head in engine.heads(name)]
-    return digest([[file.read_text() for file in files], profiles, str(engine.composites.get(name))])
+def _model_sha256(engine: Engine, name: str, settings: Settings) -> str:
+    """Return a digest of all that a model's name stands for: bundles, profiles and a composite's weights."""
+    files = [
+        settings.models_dir / bundle / "SHA256SUMS"
+        for bundle in sorted(loading.resolve_bundle_names(name, settings))
+    ]
+    profiles = [str(engine.resolve_model(head)[1]) for head in engine.resolve_parts(name)]
+    return json_sha256([[file.read_text() for file in files], profiles, str(engine.composites.get(name))])

@@ -1,7 +1,7 @@
-"""Engines on a Ray cluster as one judge: each window goes to one of them whole.
+"""Scores rows with engines on a Ray cluster; each chunk is scored as a whole by one of them.
 
-A window's numbers depend on its rows alone, wherever it is scored; so what is written, and where a killed run
-goes on, is what one engine would make it.
+The numbers of a chunk depend on its rows alone, not on the engine that scores it. So the output, and where an
+interrupted run is resumed, are the same as with one engine.
 """
 
 import os
@@ -14,65 +14,66 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from app.backbone.model_sources import Progress
-from app.offline.local import resident
-from app.offline.scorers import Facts, Found, Judge, Question
+from app.offline.local import open_local_scorer
+from app.offline.scorers import Fingerprint, RowResult, RowScorer, ScoringRequest
 from app.offline.tasks import RowItems
-from app.serve.ray.cluster import joined
+from app.serve.ray.cluster import connect
 from app.settings import Settings
+from app.types import Progress
 
 
 @contextmanager
-def spread(question: Question, settings: Settings, progress: Progress) -> Iterator[Judge]:
-    """As many engines as the cluster has GPUs, or as `workers` says."""
+def open_ray_scorer(request: ScoringRequest, settings: Settings, progress: Progress) -> Iterator[RowScorer]:
+    """Start one engine per GPU of the cluster, or as many as the setting `workers` says if that is more."""
     cores = settings.threads or len(os.sched_getaffinity(0))
-    with joined(max(cores, settings.workers)):
+    with connect(max(cores, settings.workers)):
         gpus = int(ray.cluster_resources().get("GPU", 0)) if settings.device in ("auto", "cuda") else 0
-        number = max(settings.workers, gpus)
-        threads = max(1, cores // number)
-        given = settings.model_copy(update={"threads": threads, "models_dir": settings.models_dir.absolute()})
-        place = {"num_gpus": min(1, gpus / number), "num_cpus": 0 if gpus else threads}
+        engines = max(settings.workers, gpus)
+        threads = max(1, cores // engines)
+        update = {"threads": threads, "models_dir": settings.models_dir.absolute()}
+        engine_settings = settings.model_copy(update=update)
+        resources = {"num_gpus": min(1, gpus / engines), "num_cpus": 0 if gpus else threads}
         progress("engines", 0.0)
-        engine = ray.remote(max_restarts=-1, max_task_retries=-1, **place)(Engine)
-        yield Spread([engine.remote(question, given) for _ in range(number)])
+        actor = ray.remote(max_restarts=-1, max_task_retries=-1, **resources)(RayEngineActor)
+        yield RayScorer([actor.remote(request, engine_settings) for _ in range(engines)])
 
 
-class Spread:
-    """Engines that take turns."""
+class RayScorer:
+    """Gives chunks to the engines in turn; as many chunks are in flight as there are engines."""
 
     def __init__(self, engines: Sequence[Any]) -> None:
         try:
-            self.facts: Facts = ray.get([engine.facts.remote() for engine in engines])[0]
+            self.fingerprint: Fingerprint = ray.get([engine.fingerprint.remote() for engine in engines])[0]
         except RayTaskError as error:
             raise error.cause from error
-        self.depth = len(engines)
-        self._turns = cycle(engines)
+        self.prefetch = len(engines)
+        self._next_engine = cycle(engines)
 
-    def prepare(self, items: Sequence[RowItems]) -> Any:
-        """Send them to the engine whose turn it is."""
-        return next(self._turns).answer.remote(list(items))
+    def prepare(self, rows: Sequence[RowItems]) -> Any:
+        """Send the rows to the next engine; return a reference to its results."""
+        return next(self._next_engine).score.remote(list(rows))
 
-    def answer(self, prepared: Any) -> list[Found]:
-        """Wait for what it finds."""
-        found: list[Found] = ray.get(prepared)
-        return found
+    def score(self, prepared: Any) -> list[RowResult]:
+        """Wait for the results."""
+        results: list[RowResult] = ray.get(prepared)
+        return results
 
 
-class Engine:
-    """A resident judge somewhere in the cluster; one that is lost is made again, and asked again."""
+class RayEngineActor:
+    """A local scorer in a Ray actor. Ray restarts an actor that is lost, and sends its calls again."""
 
-    def __init__(self, question: Question, settings: Settings) -> None:
-        self._call = resident(question, settings, lambda *_: None)
+    def __init__(self, request: ScoringRequest, settings: Settings) -> None:
+        self._context = open_local_scorer(request, settings, lambda *_: None)
 
     @cached_property
-    def _judge(self) -> Judge:
-        """Called when it is first asked, so that what is wrong with it is its answer."""
-        return self._call.__enter__()
+    def _scorer(self) -> RowScorer:
+        """The scorer; loaded on first use, so that a failure is raised by the call and not by the actor."""
+        return self._context.__enter__()
 
-    def facts(self) -> Facts:
-        """What decides its numbers."""
-        return self._judge.facts
+    def fingerprint(self) -> Fingerprint:
+        """Return what determines the scorer's numbers."""
+        return self._scorer.fingerprint
 
-    def answer(self, items: list[RowItems]) -> list[Found]:
-        """What is found about each item."""
-        return self._judge.answer(self._judge.prepare(items))
+    def score(self, rows: list[RowItems]) -> list[RowResult]:
+        """Prepare and score rows."""
+        return self._scorer.score(self._scorer.prepare(rows))

@@ -1,10 +1,10 @@
-"""A whole data set through a task: read, score and write beside each other, window by window.
+"""Runs a task over a whole data set: reads, scores and writes it chunk by chunk, all three at the same time.
 
-Memory does not grow with the data. A killed run goes on where it was and ends in the same bytes.
+Memory use does not grow with the data. An interrupted run is resumed where it was and ends in the same bytes.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from math import isfinite
@@ -13,108 +13,151 @@ from typing import Any
 
 from app.data import pairs
 from app.errors import DataError, SparseRMError
-from app.offline import checkpoint
-from app.offline import files as sheets
-from app.offline.checkpoint import Files, Ledger, Mark
-from app.offline.chunks import PASS_TOKENS, Line, Reach, Reader, Window, ahead
-from app.offline.scorers import Found, Judge, Question
+from app.offline import files as file_formats
+from app.offline.checkpoint import RunCheckpoint, RunFiles, RunWriter, open_writer
+from app.offline.chunks import (
+    DEFAULT_BATCH_TOKENS,
+    Chunk,
+    ChunkReader,
+    ParsedRow,
+    SourcePosition,
+    prefetch,
+)
+from app.offline.scorers import RowResult, RowScorer, ScoringRequest
 from app.offline.tasks import Task
+from app.types import Progress
 
-PASSES = 16  # nearly all of them are full, and no more is lost when a run is killed
+# With 16 batches in a chunk nearly all of them are full, and a killed run loses no more than that.
+BATCHES_PER_CHUNK = 16
 CHARACTERS_PER_TOKEN = 4
-Report = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What is to be done to which data set, and what comes of it."""
+class OfflineRunConfig:
+    """Which task runs over which data set, and where its output goes.
+
+    `strict` stops at the first bad row; `fresh` starts over instead of resuming.
+    """
 
     task: Task
-    question: Question
+    request: ScoringRequest
     source: str
-    out: Path
-    prefix: str = ""
+    output: Path
+    column_prefix: str = ""
     strict: bool = False
     fresh: bool = False
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What makes two runs the same, beside who judges."""
-        limits = {name: value if isfinite(value) else None for name, value in self.task.choices.items()}
-        return {"task": self.task.name, **asdict(self.question), "prefix": self.prefix, **limits}
+    def fingerprint(self) -> dict[str, Any]:
+        """What determines the output besides the source and the scorer; infinite limits are None."""
+        limits = {name: value if isfinite(value) else None for name, value in self.task.parameters.items()}
+        return {"task": self.task.name, **asdict(self.request), "prefix": self.column_prefix, **limits}
 
 
 def run(
-    order: Order, call: AbstractContextManager[Judge], report: Report, *, pass_tokens: int = PASS_TOKENS
-) -> Mark:
-    """Do it, or go on with it; the judge is only called when nothing stands against it.
+    config: OfflineRunConfig,
+    scorer_context: AbstractContextManager[RowScorer],
+    progress: Progress,
+    *,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+) -> RunCheckpoint:
+    """Do a run, or resume it; return its last checkpoint.
 
-    A window holds about PASSES passes of so many tokens.
+    The scorer is opened only after all checks have passed. A chunk holds about BATCHES_PER_CHUNK batches of
+    `batch_tokens` tokens.
     """
-    files = Files(order.out)
-    if files.placed and not order.fresh:
-        facts, mark = files.noted()
-        files.settle()
-        if order.facts.items() <= facts.items():
-            return mark
-    files.refuse(order.source, fresh=order.fresh)
-    extent = pairs.extent(order.source)
-    size = PASSES * pass_tokens * CHARACTERS_PER_TOKEN
-    with call as judge:
-        facts = {**order.facts, **judge.facts, "SPARSERM_MAX_BATCH_TOKENS": pass_tokens}
-        with checkpoint.opened(files, facts, fresh=order.fresh) as book:
-            report(order.task.name, book.mark.reach.size / extent if extent else 0.0)
-            for window, found in _judged(order, judge, book.mark.reach, size):
-                book.add(*_lines(order, window, found), window.reach)
-                report(order.task.name, book.mark.reach.size / extent if extent else 0.0)
-            _check(book, files)
-            if order.out.suffix == ".parquet":
-                report("parquet", 0.0)
-            book.finish()
-            return book.mark
+    files = RunFiles(config.output)
+    if completed := _clean_up_completed(config, files):
+        return completed
+    files.check_writable(config.source, fresh=config.fresh)
+    source_size = pairs.get_source_size(config.source)
+    with scorer_context as scorer:
+        budget = {"SPARSERM_MAX_BATCH_TOKENS": batch_tokens}
+        fingerprint = {**config.fingerprint, **scorer.fingerprint, **budget}
+        with open_writer(files, fingerprint, fresh=config.fresh) as writer:
+            min_characters = BATCHES_PER_CHUNK * batch_tokens * CHARACTERS_PER_TOKEN
+            _process_chunks(config, scorer, writer, min_characters, source_size, progress)
+            _check_any_row_good(writer.checkpoint, files)
+            if config.output.suffix == ".parquet":
+                progress("parquet", 0.0)
+            writer.finish()
+            return writer.checkpoint
 
 
-def _judged(order: Order, judge: Judge, after: Reach, size: int) -> Iterator[tuple[Window, list[Found]]]:
-    """Windows with what is found in them; while one is written, the next is scored, and more are read."""
-    windows = Reader(order.source, order.task, order.prefix).windows(after, size)
-    prepared = ahead(((window, judge.prepare(window.items)) for window in windows), judge.depth)
-    return ahead((window, judge.answer(ready)) for window, ready in prepared)
+def _clean_up_completed(config: OfflineRunConfig, files: RunFiles) -> RunCheckpoint | None:
+    """Clean up after a run that was killed with its output in place; return its checkpoint if it is this run."""
+    if not files.output_complete or config.fresh:
+        return None
+    fingerprint, checkpoint = files.read_checkpoint()
+    files.clean_up_after_output()
+    return checkpoint if config.fingerprint.items() <= fingerprint.items() else None
 
 
-def _lines(order: Order, window: Window, found: Sequence[Found]) -> tuple[list[bytes], list[bytes]]:
-    """A window's rows with their new columns, and its bad ones with their reasons."""
-    answers = iter(found)
-    kept: list[bytes] = []
-    bad: list[bytes] = []
-    for line in window.lines:
+def _process_chunks(
+    config: OfflineRunConfig, scorer: RowScorer, writer: RunWriter, min_characters: int,
+    source_size: int | None, progress: Progress,
+) -> None:  # fmt: skip
+    """Score and write the chunks that are left, and report which share of the source is done."""
+
+    def report() -> None:
+        size = writer.checkpoint.position.size
+        progress(config.task.name, size / source_size if source_size else 0.0)
+
+    report()
+    for chunk, results in _score_chunks(config, scorer, writer.checkpoint.position, min_characters):
+        writer.write_chunk(*_encode_chunk(config, chunk, results), chunk.end)
+        report()
+
+
+def _score_chunks(
+    config: OfflineRunConfig, scorer: RowScorer, start: SourcePosition, min_characters: int
+) -> Iterator[tuple[Chunk, list[RowResult]]]:
+    """Yield chunks and the results of their scorable rows.
+
+    While the caller writes one chunk, a thread scores the next one, and another thread reads and prepares
+    those after it.
+    """
+    chunks = ChunkReader(config.source, config.task, config.column_prefix).read_chunks(start, min_characters)
+    prepared = prefetch(((chunk, scorer.prepare(chunk.scorable)) for chunk in chunks), scorer.prefetch)
+    return prefetch((chunk, scorer.score(batches)) for chunk, batches in prepared)
+
+
+def _encode_chunk(
+    config: OfflineRunConfig, chunk: Chunk, results: Sequence[RowResult]
+) -> tuple[list[bytes], list[bytes]]:
+    """Return the output lines of a chunk's rows, and the lines of its bad rows."""
+    remaining = iter(results)
+    lines: list[bytes] = []
+    bad_lines: list[bytes] = []
+    for row in chunk.rows:
         try:
-            kept += _written(order, line, () if line.problem else next(answers))
+            lines += _encode_row(config, row, () if row.error else next(remaining))
         except DataError as error:
-            if order.strict:
-                raise DataError(f"{line.place}: {error}") from error
-            bad.append(sheets.bad_line(line.place, str(error), line.row))
-    return kept, bad
+            if config.strict:
+                raise DataError(f"{row.location}: {error}") from error
+            bad_lines.append(file_formats.encode_bad_row(row.location, str(error), row.row))
+    return lines, bad_lines
 
 
-def _written(order: Order, line: Line, found: Found) -> list[bytes]:
-    """A row with its new columns as a line; none if the task drops it."""
-    if line.problem:
-        raise DataError(line.problem)
-    if isinstance(found, SparseRMError):
-        raise DataError(f"{found.param}: {found}" if found.param else str(found))
-    columns = order.task.write(line.item, found)
+def _encode_row(config: OfflineRunConfig, row: ParsedRow, result: RowResult) -> list[bytes]:
+    """Return a row with its new columns as one line, or no line if the task drops it; DataError if it is bad."""
+    if row.error:
+        raise DataError(row.error)
+    if isinstance(result, SparseRMError):
+        raise DataError(f"{result.param}: {result}" if result.param else str(result))
+    columns = config.task.write(row.items, result)
     if columns is None:
         return []
-    named = {order.prefix + name: value for name, value in columns.items()}
-    return [sheets.line({**line.row, **named})]
+    prefixed = {config.column_prefix + name: value for name, value in columns.items()}
+    return [file_formats.encode_row({**row.row, **prefixed})]
 
 
-def _check(book: Ledger, files: Files) -> None:
-    """Not one good row is no result but a mistake."""
-    if book.mark.bad and book.mark.bad == book.mark.reach.rows:
-        with files.bad_part.open("rb") as stream:
+def _check_any_row_good(checkpoint: RunCheckpoint, files: RunFiles) -> None:
+    """Raise DataError, and delete the run's files, if every row was bad."""
+    if checkpoint.bad_rows and checkpoint.bad_rows == checkpoint.position.rows:
+        with files.partial_bad_rows.open("rb") as stream:
             first = json.loads(stream.readline())
-        files.forget()
+        files.delete_temporary()
         raise DataError(
-            f"not one of {book.mark.bad:,} rows could be used; the first, {first['place']}: {first['reason']}"
+            f"all {checkpoint.bad_rows:,} rows are bad; the first, {first['place']}: {first['reason']}"
         )

@@ -1,7 +1,7 @@
-"""Who scores the rows of a data set.
+"""The interface of what scores the rows of an offline run.
 
-`resident.py` is the engine in this process, `spread.py` engines on a Ray cluster, `remote.py` a server.
-All answer in the bodies of the API, so what comes of a row does not depend on who was asked.
+`local.py` scores with an engine in this process, `ray_tasks.py` with engines on a Ray cluster, `remote.py`
+with a server. All return rows as the HTTP API does, so the output does not depend on where it was computed.
 """
 
 import hashlib
@@ -11,16 +11,18 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from app.errors import SparseRMError
-from app.offline.tasks import Body, RowItems
+from app.offline.tasks import ResultRow, RowItems
 from app.types import Explain, ScoreOptions
 
-Facts = Mapping[str, Any]
-Found = Sequence[Body] | SparseRMError
+# Everything that determines the numbers of a run, by name. A run may only be resumed with an equal one.
+Fingerprint = Mapping[str, Any]
+# The results of one row's items, or why the row cannot be scored.
+RowResult = Sequence[ResultRow] | SparseRMError
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked about every item: rewards, or where `paired` a comparison of its two exchanges."""
+class ScoringRequest:
+    """What to compute for every row: a reward for each item or, if `paired`, a comparison of two items."""
 
     model: str
     top_k: int = 5
@@ -28,28 +30,28 @@ class Question:
     paired: bool = False
 
     @property
-    def ask(self) -> ScoreOptions:
-        """The same for the engine; a comparison finds its features itself."""
+    def score_options(self) -> ScoreOptions:
+        """The same as options of the engine; a comparison computes its features from the two scores."""
         explain = Explain.FEATURES if self.top_k and not self.paired else Explain.NONE
         return ScoreOptions((self.model,), explain, self.top_k, length_control=self.length_control)
 
 
-class Judge(Protocol):
-    """Items in, bodies of answers out.
+class RowScorer(Protocol):
+    """Scores the rows of a chunk, in two steps so that the next chunk is prepared meanwhile.
 
-    `facts` are what decides the numbers, `depth` how many windows are prepared before the first is answered.
+    `prefetch` is how many chunks are prepared before the first of them is scored.
     """
 
-    facts: Facts
-    depth: int
+    fingerprint: Fingerprint
+    prefetch: int
 
-    def prepare(self, items: Sequence[RowItems]) -> Any:
-        """Everything that can be done before it is an item's turn."""
+    def prepare(self, rows: Sequence[RowItems]) -> Any:
+        """Do everything that needs no device, such as tokenizing; called from another thread."""
 
-    def answer(self, prepared: Any) -> list[Found]:
-        """What is found about each item, or why nothing is."""
+    def score(self, prepared: Any) -> list[RowResult]:
+        """Return the result of each row of a prepared chunk."""
 
 
-def digest(what: Any) -> str:
-    """Of anything JSON can say."""
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+def json_sha256(value: Any) -> str:
+    """Return a digest of a value that JSON can represent."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,1 +1,1 @@
-"""What a reward model is: directions, head, calibration, explanations, bundles on disk, and the engine."""
+"""Reward models: directions, pooling, head, calibration, explanations, composites, bundles and the engine."""

@@ -1,199 +1,211 @@
-"""A reward model on disk: manifest, safetensors, features, probes, report, and digests of them all.
+"""Reward models on disk: manifest, safetensors, features, probes, profiles, and SHA256SUMS.
 
-`load` believes nothing: files must match SHA256SUMS, and the template and backbone must be the ones
-the model was trained on. The probes, a few exchanges with known rewards, are run by the engine.
+`load_bundle` trusts no file: digests must match SHA256SUMS, and each tensor must have the shape that follows
+from the manifest. `check_backbone_matches` compares the model with the backbone. The engine scores the probes.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+import struct
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from torch import Tensor
+from safetensors.torch import load, save_file
 
 from app.errors import BundleError
-from app.reward import bundle_weights
+from app.reward.calibration import Calibration
 from app.reward.directions import Dictionary
-from app.reward.head import Calibration, Head
-from app.types import FORBID_EXTRA, Feature, Item, Pooling, Profile
+from app.reward.head import Head
+from app.reward.reward_model import SCHEMA_VERSION, ModelCard, Probe, RewardModel
+from app.types import Feature, Profile
 
-SCHEMA = 2
-MOST_STEERING = 1000.0
-LARGEST = 1 << 20
-SEALED = ("manifest.json", "weights.safetensors", "features.json", "probes.json")
+MAX_STEERING_FACTOR = 1000.0
+MAX_DIMENSION = 1 << 20
+"""Maximum layer, number of directions, heads or hidden units in a manifest."""
 
+MAX_HEADER_BYTES = 1 << 20
+ALLOWED_DTYPES = {"F16", "F32", "F64"}
+DECILES = 9
+DIGESTED_FILES = ("manifest.json", "weights.safetensors", "features.json", "probes.json")
+DICTIONARY_TENSORS = ("encoder", "bias", "threshold", "directions")
+HEAD_TENSORS = ("center", "scale", "w1", "b1", "w2", "b2")
+CALIBRATION_TENSORS = {
+    "rewards": "reward_quantiles",
+    "axes": "whitening",
+    "apart": "response_variance",
+    "distances": "distance_quantiles",
+    "length": "length_trend",
+    "projections": "standardised_deciles",
+}
+"""Names of the calibration tensors in the file, with the attributes of `Calibration` that hold them."""
 
-@dataclass(frozen=True, slots=True)
-class TrainingData:
-    """A file a model was trained on."""
-
-    __pydantic_config__ = FORBID_EXTRA
-    name: str
-    sha256: str
-    pairs: int
-    license: str
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCard:
-    """The manifest: everything about a reward model but its numbers."""
-
-    __pydantic_config__ = FORBID_EXTRA
-    name: str
-    task: str
-    backbone: str
-    backbone_digest: str
-    template_sha256: str
-    layer: int
-    readout: Pooling
-    directions: int
-    heads: int
-    hidden: int
-    loss: str
-    sae: str
-    sae_sha256: str
-    data: tuple[TrainingData, ...]
-    use: str
-    temperature: float
-    metrics: dict[str, float]
-    trained_parameters: int
-    versions: dict[str, str]
-    sae_length: float = 0.0
-    schema: int = SCHEMA
+TensorShape = tuple[int | str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """An exchange and the reward it had when the bundle was made."""
-
-    __pydantic_config__ = FORBID_EXTRA
-    exchange: Item
-    reward: float
-
-
-@dataclass(frozen=True, slots=True)
-class RewardModel:
-    """A loaded bundle."""
-
-    card: ModelCard
-    dictionary: Dictionary
-    head: Head
-    calibration: Calibration
-    features: tuple[Feature, ...]
-    probes: tuple[Probe, ...]
-    profiles: Mapping[str, Profile] = field(default_factory=dict)
-    index: dict[int, int] = field(init=False)
-    clusters: dict[str, list[int]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        named: dict[str, list[int]] = {}
-        for place, feature in enumerate(self.features):
-            if feature.label:
-                named.setdefault(feature.label, []).append(place)
-        object.__setattr__(self, "index", {f.latent: i for i, f in enumerate(self.features)})
-        object.__setattr__(self, "clusters", named)
-
-    @property
-    def deciles(self) -> Tensor:
-        """Nine deciles of each projection on held-out training prompts, (K, 9)."""
-        return self.head.center[:, None] + self.head.scale[:, None] * self.calibration.projections
-
-    def places(self, key: str) -> list[int]:
-        """The directions a key means: a latent by number, or a cluster by name; none if it means nothing."""
-        if key.isdecimal() and int(key) in self.index:
-            return [self.index[int(key)]]
-        return self.clusters.get(key, [])
-
-    def to(self, device: torch.device) -> "RewardModel":
-        """The same model with its tensors on a device; itself if they are there."""
-        if self.dictionary.directions.device == device:
-            return self
-        return replace(
-            self,
-            dictionary=self.dictionary.to(device),
-            head=self.head.to(device),
-            calibration=self.calibration.to(device),
-        )
-
-
-def save(model: RewardModel, folder: Path) -> None:
-    """Write a bundle; SHA256SUMS comes last, so half a bundle never loads."""
+def save_bundle(model: RewardModel, folder: Path) -> None:
+    """Write a bundle. SHA256SUMS is written last, so that an incomplete bundle never loads."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "SHA256SUMS").unlink(missing_ok=True)
-    bundle_weights.write(model, folder / "weights.safetensors")
-    _write(folder / "manifest.json", asdict(model.card))
-    _write(folder / "features.json", [asdict(feature) for feature in model.features])
-    _write(folder / "probes.json", [asdict(probe) for probe in model.probes])
-    sums = "".join(f"{_sha256(folder / name)}  {name}\n" for name in SEALED)
+    _save_weights(model, folder / "weights.safetensors")
+    probes = [{"exchange": asdict(probe.item), "reward": probe.reward} for probe in model.probes]
+    _write_json(folder / "manifest.json", asdict(model.card))
+    _write_json(folder / "features.json", [asdict(feature) for feature in model.features])
+    _write_json(folder / "probes.json", probes)
+    sums = "".join(f"{_sha256(folder / name)}  {name}\n" for name in DIGESTED_FILES)
     (folder / "SHA256SUMS").write_text(sums)
 
 
-def load(folder: Path) -> RewardModel:
-    """Read a bundle whose every file is what SHA256SUMS says."""
+def load_bundle(folder: Path) -> RewardModel:
+    """Read a bundle onto the CPU; raise BundleError if a file is missing, changed or inconsistent."""
     _check_digests(folder)
-    card = _parse(folder / "manifest.json", ModelCard)
-    if card.schema != SCHEMA:
-        raise BundleError(f"{folder.name}: bundle schema {card.schema}; this version reads schema {SCHEMA}")
-    _check_sizes(card)
-    try:
-        tensors = bundle_weights.read(folder / "weights.safetensors", card)
-    except (SafetensorError, OSError) as error:
-        raise BundleError(f"{folder.name}/weights.safetensors: {error}") from error
-    features = _parse(folder / "features.json", tuple[Feature, ...])
-    probes = _parse(folder / "probes.json", tuple[Probe, ...])
-    if not probes or not len({one.latent for one in features}) == len(features) == card.directions:
-        raise BundleError(f"{folder.name}: one feature for each of {card.directions} directions, and probes")
-    model = RewardModel(card, *tensors, features, probes)
-    return replace(model, profiles=_profiles(model, folder / "profiles"))
+    card = _parse_json(folder / "manifest.json", ModelCard)
+    if card.schema != SCHEMA_VERSION:
+        raise BundleError(
+            f"{folder.name}: bundle schema {card.schema}; this version reads schema {SCHEMA_VERSION}"
+        )
+    _check_card(card)
+    dictionary, head, calibration = _load_weights(folder / "weights.safetensors", card)
+    features = _parse_json(folder / "features.json", tuple[Feature, ...])
+    probes = _parse_json(folder / "probes.json", tuple[Probe, ...])
+    latents = {feature.latent for feature in features}
+    if not probes or not len(latents) == len(features) == card.directions:
+        raise BundleError(
+            f"{folder.name}: needs probes and one feature for each of {card.directions} directions"
+        )
+    model = RewardModel(card, dictionary, head, calibration, features, probes)
+    return replace(model, profiles=_load_profiles(model, folder / "profiles"))
 
 
-def check_home(model: RewardModel, *, backbone: str, template: str, width: int, layers: int) -> None:
-    """Refuse a model on a backbone or chat template other than its own."""
+def check_backbone_matches(
+    model: RewardModel, *, backbone: str, template: str, width: int, layers: int
+) -> None:
+    """Raise BundleError if the model was trained on another backbone or chat template."""
     card = model.card
-    for what, trained, found in (
+    for part, trained, loaded in (
         ("backbone", card.backbone_digest, backbone),
         ("chat template", f"sha256:{card.template_sha256}", f"sha256:{template}"),
     ):
-        if trained != found:
-            raise BundleError(f"{card.name}: trained on {what} {trained}, but this one is {found}")
+        if trained != loaded:
+            raise BundleError(f"{card.name}: trained on {part} {trained}, but this one is {loaded}")
     if model.dictionary.directions.shape[1] != width:
         raise BundleError(f"{card.name}: its directions do not fit a backbone of width {width}")
     if card.layer > layers:
         raise BundleError(
-            f"{card.name} reads layer {card.layer}, but the backbone ends after layer {layers}; "
+            f"{card.name} uses layer {card.layer}, but the backbone is loaded up to layer {layers}; "
             "restart to serve it"
         )
 
 
-def names(models_dir: Path) -> list[str]:
-    """The bundles in a folder."""
+def list_bundles(models_dir: Path) -> list[str]:
+    """Return the names of the bundles in a folder."""
     return sorted(manifest.parent.name for manifest in models_dir.glob("*/manifest.json"))
 
 
-def _profiles(model: RewardModel, folder: Path) -> dict[str, Profile]:
-    """Profiles are users' own files: not sealed, but read as strictly."""
-    found = {file.stem: _parse(file, Profile) for file in sorted(folder.glob("*.json"))}
-    for name, profile in found.items():
+def _expected_shapes(card: ModelCard) -> dict[str, TensorShape]:
+    """Return the shape of every tensor. A letter is a size that the manifest does not fix, equal everywhere."""
+    k, e, h = card.directions, card.heads, card.hidden
+    return {
+        "sae.encoder": (k, "D"), "sae.bias": (k,), "sae.threshold": (k,), "sae.directions": (k, "D"),
+        "head.center": (k,), "head.scale": (k,), "head.w1": (e, h, k), "head.b1": (e, h), "head.w2": (e, h),
+        "head.b2": (e,),
+        "calibration.rewards": (2, "Q"), "calibration.axes": (k, k), "calibration.apart": (k,),
+        "calibration.distances": ("Q",), "calibration.length": (2, "L"),
+        "calibration.projections": (k, DECILES),
+    }  # fmt: skip
+
+
+def _save_weights(model: RewardModel, file: Path) -> None:
+    """Write all tensors of a model in single precision; head.w1, the largest, in half precision."""
+    tensors = {
+        **{f"sae.{name}": getattr(model.dictionary, name) for name in DICTIONARY_TENSORS},
+        **{f"head.{name}": getattr(model.head, name) for name in HEAD_TENSORS},
+        **{
+            f"calibration.{name}": getattr(model.calibration, attribute)
+            for name, attribute in CALIBRATION_TENSORS.items()
+        },
+    }
+    save_file(
+        {
+            name: tensor.to(torch.half if name == "head.w1" else torch.float).contiguous()
+            for name, tensor in tensors.items()
+        },
+        file,
+    )
+    file.chmod(0o644)
+
+
+def _load_weights(file: Path, card: ModelCard) -> tuple[Dictionary, Head, Calibration]:
+    """Read the tensors of a bundle into memory, so that overwriting the file later changes nothing."""
+    try:
+        _check_shapes(_read_header(file), card, f"{file.parent.name}/{file.name}")
+        tensors = load(file.read_bytes())
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{file.parent.name}/{file.name}: {error}") from error
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise BundleError(f"{file.parent.name}: {name} has values that are not finite")
+    cpu = torch.device("cpu")
+    encoder, bias, threshold, directions = (tensors[f"sae.{name}"].float() for name in DICTIONARY_TENSORS)
+    dictionary = Dictionary(encoder, bias, threshold, directions, card.sae_length)
+    head = Head(*(tensors[f"head.{name}"] for name in HEAD_TENSORS)).to(cpu)
+    tables = {attribute: tensors[f"calibration.{name}"] for name, attribute in CALIBRATION_TENSORS.items()}
+    return dictionary, head, Calibration(card.temperature, **tables).to(cpu)
+
+
+def _read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return dtype and shape of each tensor from a safetensors header, without reading any tensor."""
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > MAX_HEADER_BYTES:
+                raise BundleError(f"{file.parent.name}/{file.name}: the header has {length} bytes")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BundleError(f"{file.parent.name}/{file.name} is not a safetensors file") from error
+
+
+def _check_shapes(header: dict[str, tuple[str, tuple[int, ...]]], card: ModelCard, location: str) -> None:
+    expected, open_sizes = _expected_shapes(card), dict[str, int]()
+    if header.keys() != expected.keys():
+        names = sorted(header.keys() ^ expected.keys())
+        raise BundleError(f"{location}: missing or unknown tensors: {', '.join(names)[:200]}")
+    for name, expected_shape in expected.items():
+        dtype, shape = header[name]
+        sizes = [
+            open_sizes.setdefault(expected_size, size) if isinstance(expected_size, str) else expected_size
+            for expected_size, size in zip(expected_shape, shape, strict=False)
+        ]
+        is_valid = dtype in ALLOWED_DTYPES and len(shape) == len(expected_shape) and list(shape) == sizes
+        if not is_valid or 0 in shape:
+            raise BundleError(
+                f"{location}: {name} is {dtype} {list(shape)}; the manifest requires {list(expected_shape)}"
+            )
+
+
+def _load_profiles(model: RewardModel, folder: Path) -> dict[str, Profile]:
+    """Read the profiles. They are the user's own files, without digests, but validated as strictly."""
+    profiles = {file.stem: _parse_json(file, Profile) for file in sorted(folder.glob("*.json"))}
+    for name, profile in profiles.items():
         for key, factor in profile.steer.items():
-            if not model.places(key):
+            if not model.find_directions(key):
                 raise BundleError(f"{model.card.name}@{name}: no latent or cluster {key!r} in this model")
-            if not abs(factor) <= MOST_STEERING:
+            if not abs(factor) <= MAX_STEERING_FACTOR:
                 raise BundleError(f"{model.card.name}@{name}: factor {factor} of {key!r} is not within ±1000")
-    return found
+    return profiles
 
 
-def _check_sizes(card: ModelCard) -> None:
-    """Numbers of a manifest that would make no model."""
-    sizes = {name: getattr(card, name) for name in ("layer", "directions", "heads", "hidden")}
-    for name, size in sizes.items():
-        if not 0 < size <= LARGEST:
-            raise BundleError(f"{card.name[:200]}: {name} is {size}")
+def _check_card(card: ModelCard) -> None:
+    """Raise BundleError for sizes and scales in a manifest that no model can have."""
+    for name in ("layer", "directions", "heads", "hidden"):
+        if not 0 < getattr(card, name) <= MAX_DIMENSION:
+            raise BundleError(f"{card.name[:200]}: {name} is {getattr(card, name)}")
     if not (math.isfinite(card.temperature) and card.temperature > 0):
         raise BundleError(f"{card.name[:200]}: temperature is {card.temperature}")
     if not (math.isfinite(card.sae_length) and card.sae_length >= 0):
@@ -203,24 +215,26 @@ def _check_sizes(card: ModelCard) -> None:
 def _check_digests(folder: Path) -> None:
     sums = folder / "SHA256SUMS"
     if not sums.exists():
-        raise BundleError(f"{folder}: no bundle here (SHA256SUMS is missing)")
+        raise BundleError(f"{folder}: not a bundle (SHA256SUMS is missing)")
     lines = [line.partition("  ") for line in sums.read_text(errors="replace").splitlines()]
-    listed = {name: digest for digest, _, name in lines}
-    for name in SEALED:
+    expected = {name: digest for digest, _, name in lines}
+    for name in DIGESTED_FILES:
         if not (folder / name).exists():
             raise BundleError(f"{folder.name}: {name} is missing")
-        found = _sha256(folder / name)
-        if listed.get(name) != found:
-            raise BundleError(f"{folder.name}: {name} has sha256 {found}, SHA256SUMS says {listed.get(name)}")
+        digest = _sha256(folder / name)
+        if expected.get(name) != digest:
+            raise BundleError(
+                f"{folder.name}: {name} has sha256 {digest}, SHA256SUMS says {expected.get(name)}"
+            )
 
 
-def _write(file: Path, content: Any) -> None:
+def _write_json(file: Path, content: Any) -> None:
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def _parse(file: Path, kind: Any) -> Any:
+def _parse_json(file: Path, type_: Any) -> Any:
     try:
-        return TypeAdapter(kind).validate_json(file.read_bytes())
+        return TypeAdapter(type_).validate_json(file.read_bytes())
     except ValidationError as error:
         raise BundleError(f"{file.parent.name}/{file.name}: {error}") from error
 

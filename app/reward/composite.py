@@ -1,11 +1,11 @@
-"""Several rewards as one, still readable: a composite is its heads' scores, brought to one scale and weighed.
+"""Composite rewards: the scores of several models, brought to one scale, weighted and summed.
 
-A head's reward is first expressed in deviations of what held-out training responses got. Every number of a
-composite is a weighted sum of its heads' numbers, so its reasons sum to it as theirs do.
+Each reward is first expressed in standard deviations of the rewards of held-out training responses. Every
+number of a composite is a weighted sum of its models' numbers, so its explanation sums to its reward too.
 """
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import zip_longest
@@ -14,18 +14,20 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from app.errors import BundleError
-from app.reward.head import Calibration
+from app.errors import BundleError, InvalidInput
+from app.reward.calibration import Calibration
 from app.types import FORBID_EXTRA, Cluster, CompositePart, Contribution, Score, TokenCredit
 
-LEAST_SPREAD = 1e-6
-Level = tuple[float, float]
-Levels = tuple[Level, Level]
-NOTHING = np.zeros(0, dtype=np.float32)
+MIN_STD = 1e-6
+MeanAndStd = tuple[float, float]
+RewardScale = tuple[MeanAndStd, MeanAndStd]
+"""Mean and standard deviation of rewards without length control, and with it."""
+
+EMPTY = np.zeros(0, dtype=np.float32)
 
 
-class Mode(StrEnum):
-    """How heads are weighed: on average, less what they are unsure of, or only the worst of them."""
+class CompositeMode(StrEnum):
+    """How rewards are combined: weighted mean, mean minus a penalty for uncertainty, or only the lowest."""
 
     MEAN = "mean"
     CAUTIOUS = "cautious"
@@ -34,33 +36,36 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Composite:
-    """Heads by name with their weights; `penalty` is how many uncertainties a cautious one takes off."""
+    """Model names with weights. In cautious mode `penalty` times each uncertainty is subtracted.
+
+    The field names are the keys of composites.toml and of the API.
+    """
 
     __pydantic_config__ = FORBID_EXTRA
     weights: Mapping[str, float]
-    mode: Mode = Mode.MEAN
+    mode: CompositeMode = CompositeMode.MEAN
     penalty: float = 1.0
     about: str = ""
 
 
-def load(file: Path) -> dict[str, Composite]:
-    """The composites of models/composites.toml; none if there is no such file."""
+def load_composites(file: Path) -> dict[str, Composite]:
+    """Read the composites of models/composites.toml; none if the file does not exist."""
     if not file.exists():
         return {}
     try:
-        rows = tomllib.loads(file.read_text())
-        found = TypeAdapter(dict[str, Composite]).validate_python(rows)
+        tables = tomllib.loads(file.read_text())
+        composites = TypeAdapter(dict[str, Composite]).validate_python(tables)
     except (tomllib.TOMLDecodeError, ValidationError) as error:
         raise BundleError(f"{file.name}: {error}") from error
-    for name, composite in found.items():
+    for name, composite in composites.items():
         if not composite.weights or not all(weight > 0 for weight in composite.weights.values()):
-            raise BundleError(f"{file.name}: {name} needs heads, each with a weight above 0")
-    return found
+            raise BundleError(f"{file.name}: {name} needs at least one model, each with a weight above 0")
+    return composites
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """A head's score and weight; less `mean` and times `scale`, its reward is what it adds."""
+class WeightedScore:
+    """A model's score and its weight. It adds (reward - `mean`) * `scale` to the composite."""
 
     score: Score
     weight: float
@@ -68,83 +73,114 @@ class Head:
     scale: float
 
 
-def blend(
-    name: str, composite: Composite, scores: Sequence[Score], levels: Sequence[Levels], top_k: int
+def combine_scores(
+    name: str, composite: Composite, scores: Sequence[Score], scales: Sequence[RewardScale], top_k: int
 ) -> Score:
-    """One score of several, on the same exchange and in the order of the weights."""
-    heads = _weighed(composite, scores, levels)
-    penalty = composite.penalty if composite.mode is Mode.CAUTIOUS else 0.0
-    parts = tuple(_part(head, penalty) for head in heads)
-    features = [_feature(one, head) for head in heads for one in head.score.features]
+    """Combine the scores of one item, in the order of the composite's weights, into one score."""
+    weighted = _weight_scores(composite, scores, scales)
+    penalty = composite.penalty if composite.mode is CompositeMode.CAUTIOUS else 0.0
+    parts = tuple(_make_part(part, penalty) for part in weighted)
     return Score(
         model=name,
         reward=sum(part.contribution for part in parts),
-        uncertainty=float(np.linalg.norm([head.scale * head.score.uncertainty for head in heads])),
+        uncertainty=float(np.linalg.norm([part.scale * part.score.uncertainty for part in weighted])),
         percentile=None,
         distance=max(score.distance for score in scores),
-        baseline=sum(head.scale * (head.score.baseline - head.mean) for head in heads),
-        length_correction=sum(head.scale * head.score.length_correction for head in heads),
-        penalty=sum(penalty * head.scale * head.score.uncertainty for head in heads),
-        residual=sum(head.scale * head.score.residual for head in heads),
+        baseline=sum(part.scale * (part.score.baseline - part.mean) for part in weighted),
+        length_correction=sum(part.scale * part.score.length_correction for part in weighted),
+        penalty=sum(penalty * part.scale * part.score.uncertainty for part in weighted),
+        residual=sum(part.scale * part.score.residual for part in weighted),
         steer={f"{score.model}:{key}": factor for score in scores for key, factor in score.steer.items()},
-        features=tuple(sorted(features, key=lambda one: -abs(one.contribution))[:top_k]),
-        clusters=_clusters(heads),
-        tokens=_tokens(heads),
+        features=_scale_features(weighted)[:top_k],
+        clusters=_merge_clusters(weighted),
+        tokens=_sum_token_credits(weighted),
         parts=parts,
-        heads=tuple(scores),
-        projections=NOTHING,
-        activations=NOTHING,
+        part_scores=tuple(scores),
+        projections=EMPTY,
+        activations=EMPTY,
     )
 
 
-def levels(calibration: Calibration) -> Levels:
-    """Mean and deviation of what held-out responses got, without and with length control."""
+def explain_composite_margin(
+    chosen: Score,
+    rejected: Score,
+    explain_part: Callable[[Score, Score], tuple[Contribution, ...]],
+) -> tuple[Contribution, ...]:
+    """Return the scaled features of all models that explain the margin of a composite, largest first."""
+    if [part.scale for part in chosen.parts] != [part.scale for part in rejected.parts]:
+        raise InvalidInput(
+            f"{chosen.model} scored the two responses with different models, so no features explain the "
+            "difference; compare them under one of its models",
+            "model",
+            "no_common_head",
+        )
+    features = [
+        replace(feature, contribution=part.scale * feature.contribution)
+        for part, *scores in zip(chosen.parts, chosen.part_scores, rejected.part_scores, strict=True)
+        for feature in explain_part(*scores)
+    ]
+    return tuple(sorted(features, key=lambda feature: -abs(feature.contribution)))
+
+
+def compute_reward_scale(calibration: Calibration) -> RewardScale:
+    """Return mean and standard deviation of held-out rewards, without and with length control."""
     plain, controlled = (
-        (float(one.mean()), max(float(one.std()), LEAST_SPREAD)) for one in calibration.rewards
+        (float(quantiles.mean()), max(float(quantiles.std()), MIN_STD))
+        for quantiles in calibration.reward_quantiles
     )
     return plain, controlled
 
 
-def _weighed(composite: Composite, scores: Sequence[Score], levels: Sequence[Levels]) -> list[Head]:
-    """Weights sum to 1, in the worst case all of it on the lowest head."""
-    usual = [level[score.length_control] for score, level in zip(scores, levels, strict=True)]
-    if composite.mode is Mode.WORST:
-        raised = [(score.reward - mean) / spread for score, (mean, spread) in zip(scores, usual, strict=True)]
-        weights = [float(at == raised.index(min(raised))) for at in range(len(raised))]
+def _weight_scores(
+    composite: Composite, scores: Sequence[Score], scales: Sequence[RewardScale]
+) -> list[WeightedScore]:
+    """Weight the scores. The weights sum to 1; in worst mode the lowest score has all the weight."""
+    used = [scale[score.length_control] for score, scale in zip(scores, scales, strict=True)]
+    if composite.mode is CompositeMode.WORST:
+        scaled = [(score.reward - mean) / std for score, (mean, std) in zip(scores, used, strict=True)]
+        lowest = scaled.index(min(scaled))
+        weights = [float(index == lowest) for index in range(len(scaled))]
     else:
         weights = [weight / sum(composite.weights.values()) for weight in composite.weights.values()]
     return [
-        Head(score, weight, mean, weight / spread)
-        for score, weight, (mean, spread) in zip(scores, weights, usual, strict=True)
+        WeightedScore(score, weight, mean, weight / std)
+        for score, weight, (mean, std) in zip(scores, weights, used, strict=True)
     ]
 
 
-def _part(head: Head, penalty: float) -> CompositePart:
-    level = head.score.reward - head.mean - penalty * head.score.uncertainty
-    return CompositePart(head.score.model, head.weight, head.score.reward, head.scale * level, head.scale)
+def _make_part(part: WeightedScore, penalty: float) -> CompositePart:
+    centred = part.score.reward - part.mean - penalty * part.score.uncertainty
+    return CompositePart(part.score.model, part.weight, part.score.reward, part.scale * centred, part.scale)
 
 
-def _feature(one: Contribution, head: Head) -> Contribution:
-    return replace(one, contribution=head.scale * one.contribution)
+def _scale_features(weighted: Sequence[WeightedScore]) -> tuple[Contribution, ...]:
+    """Return the features of all models with scaled contributions, largest first."""
+    features = [
+        replace(feature, contribution=part.scale * feature.contribution)
+        for part in weighted
+        for feature in part.score.features
+    ]
+    return tuple(sorted(features, key=lambda feature: -abs(feature.contribution)))
 
 
-def _clusters(heads: Sequence[Head]) -> tuple[Cluster, ...]:
-    """Clusters of the same name are one, whichever head they belong to."""
-    found: dict[str | None, Cluster] = {}
-    for head in heads:
-        for one in head.score.clusters:
-            before = found.get(one.name, Cluster(one.name, 0, 0.0))
-            contribution = before.contribution + head.scale * one.contribution
-            found[one.name] = Cluster(one.name, before.directions + one.directions, contribution)
-    return tuple(sorted(found.values(), key=lambda one: -abs(one.contribution)))
+def _merge_clusters(weighted: Sequence[WeightedScore]) -> tuple[Cluster, ...]:
+    """Merge clusters with the same name across models, largest contribution first."""
+    merged: dict[str | None, Cluster] = {}
+    for part in weighted:
+        for cluster in part.score.clusters:
+            before = merged.get(cluster.name, Cluster(cluster.name, 0, 0.0))
+            contribution = before.contribution + part.scale * cluster.contribution
+            merged[cluster.name] = Cluster(cluster.name, before.directions + cluster.directions, contribution)
+    return tuple(sorted(merged.values(), key=lambda cluster: -abs(cluster.contribution)))
 
 
-def _tokens(heads: Sequence[Head]) -> tuple[TokenCredit, ...] | None:
-    """Credits added token by token; a head may also read the closing token."""
-    if heads[0].score.tokens is None:
+def _sum_token_credits(weighted: Sequence[WeightedScore]) -> tuple[TokenCredit, ...] | None:
+    """Sum the credits token by token. Models that pool the closing token have one token more."""
+    if weighted[0].score.tokens is None:
         return None
     columns = [
-        [TokenCredit(one.text, head.scale * one.credit) for one in head.score.tokens or ()] for head in heads
+        [TokenCredit(token.text, part.scale * token.credit) for token in part.score.tokens or ()]
+        for part in weighted
     ]
-    rows = [[one for one in row if one] for row in zip_longest(*columns)]
-    return tuple(TokenCredit(row[0].text, sum(one.credit for one in row)) for row in rows)
+    rows = [[token for token in row if token] for row in zip_longest(*columns)]
+    return tuple(TokenCredit(row[0].text, sum(token.credit for token in row)) for row in rows)

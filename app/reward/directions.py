@@ -1,6 +1,6 @@
-"""Residuals → the two readings of a response: projections p on selected directions, activations f.
+"""Residuals → projections on the selected directions, and activations of their latents.
 
-p is what the head sees; f says whether the latent a direction was named for fired at all.
+The head uses the projections. The activations say whether the latent that names a direction fired.
 """
 
 from collections.abc import Callable
@@ -10,101 +10,75 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from app.types import EncodedItem, Pooling
+from app.reward.pooling import mean_pool
 
-LEAST_EIGENVALUE = 1e-3
+MIN_EIGENVALUE = 1e-3
+"""Floor of the eigenvalues of the directions' Gram matrix, so that near-duplicates do not blow up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dictionary:
-    """A sparse autoencoder's latents, or some of them: JumpReLU encoder columns, and a direction for each.
+    """All or some latents of a JumpReLU SAE: encoder and directions (F, D), bias and threshold (F).
 
-    The directions are the decoder vectors; a reward model keeps them untangled. Where `length` is not 0,
-    residuals are brought to it before they are encoded; projections are of residuals as they are.
+    The directions are the decoder vectors; a reward model stores them orthogonalized. If `input_norm` is not
+    0, residuals are scaled to that norm before they are encoded. Projections use unscaled residuals.
     """
 
     encoder: Tensor
     bias: Tensor
     threshold: Tensor
     directions: Tensor
-    length: float = 0.0
+    input_norm: float = 0.0
 
     def select(self, latents: Tensor) -> "Dictionary":
-        """Only these latents; exact, because a JumpReLU latent does not depend on the others."""
-        return self._with(lambda tensor: tensor[latents])
+        """Return only these latents. This is exact: a JumpReLU latent does not depend on the others."""
+        return self._map(lambda tensor: tensor[latents])
 
-    def untangled(self) -> "Dictionary":
-        """The same latents with the orthonormal directions nearest to theirs: the same span, no overlap.
+    def orthogonalize(self) -> "Dictionary":
+        """Return the same latents with the nearest orthonormal directions, which span the same space.
 
-        So what a direction contributes is what the reward loses when it is taken out of the residual.
+        The contribution of a direction is then what the reward loses if it is removed from the residual.
         """
         directions = self.directions.double()
         values, vectors = torch.linalg.eigh(directions @ directions.T)
-        inverse_root = vectors / values.clamp(min=LEAST_EIGENVALUE).sqrt() @ vectors.T
+        inverse_root = vectors / values.clamp(min=MIN_EIGENVALUE).sqrt() @ vectors.T
         return replace(self, directions=(inverse_root @ directions).float())
 
     def to(self, device: torch.device) -> "Dictionary":
-        """The same latents on another device."""
-        return self._with(lambda tensor: tensor.to(device))
+        """Return the same latents on another device."""
+        return self._map(lambda tensor: tensor.to(device))
 
     def project(self, residuals: Tensor) -> Tensor:
-        """Alignment of each residual with each direction."""
+        """Project residuals on the directions: (N, D) → (N, F)."""
         return residuals @ self.directions.T
 
-    def activate(self, residuals: Tensor) -> Tensor:
-        """Latent activations: zero unless the threshold is passed."""
-        brought = residuals * self.factor(residuals) if self.length else residuals
-        before = torch.addmm(self.bias, brought, self.encoder.T)
-        return before * (before > self.threshold.clamp(min=0))
+    def encode(self, residuals: Tensor) -> Tensor:
+        """Compute latent activations (N, F): zero unless the threshold is exceeded."""
+        inputs = residuals * self.input_scale(residuals) if self.input_norm else residuals
+        preactivations = torch.addmm(self.bias, inputs, self.encoder.T)
+        return preactivations * (preactivations > self.threshold.clamp(min=0))
 
-    def factor(self, residuals: Tensor) -> Tensor | float:
-        """What brings each residual to the length the encoder expects."""
-        return self.length / residuals.norm(dim=-1, keepdim=True) if self.length else 1.0
+    def input_scale(self, residuals: Tensor) -> Tensor | float:
+        """Return the factor that scales each residual to the norm that the encoder expects."""
+        return self.input_norm / residuals.norm(dim=-1, keepdim=True) if self.input_norm else 1.0
 
-    def _with(self, change: Callable[[Tensor], Tensor]) -> "Dictionary":
-        parts = (self.encoder, self.bias, self.threshold, self.directions)
-        encoder, bias, threshold, directions = (change(part) for part in parts)
-        return Dictionary(encoder, bias, threshold, directions, self.length)
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Dictionary":
+        tensors = (self.encoder, self.bias, self.threshold, self.directions)
+        encoder, bias, threshold, directions = (function(tensor) for tensor in tensors)
+        return Dictionary(encoder, bias, threshold, directions, self.input_norm)
 
 
-class Reading(NamedTuple):
-    """What a batch of responses looks like to a reward model; every field is (B, K)."""
+class ResponseFeatures(NamedTuple):
+    """Pooled projections and activations of a batch of responses, (B, K) each."""
 
     projections: Tensor
     activations: Tensor
 
 
-def span(readout: Pooling, encoded: EncodedItem) -> tuple[int, int]:
-    """The tokens [start, stop) a read-out pools."""
-    match readout:
-        case Pooling.MEAN:
-            return encoded.start, encoded.stop
-        case Pooling.LAST:
-            return encoded.stop - 1, encoded.stop
-        case Pooling.END:
-            return encoded.stop, encoded.stop + 1
-
-
-def steps(readout: Pooling, encoded: EncodedItem) -> tuple[int, int]:
-    """The tokens that get credit: the response, and the closing token where that one is read."""
-    return encoded.start, encoded.stop + (readout is Pooling.END)
-
-
-def read(dictionary: Dictionary, residuals: Tensor, lengths: list[int]) -> Reading:
-    """Pool the pooled tokens of several responses, given one after the other."""
-    return Reading(
-        pool(dictionary.project(residuals), lengths), pool(dictionary.activate(residuals), lengths)
+def compute_response_features(
+    dictionary: Dictionary, residuals: Tensor, lengths: list[int]
+) -> ResponseFeatures:
+    """Pool projections and activations; `residuals` are the pooled tokens of all responses, concatenated."""
+    return ResponseFeatures(
+        mean_pool(dictionary.project(residuals), lengths), mean_pool(dictionary.encode(residuals), lengths)
     )
-
-
-def pool(values: Tensor, lengths: list[int]) -> Tensor:
-    """Mean over each response's rows."""
-    return torch.stack([part.mean(0) for part in torch.split(values, lengths)])
-
-
-def running(readout: Pooling, projections: Tensor) -> Tensor:
-    """What the read-out would have been had the response ended at each of its tokens."""
-    if readout is not Pooling.MEAN:
-        return projections
-    counts = torch.arange(1, len(projections) + 1, device=projections.device)[:, None]
-    return projections.cumsum(0) / counts

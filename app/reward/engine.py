@@ -1,29 +1,34 @@
-"""The sentence of the product: one backbone, many reward models; encode, then score.
+"""The scoring engine: one backbone and the reward models that use it; encode items, then score them.
 
-A job's scores do not depend on the jobs beside it: the backbone sees each item's own tokens only,
-and every reading is pooled per item.
+The scores of a job do not depend on the other jobs of its batch: each item attends only to its own tokens,
+and pooling is per item.
 """
 
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from app.backbone.attention import Rows
-from app.backbone.backbone import Backbone
-from app.backbone.packing import Ids, Packed, pack
-from app.backbone.prefix_cache import Recall, Session
+from app.backbone.attention import RowIndices
+from app.backbone.backbone import Backbone, Residuals
+from app.backbone.packing import PackedBatch, TokenIds, pack
+from app.backbone.prefix_cache import PrefixCache, PrefixCacheLookup
 from app.backbone.tokenization import Text
-from app.errors import BundleError, InvalidInput, NonFinite, NotFound
+from app.errors import BundleError, InvalidInput, NonFiniteScore, NotFound
 from app.reward import explanations
-from app.reward.bundle import RewardModel, check_home
-from app.reward.composite import Composite, blend, levels
-from app.reward.directions import Reading
-from app.reward.scoring import Case, judge
+from app.reward.bundle import check_backbone_matches
+from app.reward.composite import (
+    Composite,
+    combine_scores,
+    compute_reward_scale,
+    explain_composite_margin,
+)
+from app.reward.reward_model import RewardModel
+from app.reward.scoring import PackedJob, score_with_model
 from app.types import (
     Contribution,
     EncodedItem,
@@ -36,19 +41,20 @@ from app.types import (
     ScoreOptions,
 )
 
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+"""Maximum difference between a probe's reward and the one in the bundle, by precision of the backbone."""
 
 
-class Prepared(NamedTuple):
-    """Jobs, the packed row that answers them, and what is remembered of their prompts."""
+class PreparedBatch(NamedTuple):
+    """Jobs, their packed tokens, and what the prefix cache had of their prompts."""
 
     jobs: tuple[ScoreJob, ...]
-    packed: Packed
-    session: Session
+    packed: PackedBatch
+    prefix_lookup: PrefixCacheLookup
 
 
 class Engine:
-    """A resident backbone and the reward models that read it."""
+    """A loaded backbone and the reward models and composites that score with it."""
 
     def __init__(
         self,
@@ -56,77 +62,80 @@ class Engine:
         text: Text,
         models: Mapping[str, RewardModel],
         composites: Mapping[str, Composite] | None = None,
-        recall: Recall | None = None,
+        prefix_cache: PrefixCache | None = None,
     ) -> None:
         for model in models.values():
-            check_home(
-                model, backbone=backbone.digest, template=text.digest, width=backbone.width,
-                layers=backbone.layers,
+            check_backbone_matches(
+                model, backbone=backbone.digest, template=text.digest, width=backbone.hidden_size,
+                layers=backbone.num_layers,
             )  # fmt: skip
         self.backbone = backbone
         self.text = text
         self.models = {name: model.to(backbone.device) for name, model in models.items()}
         self.composites = dict(composites or {})
-        self.recall = recall or Recall(0)
-        self._levels = {name: levels(model.calibration) for name, model in models.items()}
+        self.prefix_cache = prefix_cache or PrefixCache(0)
+        self._reward_scales = {
+            name: compute_reward_scale(model.calibration) for name, model in models.items()
+        }
         self._check_composites()
 
-    def encode(self, exchanges: Sequence[Item], *, truncate: bool = True) -> list[EncodedItem]:
-        """Exchanges as token ids; InvalidInput names the first that cannot be scored."""
-        return self.text.encode(exchanges, truncate=truncate)
+    def encode(self, items: Sequence[Item], *, truncate: bool = True) -> list[EncodedItem]:
+        """Encode items as token ids; raise InvalidInput for the first item that cannot be scored."""
+        return self.text.encode(items, truncate=truncate)
 
-    def check(self, ask: ScoreOptions) -> None:
-        """Refuse what no batch could answer: unknown models and latents."""
-        asked = [self.find(head)[0] for name in ask.models for head in self.heads(name)]
-        for key in ask.steer:
-            if not any(model.places(key) for model in asked):
+    def validate_options(self, options: ScoreOptions) -> None:
+        """Raise an error if a model does not exist or a steered key belongs to none of the models."""
+        models = [self.resolve_model(part)[0] for name in options.models for part in self.resolve_parts(name)]
+        for key in options.steer:
+            if not any(model.find_directions(key) for model in models):
                 raise InvalidInput(
-                    f"{key!r} is neither a latent nor a cluster of {', '.join(ask.models)}",
+                    f"{key!r} is neither a latent nor a cluster of {', '.join(options.models)}",
                     f"steer.{key}",
                     "unknown_latent",
                 )
 
-    def heads(self, name: str) -> tuple[str, ...]:
-        """What a name is made of: a composite's heads, or itself."""
+    def resolve_parts(self, name: str) -> tuple[str, ...]:
+        """Return the models of a composite, or the name itself if it is not a composite."""
         return tuple(self.composites[name].weights) if name in self.composites else (name,)
 
-    def find(self, name: str) -> tuple[RewardModel, Profile]:
-        """A model by name, and the profile named after an @."""
-        base, at, profile = name.partition("@")
+    def resolve_model(self, name: str) -> tuple[RewardModel, Profile]:
+        """Return the model and the profile of a name such as safety or safety@strict."""
+        base, separator, profile = name.partition("@")
         model = self.models.get(base)
-        if model is None or (at and profile not in model.profiles):
-            raise NotFound(f"no model {name!r}; there are: {', '.join(self.names)}", "model", "unknown_model")
-        return model, model.profiles[profile] if at else Profile()
+        if model is None or (separator and profile not in model.profiles):
+            known = ", ".join(self.model_names)
+            raise NotFound(f"no model {name!r}; there are: {known}", "model", "unknown_model")
+        return model, model.profiles[profile] if separator else Profile()
 
     @property
-    def names(self) -> list[str]:
-        """Everything that can be asked for: models, models under a profile, composites."""
-        single = [
+    def model_names(self) -> list[str]:
+        """Names that requests may use: models, models with a profile, composites."""
+        names = [
             name
             for base, model in self.models.items()
             for name in (base, *(f"{base}@{profile}" for profile in model.profiles))
         ]
-        return [*single, *self.composites]
+        return [*names, *self.composites]
 
-    def score(self, jobs: Sequence[ScoreJob]) -> list[ScoredItem | NonFinite]:
-        """Rewards and reasons of a batch, in order; an item whose numbers overflow gets its error."""
+    def score(self, jobs: Sequence[ScoreJob]) -> list[ScoredItem | NonFiniteScore]:
+        """Score one batch, in order. An item whose numbers overflow gets a NonFiniteScore."""
         return self.run(self.prepare(jobs))
 
-    def prepare(self, jobs: Sequence[ScoreJob]) -> Prepared:
-        """Pack a batch; needs no device."""
-        session = self._session(jobs)
-        packed = pack([job.encoded.ids for job in jobs], session.spelled)
-        return Prepared(tuple(jobs), packed, session)
+    def prepare(self, jobs: Sequence[ScoreJob]) -> PreparedBatch:
+        """Look up prompts in the prefix cache and pack the batch. This does not use the device."""
+        prefix_lookup = self._look_up_prompts(jobs)
+        packed = pack([job.encoded.ids for job in jobs], prefix_lookup.prefix_ids)
+        return PreparedBatch(tuple(jobs), packed, prefix_lookup)
 
-    def run(self, prepared: Prepared) -> list[ScoredItem | NonFinite]:
-        """Scores of a prepared batch; an item that overflows is told from those it spoilt.
+    def run(self, prepared: PreparedBatch) -> list[ScoredItem | NonFiniteScore]:
+        """Score a prepared batch. Items without finite scores are scored again, each alone.
 
-        Items share rows, and 0 x NaN is NaN: one overflowing item can spoil every item of its prefix.
+        Items share rows, and 0 x NaN is NaN: one item that overflows can spoil all items with its prefix.
         """
-        if self._session(prepared.jobs).spelled != prepared.session.spelled:
+        if self._look_up_prompts(prepared.jobs).prefix_ids != prepared.prefix_lookup.prefix_ids:
             prepared = self.prepare(prepared.jobs)
         try:
-            results = self._pass(prepared)
+            results = self._run_forward(prepared)
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
                 raise
@@ -135,140 +144,143 @@ class Engine:
         if len(results) == 1:
             return results
         return [
-            self.score([job])[0] if isinstance(result, NonFinite) else result
+            self.score([job])[0] if isinstance(result, NonFiniteScore) else result
             for job, result in zip(prepared.jobs, results, strict=True)
         ]
 
     @torch.inference_mode()
-    def _pass(self, prepared: Prepared) -> list[ScoredItem | NonFinite]:
-        """One forward pass, then every model over the jobs that asked for it."""
-        jobs, packed, session = prepared
+    def _run_forward(self, prepared: PreparedBatch) -> list[ScoredItem | NonFiniteScore]:
+        """Run one forward pass, then score the jobs with every model that they request."""
         started = time.perf_counter()
-        needed = [self._needed(job) for job in jobs]
-        wanted = set().union(*needed)
-        session.keep = self._unknown(prepared)
-        residuals = self.backbone.residuals(packed, self._reads(prepared, needed), session)
-        self.recall.keep(session)
+        required = [self._required_models(job) for job in prepared.jobs]
+        prefix_lookup = prepared.prefix_lookup
+        prefix_lookup.rows_to_store = self._rows_to_store(prepared)
+        rows = self._required_rows(prepared, required)
+        residuals = self.backbone.residuals(prepared.packed, rows, prefix_lookup)
+        self.prefix_cache.store(prefix_lookup)
         forwarded = time.perf_counter()
-        scores: list[dict[str, Score]] = [{} for _ in jobs]
-        for name in sorted(wanted):
-            model, profile = self.find(name)
-            mine = [i for i, heads in enumerate(needed) if name in heads]
-            cases = [Case(jobs[i], i, packed) for i in mine]
-            layer = residuals[model.card.layer]
-            found = judge(name, model, profile, layer=layer, cases=cases, decode=self.text.decode)
-            for i, score in zip(mine, found, strict=True):
-                scores[i][name] = score
+        scores = self._score_models(prepared, required, residuals)
         times = (forwarded - started, time.perf_counter() - forwarded)
         return [
-            _checked([self._score(name, found, job.options.top_k) for name in job.options.models], new, times)
-            for job, found, new in zip(jobs, scores, packed.new_tokens, strict=True)
-        ]
-
-    def _needed(self, job: ScoreJob) -> set[str]:
-        """The heads a job asks for."""
-        return {head for name in job.options.models for head in self.heads(name)}
-
-    def _session(self, jobs: Sequence[ScoreJob]) -> Session:
-        """What is remembered of the prompts of some jobs."""
-        depth = max(self.find(head)[0].card.layer for job in jobs for head in self._needed(job))
-        return self.recall.session([job.encoded.prompt for job in jobs], depth)
-
-    def _unknown(self, prepared: Prepared) -> dict[Ids, Rows]:
-        """Prompts to remember, each with the rows that spell it."""
-        prompts = {job.encoded.prompt: i for i, job in enumerate(prepared.jobs)}
-        unknown = self.recall.unknown(prepared.session, list(prompts))
-        return {ids: prepared.packed.rows(prompts[ids], 0, len(ids)) for ids in unknown}
-
-    def _reads(self, prepared: Prepared, needed: Sequence[set[str]]) -> dict[int, Rows]:
-        """Of each layer the rows that are pooled or credited."""
-        rows: dict[int, list[Rows]] = {}
-        for i, (job, heads) in enumerate(zip(prepared.jobs, needed, strict=True)):
-            case = Case(job, i, prepared.packed)
-            for card in (self.find(name)[0].card for name in heads):
-                rows.setdefault(card.layer, []).append(case.needed(card.readout))
-        return {layer: np.concatenate(found) for layer, found in rows.items()}
-
-    def _score(self, name: str, found: Mapping[str, Score], top_k: int) -> Score:
-        if name not in self.composites:
-            return found[name]
-        heads = self.heads(name)
-        usual = [self._levels[head.partition("@")[0]] for head in heads]
-        return blend(name, self.composites[name], [found[head] for head in heads], usual, top_k)
-
-    def contrast(self, chosen: Score, rejected: Score, top_k: int) -> tuple[Contribution, ...]:
-        """The features that make the margin between two responses; all of them together sum to it."""
-        if chosen.heads:
-            return self._contrast_of_parts(chosen, rejected, top_k)
-        model, _ = self.find(chosen.model)
-        factors = explanations.factors(model, [Profile(steer=chosen.steer)]).to(self.backbone.device)
-        p, q = (
-            model.head.standardise(torch.from_numpy(score.projections).to(self.backbone.device)) * factors
-            for score in (chosen, rejected)
-        )
-        shares = model.head.contributions(p, q)
-        apart = Reading(
-            torch.from_numpy(chosen.projections - rejected.projections)[None],
-            torch.from_numpy(chosen.activations - rejected.activations)[None],
-        )
-        return explanations.top(model, shares[0].cpu(), apart, 0, top_k)
-
-    def probability(self, name: str, margin: float) -> float | None:
-        """How likely people prefer the response ahead by a margin; a composite has no data to say so."""
-        return None if name in self.composites else self.find(name)[0].calibration.probability(margin)
-
-    def _contrast_of_parts(self, chosen: Score, rejected: Score, top_k: int) -> tuple[Contribution, ...]:
-        if [part.scale for part in chosen.parts] != [part.scale for part in rejected.parts]:
-            raise InvalidInput(
-                f"{chosen.model} judged the two responses by different heads, so no features explain the "
-                "difference; compare under its heads",
-                "model",
-                "no_common_head",
+            _make_scored_item(
+                job.encoded,
+                [self._select_score(name, job_scores, job.options.top_k) for name in job.options.models],
+                new_tokens,
+                times,
             )
-        shares = [
-            replace(one, contribution=part.scale * one.contribution)
-            for part, a, b in zip(chosen.parts, chosen.heads, rejected.heads, strict=True)
-            for one in self.contrast(a, b, top_k)
+            for job, job_scores, new_tokens in zip(
+                prepared.jobs, scores, prepared.packed.new_tokens, strict=True
+            )
         ]
-        return tuple(sorted(shares, key=lambda one: -abs(one.contribution))[:top_k])
+
+    def _score_models(
+        self, prepared: PreparedBatch, required: Sequence[set[str]], residuals: Mapping[int, Residuals]
+    ) -> list[dict[str, Score]]:
+        """Return the scores of each job by model name."""
+        scores: list[dict[str, Score]] = [{} for _ in prepared.jobs]
+        for name in sorted(set().union(*required)):
+            model, profile = self.resolve_model(name)
+            indices = [index for index, names in enumerate(required) if name in names]
+            model_scores = score_with_model(
+                name,
+                model,
+                profile,
+                residuals=residuals[model.card.layer],
+                jobs=[PackedJob(prepared.jobs[index], index, prepared.packed) for index in indices],
+                decode=self.text.decode,
+            )
+            for index, score in zip(indices, model_scores, strict=True):
+                scores[index][name] = score
+        return scores
+
+    def _required_models(self, job: ScoreJob) -> set[str]:
+        """Return the models that a job needs, without composites."""
+        return {part for name in job.options.models for part in self.resolve_parts(name)}
+
+    def _look_up_prompts(self, jobs: Sequence[ScoreJob]) -> PrefixCacheLookup:
+        """Look up the prompts of the jobs in the prefix cache."""
+        names = set().union(*(self._required_models(job) for job in jobs))
+        depth = max(self.resolve_model(name)[0].card.layer for name in names)
+        return self.prefix_cache.lookup([job.encoded.prompt_ids for job in jobs], depth)
+
+    def _rows_to_store(self, prepared: PreparedBatch) -> dict[TokenIds, RowIndices]:
+        """Return the prompts that the prefix cache should store, each with its rows in the batch."""
+        prompts = {job.encoded.prompt_ids: index for index, job in enumerate(prepared.jobs)}
+        missing = self.prefix_cache.find_missing(prepared.prefix_lookup, list(prompts))
+        return {ids: prepared.packed.rows(prompts[ids], 0, len(ids)) for ids in missing}
+
+    def _required_rows(self, prepared: PreparedBatch, required: Sequence[set[str]]) -> dict[int, RowIndices]:
+        """Return for each layer the rows whose residuals are pooled or credited."""
+        rows: dict[int, list[RowIndices]] = {}
+        for index, (job, names) in enumerate(zip(prepared.jobs, required, strict=True)):
+            packed_job = PackedJob(job, index, prepared.packed)
+            for card in (self.resolve_model(name)[0].card for name in names):
+                rows.setdefault(card.layer, []).append(packed_job.required_rows(card.readout))
+        return {layer: np.concatenate(layer_rows) for layer, layer_rows in rows.items()}
+
+    def _select_score(self, name: str, scores: Mapping[str, Score], top_k: int) -> Score:
+        """Return the score of a model, or combine the scores of a composite's models."""
+        if name not in self.composites:
+            return scores[name]
+        parts = self.resolve_parts(name)
+        scales = [self._reward_scales[part.partition("@")[0]] for part in parts]
+        return combine_scores(name, self.composites[name], [scores[part] for part in parts], scales, top_k)
+
+    def explain_margin(self, chosen: Score, rejected: Score, top_k: int) -> tuple[Contribution, ...]:
+        """Return the features that explain the margin between two responses. All of them sum to it."""
+        if chosen.part_scores:
+            explain_part = partial(self.explain_margin, top_k=top_k)
+            return explain_composite_margin(chosen, rejected, explain_part)[:top_k]
+        return explanations.explain_margin(self.resolve_model(chosen.model)[0], chosen, rejected, top_k)
+
+    def compute_preference_probability(self, name: str, margin: float) -> float | None:
+        """Return the probability that people prefer the response ahead by a margin.
+
+        It is None for a composite, because no preference data calibrate it.
+        """
+        if name in self.composites:
+            return None
+        return self.resolve_model(name)[0].calibration.compute_preference_probability(margin)
 
     def _check_composites(self) -> None:
         for name, composite in self.composites.items():
             if name in self.models:
                 raise BundleError(f"composites.toml: {name} is also the name of a model")
-            for head in composite.weights:
+            for part in composite.weights:
                 try:
-                    self.find(head)
+                    self.resolve_model(part)
                 except NotFound as error:
                     raise BundleError(f"composites.toml: {name}: {error}") from error
 
     def verify(self, *names: str) -> None:
-        """Score the probes of some models, or of all, and refuse to serve if one is off."""
-        tolerance = TOLERANCE[self.backbone.dtype]
+        """Score the probes of the named models, or of all, and raise BundleError if a reward differs."""
+        tolerance = PROBE_TOLERANCE[self.backbone.dtype]
         for name in names or self.models:
-            for index, off in enumerate(self.probed(name)):
-                if not off <= tolerance:
-                    told = self.models[name].probes[index].reward
+            for index, error in enumerate(self.measure_probe_errors(name)):
+                if not error <= tolerance:
+                    expected = self.models[name].probes[index].reward
                     raise BundleError(
-                        f"{name}: probe {index} scores {off:.6f} off the {told:.6f} that the bundle says "
+                        f"{name}: probe {index} scores {error:.6f} off the {expected:.6f} of the bundle "
                         f"(tolerance {tolerance})"
                     )
 
-    def probed(self, name: str) -> list[float]:
-        """How far a model's probes score here from what its bundle says; NaN where they cannot."""
+    def measure_probe_errors(self, name: str) -> list[float]:
+        """Return the error of each probe's reward against the bundle; NaN if the score is not finite."""
         probes = self.models[name].probes
         try:
-            encoded = self.encode([probe.exchange for probe in probes])
+            encoded = self.encode([probe.item for probe in probes])
         except InvalidInput as error:
             raise BundleError(f"{name}: a probe cannot be scored: {error}") from error
-        results = self.score([ScoreJob(one, ScoreOptions((name,), Explain.NONE)) for one in encoded])
+        results = self.score([ScoreJob(item, ScoreOptions((name,), Explain.NONE)) for item in encoded])
         return [
-            math.nan if isinstance(result, NonFinite) else abs(result.scores[0].reward - probe.reward)
+            math.nan if isinstance(result, NonFiniteScore) else abs(result.scores[0].reward - probe.reward)
             for probe, result in zip(probes, results, strict=True)
         ]
 
 
-def _checked(scores: list[Score], new_tokens: int, times: tuple[float, float]) -> ScoredItem | NonFinite:
-    if all(math.isfinite(s.reward) and math.isfinite(s.uncertainty) for s in scores):
-        return ScoredItem(tuple(scores), new_tokens, *times)
-    return NonFinite("the backbone produced NaN or infinity for this item", code="non_finite")
+def _make_scored_item(
+    encoded: EncodedItem, scores: list[Score], new_tokens: int, times: tuple[float, float]
+) -> ScoredItem | NonFiniteScore:
+    if all(math.isfinite(score.reward) and math.isfinite(score.uncertainty) for score in scores):
+        return ScoredItem(encoded, tuple(scores), new_tokens, *times)
+    return NonFiniteScore("the backbone produced NaN or infinity for this item", code="non_finite")

@@ -1,79 +1,117 @@
-"""From readings to what an answer says of them: numbers, contributions, clusters, and what was steered."""
+"""Explanation of rewards: reward numbers, steering factors, contributions of features and clusters."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from app.reward.bundle import RewardModel
-from app.reward.directions import Reading, span
-from app.types import Cluster, Contribution, EncodedItem, Profile, ScoreOptions
+from app.reward.directions import ResponseFeatures
+from app.reward.pooling import pooled_span
+from app.reward.reward_model import RewardModel
+from app.types import Cluster, Contribution, EncodedItem, Profile, Score, ScoreOptions
 
 
-def wish(ask: ScoreOptions, model: RewardModel, profile: Profile) -> Profile:
-    """A profile with what a request asks on top of it."""
-    mine = {key: factor for key, factor in ask.steer.items() if model.places(key)}
-    steer = {**profile.steer, **mine}
-    return replace(profile, steer=steer, length_control=profile.length_control or ask.length_control)
+class RewardNumbers(NamedTuple):
+    """The numbers of a score; the names are those of `Score`."""
+
+    reward: float
+    uncertainty: float
+    percentile: float
+    distance: float
+    length_correction: float
 
 
-def factors(model: RewardModel, wishes: list[Profile]) -> Tensor:
-    """How much of each direction's deviation from the baseline is let through, (B, K)."""
-    factors = torch.ones(len(wishes), len(model.features), dtype=torch.float64)
-    for row, wished in enumerate(wishes):
-        for key, factor in wished.steer.items():
-            factors[row, model.places(key)] = factor
+def merge_profile(profile: Profile, options: ScoreOptions, model: RewardModel) -> Profile:
+    """Return the profile with the options of a request on top; ignore steering of other models' features."""
+    requested = {key: factor for key, factor in options.steer.items() if model.find_directions(key)}
+    steer = {**profile.steer, **requested}
+    return replace(profile, steer=steer, length_control=profile.length_control or options.length_control)
+
+
+def build_steering_factors(model: RewardModel, profiles: Sequence[Profile]) -> Tensor:
+    """Return the factor of each standardised projection, (B, K): 1 if it is not steered, 0 removes it."""
+    factors = torch.ones(len(profiles), len(model.features), dtype=torch.float64)
+    for row, profile in enumerate(profiles):
+        for key, factor in profile.steer.items():
+            factors[row, model.find_directions(key)] = factor
     return factors
 
 
-def numbers(
-    model: RewardModel, readings: tuple[Tensor, Tensor], encoded: list[EncodedItem], control: list[bool]
-) -> list[list[float]]:
-    """Reward, uncertainty, percentile, distance and length correction of readings, plain and steered."""
-    plain, steered = readings
-    tokens = torch.tensor([one.stop - one.start for one in encoded], device=plain.device)
-    spans = [span(model.card.readout, one) for one in encoded]
-    read_tokens = torch.tensor([stop - start for start, stop in spans], device=plain.device)
-    controlled = torch.tensor(control, device=plain.device)
-    members = model.head.members(steered)
-    correction = model.calibration.correction(tokens) * controlled
-    rewards = members.mean(1) + correction
+def compute_reward_numbers(
+    model: RewardModel,
+    plain: Tensor,
+    steered: Tensor,
+    encoded: Sequence[EncodedItem],
+    length_control: Sequence[bool],
+) -> list[RewardNumbers]:
+    """Return the numbers of each response from its standardised projections (B, K), plain and steered.
+
+    The distance uses the plain ones, because steering does not change how unusual a response is.
+    """
+    response_tokens = torch.tensor(
+        [item.response_end - item.response_start for item in encoded], device=plain.device
+    )
+    spans = [pooled_span(model.card.readout, item) for item in encoded]
+    pooled_tokens = torch.tensor([end - start for start, end in spans], device=plain.device)
+    length_controlled = torch.tensor(length_control, device=plain.device)
+    member_rewards = model.head.score_members(steered)
+    length_correction = model.calibration.compute_length_correction(response_tokens) * length_controlled
+    rewards = member_rewards.mean(1) + length_correction
     columns = (
         rewards,
-        members.std(1, correction=0),
-        model.calibration.percentile(rewards, controlled),
-        model.calibration.distance(plain, read_tokens, tokens),
-        correction,
+        member_rewards.std(1, correction=0),
+        model.calibration.compute_percentile(rewards, length_controlled),
+        model.calibration.compute_distance(plain, pooled_tokens, response_tokens),
+        length_correction,
     )
-    numbers: list[list[float]] = torch.stack(columns, dim=1).tolist()
-    return numbers
+    return [RewardNumbers(*row) for row in torch.stack(columns, dim=1).tolist()]
 
 
-def clusters(model: RewardModel, shares: Tensor) -> tuple[Cluster, ...]:
-    """What each cluster contributes, largest first; together they are the sum of all contributions."""
-    named = {place for places in model.clusters.values() for place in places}
-    rest = [place for place in range(len(shares)) if place not in named]
-    found = [
-        Cluster(name, len(places), float(shares[places].sum()))
-        for name, places in (*model.clusters.items(), (None, rest))
-        if places
+def sum_clusters(model: RewardModel, contributions: Tensor) -> tuple[Cluster, ...]:
+    """Return the contribution of each cluster, largest first. Together they sum to all contributions."""
+    labelled = {index for indices in model.clusters.values() for index in indices}
+    unlabelled = [index for index in range(len(contributions)) if index not in labelled]
+    clusters = [
+        Cluster(name, len(indices), float(contributions[indices].sum()))
+        for name, indices in (*model.clusters.items(), (None, unlabelled))
+        if indices
     ]
-    return tuple(sorted(found, key=lambda one: -abs(one.contribution)))
+    return tuple(sorted(clusters, key=lambda cluster: -abs(cluster.contribution)))
 
 
-def top(
-    model: RewardModel, shares: Tensor, reading: Reading, row: int, count: int
+def select_top_contributions(
+    model: RewardModel, contributions: Tensor, features: ResponseFeatures, row: int, count: int
 ) -> tuple[Contribution, ...]:
-    """The `count` largest contributions by size."""
-    best = shares.abs().topk(min(count, len(shares))).indices.tolist()
+    """Return the `count` largest contributions by size, with the projection and activation of `row`."""
+    top = contributions.abs().topk(min(count, len(contributions))).indices.tolist()
     return tuple(
         Contribution(
-            model.card.name,
-            model.features[k],
-            float(shares[k]),
-            float(reading.projections[row, k]),
-            float(reading.activations[row, k]),
-            bool(reading.activations[row, k] != 0),
+            model=model.card.name,
+            feature=model.features[k],
+            contribution=float(contributions[k]),
+            projection=float(features.projections[row, k]),
+            activation=float(features.activations[row, k]),
+            fired=bool(features.activations[row, k] != 0),
         )
-        for k in best
+        for k in top
     )
+
+
+def explain_margin(
+    model: RewardModel, chosen: Score, rejected: Score, top_k: int
+) -> tuple[Contribution, ...]:
+    """Return the features of one model that explain the margin between two scores, steered like `chosen`."""
+    device = model.head.center.device
+    factors = build_steering_factors(model, [Profile(steer=chosen.steer)]).to(device)
+    x, origin = (
+        model.head.standardise(torch.from_numpy(score.projections).to(device)) * factors
+        for score in (chosen, rejected)
+    )
+    contributions = model.head.compute_contributions(x, origin)[0].cpu()
+    differences = ResponseFeatures(
+        torch.from_numpy(chosen.projections - rejected.projections)[None],
+        torch.from_numpy(chosen.activations - rejected.activations)[None],
+    )
+    return select_top_contributions(model, contributions, differences, 0, top_k)

@@ -1,4 +1,4 @@
-"""From settings to a running engine: which bundles, which backbone, which device and precision."""
+"""Loading of engines from settings: which bundles, which backbone, which device and precision."""
 
 import logging
 import os
@@ -6,53 +6,57 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import logging as chatter
+from transformers.utils import logging as transformers_logging
 
 from app.backbone import model_sources
 from app.backbone.backbone import Backbone
 from app.backbone.model_sources import Progress
-from app.backbone.prefix_cache import Recall
+from app.backbone.prefix_cache import PrefixCache
 from app.backbone.runtime import precision
 from app.backbone.tokenization import Text
 from app.errors import BundleError, NotFound
-from app.reward import bundle, composite
-from app.reward.bundle import RewardModel
-from app.reward.composite import Composite
+from app.reward import bundle
+from app.reward.composite import Composite, load_composites
 from app.reward.engine import Engine
+from app.reward.reward_model import RewardModel
 from app.settings import Settings
 
 log = logging.getLogger("sparserm")
 
 
-def engine(settings: Settings, progress: Progress) -> Engine:
-    """Every reward model asked for, in the precision that answers soonest and moves no reward."""
-    if precision.halves(settings, device(settings)):
-        made = _engine(settings.model_copy(update={"dtype": "bfloat16"}), progress)
-        moved = [off for name in made.models for off in made.probed(name)]
-        if all(off <= precision.FAITHFUL for off in moved):
-            return made
-        log.warning("16 bits would be faster, but move a probe's reward by %.3f: using 32", max(moved))
-    return _engine(settings, progress)
+def load_engine(settings: Settings, progress: Progress) -> Engine:
+    """Load the reward models to serve, in the fastest precision that keeps the probes' rewards."""
+    if precision.halves(settings, resolve_device(settings)):
+        engine = _load_engine(settings.model_copy(update={"dtype": "bfloat16"}), progress)
+        errors = [error for name in engine.models for error in engine.measure_probe_errors(name)]
+        if all(error <= precision.FAITHFUL for error in errors):
+            return engine
+        log.warning(
+            "bfloat16 would be faster, but changes a probe's reward by %.3f: using float32", max(errors)
+        )
+    return _load_engine(settings, progress)
 
 
-def _engine(settings: Settings, progress: Progress) -> Engine:
-    """One backbone, cut after the deepest layer that any of its models reads."""
-    models = _models(settings)
+def _load_engine(settings: Settings, progress: Progress) -> Engine:
+    """Load the models and their backbone, cut after the deepest layer that any model uses."""
+    models = _load_models(settings)
     backbones = sorted({model.card.backbone for model in models.values()})
     if len(backbones) > 1:
-        raise BundleError(f"one server holds one backbone, but these were found: {', '.join(backbones)}")
+        raise BundleError(f"one server serves one backbone, but the models use {', '.join(backbones)}")
     layers = max(model.card.layer for model in models.values())
-    backbone, text = resident(backbones[0], layers, settings, progress)
-    memory = Recall(settings.prefix_cache_mib * 2**20)
-    made = Engine(backbone, text, models, _composites(settings, set(models)), memory)
-    if settings.default_model and settings.default_model not in made.names:
-        known = ", ".join(made.names)
-        raise BundleError(f"no reward model {settings.default_model!r} to be the default; there are: {known}")
-    return made
+    backbone, text = load_backbone(backbones[0], layers, settings, progress)
+    prefix_cache = PrefixCache(settings.prefix_cache_mib * 2**20)
+    engine = Engine(backbone, text, models, _load_composites(settings, set(models)), prefix_cache)
+    if settings.default_model and settings.default_model not in engine.model_names:
+        known = ", ".join(engine.model_names)
+        raise BundleError(
+            f"default_model {settings.default_model!r} is not a reward model; there are: {known}"
+        )
+    return engine
 
 
-def portion(settings: Settings, index: int) -> Settings:
-    """What one of several workers gets: a GPU of its own, or its share of the threads."""
+def select_worker_settings(settings: Settings, index: int) -> Settings:
+    """Return the settings of worker `index`: its own GPU, or its share of the CPU threads."""
     gpus = torch.cuda.device_count() if settings.device in ("auto", "cuda") else 0
     if gpus:
         return settings.model_copy(update={"device": f"cuda:{index % gpus}"})
@@ -60,97 +64,115 @@ def portion(settings: Settings, index: int) -> Settings:
     return settings.model_copy(update={"threads": max(1, threads // settings.workers)})
 
 
-def with_model(engine: Engine, name: str, settings: Settings) -> Engine:
-    """The same engine with a bundle as it lies on disk; only a name that is listed becomes a path."""
-    if name not in bundle.names(settings.models_dir):
+def add_model(engine: Engine, name: str, settings: Settings) -> Engine:
+    """Return the engine with a bundle (re)loaded from disk; only the names of listed bundles become paths."""
+    if name not in bundle.list_bundles(settings.models_dir):
         raise NotFound(f"no bundle {name[:200]!r} in the models folder", "id", "unknown_model")
-    models = {**engine.models, name: bundle.load(settings.models_dir / name)}
-    found = _composites(settings, set(models))
-    return Engine(engine.backbone, engine.text, models, found, engine.recall)
+    models = {**engine.models, name: bundle.load_bundle(settings.models_dir / name)}
+    composites = _load_composites(settings, set(models))
+    return Engine(engine.backbone, engine.text, models, composites, engine.prefix_cache)
 
 
-def without_model(engine: Engine, name: str) -> Engine:
-    """The same engine without a model; refused where a composite needs it."""
-    needing = [one for one in engine.composites if name in {h.partition("@")[0] for h in engine.heads(one)}]
-    if needing:
-        raise BundleError(f"{name} is a head of {', '.join(needing)}")
+def remove_model(engine: Engine, name: str) -> Engine:
+    """Return the engine without a model; raise BundleError if a composite needs it."""
+    dependents = [
+        composite
+        for composite in engine.composites
+        if name in {part.partition("@")[0] for part in engine.resolve_parts(composite)}
+    ]
+    if dependents:
+        raise BundleError(f"{name} is part of the composite {', '.join(dependents)}")
     models = {other: model for other, model in engine.models.items() if other != name}
-    return Engine(engine.backbone, engine.text, models, engine.composites, engine.recall)
+    return Engine(engine.backbone, engine.text, models, engine.composites, engine.prefix_cache)
 
 
-def bundles(name: str, settings: Settings) -> set[str]:
-    """The bundles a name stands for: itself or a composite's heads, without their profiles."""
-    known = composite.load(settings.models_dir / "composites.toml")
-    heads = known[name].weights if name in known else (name,)
-    return {head.partition("@")[0] for head in heads}
+def resolve_bundle_names(name: str, settings: Settings) -> set[str]:
+    """Return the bundles that a model or composite needs, without profiles."""
+    composites = load_composites(settings.models_dir / "composites.toml")
+    parts = composites[name].weights if name in composites else (name,)
+    return {part.partition("@")[0] for part in parts}
 
 
-def resident(name: str, layers: int | None, settings: Settings, progress: Progress) -> tuple[Backbone, Text]:
-    """A backbone on the chosen device, and its text room."""
-    chatter.set_verbosity_error()
-    chatter.disable_progress_bar()
+def load_backbone(
+    name: str, layers: int | None, settings: Settings, progress: Progress
+) -> tuple[Backbone, Text]:
+    """Load a backbone on the configured device, with its tokenizer; `layers` None loads all layers."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    chosen = device(settings)
+    device = resolve_device(settings)
     backbone, tokenizer = model_sources.open_backbone(
         model_sources.find(name, settings.models_dir),
         layers=layers,
         cache=settings.cache,
-        device=chosen,
-        dtype=precision.exact(settings, chosen),
+        device=device,
+        dtype=precision.exact(settings, device),
         progress=progress,
     )
     text = Text(tokenizer, max_tokens=settings.max_tokens, max_text_chars=settings.max_text_chars)
     return backbone, text
 
 
-def llm(name: str, settings: Settings, progress: Progress) -> PreTrainedModel:
-    """A backbone's whole language model on the chosen device."""
-    chosen = device(settings)
+def load_full_llm(name: str, settings: Settings, progress: Progress) -> PreTrainedModel:
+    """Load the complete language model of a backbone on the configured device."""
+    device = resolve_device(settings)
     return model_sources.open_llm(
         model_sources.find(name, settings.models_dir),
         cache=settings.cache,
-        device=chosen,
-        dtype=precision.exact(settings, chosen),
+        device=device,
+        dtype=precision.exact(settings, device),
         progress=progress,
     )
 
 
-def whole(name: str, settings: Settings, progress: Progress) -> Path:
-    """The folder of a backbone with all of its layers."""
+def fetch_full_backbone(name: str, settings: Settings, progress: Progress) -> Path:
+    """Fetch a backbone with all of its layers and return its folder."""
     source = model_sources.find(name, settings.models_dir)
     return Path(model_sources.pull(source, layers=None, cache=settings.cache, progress=progress).path)
 
 
-def device(settings: Settings) -> torch.device:
-    """Where a backbone is to lie."""
+def resolve_device(settings: Settings) -> torch.device:
+    """Return the device to compute on."""
     if settings.device != "auto":
         return torch.device(settings.device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def depth(backbone: str, settings: Settings) -> int | None:
-    """The deepest layer any reward model here reads of a backbone; None if there is none."""
-    cards = [bundle.load(settings.models_dir / name).card for name in bundle.names(settings.models_dir)]
+def find_deepest_layer(backbone: str, settings: Settings) -> int | None:
+    """Return the deepest layer that a model in the folder uses of a backbone; None if no model uses it."""
+    cards = [
+        bundle.load_bundle(settings.models_dir / name).card
+        for name in bundle.list_bundles(settings.models_dir)
+    ]
     return max((card.layer for card in cards if card.backbone == backbone), default=None)
 
 
-def _models(settings: Settings) -> dict[str, RewardModel]:
-    found = bundle.names(settings.models_dir)
-    wanted = settings.model_names or tuple(found)
-    for name in wanted:
-        if name not in found:
+def _load_models(settings: Settings) -> dict[str, RewardModel]:
+    available = bundle.list_bundles(settings.models_dir)
+    names = settings.model_names or tuple(available)
+    for name in names:
+        if name not in available:
             raise BundleError(
-                f"no reward model {name!r} in {settings.models_dir}; there are: {found or 'none'}"
+                f"no reward model {name!r} in {settings.models_dir}; there are: {available or 'none'}"
             )
-    if not wanted:
+    if not names:
         raise BundleError(f"no reward models in {settings.models_dir}; make one with `sparserm train`")
-    return {name: bundle.load(settings.models_dir / name) for name in wanted}
+    return {name: bundle.load_bundle(settings.models_dir / name) for name in names}
 
 
-def _composites(settings: Settings, served: set[str]) -> dict[str, Composite]:
-    """Those whose heads are all served; what is missing altogether is an error of the file."""
-    found = composite.load(settings.models_dir / "composites.toml")
-    known = set(bundle.names(settings.models_dir))
-    heads = {name: {head.partition("@")[0] for head in one.weights} for name, one in found.items()}
-    return {name: one for name, one in found.items() if heads[name] <= served or not heads[name] <= known}
+def _load_composites(settings: Settings, served: set[str]) -> dict[str, Composite]:
+    """Read the composites whose models are all served.
+
+    Also return those with a model that does not exist, so that the engine reports the error in the file.
+    """
+    composites = load_composites(settings.models_dir / "composites.toml")
+    available = set(bundle.list_bundles(settings.models_dir))
+    parts = {
+        name: {part.partition("@")[0] for part in composite.weights} for name, composite in composites.items()
+    }
+    return {
+        name: composite
+        for name, composite in composites.items()
+        if parts[name] <= served or not parts[name] <= available
+    }

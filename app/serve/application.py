@@ -1,4 +1,4 @@
-"""create_app: engine, settings and registry in; an ASGI app out. Wiring, lifespan, error answers."""
+"""Builds the ASGI application: routes, middleware, error handlers, and the batcher that its lifespan runs."""
 
 import asyncio
 import logging
@@ -17,75 +17,79 @@ from app.errors import SourceError
 from app.reward.engine import Engine
 from app.serve import adapters
 from app.serve.api import admin_routes, routes
-from app.serve.api.error_handlers import answer_errors
+from app.serve.api.error_handlers import install_error_handlers
 from app.serve.batching.batcher import Batcher
-from app.serve.batching.executor import Lanes
-from app.serve.batching.service import Scorer
+from app.serve.batching.executor import Executor
+from app.serve.batching.service import ScoringService
 from app.serve.metrics import Metrics
-from app.serve.middleware.auth import guard
-from app.serve.model_manager import Fleet
+from app.serve.middleware.auth import add_middleware
+from app.serve.model_manager import ModelManager
 from app.settings import Settings
 
 log = logging.getLogger("sparserm")
 
 
 def create_app(engine: Engine, settings: Settings, registry: CollectorRegistry) -> FastAPI:
-    """The server around one engine, whose probes must pass; its lifespan runs the batcher."""
+    """Build the server around one engine, after checking the engine's probes; the lifespan runs the batcher."""
     apart(engine.verify)
     metrics = Metrics(registry)
     app = FastAPI(
         title="SparseRM",
         version=version("sparserm"),
-        description="Reward models one can read: every reward comes with the features that made it.",
+        description="Interpretable reward models: every reward comes with the features that explain it.",
         lifespan=_lifespan,
     )
     app.state.engine, app.state.settings = engine, settings
     app.state.registry, app.state.metrics = registry, metrics
     app.state.default_model = settings.default_model or next(iter(engine.models))
-    app.state.lost, app.state.give_up = False, lambda: None
-    for router in (web.router, routes.router, admin_routes.router, admin_routes.admin):
+    app.state.device_lost, app.state.shut_down = False, lambda: None
+    for router in (web.router, routes.router, admin_routes.router, admin_routes.admin_router):
         app.include_router(router)
-    adapters.add(app, settings.dialect_names)
-    guard(app, settings, metrics)
+    adapters.add_dialects(app, settings.dialect_names)
+    add_middleware(app, settings, metrics)
     if settings.otlp_endpoint:
-        _trace(app, settings.otlp_endpoint)
-    answer_errors(app, metrics)
+        _add_tracing(app, settings.otlp_endpoint)
+    install_error_handlers(app, metrics)
     return app
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """The batcher and what stands on it; the engine is handed over, so that a reload can let it go."""
+    """Run the batcher, the scoring service and the model manager.
+
+    The engine is moved from the app's state to the scoring service, so that a reload can free it.
+    """
     state = app.state
-    if not state.settings.batch_tokens:
-        found = await asyncio.to_thread(apart, partial(batch_size.budget, state.engine.backbone))
-        log.info("passes of %d tokens", found)
-        state.settings = state.settings.model_copy(update={"max_batch_tokens": found})
+    if not state.settings.max_batch_tokens:
+        max_batch_tokens = await asyncio.to_thread(apart, partial(batch_size.budget, state.engine.backbone))
+        log.info("batches of %d tokens", max_batch_tokens)
+        state.settings = state.settings.model_copy(update={"max_batch_tokens": max_batch_tokens})
     settings: Settings = state.settings
     batcher = Batcher(
         state.metrics,
         batch_tokens=settings.max_batch_tokens,
         queue_tokens=settings.max_queued_tokens,
-        lanes=Lanes(*lanes(settings.concurrent_batches, state.engine.backbone.device.type)),
-        hang_s=settings.device_timeout_s,
-        give_up=lambda: _lose(app),
+        executor=Executor(*lanes(settings.concurrent_batches, state.engine.backbone.device.type)),
+        device_timeout_s=settings.device_timeout_s,
+        on_device_lost=lambda: _shut_down(app),
     )
     async with batcher:
-        state.scorer = Scorer(state.engine, batcher, state.metrics, max_items=settings.max_items)
-        state.fleet = Fleet(state.scorer, batcher, state.metrics, settings, state.default_model)
+        service = ScoringService(state.engine, batcher, state.metrics, max_items=settings.max_items)
+        state.scoring_service = service
+        state.model_manager = ModelManager(service, batcher, state.metrics, settings, state.default_model)
         state.engine = None
         yield
 
 
-def _trace(app: FastAPI, endpoint: str) -> None:
+def _add_tracing(app: FastAPI, endpoint: str) -> None:
     try:
         from app.serve.middleware import tracing
     except ImportError as error:
-        raise SourceError("SPARSERM_OTLP_ENDPOINT wants the extra: pip install 'sparserm[otel]'") from error
-    tracing.trace(app, tracing.exporting(endpoint))
+        raise SourceError("SPARSERM_OTLP_ENDPOINT needs the extra: pip install 'sparserm[otel]'") from error
+    tracing.add_tracing(app, tracing.create_exporter(endpoint))
 
 
-def _lose(app: FastAPI) -> None:
-    """The device is lost: say so, and end the process that runs this app."""
-    app.state.lost = True
-    app.state.give_up()
+def _shut_down(app: FastAPI) -> None:
+    """Record that the device is lost, and end the process that runs this app."""
+    app.state.device_lost = True
+    app.state.shut_down()

@@ -1,7 +1,7 @@
-"""Whether what is scored still looks like what the models were made on, by caller.
+"""Drift monitoring: whether the scored responses still look like those the model was trained on, per caller.
 
-Memory is constant: counts in bins, in two half-windows a caller, for so many callers and no more; whoever
-comes later shares one window.
+Memory is constant: bin counts in two half-windows per model and caller, for at most MAX_CALLERS callers per
+model; all later callers share one window.
 """
 
 from collections.abc import Mapping
@@ -12,103 +12,106 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.evaluate.audit import shift
-from app.evaluate.audit.shift import BINS, FIRST, REWARD, Counts
-from app.reward.bundle import RewardModel
+from app.evaluate.audit.shift import BINS, FIRST_PROJECTION, REWARD, BinCounts
+from app.reward.reward_model import RewardModel
 from app.serve.metrics import Metrics
 from app.types import Score
 
-HALF_WINDOW, LEAST, EVERY = 1000, 200, 50
-MOST_CALLERS = 32
-SHOWN = 10
-OTHERS = "other"
+HALF_WINDOW = 1000
+MIN_RESPONSES = 200
+PUBLISH_EVERY = 50
+MAX_CALLERS = 32
+MAX_REPORTED_FEATURES = 10
+OTHER_CALLERS = "other"
 
 
-class Window:
-    """Counts of the last one to two half-windows: rows are quantities, columns bins."""
+class DriftWindow:
+    """Bin counts of the last one to two half-windows of responses; rows are quantities, columns are bins."""
 
-    def __init__(self, rows: int) -> None:
-        self._old = np.zeros((rows, BINS), dtype=np.int64)
-        self._new = np.zeros_like(self._old)
-        self.seen = 0
+    def __init__(self, num_quantities: int) -> None:
+        self._older = np.zeros((num_quantities, BINS), dtype=np.int64)
+        self._newer = np.zeros_like(self._older)
+        self.num_responses = 0
 
     def add(self, bins: NDArray[np.intp]) -> None:
-        """Take one response in; the older half goes when the newer is full."""
-        if self.seen and self.seen % HALF_WINDOW == 0:
-            self._old, self._new = self._new, np.zeros_like(self._new)
-        shift.add(self._new, bins)
-        self.seen += 1
+        """Count one response; the older half-window is dropped when the newer one is full."""
+        if self.num_responses and self.num_responses % HALF_WINDOW == 0:
+            self._older, self._newer = self._newer, np.zeros_like(self._newer)
+        shift.count_response(self._newer, bins)
+        self.num_responses += 1
 
     @property
-    def counts(self) -> Counts:
-        """What is in the window."""
-        found: Counts = self._old + self._new
-        return found
+    def counts(self) -> BinCounts:
+        """The counts of both half-windows together."""
+        counts: BinCounts = self._older + self._newer
+        return counts
 
 
-class Drift:
-    """The windows of one server: a model and a caller each."""
+class DriftMonitor:
+    """The drift windows of one server, one per model and caller."""
 
     def __init__(self, models: Mapping[str, RewardModel], metrics: Metrics) -> None:
         self._metrics = metrics
         self._models: Mapping[str, RewardModel] = {}
-        self._windows: dict[str, dict[str, Window]] = {}
+        self._windows: dict[str, dict[str, DriftWindow]] = {}
         self.watch(models)
 
     def watch(self, models: Mapping[str, RewardModel]) -> None:
-        """Watch these from now on; a model that stays the same keeps its windows."""
-        same = {name for name, model in models.items() if self._models.get(name) is model}
-        for name in set(self._windows) - same:
+        """Watch these models from now on; a model that is unchanged keeps its windows."""
+        unchanged = {name for name, model in models.items() if self._models.get(name) is model}
+        for name in set(self._windows) - unchanged:
             for caller in self._windows[name]:
-                for what in shift.OVERALL:
+                for quantity in shift.SUMMARY_NAMES:
                     with suppress(KeyError):
-                        self._metrics.drift.remove(name, caller, what)
-        self._windows = {name: self._windows[name] if name in same else {} for name in models}
-        self._edges = {name: shift.edges(model) for name, model in models.items()}
+                        self._metrics.drift_psi.remove(name, caller, quantity)
+        self._windows = {name: self._windows[name] if name in unchanged else {} for name in models}
+        self._edges = {name: shift.bin_edges(model) for name, model in models.items()}
         self._models = models
 
     def observe(self, score: Score, caller: str) -> None:
-        """Count a score, unless it was steered: what a profile does is no drift."""
-        for head in score.heads:
-            self.observe(head, caller)
+        """Count a score and the scores it is composed of; steered scores differ on purpose and are skipped."""
+        for part_score in score.part_scores:
+            self.observe(part_score, caller)
         name = score.model.partition("@")[0]
         if score.steer or name not in self._edges:
             return
-        edges, callers = self._edges[name], self._windows[name]
-        if caller not in callers:
-            caller = caller if len(callers) < MOST_CALLERS else OTHERS
-            callers.setdefault(caller, Window(len(edges)))
-        callers[caller].add(shift.bins(score, edges))
-        if callers[caller].seen % EVERY == 0:
+        edges, windows = self._edges[name], self._windows[name]
+        if caller not in windows:
+            caller = caller if len(windows) < MAX_CALLERS else OTHER_CALLERS
+            windows.setdefault(caller, DriftWindow(len(edges)))
+        windows[caller].add(shift.assign_bins(score, edges))
+        if windows[caller].num_responses % PUBLISH_EVERY == 0:
             self._publish(name, caller)
 
     def report(self, name: str) -> dict[str, Any]:
-        """Each caller's window of a model."""
-        return {caller: self._told(name, window) for caller, window in self._windows[name].items()}
+        """Return the drift of a model per caller, as GET /v1/models/{id}/drift returns it."""
+        return {caller: self._describe(name, window) for caller, window in self._windows[name].items()}
 
-    def _told(self, name: str, window: Window) -> dict[str, Any]:
+    def _describe(self, name: str, window: DriftWindow) -> dict[str, Any]:
         counts = window.counts
-        found: dict[str, Any] = {"responses": int(counts[REWARD].sum()), "enough": _enough(counts)}
-        if not found["enough"]:
-            return found
-        apart = shift.stability(counts)
+        summary: dict[str, Any] = {"responses": int(counts[REWARD].sum()), "enough": _has_enough(counts)}
+        if not summary["enough"]:
+            return summary
+        psi = shift.stability_index(counts)
+        projection_psi = psi[FIRST_PROJECTION:]
         features = self._models[name].features
-        most = np.argsort(-apart[FIRST:], kind="stable")[:SHOWN].tolist()
+        largest = np.argsort(-projection_psi, kind="stable")[:MAX_REPORTED_FEATURES].tolist()
         return {
-            **found,
-            **shift.overall(counts),
+            **summary,
+            **shift.summarize(counts),
             "features": [
-                {"id": features[i].latent, "label": features[i].label, "psi": float(apart[FIRST + i])}
-                for i in most
+                {"id": features[i].latent, "label": features[i].label, "psi": float(projection_psi[i])}
+                for i in largest
             ],
         }
 
     def _publish(self, name: str, caller: str) -> None:
         counts = self._windows[name][caller].counts
-        if not _enough(counts):
+        if not _has_enough(counts):
             return
-        for what, value in shift.overall(counts).items():
-            self._metrics.drift.labels(name, caller, what).set(value)
+        for quantity, psi in shift.summarize(counts).items():
+            self._metrics.drift_psi.labels(name, caller, quantity).set(psi)
 
 
-def _enough(counts: Counts) -> bool:
-    return bool(counts[REWARD].sum() >= LEAST)
+def _has_enough(counts: BinCounts) -> bool:
+    return bool(counts[REWARD].sum() >= MIN_RESPONSES)

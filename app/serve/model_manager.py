@@ -1,7 +1,7 @@
-"""Hot changes: models come, change and go while requests are answered.
+"""Loading, reloading and unloading models while requests are served.
 
-A change is a new engine on the same backbone. It must pass its probes on the device before requests turn to
-it; those that have begun end with the engine they began with, and then the old weights are free.
+A change builds a new engine on the same backbone. The new model's probes must pass on the device before new
+requests use that engine. Requests that have started finish with the old engine, and then its weights are freed.
 """
 
 import asyncio
@@ -13,71 +13,75 @@ from app.errors import BundleError, Conflict, NotFound
 from app.reward import loading
 from app.reward.engine import Engine
 from app.serve.batching.batcher import Batcher
-from app.serve.batching.service import Scorer
+from app.serve.batching.service import ScoringService
 from app.serve.metrics import Metrics
 from app.settings import Settings
 
 
-class Fleet:
-    """The models of one server; one change at a time."""
+class ModelManager:
+    """Changes the models that one server serves, one change at a time."""
 
     def __init__(
-        self, scorer: Scorer, batcher: Batcher, metrics: Metrics, settings: Settings, default: str
+        self,
+        service: ScoringService,
+        batcher: Batcher,
+        metrics: Metrics,
+        settings: Settings,
+        default_model: str,
     ) -> None:
-        self._scorer = scorer
+        self._service = service
         self._batcher = batcher
         self._metrics = metrics
         self._settings = settings
-        self._default = default
-        self._changing = asyncio.Lock()
-        self._describe()
+        self._default_model = default_model
+        self._lock = asyncio.Lock()
+        self._publish_model_info()
 
     async def load(self, name: str) -> None:
         """Serve a bundle of the models folder that is not served yet."""
-        if name in self._scorer.engine.models:
+        if name in self._service.engine.models:
             raise Conflict(f"{name!r} is served already; reload it", "id", "already_served")
-        await self._bring(name)
+        await self._load_from_disk(name)
 
     async def reload(self, name: str) -> None:
-        """Serve a bundle as it lies on disk now."""
-        self._must_serve(name)
-        await self._bring(name)
+        """Replace a served model by its bundle as it is on disk now."""
+        self._check_is_served(name)
+        await self._load_from_disk(name)
 
     async def unload(self, name: str) -> None:
-        """Serve a model no longer."""
-        self._must_serve(name)
-        if name == self._default.partition("@")[0]:
+        """Stop serving a model; the default model cannot be unloaded."""
+        self._check_is_served(name)
+        if name == self._default_model.partition("@")[0]:
             raise Conflict(f"{name!r} is the default model", "id", "is_default")
-        await self._change(lambda engine: loading.without_model(engine, name))
+        await self._switch_engine(lambda engine: loading.remove_model(engine, name))
 
-    def _must_serve(self, name: str) -> None:
-        known = self._scorer.engine.models
-        if name not in known:
+    def _check_is_served(self, name: str) -> None:
+        names = self._service.engine.models
+        if name not in names:
             raise NotFound(
-                f"no model {name[:200]!r} is served; there are: {', '.join(known)}", "id", "unknown_model"
+                f"no model {name[:200]!r} is served; there are: {', '.join(names)}", "id", "unknown_model"
             )
 
-    async def _bring(self, name: str) -> None:
-        """Serve a bundle as it lies on disk, in place of what had its name."""
-        await self._change(lambda engine: loading.with_model(engine, name, self._settings), name)
+    async def _load_from_disk(self, name: str) -> None:
+        await self._switch_engine(lambda engine: loading.add_model(engine, name, self._settings), name)
 
-    async def _change(self, change: Callable[[Engine], Engine], *new: str) -> None:
-        """Turn to a changed engine, once what is new in it has passed its probes."""
-        async with self._changing:
+    async def _switch_engine(self, change: Callable[[Engine], Engine], *new_names: str) -> None:
+        """Switch to the changed engine, after the probes of its new models have passed on the device."""
+        async with self._lock:
             try:
-                changed = await asyncio.to_thread(apart, partial(change, self._scorer.engine))
-                if new:
-                    await self._batcher.on_device(partial(changed.verify, *new))
+                engine = await asyncio.to_thread(apart, partial(change, self._service.engine))
+                if new_names:
+                    await self._batcher.run_on_device(partial(engine.verify, *new_names))
             except BundleError as error:
                 raise Conflict(str(error), "id", "bundle_refused") from error
-            self._scorer.turn_to(changed)
-            self._describe()
+            self._service.switch_engine(engine)
+            self._publish_model_info()
 
-    def _describe(self) -> None:
-        """Say in the metrics what is served."""
-        self._metrics.info.clear()
-        for name, model in self._scorer.engine.models.items():
+    def _publish_model_info(self) -> None:
+        """Set the metric that lists the served models."""
+        self._metrics.model_info.clear()
+        for name, model in self._service.engine.models.items():
             card = model.card
-            self._metrics.info.labels(
+            self._metrics.model_info.labels(
                 name, card.task, card.backbone, card.backbone_digest, card.sae_sha256, str(card.layer)
             ).set(1)

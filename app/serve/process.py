@@ -18,13 +18,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.settings import Settings
 
-LOST = 70
+EXIT_DEVICE_LOST = 70
 KEEP_ALIVE_S = 75
-BACKLOG = 4096
+SOCKET_BACKLOG = 4096
 log = logging.getLogger("sparserm")
 
 
-def prepare() -> None:
+def raise_open_file_limit() -> None:
     """Before anything is loaded: as many open files as may be."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -41,29 +41,29 @@ def run(app: FastAPI, settings: Settings, socket: Path | None = None) -> int:
             forwarded_allow_ips="*" if socket else None,
             loop="asyncio",
             ws="none",
-            http=type("Punctual", (Punctual,), {"slow_s": settings.client_timeout_s}),
+            http=type("Punctual", (HeaderTimeoutProtocol,), {"slow_s": settings.client_timeout_s}),
             log_config=None,
             log_level=settings.log_level,
             access_log=False,
             server_header=False,
-            backlog=BACKLOG,
+            backlog=SOCKET_BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=settings.drain_timeout_s,
         )
     )
 
-    def give_up() -> None:
+    def shut_down() -> None:
         server.should_exit = True
 
-    app.state.give_up = give_up
+    app.state.shut_down = shut_down
     server.run()
-    if not app.state.lost:
+    if not app.state.device_lost:
         return 0
     logging.shutdown()
-    os._exit(LOST)  # a device that hangs holds its thread, and a normal exit would wait for it
+    os._exit(EXIT_DEVICE_LOST)  # a device that hangs holds its thread, and a normal exit would wait for it
 
 
-class Punctual(H11Protocol):
+class HeaderTimeoutProtocol(H11Protocol):
     """A protocol that lets go of connections whose next request does not begin, or its head does not end."""
 
     slow_s = 30.0

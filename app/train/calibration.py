@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.evaluate.accuracy import temperature
-from app.reward.head import Calibration, Head, interpolate, stray
-from app.train.head_training import Lesson, Plan, fit, folds, rewards
-from app.train.parallel import abreast
+from app.evaluate.accuracy import fit_temperature
+from app.reward.calibration import Calibration, compute_mahalanobis_distance, interpolate
+from app.reward.head import Head
+from app.train.head_training import HeadTrainingConfig, TrainingSet, assign_folds, compute_rewards, fit_head
+from app.train.parallel import run_in_parallel
 
-FOLDS = 5
+CALIBRATION_FOLDS = 5
 QUANTILES = 201
 DECILES = 9
 KNOTS = 6
@@ -27,33 +28,38 @@ LEAST_APART = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
+class ResponseLengths:
     """Of each response (N, 2): its tokens, and how many of them the read-out pools."""
 
     tokens: Tensor
-    read: Tensor
+    pooled: Tensor
 
 
-def calibrate(
-    head: Head, lesson: Lesson, lengths: Lengths, single: Tensor, plan: Plan, report: Callable[[float], None]
+def calibrate_head(
+    head: Head,
+    lesson: TrainingSet,
+    lengths: ResponseLengths,
+    single: Tensor,
+    plan: HeadTrainingConfig,
+    report: Callable[[float], None],
 ) -> Calibration:
     """The tables of a head; `single` (T, K) are projections of single response tokens."""
     unseen, distances = _unseen(lesson, lengths, single, plan, report)
-    lesson = lesson.honest
-    knots, slope = trend(unseen, lengths.tokens, lesson.groups)
+    lesson = lesson.original
+    knots, slope = fit_length_trend(unseen, lengths.tokens, lesson.groups)
     evened = unseen - interpolate(lengths.tokens.double().log2(), knots, slope)
     known = head.standardise(lesson.projections.flatten(0, 1))
     return Calibration(
-        temperature(unseen[:, 0] - unseen[:, 1]),
+        fit_temperature(unseen[:, 0] - unseen[:, 1]),
         torch.stack([_quantiles(unseen), _quantiles(evened)]),
-        *axes(known, lengths.read, head.standardise(single)),
+        *fit_axes(known, lengths.pooled, head.standardise(single)),
         _quantiles(distances),
         torch.stack([knots, slope]),
         torch.quantile(known, torch.linspace(0, 1, DECILES + 2, dtype=torch.float64)[1:-1], dim=0).T,
     )
 
 
-def axes(known: Tensor, read: Tensor, single: Tensor) -> tuple[Tensor, Tensor]:
+def fit_axes(known: Tensor, read: Tensor, single: Tensor) -> tuple[Tensor, Tensor]:
     """Axes on which tokens of a response scatter by 1, and how far responses differ along each.
 
     A mean of n tokens then varies by the latter plus 1 / n: short responses may stray further.
@@ -71,24 +77,30 @@ def axes(known: Tensor, read: Tensor, single: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unseen(
-    lesson: Lesson, lengths: Lengths, single: Tensor, plan: Plan, report: Callable[[float], None]
+    lesson: TrainingSet,
+    lengths: ResponseLengths,
+    single: Tensor,
+    plan: HeadTrainingConfig,
+    report: Callable[[float], None],
 ) -> tuple[Tensor, Tensor]:
     """Rewards and distances of every honest response, by heads that did not see its prompt, (N, 2)."""
-    everywhere = folds(lesson.groups, FOLDS, plan.seed)
-    honest, fold = lesson.honest.projections, everywhere[~lesson.drill]
+    everywhere = assign_folds(lesson.groups, CALIBRATION_FOLDS, plan.seed)
+    honest, fold = lesson.original.projections, everywhere[~lesson.is_augmented]
     unseen, distances = (torch.zeros(honest.shape[:2], dtype=torch.float64) for _ in range(2))
-    others = [lesson.part(everywhere != f) for f in range(FOLDS)]
-    heads = abreast([partial(fit, part, plan, lambda _: None) for part in others], report)
+    others = [lesson.subset(everywhere != f) for f in range(CALIBRATION_FOLDS)]
+    heads = run_in_parallel([partial(fit_head, part, plan, lambda _: None) for part in others], report)
     for f, without in enumerate(heads):
         held = fold == f
-        unseen[held] = rewards(without, honest[held])
+        unseen[held] = compute_rewards(without, honest[held])
         known, new = (without.standardise(honest[rows].flatten(0, 1)) for rows in (~held, held))
-        around = axes(known, lengths.read[~held], without.standardise(single))
-        distances[held] = stray(new, lengths.read[held].flatten(), *around).reshape(-1, 2)
+        around = fit_axes(known, lengths.pooled[~held], without.standardise(single))
+        distances[held] = compute_mahalanobis_distance(new, lengths.pooled[held].flatten(), *around).reshape(
+            -1, 2
+        )
     return unseen, distances
 
 
-def trend(unseen: Tensor, tokens: Tensor, groups: list[str]) -> tuple[Tensor, Tensor]:
+def fit_length_trend(unseen: Tensor, tokens: Tensor, groups: list[str]) -> tuple[Tensor, Tensor]:
     """How reward goes with length among the responses to one prompt: a line through knots, mean zero."""
     lengths = tokens.flatten().double().log2()
     low, high = torch.quantile(lengths, torch.tensor([0.01, 0.99], dtype=torch.float64)).tolist()

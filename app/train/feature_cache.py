@@ -16,7 +16,7 @@ Tensors = Mapping[str, Tensor]
 AT_ONCE = 500
 
 
-def place(file: Path, text: str) -> None:
+def write_atomically(file: Path, text: str) -> None:
     """Write a file whole, in the place of the one before."""
     scratch = file.with_name(f"{file.name}.part")
     with scratch.open("w") as stream:
@@ -26,7 +26,7 @@ def place(file: Path, text: str) -> None:
     scratch.replace(file)
 
 
-class Shelf:
+class TensorCache:
     """Tensors by (kind, item); the kind says how they were made, the item of what."""
 
     def __init__(self, file: Path) -> None:

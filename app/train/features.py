@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from app.backbone.backbone import Backbone
-from app.backbone.packing import pack, passes
+from app.backbone.packing import pack, split_into_batches
 from app.backbone.tokenization import Text
 from app.reward.directions import Dictionary
-from app.train.feature_cache import Shelf
+from app.train.feature_cache import TensorCache
 from app.types import EncodedItem, Item, Pooling
 
-PASS_TOKENS = 4096
+MAX_BATCH_TOKENS = 4096
 READOUTS = tuple(Pooling)
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class FeatureExtractor:
     """The layers that are read, and the dictionary that reads the first of them."""
 
     backbone: Backbone
@@ -35,7 +35,7 @@ class Reader:
     sae_sha256: str
 
     @property
-    def kinds(self) -> dict[str, str]:
+    def cache_kinds(self) -> dict[str, str]:
         """Digests of all that decides a residual or an activation, by what the table calls them."""
         frozen = (self.backbone.digest, self.text.digest, str(self.text.max_tokens), str(self.backbone.dtype))
         named = {f"residuals.{layer}": str(layer) for layer in self.layers}
@@ -47,7 +47,7 @@ class Reader:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class PairFeatures:
     """Pairs as places in a list of unique responses, and what was read of each of those.
 
     `place` is (N, 2), chosen first, or (N, M) for other rows of responses; `residuals[layer]` is (U, 3, D)
@@ -55,57 +55,64 @@ class Table:
     tokens and how strongly on average.
     """
 
-    place: Tensor
-    tokens: Tensor
+    response_index: Tensor
+    token_counts: Tensor
     residuals: dict[int, Tensor]
     latents: list[dict[str, Tensor]]
-    width: int
+    num_latents: int
 
-    def pooled(self, layer: int, readout: Pooling) -> Tensor:
+    def pooled_residuals(self, layer: int, readout: Pooling) -> Tensor:
         """(N, 2, D) pooled residuals."""
-        return self.residuals[layer][:, READOUTS.index(readout)][self.place]
+        return self.residuals[layer][:, READOUTS.index(readout)][self.response_index]
 
     def lengths(self) -> Tensor:
         """(N, 2) response tokens."""
-        return self.tokens[self.place]
+        return self.token_counts[self.response_index]
 
-    def read(self, readout: Pooling) -> Tensor:
+    def pooled_lengths(self, readout: Pooling) -> Tensor:
         """(N, 2) tokens a read-out pools."""
         lengths = self.lengths()
         return lengths if readout is Pooling.MEAN else torch.ones_like(lengths)
 
-    def firing(self, readout: Pooling) -> Tensor:
+    def firing_rates(self, readout: Pooling) -> Tensor:
         """(N, 2, F) share of the read tokens on which each latent fires."""
-        return self._dense("shares", readout)[self.place]
+        return self._dense("shares", readout)[self.response_index]
 
-    def activations(self, readout: Pooling) -> Tensor:
+    def mean_activations(self, readout: Pooling) -> Tensor:
         """(N, 2, F) mean activation of each latent over the read tokens."""
-        return self._dense("means", readout)[self.place]
+        return self._dense("means", readout)[self.response_index]
 
-    def part(self, rows: Sequence[int]) -> "Table":
+    def subset(self, rows: Sequence[int]) -> "PairFeatures":
         """Some of the pairs."""
-        return Table(self.place[list(rows)], self.tokens, self.residuals, self.latents, self.width)
+        return PairFeatures(
+            self.response_index[list(rows)], self.token_counts, self.residuals, self.latents, self.num_latents
+        )
 
-    def against(self, rows: Sequence[int], others: "Table") -> "Table":
+    def with_rejected(self, rows: Sequence[int], others: "PairFeatures") -> "PairFeatures":
         """What some pairs prefer, each against the one response of a row of another table."""
-        return Table(
-            torch.cat([self.place[list(rows), :1], others.place + len(self.tokens)], dim=1),
-            torch.cat([self.tokens, others.tokens]),
+        return PairFeatures(
+            torch.cat(
+                [self.response_index[list(rows), :1], others.response_index + len(self.token_counts)], dim=1
+            ),
+            torch.cat([self.token_counts, others.token_counts]),
             {layer: torch.cat([self.residuals[layer], read]) for layer, read in others.residuals.items()},
             self.latents + others.latents,
-            self.width,
+            self.num_latents,
         )
 
     def _dense(self, what: str, readout: Pooling) -> Tensor:
-        out = torch.zeros(len(self.latents), self.width, dtype=torch.half)
+        out = torch.zeros(len(self.latents), self.num_latents, dtype=torch.half)
         for row, found in enumerate(self.latents):
             out[row, found[f"{readout}.which"].long()] = found[f"{readout}.{what}"]
         return out
 
 
-def table(
-    responses: Sequence[tuple[Item, ...]], reader: Reader, cache: Path, report: Callable[[int], None]
-) -> Table:
+def extract_features(
+    responses: Sequence[tuple[Item, ...]],
+    reader: FeatureExtractor,
+    cache: Path,
+    report: Callable[[int], None],
+) -> PairFeatures:
     """Features of rows of responses, pairs mostly; `report` hears how many responses are done.
 
     Passes are the same whatever is on the shelf already, and what is there stays, so that a killed run ends
@@ -113,16 +120,16 @@ def table(
     """
     exchanges = list(dict.fromkeys(exchange for row in responses for exchange in row))
     items = [_item(exchange) for exchange in exchanges]
-    shelf = Shelf(cache / "features.sqlite")
-    found = {name: shelf.get(kind, items) for name, kind in reader.kinds.items()}
+    shelf = TensorCache(cache / "features.sqlite")
+    found = {name: shelf.get(kind, items) for name, kind in reader.cache_kinds.items()}
     lacking = {name for name, rows in found.items() if any(item not in rows for item in items)}
     done = 0
     encoded = reader.text.encode(exchanges) if lacking else []
-    for some in passes([one.ids for one in encoded], PASS_TOKENS):
+    for some in split_into_batches([one.ids for one in encoded], MAX_BATCH_TOKENS):
         if any(items[i] not in found[name] for name in lacking for i in some):
             read = _read([encoded[i] for i in some], [items[i] for i in some], reader, lacking)
             rows = [(name, item, tensors) for name, item, tensors in read if item not in found[name]]
-            shelf.put([(reader.kinds[name], item, tensors) for name, item, tensors in rows])
+            shelf.put([(reader.cache_kinds[name], item, tensors) for name, item, tensors in rows])
             for name, item, tensors in rows:
                 found[name][item] = tensors
         done += len(some)
@@ -133,36 +140,40 @@ def table(
     return _table(place, [{name: rows[i] for name, rows in found.items()} for i in items], reader)
 
 
-def _table(place: Tensor, rows: list[dict[str, dict[str, Tensor]]], reader: Reader) -> Table:
+def _table(place: Tensor, rows: list[dict[str, dict[str, Tensor]]], reader: FeatureExtractor) -> PairFeatures:
     first = f"residuals.{reader.layers[0]}"
-    return Table(
-        place=place,
-        tokens=torch.tensor([int(row[first]["tokens"]) for row in rows]),
+    return PairFeatures(
+        response_index=place,
+        token_counts=torch.tensor([int(row[first]["tokens"]) for row in rows]),
         residuals={
             layer: torch.stack([row[f"residuals.{layer}"]["pooled"] for row in rows])
             for layer in reader.layers
         },
         latents=[row["latents"] for row in rows],
-        width=len(reader.dictionary.bias),
+        num_latents=len(reader.dictionary.bias),
     )
 
 
 def _read(
-    encoded: list[EncodedItem], items: list[str], reader: Reader, lacking: set[str]
+    encoded: list[EncodedItem], items: list[str], reader: FeatureExtractor, lacking: set[str]
 ) -> Iterator[tuple[str, str, dict[str, Tensor]]]:
     """The lacking kinds of row of the responses of one pass."""
     packed = pack([one.ids for one in encoded])
     first, *_ = reader.layers
     layers = [layer for layer in reader.layers if f"residuals.{layer}" in lacking]
-    rows = [packed.rows(at, one.start, one.stop + 1) for at, one in enumerate(encoded)]
+    rows = [packed.rows(at, one.response_start, one.response_end + 1) for at, one in enumerate(encoded)]
     needed = {*layers, *([first] if "latents" in lacking else [])}
     states = reader.backbone.residuals(packed, dict.fromkeys(needed, np.concatenate(rows)))
     for one, item, read in zip(encoded, items, rows, strict=True):
         for layer in layers:
             pooled = _readouts(states[layer].at(read)).cpu()
-            yield f"residuals.{layer}", item, {"pooled": pooled, "tokens": torch.tensor(one.stop - one.start)}
+            yield (
+                f"residuals.{layer}",
+                item,
+                {"pooled": pooled, "tokens": torch.tensor(one.response_end - one.response_start)},
+            )
         if "latents" in lacking:
-            yield "latents", item, _latents(reader.dictionary.activate(states[first].at(read)))
+            yield "latents", item, _latents(reader.dictionary.encode(states[first].at(read)))
 
 
 def _readouts(rows: Tensor) -> Tensor:

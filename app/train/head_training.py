@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from app.data.pairs import chance
-from app.evaluate.accuracy import surprise
+from app.data.pairs import hash_to_unit_interval
+from app.evaluate.accuracy import log_loss
 from app.reward.head import Head
-from app.train.parallel import abreast
+from app.train.parallel import run_in_parallel
 
-FOLDS = 3
+TUNING_FOLDS = 3
 RATES, DECAYS, GAMMAS = (3e-4, 1e-3), (1.0, 5.0), (1.0, 3.0)
 MEMORY = 0.98
 EVENNESS = 0.1
@@ -38,7 +38,7 @@ LOSSES: dict[str, Loss] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class HeadTrainingConfig:
     """How a head is trained; `whitening` is the ridge, in mean variances, that keeps it partial."""
 
     heads: int = 8
@@ -55,7 +55,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class TrainingSet:
     """What heads learn from: (N, 2, K) projections of chosen and rejected, and each pair's prompt group.
 
     `drill` (N,) marks the pairs that are drills. `metric` (K, K) is how projections would vary together if
@@ -64,37 +64,37 @@ class Lesson:
 
     projections: Tensor
     groups: list[str]
-    metric: Tensor
-    drill: Tensor
+    uncorrelated_covariance: Tensor
+    is_augmented: Tensor
 
     @classmethod
-    def of(cls, vectors: Tensor, basis: Tensor, groups: list[str]) -> "Lesson":
+    def from_vectors(cls, vectors: Tensor, basis: Tensor, groups: list[str]) -> "TrainingSet":
         """(N, 2, D) vectors projected on the rows of a basis (K, D)."""
         spread = vectors.flatten(0, 1).var(0)
         return cls(vectors @ basis.T, groups, (basis * spread) @ basis.T, torch.zeros(len(groups)).bool())
 
-    def with_drills(self, projections: Tensor, groups: list[str]) -> "Lesson":
+    def with_augmented(self, projections: Tensor, groups: list[str]) -> "TrainingSet":
         """The same and more pairs, which are drills."""
         return replace(
             self,
             projections=torch.cat([self.projections, projections]),
             groups=self.groups + groups,
-            drill=torch.cat([self.drill, torch.ones(len(groups)).bool()]),
+            drill=torch.cat([self.is_augmented, torch.ones(len(groups)).bool()]),
         )
 
     @property
-    def honest(self) -> "Lesson":
+    def original(self) -> "TrainingSet":
         """The pairs that are no drills."""
-        return self.part(~self.drill)
+        return self.subset(~self.is_augmented)
 
-    def part(self, kept: Tensor) -> "Lesson":
+    def subset(self, kept: Tensor) -> "TrainingSet":
         """Some of the pairs, by mask."""
         groups = [group for group, keep in zip(self.groups, kept.tolist(), strict=True) if keep]
-        return replace(self, projections=self.projections[kept], groups=groups, drill=self.drill[kept])
+        return replace(self, projections=self.projections[kept], groups=groups, drill=self.is_augmented[kept])
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
+class WhitenedInputs:
     """Projections as training sees them, and how to get there: standardised, then mixed."""
 
     x: Tensor
@@ -103,32 +103,36 @@ class Inputs:
     mixing: Tensor
 
 
-def tune(lesson: Lesson, plan: Plan, report: Callable[[float], None]) -> Plan:
+def tune_config(
+    lesson: TrainingSet, plan: HeadTrainingConfig, report: Callable[[float], None]
+) -> HeadTrainingConfig:
     """The plan whose heads, trained without a third of the prompts, predict that third best."""
     inputs = _inputs(lesson, plan)
-    fold = folds(lesson.groups, FOLDS, plan.seed)
-    seen = torch.stack([(fold != f).float() for f in range(FOLDS)], dim=1) * _weight(lesson)
+    fold = assign_folds(lesson.groups, TUNING_FOLDS, plan.seed)
+    seen = torch.stack([(fold != f).float() for f in range(TUNING_FOLDS)], dim=1) * _weight(lesson)
     gammas = GAMMAS if plan.loss == "margin" else GAMMAS[:1]
-    columns = torch.tensor(gammas).repeat_interleave(FOLDS)
+    columns = torch.tensor(gammas).repeat_interleave(TUNING_FOLDS)
     options = [
         replace(plan, lr=lr, weight_decay=decay, epochs=max(EPOCHS)) for lr, decay in product(RATES, DECAYS)
     ]
 
-    def tried(option: Plan) -> dict[Plan, float]:
-        found: dict[Plan, float] = {}
+    def tried(option: HeadTrainingConfig) -> dict[HeadTrainingConfig, float]:
+        found: dict[HeadTrainingConfig, float] = {}
         for epoch, members in _descend(inputs.x, seen.repeat(1, len(gammas)), option, columns):
             if epoch in EPOCHS:
                 chosen, rejected = _sides(inputs.x, members)
-                for gamma, apart in zip(gammas, torch.split(chosen - rejected, FOLDS, dim=1), strict=True):
-                    unseen = apart[torch.arange(len(fold)), fold][~lesson.drill]
-                    found[replace(option, gamma=gamma, epochs=epoch)] = surprise(unseen.double())
+                for gamma, apart in zip(
+                    gammas, torch.split(chosen - rejected, TUNING_FOLDS, dim=1), strict=True
+                ):
+                    unseen = apart[torch.arange(len(fold)), fold][~lesson.is_augmented]
+                    found[replace(option, gamma=gamma, epochs=epoch)] = log_loss(unseen.double())
         return found
 
-    outcomes = reduce(or_, abreast([partial(tried, option) for option in options], report))
+    outcomes = reduce(or_, run_in_parallel([partial(tried, option) for option in options], report))
     return min(outcomes, key=outcomes.__getitem__)
 
 
-def fit(lesson: Lesson, plan: Plan, report: Callable[[int], None]) -> Head:
+def fit_head(lesson: TrainingSet, plan: HeadTrainingConfig, report: Callable[[int], None]) -> Head:
     """Train E heads."""
     inputs = _inputs(lesson, plan)
     members: list[Tensor] = []
@@ -139,36 +143,36 @@ def fit(lesson: Lesson, plan: Plan, report: Callable[[int], None]) -> Head:
     w1, b1, w2 = members
     mixed = (w1.transpose(1, 2) @ inputs.mixing.T).half()
     head = Head(inputs.center, inputs.scale, mixed, b1[:, 0], w2[:, 0], torch.zeros(plan.heads))
-    return _standardised(head, lesson.honest.projections.flatten(0, 1))
+    return _standardised(head, lesson.original.projections.flatten(0, 1))
 
 
-def rewards(head: Head, projections: Tensor) -> Tensor:
+def compute_rewards(head: Head, projections: Tensor) -> Tensor:
     """The ensemble's rewards of (N, 2, K) projections, (N, 2)."""
-    return head.members(head.standardise(projections.flatten(0, 1))).mean(1).reshape(-1, 2)
+    return head.score_members(head.standardise(projections.flatten(0, 1))).mean(1).reshape(-1, 2)
 
 
-def folds(groups: list[str], count: int, seed: int) -> Tensor:
+def assign_folds(groups: list[str], count: int, seed: int) -> Tensor:
     """A fold for each pair, whole prompt groups together, as even as can be."""
-    order = sorted(set(groups), key=lambda group: chance(f"{seed}/fold/{group}"))
+    order = sorted(set(groups), key=lambda group: hash_to_unit_interval(f"{seed}/fold/{group}"))
     fold = {group: at % count for at, group in enumerate(order)}
     return torch.tensor([fold[group] for group in groups])
 
 
-def _inputs(lesson: Lesson, plan: Plan) -> Inputs:
+def _inputs(lesson: TrainingSet, plan: HeadTrainingConfig) -> WhitenedInputs:
     """Projections evened out: first their geometry, then, partly, how the data vary."""
-    honest = lesson.honest.projections.flatten(0, 1)
+    honest = lesson.original.projections.flatten(0, 1)
     center, scale = honest.mean(0), honest.std(0).clamp(min=1e-6)
     honest = ((honest - center) / scale).double()
-    even = _inverse_root(lesson.metric.double() / scale.outer(scale), EVENNESS)
+    even = _inverse_root(lesson.uncorrelated_covariance.double() / scale.outer(scale), EVENNESS)
     flat = honest @ even
     mixing = even @ _inverse_root(flat.T @ flat / len(flat), plan.whitening)
     mixing = (mixing / (honest @ mixing).std()).float()
-    return Inputs((lesson.projections - center) / scale @ mixing, center, scale, mixing)
+    return WhitenedInputs((lesson.projections - center) / scale @ mixing, center, scale, mixing)
 
 
-def _weight(lesson: Lesson) -> Tensor:
+def _weight(lesson: TrainingSet) -> Tensor:
     """How much each pair counts, (N, 1)."""
-    return torch.where(lesson.drill, DRILL_WEIGHT, 1.0)[:, None]
+    return torch.where(lesson.is_augmented, DRILL_WEIGHT, 1.0)[:, None]
 
 
 def _inverse_root(matrix: Tensor, ridge: float) -> Tensor:
@@ -178,7 +182,9 @@ def _inverse_root(matrix: Tensor, ridge: float) -> Tensor:
     return root
 
 
-def _descend(x: Tensor, weights: Tensor, plan: Plan, gammas: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
+def _descend(
+    x: Tensor, weights: Tensor, plan: HeadTrainingConfig, gammas: Tensor
+) -> Iterator[tuple[int, list[Tensor]]]:
     """Train one head a column of `weights` (N, E), each for its γ.
 
     Yields the epoch and the averaged members after it.
@@ -210,7 +216,7 @@ def _sides(x: Tensor, members: list[Tensor]) -> tuple[Tensor, Tensor]:
     return chosen, rejected
 
 
-def _bootstrap(groups: list[str], plan: Plan) -> Tensor:
+def _bootstrap(groups: list[str], plan: HeadTrainingConfig) -> Tensor:
     """How often each pair counts for each head, (N, E): whole prompt groups are drawn."""
     generator = torch.Generator().manual_seed(plan.seed)
     names = {group: i for i, group in enumerate(sorted(set(groups)))}
@@ -219,7 +225,7 @@ def _bootstrap(groups: list[str], plan: Plan) -> Tensor:
     return counts.T[torch.tensor([names[group] for group in groups])]
 
 
-def _initial(heads: int, k: int, plan: Plan, generator: torch.Generator) -> list[Tensor]:
+def _initial(heads: int, k: int, plan: HeadTrainingConfig, generator: torch.Generator) -> list[Tensor]:
     shapes = [(heads, k, plan.hidden), (heads, 1, plan.hidden), (heads, 1, plan.hidden)]
     return [
         ((torch.rand(shape, generator=generator) * 2 - 1) / fan_in**0.5).requires_grad_()
@@ -229,7 +235,7 @@ def _initial(heads: int, k: int, plan: Plan, generator: torch.Generator) -> list
 
 def _standardised(head: Head, flat: Tensor) -> Head:
     exact = head.to(torch.device("cpu"))
-    rewards = exact.members(exact.standardise(flat))
+    rewards = exact.score_members(exact.standardise(flat))
     mean, deviation = rewards.mean(0), rewards.std(0).clamp(min=1e-6)
     w2, b2 = exact.w2 / deviation[:, None], (exact.b2 - mean) / deviation
     return Head(head.center, head.scale, head.w1, head.b1, w2.float(), b2.float()).to(torch.device("cpu"))

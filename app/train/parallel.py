@@ -1,7 +1,7 @@
 """Trainings that need nothing of each other, side by side, each on its share of the threads.
 
 The products of a small head are too small to be shared: threads that wait for each other at every one of
-them take longer than threads that each train a head of their own (docs/log.md).
+them take longer than threads that each train a head of their own (benchmarks/LOG.md).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ import torch
 T = TypeVar("T")
 
 
-def abreast(works: Sequence[Callable[[], T]], report: Callable[[float], None]) -> list[T]:
+def run_in_parallel(works: Sequence[Callable[[], T]], report: Callable[[float], None]) -> list[T]:
     """What each work gives, in order; as many at once as there are threads."""
     threads = torch.get_num_threads()
     done: list[T] = []

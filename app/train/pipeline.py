@@ -9,19 +9,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from app.data.pairs import having
-from app.errors import DataError, NonFinite
-from app.evaluate.accuracy import Judged, advantage, examine, interval, wins
-from app.reward.bundle import ModelCard, Probe, RewardModel, TrainingData
+from app.data.pairs import match_condition
+from app.errors import DataError, NonFiniteScore
+from app.evaluate.accuracy import ScoredPairs, accuracy_difference, bootstrap_mean, evaluate_pairs, pair_wins
 from app.reward.directions import Dictionary
 from app.reward.engine import Engine
 from app.reward.head import Head
+from app.reward.reward_model import ModelCard, Probe, RewardModel, TrainingData
 from app.train import features, head_training
-from app.train.augmentation import drills
-from app.train.calibration import FOLDS, Lengths, calibrate
+from app.train.augmentation import augment_rejected
+from app.train.calibration import CALIBRATION_FOLDS, ResponseLengths, calibrate_head
 from app.train.names import labels
-from app.train.names.contexts import contexts
-from app.train.selection import Selection, select
+from app.train.names.contexts import collect_contexts
+from app.train.selection import Selection, select_latents
 from app.train.variants import BASELINES, Arena, Drilled
 from app.types import Explain, Feature, Item, Message, Pair, Pooling, ScoreJob, ScoreOptions
 
@@ -36,7 +36,7 @@ Report = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class TrainingConfig:
     """What to make: the task, its data, and the choices the method leaves open.
 
     Limit 0 takes every pair; `drills` is the share of pairs learnt from once more, dressed up.
@@ -45,18 +45,18 @@ class Order:
     name: str
     pairs: list[Pair]
     data: TrainingData
-    test: list[Pair]
-    sae: str
-    readout: Pooling = Pooling.MEAN
+    test_pairs: list[Pair]
+    sae_name: str
+    pooling: Pooling = Pooling.MEAN
     k: int = 128
-    limit: int = 1000
-    drills: float = DRILLS
+    max_pairs: int = 1000
+    augment_share: float = DRILLS
     slices: tuple[str, ...] = ()
-    plan: head_training.Plan = field(default_factory=head_training.Plan)
+    head: head_training.HeadTrainingConfig = field(default_factory=head_training.HeadTrainingConfig)
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class TrainingResult:
     """A trained model and what is known about it."""
 
     model: RewardModel
@@ -68,30 +68,36 @@ class Learnt(NamedTuple):
 
     chosen: Selection
     dictionary: Dictionary
-    lesson: head_training.Lesson
-    plan: head_training.Plan
+    lesson: head_training.TrainingSet
+    plan: head_training.HeadTrainingConfig
     head: Head
 
 
 def train(
-    order: Order, reader: features.Reader, cache: Path, report: Report, neuronpedia: str | None = None
-) -> Made:
+    order: TrainingConfig,
+    reader: features.FeatureExtractor,
+    cache: Path,
+    report: Report,
+    neuronpedia: str | None = None,
+) -> TrainingResult:
     """Make a reward model and save nothing; `neuronpedia` is where its SAE's features can be looked up."""
     started = time.perf_counter()
     fitting = drawn(order)
     seen = table(fitting, reader, cache, "training pairs", report)
-    dressed = drilled(order.drills, fitting, seen, reader, cache, report)
+    dressed = drilled(order.augment_share, fitting, seen, reader, cache, report)
     extracted = time.perf_counter()
     chosen, sliced, lesson, plan, head = learn(order, fitting, seen, dressed, reader, report)
-    read = contexts(fitting, reader, cache, lambda done: report("single tokens", done))
-    single = sliced.project(read.residuals[torch.from_numpy(read.since >= 0)].cpu())
-    counted = Lengths(seen.lengths(), seen.read(order.readout))
-    calibration = calibrate(head, lesson, counted, single, plan, lambda done: report("calibration", done))
+    read = collect_contexts(fitting, reader, cache, lambda done: report("single tokens", done))
+    single = sliced.project(read.residuals[torch.from_numpy(read.response_offset >= 0)].cpu())
+    counted = ResponseLengths(seen.lengths(), seen.pooled_lengths(order.pooling))
+    calibration = calibrate_head(
+        head, lesson, counted, single, plan, lambda done: report("calibration", done)
+    )
     fitted = time.perf_counter()
     card = _card(replace(order, plan=plan), reader, head, calibration.temperature, len(fitting))
     model = RewardModel(card, sliced, head, calibration, _described(chosen), ())
     resident = sliced.to(reader.backbone.device)
-    named = labels.name(model.features, resident, read, reader.text, reader.backbone, neuronpedia)
+    named = labels.name_features(model.features, resident, read, reader.text, reader.backbone, neuronpedia)
     model = replace(model, features=named)
     training = {
         "pairs": len(fitting),
@@ -103,44 +109,46 @@ def train(
     }
     selection = {"false_discovery": chosen.false_discovery, "overlap": chosen.overlap}
     findings: dict[str, Any] = {"training": training, "selection": selection, "names": _naming(named)}
-    if order.test:
-        tested = table(order.test, reader, cache, "test pairs", report)
-        ground = (fitting, seen, order.test, tested, reader.dictionary, reader.layers[0])
-        arena = Arena(*ground, order.readout, order.k, plan, dressed)
+    if order.test_pairs:
+        tested = table(order.test_pairs, reader, cache, "test pairs", report)
+        ground = (fitting, seen, order.test_pairs, tested, reader.dictionary, reader.layers[0])
+        arena = Arena(*ground, order.pooling, order.k, plan, dressed)
         findings |= _examined(order, arena, model, report)
         metrics = {name: findings["test"][name] for name in ("accuracy", "ci_low", "ci_high", "n", "ece")}
         model = replace(model, card=replace(model.card, metrics=metrics))
-    return Made(replace(model, probes=probes(model, reader)), findings)
+    return TrainingResult(replace(model, probes=probes(model, reader)), findings)
 
 
 def learn(
-    order: Order,
+    order: TrainingConfig,
     fitting: list[Pair],
-    seen: features.Table,
+    seen: features.PairFeatures,
     dressed: Drilled | None,
-    reader: features.Reader,
+    reader: features.FeatureExtractor,
     report: Report,
 ) -> Learnt:
     """Select directions and train a head on them, its plan tuned."""
     groups = [pair.group for pair in fitting]
-    chosen = select(seen.firing(order.readout), groups, order.k, seed=order.plan.seed)
-    sliced = reader.dictionary.to(torch.device("cpu")).select(chosen.latents).untangled()
+    chosen = select_latents(seen.firing_rates(order.pooling), groups, order.k, seed=order.head.seed)
+    sliced = reader.dictionary.to(torch.device("cpu")).select(chosen.latents).orthogonalize()
     layer, *_ = reader.layers
-    lesson = head_training.Lesson.of(seen.pooled(layer, order.readout), sliced.directions, groups)
+    lesson = head_training.TrainingSet.from_vectors(
+        seen.pooled_residuals(layer, order.pooling), sliced.directions, groups
+    )
     if dressed:
-        vectors = dressed.table.pooled(layer, order.readout)
-        lesson = lesson.with_drills(sliced.project(vectors), dressed.groups)
-    plan = head_training.tune(lesson, order.plan, lambda done: report("cross-validation", done))
-    head = head_training.fit(lesson, plan, _share(report, "head", plan.epochs))
+        vectors = dressed.table.pooled_residuals(layer, order.pooling)
+        lesson = lesson.with_augmented(sliced.project(vectors), dressed.groups)
+    plan = head_training.tune_config(lesson, order.head, lambda done: report("cross-validation", done))
+    head = head_training.fit_head(lesson, plan, _share(report, "head", plan.epochs))
     return Learnt(chosen, sliced, lesson, plan, head)
 
 
-def drawn(order: Order) -> list[Pair]:
+def drawn(order: TrainingConfig) -> list[Pair]:
     """The pairs to train on."""
-    fitting = order.pairs[: order.limit] if order.limit else order.pairs
-    if len({pair.group for pair in fitting}) < FOLDS:
+    fitting = order.pairs[: order.max_pairs] if order.max_pairs else order.pairs
+    if len({pair.group for pair in fitting}) < CALIBRATION_FOLDS:
         raise DataError(
-            f"{order.data.name}: {len(fitting)} pairs of fewer than {FOLDS} prompts; "
+            f"{order.data.name}: {len(fitting)} pairs of fewer than {CALIBRATION_FOLDS} prompts; "
             "cross-validation needs more"
         )
     return fitting
@@ -149,30 +157,32 @@ def drawn(order: Order) -> list[Pair]:
 def drilled(
     share: float,
     pairs: list[Pair],
-    seen: features.Table,
-    reader: features.Reader,
+    seen: features.PairFeatures,
+    reader: features.FeatureExtractor,
     cache: Path,
     report: Report,
 ) -> Drilled | None:
     """A share of the pairs with the rejected response dressed up, and what is read of them."""
-    made = drills(pairs, share)
+    made = augment_rejected(pairs, share)
     if not made:
         return None
     owners, dressed = [i for i, _ in made], [(exchange,) for _, exchange in made]
-    found = features.table(dressed, reader, cache, _share(report, "drills", len(set(dressed))))
-    return Drilled(owners, [pairs[i].group for i in owners], seen.against(owners, found))
+    found = features.extract_features(dressed, reader, cache, _share(report, "drills", len(set(dressed))))
+    return Drilled(owners, [pairs[i].group for i in owners], seen.with_rejected(owners, found))
 
 
 def table(
-    pairs: list[Pair], reader: features.Reader, cache: Path, what: str, report: Report
-) -> features.Table:
+    pairs: list[Pair], reader: features.FeatureExtractor, cache: Path, what: str, report: Report
+) -> features.PairFeatures:
     """Features of pairs, with progress under a name."""
     responses = [pair.items for pair in pairs]
     count = len({exchange for row in responses for exchange in row})
-    return features.table(responses, reader, cache, _share(report, what, count))
+    return features.extract_features(responses, reader, cache, _share(report, what, count))
 
 
-def _card(order: Order, reader: features.Reader, head: Head, temperature: float, pairs: int) -> ModelCard:
+def _card(
+    order: TrainingConfig, reader: features.FeatureExtractor, head: Head, temperature: float, pairs: int
+) -> ModelCard:
     return ModelCard(
         name=order.name,
         task=order.name,
@@ -180,19 +190,19 @@ def _card(order: Order, reader: features.Reader, head: Head, temperature: float,
         backbone_digest=reader.backbone.digest,
         template_sha256=reader.text.digest,
         layer=reader.layers[0],
-        readout=order.readout,
+        readout=order.pooling,
         directions=len(head.center),
-        heads=order.plan.heads,
-        hidden=order.plan.hidden,
-        loss=order.plan.loss,
-        sae=order.sae,
+        heads=order.head.heads,
+        hidden=order.head.hidden,
+        loss=order.head.loss,
+        sae=order.sae_name,
         sae_sha256=reader.sae_sha256,
-        sae_length=reader.dictionary.length,
+        sae_length=reader.dictionary.input_norm,
         data=(replace(order.data, pairs=pairs),),
         use="research use only" if "NC" in order.data.license else "see the license of the data",
         temperature=temperature,
         metrics={},
-        trained_parameters=head.parameters,
+        trained_parameters=head.num_parameters,
         versions={name: version(name) for name in ("sparserm", "torch", "transformers", "sae-lens")},
     )
 
@@ -205,14 +215,14 @@ def _described(chosen: Selection) -> tuple[Feature, ...]:
     )
 
 
-def probes(model: RewardModel, reader: features.Reader) -> tuple[Probe, ...]:
+def probes(model: RewardModel, reader: features.FeatureExtractor) -> tuple[Probe, ...]:
     """A few exchanges with the rewards a model gives them: its own test."""
     exchanges = [Item((Message("user", prompt),), response) for prompt, response in PROBES]
     engine = Engine(reader.backbone, reader.text, {model.card.name: model})
     jobs = [ScoreJob(one, ScoreOptions((model.card.name,), Explain.NONE)) for one in engine.encode(exchanges)]
     found = []
     for exchange, result in zip(exchanges, engine.score(jobs), strict=True):
-        if isinstance(result, NonFinite):
+        if isinstance(result, NonFiniteScore):
             raise result
         found.append(Probe(exchange, result.scores[0].reward))
     return tuple(found)
@@ -224,28 +234,30 @@ def _naming(named: tuple[Feature, ...]) -> dict[str, Any]:
         "named": len(scores),
         "directions": len(named),
         "median_score": float(torch.tensor(scores).median()) if scores else None,
-        "projection_tells_firing": sum(feature.tracks for feature in named),
+        "projection_tells_firing": sum(feature.projection_predicts_firing for feature in named),
     }
 
 
-def _judged(arena: Arena, model: RewardModel) -> Judged:
-    projections = arena.tested.pooled(arena.layer, arena.readout) @ model.dictionary.directions.cpu().T
+def _judged(arena: Arena, model: RewardModel) -> ScoredPairs:
+    projections = (
+        arena.tested.pooled_residuals(arena.layer, arena.readout) @ model.dictionary.directions.cpu().T
+    )
     groups = [pair.group for pair in arena.test]
-    return Judged(head_training.rewards(model.head, projections), arena.tested.lengths(), groups)
+    return ScoredPairs(head_training.compute_rewards(model.head, projections), arena.tested.lengths(), groups)
 
 
-def _examined(order: Order, arena: Arena, model: RewardModel, report: Report) -> dict[str, Any]:
+def _examined(order: TrainingConfig, arena: Arena, model: RewardModel, report: Report) -> dict[str, Any]:
     """Our accuracy beside the baselines that matter: the same pairs, the same training."""
     judged = _judged(arena, model)
-    slices = {fact: having(order.test, fact) for fact in order.slices}
+    slices = {fact: match_condition(order.test_pairs, fact) for fact in order.slices}
     compared: dict[str, Any] = {}
     for done, (name, rival) in enumerate(BASELINES.items()):
         report("baselines", done / len(BASELINES))
-        theirs = wins(rival(arena))
-        lead = advantage(wins(judged.margins), theirs, judged.groups)
-        compared[name] = {**asdict(interval(theirs, judged.groups)), "lead": asdict(lead)}
+        theirs = pair_wins(rival(arena))
+        lead = accuracy_difference(pair_wins(judged.margins), theirs, judged.groups)
+        compared[name] = {**asdict(bootstrap_mean(theirs, judged.groups)), "lead": asdict(lead)}
     report("baselines", 1.0)
-    return {"test": examine(judged, model.calibration.temperature, slices), "baselines": compared}
+    return {"test": evaluate_pairs(judged, model.calibration.temperature, slices), "baselines": compared}
 
 
 def _share(report: Report, what: str, total: int) -> Callable[[int], None]:

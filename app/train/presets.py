@@ -15,7 +15,7 @@ HOOKS = {r"blocks\.(\d+)\.hook_resid_post": 1, r"blocks\.(\d+)\.hook_resid_pre":
 
 
 @dataclass(frozen=True, slots=True)
-class Pretrained:
+class PretrainedSae:
     """An SAE as its makers describe it: from a release, or a folder in sae_lens's format.
 
     `hook` is where it reads, `inputs` and `latents` its sizes, `neuronpedia` where its latents are shown.
@@ -40,7 +40,7 @@ class Pretrained:
         raise SourceError(f"an SAE of {self.hook!r} does not read the residual stream between layers")
 
     @property
-    def bytes(self) -> int:
+    def size_bytes(self) -> int:
         """Its weights in float32."""
         return 4 * (2 * self.inputs * self.latents + 2 * self.latents + self.inputs)
 
@@ -55,19 +55,19 @@ class Recipe:
     license: str
     backbone: str
     layers: int
-    sae: Pretrained
+    sae: PretrainedSae
 
 
-def names(models_dir: Path) -> list[str]:
+def list_recipes(models_dir: Path) -> list[str]:
     """The recipes known by name, from models/recipes/."""
     return sorted(file.stem for file in (models_dir / "recipes").glob("*.toml"))
 
 
-def find(name: str, models_dir: Path) -> Recipe:
+def find_recipe(name: str, models_dir: Path) -> Recipe:
     """A recipe by name, or by the path of its file."""
     file = Path(name) if name.endswith(".toml") else models_dir / "recipes" / f"{name}.toml"
     if not file.is_file():
-        known = ", ".join(names(models_dir)) or "none"
+        known = ", ".join(list_recipes(models_dir)) or "none"
         raise SourceError(f"no recipe {name!r}: use the path of a .toml file, or one of {known}")
     try:
         said: dict[str, Any] = tomllib.loads(file.read_text())

@@ -31,7 +31,7 @@ class Selection:
     overlap: float
 
 
-def select(firing: Tensor, groups: list[str], k: int, *, seed: int = 0) -> Selection:
+def select_latents(firing: Tensor, groups: list[str], k: int, *, seed: int = 0) -> Selection:
     """The k latents preferred responses fire most in excess, and the k rejected ones do."""
     generator = torch.Generator().manual_seed(seed)
     apart = firing[:, 0].float() - firing[:, 1].float()

@@ -13,9 +13,9 @@ from torch.nn.functional import normalize
 
 from app.evaluate import baselines
 from app.reward.directions import Dictionary
-from app.train.features import Table
-from app.train.head_training import Lesson, Plan, fit, rewards
-from app.train.selection import select
+from app.train.features import PairFeatures
+from app.train.head_training import HeadTrainingConfig, TrainingSet, compute_rewards, fit_head
+from app.train.selection import select_latents
 from app.types import Pair, Pooling
 
 
@@ -25,12 +25,14 @@ class Drilled:
 
     owners: list[int]
     groups: list[str]
-    table: Table
+    table: PairFeatures
 
     def of(self, rows: Collection[int]) -> "Drilled":
         """Those made of some of the pairs."""
         kept = [at for at, owner in enumerate(self.owners) if owner in rows]
-        return Drilled([self.owners[i] for i in kept], [self.groups[i] for i in kept], self.table.part(kept))
+        return Drilled(
+            [self.owners[i] for i in kept], [self.groups[i] for i in kept], self.table.subset(kept)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +40,14 @@ class Arena:
     """Training and test pairs, what was read of them, and the choices a variant may change."""
 
     train: list[Pair]
-    seen: Table
+    seen: PairFeatures
     test: list[Pair]
-    tested: Table
+    tested: PairFeatures
     dictionary: Dictionary
     layer: int
     readout: Pooling
     k: int
-    plan: Plan
+    plan: HeadTrainingConfig
     drilled: Drilled | None = None
 
     @property
@@ -56,7 +58,9 @@ class Arena:
     @property
     def vectors(self) -> tuple[Tensor, Tensor]:
         """Pooled residuals of training and test pairs, (N, 2, D)."""
-        return self.seen.pooled(self.layer, self.readout), self.tested.pooled(self.layer, self.readout)
+        return self.seen.pooled_residuals(self.layer, self.readout), self.tested.pooled_residuals(
+            self.layer, self.readout
+        )
 
 
 Rival = Callable[[Arena], Tensor]
@@ -90,51 +94,55 @@ def activations(arena: Arena) -> Tensor:
     """The selected latents' activations instead of the projections."""
     latents = _latents(arena).cpu()
     return _head(
-        arena, lambda table: table.activations(arena.readout)[..., latents].float(), torch.eye(len(latents))
+        arena,
+        lambda table: table.mean_activations(arena.readout)[..., latents].float(),
+        torch.eye(len(latents)),
     )
 
 
 def linear_probe(arena: Arena) -> Tensor:
     """Logistic regression on the residual vector."""
     vectors, unseen = arena.vectors
-    return baselines.probe(vectors, arena.groups, unseen)
+    return baselines.linear_probe_margins(vectors, arena.groups, unseen)
 
 
 def linear_on_selected(arena: Arena) -> Tensor:
     """Logistic regression on the projections that the method's head reads."""
     basis, (vectors, unseen) = _selected(arena), arena.vectors
-    return baselines.probe(vectors @ basis.T, arena.groups, unseen @ basis.T)
+    return baselines.linear_probe_margins(vectors @ basis.T, arena.groups, unseen @ basis.T)
 
 
 def words(arena: Arena) -> Tensor:
     """Logistic regression on TF-IDF of the response."""
-    return baselines.words(arena.train, arena.test)
+    return baselines.tfidf_margins(arena.train, arena.test)
 
 
 def longer(arena: Arena) -> Tensor:
     """The longer response wins."""
-    return baselines.longer(arena.tested.lengths())
+    return baselines.length_margins(arena.tested.lengths())
 
 
 def projected(arena: Arena, basis: Tensor) -> Tensor:
     """A head over projections of the pooled residuals on any basis (K, D)."""
-    return _head(arena, lambda table: table.pooled(arena.layer, arena.readout), basis)
+    return _head(arena, lambda table: table.pooled_residuals(arena.layer, arena.readout), basis)
 
 
-def _head(arena: Arena, vectors: Callable[[Table], Tensor], basis: Tensor) -> Tensor:
-    lesson = Lesson.of(vectors(arena.seen), basis, arena.groups)
+def _head(arena: Arena, vectors: Callable[[PairFeatures], Tensor], basis: Tensor) -> Tensor:
+    lesson = TrainingSet.from_vectors(vectors(arena.seen), basis, arena.groups)
     if arena.drilled:
-        lesson = lesson.with_drills(vectors(arena.drilled.table) @ basis.T, arena.drilled.groups)
-    found = rewards(fit(lesson, arena.plan, lambda _: None), vectors(arena.tested) @ basis.T)
+        lesson = lesson.with_augmented(vectors(arena.drilled.table) @ basis.T, arena.drilled.groups)
+    found = compute_rewards(fit_head(lesson, arena.plan, lambda _: None), vectors(arena.tested) @ basis.T)
     return found[:, 0] - found[:, 1]
 
 
 def _selected(arena: Arena) -> Tensor:
-    return arena.dictionary.select(_latents(arena)).untangled().directions.cpu()
+    return arena.dictionary.select(_latents(arena)).orthogonalize().directions.cpu()
 
 
 def _latents(arena: Arena) -> Tensor:
-    return select(arena.seen.firing(arena.readout), arena.groups, arena.k, seed=arena.plan.seed).latents
+    return select_latents(
+        arena.seen.firing_rates(arena.readout), arena.groups, arena.k, seed=arena.plan.seed
+    ).latents
 
 
 BASELINES: dict[str, Rival] = {

@@ -1,6 +1,8 @@
-"""The page at /: a few static files beside this one, open to everybody, which ask the public API.
+"""Serves the browser page at / and its static files below /page/.
 
-Nothing in them is anybody's; what they show, they fetch with the visitor's own key.
+The files are public; the page fetches everything it shows from the public API with the visitor's own key.
+`main.js` is the entry point; `lib/` has the API client and the state, `panels/` the parts of the page, `charts/` the
+drawings they share, and `dialogs/` the dialogs.
 """
 
 from pathlib import Path
@@ -11,9 +13,9 @@ from fastapi.responses import FileResponse
 from app.errors import NotFound
 
 FOLDER = Path(__file__).parent
-FRONT = "/"
-PARTS = "/page/"
-KINDS = {
+INDEX_PATH = "/"
+ASSET_PREFIX = "/page/"
+MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -22,21 +24,23 @@ KINDS = {
 router = APIRouter(include_in_schema=False)
 
 
-@router.get(FRONT)
-async def front() -> FileResponse:
-    """The page."""
-    return _sent("index.html")
+@router.get(INDEX_PATH)
+async def index() -> FileResponse:
+    """Return the page."""
+    return _file_response("index.html")
 
 
-@router.get(PARTS + "{name}")
-async def part(name: str) -> FileResponse:
-    """What the page is made of."""
-    return _sent(name)
+@router.get(ASSET_PREFIX + "{name:path}")
+async def asset(name: str) -> FileResponse:
+    """Return a static file of the page by its path inside this folder, such as `lib/api.js`."""
+    return _file_response(name)
 
 
-def _sent(name: str) -> FileResponse:
-    """A file by name; the name is looked up, never made into a path."""
-    here = {file.name: file for file in FOLDER.iterdir() if file.suffix in KINDS}
-    if name not in here:
-        raise NotFound("the page has no such part", code="http_404")
-    return FileResponse(here[name], media_type=KINDS[here[name].suffix])
+def _file_response(name: str) -> FileResponse:
+    """Look a file up by its exact relative path: a request never becomes a path, so it cannot leave the folder."""
+    files = {
+        file.relative_to(FOLDER).as_posix(): file for file in FOLDER.rglob("*") if file.suffix in MEDIA_TYPES
+    }
+    if name not in files:
+        raise NotFound(f"the page has no file {name!r}", code="http_404")
+    return FileResponse(files[name], media_type=MEDIA_TYPES[files[name].suffix])

@@ -1,18 +1,18 @@
-// The page: what is asked on the left, what came of it on the right, one state between them.
+// Entry point: the form on the left, the results on the right, and one store that both read and write.
 
-import { asking, debounced } from "./api.js";
-import { showCode, showLink } from "./code.js";
-import { compose } from "./compose.js";
-import { at } from "./dom.js";
-import { showForgetting, unlock } from "./keys.js";
-import { panel } from "./panel.js";
-import { rewards } from "./rewards.js";
-import { scoring } from "./scoring.js";
-import { changed, EXAMPLE, fromFragment, holding, namesOf, toFragment } from "./state.js";
+import { renderRewardBars } from "./charts/reward_bars.js";
+import { promptForKey, showForgetButton } from "./dialogs/api_key.js";
+import { showCode, showLink } from "./dialogs/code_and_link.js";
+import { createApiClient, debounce } from "./lib/api.js";
+import { byId } from "./lib/dom.js";
+import { createActions } from "./lib/scoring.js";
+import { createStore, EXAMPLE, fromFragment, hasChanged, modelNames, toFragment } from "./lib/state.js";
+import { renderForm } from "./panels/compose.js";
+import { renderTabs } from "./panels/tabs.js";
 
-const MOST_AT_FIRST = 4;
-const KEEP_MS = 400;
-const NOTHING = {
+const MAX_MODELS_AT_START = 4;
+const FRAGMENT_DELAY_MS = 400;
+const EMPTY_RESULTS = {
   cards: [],
   features: {},
   scored: null,
@@ -21,58 +21,59 @@ const NOTHING = {
   comparison: null,
   busy: false,
   problem: null,
-  drawn: {},
+  formVersion: {},
 };
 
-const store = holding({ ...EXAMPLE, ...NOTHING, ...(await linked()) });
-const ask = asking(unlock);
-const act = scoring(store, ask);
-compose(store, act);
-rewards(store);
-panel(store, act, ask);
-at("show-code").onclick = () => showCode(store.now);
-at("show-link").onclick = () => showLink(store.now);
-showForgetting();
-remember();
-await begin();
+const store = createStore({ ...EXAMPLE, ...EMPTY_RESULTS, ...(await stateFromLink()) });
+const callApi = createApiClient(promptForKey);
+const actions = createActions(store, callApi);
+renderForm(store, actions);
+renderRewardBars(store);
+renderTabs(store, actions, callApi);
+byId("show-code").onclick = () => showCode(store.state);
+byId("show-link").onclick = () => showLink(store.state);
+showForgetButton();
+keepFragmentCurrent();
+await loadAndScore();
 
-async function begin() {
+async function loadAndScore() {
   try {
-    await meet();
-    await act.score();
+    await loadModels();
+    await actions.score();
   } catch (error) {
     store.set({ problem: error.message });
   }
 }
 
-// What is served here; of the models a link names, those that are.
-async function meet() {
-  const [{ data: cards }, about] = await Promise.all([ask("v1/models"), ask("version")]);
-  at("backbone").textContent = `${about.backbone} on ${about.device}, version ${about.sparserm}`;
-  const named = namesOf(cards).filter((name) => store.now.models.includes(name));
-  const plain = cards.filter((card) => !card.composite).map((card) => card.id);
-  const models = named.length ? named : plain.slice(0, MOST_AT_FIRST);
-  store.set({ cards, models, model: models.includes(store.now.model) ? store.now.model : models[0] });
+// Loads the served models. Models that a link names but this server does not serve are dropped.
+async function loadModels() {
+  const [{ data: cards }, version] = await Promise.all([callApi("v1/models"), callApi("version")]);
+  byId("backbone").textContent = `${version.backbone} on ${version.device}, version ${version.sparserm}`;
+  const requested = modelNames(cards).filter((name) => store.state.models.includes(name));
+  const singleModels = cards.filter((card) => !card.composite).map((card) => card.id);
+  const models = requested.length ? requested : singleModels.slice(0, MAX_MODELS_AT_START);
+  store.set({ cards, models, model: models.includes(store.state.model) ? store.state.model : models[0] });
 }
 
-async function linked() {
+async function stateFromLink() {
   const fragment = location.hash.slice(1);
   return fragment ? ((await fromFragment(fragment)) ?? {}) : {};
 }
 
-// The address follows what has been scored, so that a reload or a copied address brings it back.
-function remember() {
-  let mine = "";
-  const keep = debounced(async () => {
-    mine = await toFragment(store.now);
-    history.replaceState(null, "", `#${mine}`);
-  }, KEEP_MS);
-  store.watch((now, before) => {
-    if (now.scored && changed(now, before, "scored", "steer", "model", "response", "rival", "view")) keep();
+// Writes the scored state into the address, so that a reload or a copied address restores it.
+function keepFragmentCurrent() {
+  let ownFragment = "";
+  const writeFragment = debounce(async () => {
+    ownFragment = await toFragment(store.state);
+    history.replaceState(null, "", `#${ownFragment}`);
+  }, FRAGMENT_DELAY_MS);
+  store.subscribe((state, previous) => {
+    if (state.scored && hasChanged(state, previous, "scored", "steer", "model", "response", "rival", "view"))
+      writeFragment();
   });
   addEventListener("hashchange", async () => {
-    if (location.hash.slice(1) === mine) return;
-    store.set({ ...(await linked()), drawn: {} });
-    await begin();
+    if (location.hash.slice(1) === ownFragment) return;
+    store.set({ ...(await stateFromLink()), formVersion: {} });
+    await loadAndScore();
   });
 }

@@ -14,10 +14,10 @@ from app.data.pairs import read_pairs, source_sha256
 from app.reward import loading
 from app.settings import Settings
 from app.train import jobs
-from benchmarks.alignment import best, tables
-from benchmarks.alignment.jury import Jury
+from benchmarks.alignment import best_of_n, tables
+from benchmarks.alignment.experiment import Study, Task
 from benchmarks.alignment.presets import PRESETS, Preset, changed
-from benchmarks.alignment.study import Study, Task
+from benchmarks.alignment.reward_models import Jury
 
 MAX_TOKENS = 512
 
@@ -47,12 +47,19 @@ def run(
 ) -> dict[str, Any]:
     """The arms and the curve; seconds are of this call alone."""
     began = time.perf_counter()
-    reader = jobs.reader(sae, settings, report)
-    jury = Jury(task.train, preset, reader, loading.whole(start, settings, report), settings.cache, report)
-    begun = model.start(start, settings, MAX_TOKENS, report)
+    reader = jobs.load_feature_extractor(sae, settings, report)
+    jury = Jury(
+        task.train,
+        preset,
+        reader,
+        loading.fetch_full_backbone(start, settings, report),
+        settings.cache,
+        report,
+    )
+    begun = model.load_policy(start, settings, MAX_TOKENS, report)
     arms = Study(task, preset, jury, begun, folder).run(report)
     prompts = list(dict.fromkeys(pair.messages for pair in task.test))[: preset.pool_prompts]
-    curve = best.run(prompts, preset, jury, begun, folder / "best-of-n", report)
+    curve = best_of_n.run(prompts, preset, jury, begun, folder / "best-of-n", report)
     return {
         "task": task.name, "data": task.digests, "preset": asdict(preset), "study": arms, "best of n": curve,
         "seconds": round(time.perf_counter() - began),

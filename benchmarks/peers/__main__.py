@@ -15,17 +15,17 @@ import torch
 
 from app.settings import Settings
 from benchmarks import machine, workloads
-from benchmarks.journal import Header, Journal
 from benchmarks.peers import catalogue
-from benchmarks.peers.course import ROOT, Runner, Step, Stint, course, interpreter, wanted
-from benchmarks.peers.gate import Gatekeeper
+from benchmarks.peers.correctness_check import Gatekeeper
 from benchmarks.peers.install import folder
 from benchmarks.peers.measure import Bench
 from benchmarks.peers.peer import Peer
-from benchmarks.pictures import draw
-from benchmarks.reference import Reference, reference
+from benchmarks.peers.schedule import ROOT, Runner, Step, Stint, course, interpreter, wanted
+from benchmarks.plots import draw
+from benchmarks.reference import Reference, load_reference
 from benchmarks.report import Results, as_json, markdown, summary
-from benchmarks.workloads import Words, probes
+from benchmarks.results_log import ResultsLog, RunHeader
+from benchmarks.workloads import TextGenerator, generate_probes
 
 MARGIN = 2.0
 MEASURED = ("app", "models", "benchmarks")
@@ -36,35 +36,35 @@ def main() -> None:
     """Say how long it will take, measure what is not measured yet, print and write what was found."""
     settings = Settings()
     chosen = _arguments(settings)
-    torch.set_num_threads(machine.cores())
-    ground = reference(settings)
-    bench = Bench(ground, Words(ground.text), chosen.seconds, chosen.slo)
+    torch.set_num_threads(machine.count_cores())
+    ground = load_reference(settings)
+    bench = Bench(ground, TextGenerator(ground.text), chosen.seconds, chosen.slo)
     try:
         steps, journal = _steps(ground, chosen), _journal(ground, settings, chosen)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    stints = course(steps, chosen.rounds, journal.has)
-    gatekeeper = Gatekeeper(ground, probes(bench.words, Random(time.time_ns())))
+    stints = course(steps, chosen.rounds, journal.has_steady)
+    gatekeeper = Gatekeeper(ground, generate_probes(bench.words, Random(time.time_ns())))
     until = time.monotonic() + 60 * _minutes(stints, chosen.seconds, chosen.minutes)
     runner = Runner(bench, gatekeeper, journal, chosen.folder, _say, until, chosen.together)
     whole = _run(runner, stints)
     _tell(Results(journal), chosen.docs)
-    if left := sum(len(stint.steps) for stint in course(steps, chosen.rounds, journal.has)):
+    if left := sum(len(stint.steps) for stint in course(steps, chosen.rounds, journal.has_steady)):
         _say(f"{left} measurements are missing or were not steady; the same command goes on with them")
     if not whole:
         sys.exit(1)
 
 
 def _steps(ground: Reference, chosen: argparse.Namespace) -> list[Step]:
-    known = catalogue.peers(list(ground.models), ground.head())
+    known = catalogue.peers(list(ground.models), ground.score_head())
     peers = _installed(catalogue.chosen(known, chosen.peers), chosen.folder)
-    return wanted(peers, workloads.chosen(chosen.workloads), named=bool(chosen.workloads))
+    return wanted(peers, workloads.select_workloads(chosen.workloads), named=bool(chosen.workloads))
 
 
-def _journal(ground: Reference, settings: Settings, chosen: argparse.Namespace) -> Journal:
+def _journal(ground: Reference, settings: Settings, chosen: argparse.Namespace) -> ResultsLog:
     if chosen.fresh:
         chosen.results.unlink(missing_ok=True)
-    return Journal(chosen.results, Header(_facts(ground, settings, chosen)))
+    return ResultsLog(chosen.results, RunHeader(_facts(ground, settings, chosen)))
 
 
 def _run(runner: Runner, stints: Sequence[Stint]) -> bool:
@@ -106,7 +106,7 @@ def _facts(ground: Reference, settings: Settings, chosen: argparse.Namespace) ->
     """What must be the same for figures to stand beside each other."""
     layers = ", ".join(f"{depth} {layers}" for depth, layers in ground.layers.items())
     return {
-        **machine.facts(),
+        **machine.describe_machine(),
         "code": _code(),
         "backbone": ground.folder.name,
         "layers": layers,

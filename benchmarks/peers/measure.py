@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from random import Random
 
-from benchmarks import figures, machine
-from benchmarks.journal import Bare, Block, Point
-from benchmarks.load import Run, calling, closed, open_loop, written
+from benchmarks import machine, summary_statistics
+from benchmarks.load_generator import LoadRun, open_client, pregenerate, run_closed_loop, run_open_loop
 from benchmarks.peers.peer import Peer
 from benchmarks.reference import Reference
-from benchmarks.server import Served
-from benchmarks.workloads import Turn, Words, Workload, warming
+from benchmarks.results_log import BareForward, LoadPoint, Measurement
+from benchmarks.server import ServerProcess
+from benchmarks.workloads import Burst, TextGenerator, Workload, warm_up_workload
 
 PATIENCE_S = 600.0
 AHEAD = 4000  # tokens a second that are written beforehand
@@ -27,73 +27,82 @@ class Bench:
     """What measuring needs beside a peer and a workload; `slo_s` is how long a good answer may take."""
 
     reference: Reference
-    words: Words
+    words: TextGenerator
     seconds: float
     slo_s: float
-    warm: Workload = field(default_factory=warming)
+    warm: Workload = field(default_factory=warm_up_workload)
 
-    def bare(self, round_: int) -> Bare:
+    def bare(self, round_: int) -> BareForward:
         """What one pair takes without any server around it."""
-        (pair,) = self.words.group(Random(secrets.randbits(48)), 1, *BARE)
-        return Bare(round_, self.reference.forward_s(pair))
+        (pair,) = self.words.generate_group(Random(secrets.randbits(48)), 1, *BARE)
+        return BareForward(round_, self.reference.time_forward(pair))
 
-    async def block(self, peer: Peer, servers: Sequence[Served], workload: Workload, round_: int) -> Block:
+    async def block(
+        self, peer: Peer, servers: Sequence[ServerProcess], workload: Workload, round_: int
+    ) -> Measurement:
         """Words are new every time, so that no cache knows them."""
         seed, load = secrets.randbits(48), os.getloadavg()[0]
         rng, urls = Random(seed), [one.url for one in servers]
-        turns = written(workload.turns(self.words, rng), int(AHEAD * self.seconds))
-        async with calling(
+        turns = pregenerate(workload.generate_bursts(self.words, rng), int(AHEAD * self.seconds))
+        async with open_client(
             peer, urls, patience_s=PATIENCE_S, own_connections=workload.own_connections
         ) as caller:
-            await closed(caller.ask, self.warm.turns(self.words, rng), self.warm, seconds=0, rng=rng)
-            before, counted = machine.peak(self.reference.shapes), _counters(peer, servers)
-            async with machine.Watch([one.pid for one in servers]) as watch:
-                run = await closed(caller.ask, turns, workload, seconds=self.seconds, rng=rng)
-            after = machine.peak(self.reference.shapes)
-        lengths = figures.lengths(run)
-        return Block(
-            peer=peer.name, against=peer.against, workload=workload.name, round=round_, seed=seed,
+            await run_closed_loop(
+                caller.send, self.warm.generate_bursts(self.words, rng), self.warm, seconds=0, rng=rng
+            )
+            before, counted = (
+                machine.measure_peak_gflops(self.reference.matrix_shapes),
+                _counters(peer, servers),
+            )
+            async with machine.ResourceMonitor([one.pid for one in servers]) as watch:
+                run = await run_closed_loop(caller.send, turns, workload, seconds=self.seconds, rng=rng)
+            after = machine.measure_peak_gflops(self.reference.matrix_shapes)
+        lengths = summary_statistics.scored_lengths(run)
+        return Measurement(
+            peer=peer.name, compared_with=peer.against, workload=workload.name, round=round_, seed=seed,
             at=datetime.now(UTC).isoformat(timespec="seconds"), load_average=load, peaks=(before, after),
-            steady=machine.steady(before, after, watch.shares["others"]), seconds=run.seconds,
-            fates=figures.fates(run), pairs=len(lengths), tokens=sum(lengths),
+            steady=machine.is_steady(before, after, watch.shares["others"]), seconds=run.seconds,
+            outcomes=summary_statistics.count_outcomes(run), pairs=len(lengths), tokens=sum(lengths),
             gflops=self._gflops(peer, workload, lengths),
-            latencies=tuple(round(took, 4) for took in figures.good(run)), cores=machine.cores(),
-            shares=watch.shares, resident_mib=(watch.resident, watch.most),
+            latencies=tuple(round(took, 4) for took in summary_statistics.good_latencies(run)), cores=machine.count_cores(),
+            shares=watch.shares, resident_mib=(watch.initial_mib, watch.max_mib),
             counters={name: now - counted[name] for name, now in _counters(peer, servers).items()},
-            curve=await self._curve(peer, urls, run, turns, rng) if workload.arrivals else (),
+            curve=await self._curve(peer, urls, run, turns, rng) if workload.open_loop else (),
         )  # fmt: skip
 
     def _gflops(self, peer: Peer, workload: Workload, lengths: Sequence[int]) -> float | None:
-        if workload.shares:
+        if workload.shares_prompts:
             return None
         server = peer.server
         return server.copies * sum(self.reference.flops(server.depth, n) for n in lengths) / 1e9
 
     async def _curve(
-        self, peer: Peer, urls: Sequence[str], found: Run, turns: Iterator[Turn], rng: Random
-    ) -> tuple[Point, ...]:
+        self, peer: Peer, urls: Sequence[str], found: LoadRun, turns: Iterator[Burst], rng: Random
+    ) -> tuple[LoadPoint, ...]:
         """Random arrivals at shares of the peak just found; what was given up ends before the next rate."""
         points = []
-        peak = len(found.heard) / found.seconds
+        peak = len(found.records) / found.seconds
         async with (
-            calling(peer, urls, patience_s=GIVEN_UP * self.slo_s) as caller,
-            calling(peer, urls, patience_s=PATIENCE_S) as patient,
+            open_client(peer, urls, patience_s=GIVEN_UP * self.slo_s) as caller,
+            open_client(peer, urls, patience_s=PATIENCE_S) as patient,
         ):
             for fraction in FRACTIONS:
-                run = await open_loop(caller.ask, turns, rate=fraction * peak, seconds=self.seconds, rng=rng)
-                points += [_point(run, self.slo_s)] if run.heard else []
-                await patient.ask(next(turns)[0])
+                run = await run_open_loop(
+                    caller.send, turns, rate=fraction * peak, seconds=self.seconds, rng=rng
+                )
+                points += [_point(run, self.slo_s)] if run.records else []
+                await patient.send(next(turns)[0])
         return tuple(points)
 
 
-def _point(run: Run, slo_s: float) -> Point:
-    return Point(
-        rate=len(run.heard) / run.seconds,
-        share_in_time=figures.in_time(run, slo_s),
-        fates=figures.fates(run),
-        quantiles=figures.quantiles(figures.good(run)),
+def _point(run: LoadRun, slo_s: float) -> LoadPoint:
+    return LoadPoint(
+        rate=len(run.records) / run.seconds,
+        share_in_time=summary_statistics.share_in_time(run, slo_s),
+        outcomes=summary_statistics.count_outcomes(run),
+        quantiles=summary_statistics.latency_quantiles(summary_statistics.good_latencies(run)),
     )
 
 
-def _counters(peer: Peer, servers: Sequence[Served]) -> dict[str, float]:
+def _counters(peer: Peer, servers: Sequence[ServerProcess]) -> dict[str, float]:
     return {name: sum(one.metric(series) for one in servers) for name, series in peer.counters.items()}

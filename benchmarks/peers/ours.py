@@ -7,7 +7,7 @@ from typing import Any
 
 from app.backbone.runtime.precision import FAITHFUL
 from benchmarks.peers.peer import HERE, Command, Peer, Place, Request, Server
-from benchmarks.workloads import Pair, Query
+from benchmarks.workloads import BenchmarkItem, Query
 
 TOP = 5
 COUNTERS = {"saved_tokens": "sparserm_tokens_saved_total"}
@@ -73,7 +73,7 @@ def read_openrlhf(answer: Any) -> list[float]:
     return list(answer["rewards"])
 
 
-def _input(pairs: list[Pair]) -> dict[str, Any]:
+def _input(pairs: list[BenchmarkItem]) -> dict[str, Any]:
     turns = [{"role": turn.role, "content": turn.content} for turn in pairs[0].messages]
     return {"messages": turns, "responses": [pair.response for pair in pairs]}
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from app.data.pairs import chance
-from app.evaluate.accuracy import Array, advantage, interval, wins
+from app.data.pairs import hash_to_unit_interval
+from app.evaluate.accuracy import Float64Array, accuracy_difference, bootstrap_mean, pair_wins
 from app.train import variants as compare
-from app.train.feature_cache import Shelf
+from app.train.feature_cache import TensorCache
 from app.train.variants import Arena, Rival
 from app.types import Pooling
 
@@ -36,7 +36,7 @@ class Study:
 
     arena: Arena
     pairs: int
-    shelf: Shelf
+    shelf: TensorCache
     source: str
     seeds: int = SEEDS
     sizes: tuple[int, ...] = SIZES
@@ -144,45 +144,45 @@ def _curves(
     return found
 
 
-def rows(found: Mapping[str, Array], groups: list[str]) -> dict[str, dict[str, Any]]:
+def rows(found: Mapping[str, Float64Array], groups: list[str]) -> dict[str, dict[str, Any]]:
     """A share with its interval for each, and how far the first is ahead of the others."""
     first, *_ = found
     return {
-        name: asdict(interval(one, groups))
-        | ({} if name == first else {"lead": asdict(advantage(found[first], one, groups))})
+        name: asdict(bootstrap_mean(one, groups))
+        | ({} if name == first else {"lead": asdict(accuracy_difference(found[first], one, groups))})
         for name, one in found.items()
     }
 
 
-def seeded(study: Study, variant: Variant, pairs: int) -> Array:
+def seeded(study: Study, variant: Variant, pairs: int) -> Float64Array:
     """Wins of a variant on every test pair, a row for each seed."""
     draws = (_drawn(variant.arena, pairs, seed) for seed in range(study.seeds))
     return np.stack([_once(study, variant.rival, drawn) for drawn in draws])
 
 
-def _wins(study: Study, variant: Variant, pairs: int) -> Array:
-    mean: Array = seeded(study, variant, pairs).mean(0)
+def _wins(study: Study, variant: Variant, pairs: int) -> Float64Array:
+    mean: Float64Array = seeded(study, variant, pairs).mean(0)
     return mean
 
 
-def _once(study: Study, rival: Rival, arena: Arena) -> Array:
+def _once(study: Study, rival: Rival, arena: Arena) -> Float64Array:
     """What a rival wins in an arena, from the shelf if it is there."""
     choices = (arena.layer, arena.readout, arena.k, arena.plan, arena.drilled and arena.drilled.owners)
     facts = (study.source, rival.__name__, *choices, arena.train, arena.test)
     item = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
     if not study.shelf.get(WINS, [item]):
-        study.shelf.put([(WINS, item, {WINS: torch.from_numpy(wins(rival(arena)))})])
-    won: Array = study.shelf.get(WINS, [item])[item][WINS].numpy()
+        study.shelf.put([(WINS, item, {WINS: torch.from_numpy(pair_wins(rival(arena)))})])
+    won: Float64Array = study.shelf.get(WINS, [item])[item][WINS].numpy()
     return won
 
 
 def _drawn(arena: Arena, pairs: int, seed: int) -> Arena:
     """A sample of the training pairs, and a seed for everything else."""
-    order = sorted(range(len(arena.train)), key=lambda i: chance(f"{seed}/{i}"))[:pairs]
+    order = sorted(range(len(arena.train)), key=lambda i: hash_to_unit_interval(f"{seed}/{i}"))[:pairs]
     return replace(
         arena,
         train=[arena.train[i] for i in order],
-        seen=arena.seen.part(order),
+        seen=arena.seen.subset(order),
         drilled=arena.drilled.of(set(order)) if arena.drilled else None,
         plan=replace(arena.plan, seed=seed),
     )

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from app.evaluate.accuracy import Array
+from app.evaluate.accuracy import Float64Array
 from app.evaluate.audit import paraphrases, robustness
 from app.train import variants
-from app.train.features import Table
+from app.train.features import PairFeatures
 from app.train.variants import Rival
 from app.types import Pair
 from benchmarks.research.ablate import Report, Study, Variant, rows, seeded
@@ -39,8 +39,8 @@ class Questions:
     @classmethod
     def of(cls, test: list[Pair], elsewhere: Mapping[str, list[Pair]]) -> "Questions":
         """The test, other tasks' pairs, and a sample of the test said otherwise."""
-        plain = robustness.sampled(test, SAMPLE)
-        changed = {what: paraphrases.otherwise(what, plain) for what in paraphrases.ALL}
+        plain = robustness.sample_pairs(test, SAMPLE)
+        changed = {what: paraphrases.rewrite_pairs(what, plain) for what in paraphrases.REWRITE_NAMES}
         return cls({"this test": test, **elsewhere}, plain, changed)
 
     @property
@@ -54,14 +54,14 @@ class Questions:
         return list(chain(*self.parts))
 
 
-def run(study: Study, asked: Questions, read: Table, report: Report) -> dict[str, Any]:
+def run(study: Study, asked: Questions, read: PairFeatures, report: Report) -> dict[str, Any]:
     """Accuracy by place and the share of pairs that change sides, and how far the selected are ahead.
 
     `read` is what was read of the questions' pairs.
     """
     arena = replace(study.arena, test=asked.pairs, tested=read, drilled=None)
-    accuracy: dict[str, dict[str, Array]] = {place: {} for place in asked.places}
-    flips: dict[str, Array] = {}
+    accuracy: dict[str, dict[str, Float64Array]] = {place: {} for place in asked.places}
+    flips: dict[str, Float64Array] = {}
     for done, (way, rival) in enumerate(WAYS.items()):
         report("beyond the test", done / len(WAYS))
         parts = iter(_split(seeded(study, Variant(rival, arena), study.pairs), asked.parts))
@@ -78,7 +78,7 @@ def run(study: Study, asked: Questions, read: Table, report: Report) -> dict[str
     }
 
 
-def _split(won: Array, parts: list[list[Pair]]) -> list[Array]:
+def _split(won: Float64Array, parts: list[list[Pair]]) -> list[Float64Array]:
     """Columns of what was asked at once, by the part they belong to."""
     ends = accumulate(map(len, parts), initial=0)
     return [won[:, start:stop] for start, stop in pairwise(ends)]

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from app.evaluate.accuracy import Array, advantage, interval, wins
+from app.evaluate.accuracy import Float64Array, accuracy_difference, bootstrap_mean, pair_wins
 from app.train import features, head_training, pipeline
 from app.types import Pair
 from benchmarks.research import standard_rm
@@ -22,8 +22,8 @@ PROMPTS = "once a pair"
 
 
 def run(
-    order: pipeline.Order,
-    reader: features.Reader,
+    order: pipeline.TrainingConfig,
+    reader: features.FeatureExtractor,
     llm: Path,
     sizes: Sequence[int],
     plan: standard_rm.StandardPlan,
@@ -31,24 +31,24 @@ def run(
     report: pipeline.Report,
 ) -> dict[str, Any]:
     """Both on the first pairs of each size, judged on the order's test pairs."""
-    groups = [pair.group for pair in order.test]
-    tested = pipeline.table(order.test, reader, cache, "test pairs", report)
+    groups = [pair.group for pair in order.test_pairs]
+    tested = pipeline.table(order.test_pairs, reader, cache, "test pairs", report)
     samples = {size: pipeline.drawn(replace(order, limit=size)) for size in sizes}
     ours = {size: _sparse(order, pairs, tested, reader, report) for size, pairs in samples.items()}
     found: dict[str, Any] = {}
     for size, pairs in samples.items():
-        theirs = standard_rm.run(llm, reader.text, pairs, order.test, plan, cache, report)
+        theirs = standard_rm.run(llm, reader.text, pairs, order.test_pairs, plan, cache, report)
         won, costs = ours[size]
-        beaten = wins(torch.tensor(theirs.margins))
+        beaten = pair_wins(torch.tensor(theirs.margins))
         found[str(size)] = {
             "pairs": len(pairs),
-            "sparse": asdict(interval(won, groups)) | costs,
-            "standard": asdict(interval(beaten, groups))
+            "sparse": asdict(bootstrap_mean(won, groups)) | costs,
+            "standard": asdict(bootstrap_mean(beaten, groups))
             | {
                 name: getattr(theirs, name)
                 for name in ("seconds", "cpu_seconds", "trainable", "peak_gib", "precision")
             },
-            "lead": asdict(advantage(won, beaten, groups)),
+            "lead": asdict(accuracy_difference(won, beaten, groups)),
         }
     terms = {"plan": asdict(plan), "threads": torch.get_num_threads(), "prompts": PROMPTS}
     return {**terms, "sizes": found}
@@ -68,12 +68,12 @@ def _terms(found: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _sparse(
-    order: pipeline.Order,
+    order: pipeline.TrainingConfig,
     pairs: list[Pair],
-    tested: features.Table,
-    reader: features.Reader,
+    tested: features.PairFeatures,
+    reader: features.FeatureExtractor,
     report: pipeline.Report,
-) -> tuple[Array, dict[str, Any]]:
+) -> tuple[Float64Array, dict[str, Any]]:
     """Wins on the test pairs, and what training cost."""
     started = standard_rm.clocks()
     with tempfile.TemporaryDirectory() as empty:
@@ -81,15 +81,15 @@ def _sparse(
     extracted = standard_rm.clocks()
     learnt = pipeline.learn(order, pairs, seen, None, reader, report)
     fitted = standard_rm.clocks()
-    vectors = tested.pooled(reader.layers[0], order.readout)
-    rewards = head_training.rewards(learnt.head, learnt.dictionary.project(vectors))
+    vectors = tested.pooled_residuals(reader.layers[0], order.pooling)
+    rewards = head_training.compute_rewards(learnt.head, learnt.dictionary.project(vectors))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     costs = {
         "seconds": round(fitted[0] - started[0], 1),
         "seconds_fitting": round(fitted[0] - extracted[0], 1),
         "cpu_seconds": round(fitted[1] - started[1], 1),
-        "trainable": learnt.head.parameters,
+        "trainable": learnt.head.num_parameters,
         "peak_gib": round(peak, 2),
         "precision": str(reader.backbone.dtype).removeprefix("torch."),
     }
-    return wins(rewards[:, 0] - rewards[:, 1]), costs
+    return pair_wins(rewards[:, 0] - rewards[:, 1]), costs

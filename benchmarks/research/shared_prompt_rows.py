@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from app.backbone.flex_attention import table
-from app.backbone.packing import Ids, Segment, pack
+from app.backbone.flex_attention import build_visibility_table
+from app.backbone.packing import Segment, TokenIds, pack
 
 Row = dict[str, Tensor]
 
 
-def row(chosen: Ids, rejected: Ids) -> Row:
+def row(chosen: TokenIds, rejected: TokenIds) -> Row:
     """Ids and positions, which places each token sees (T, T), and `ends`, the places of the last tokens."""
     packed = pack([chosen, rejected])
     ends = [packed.rows(i, len(ids) - 1, len(ids)) for i, ids in enumerate((chosen, rejected))]
@@ -45,7 +45,7 @@ def rewards(model: PreTrainedModel, both: Row, *, half: bool) -> Tensor:
 
 
 def _seen(segments: Sequence[Segment]) -> Tensor:
-    seen, places = table(segments)
+    seen, places = build_visibility_table(segments)
     whole = np.repeat(seen, [segment.stop - segment.start for segment in segments], axis=0)
     return torch.from_numpy(whole & (places[:, None] >= places))
 

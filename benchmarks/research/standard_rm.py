@@ -20,10 +20,10 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from app.align.policy import trl_trainers
-from app.backbone.linear import multiplies_halves
+from app.backbone.linear import has_bfloat16_instructions
 from app.backbone.tokenization import Text
 from app.errors import SourceError
-from app.train.feature_cache import Shelf, place
+from app.train.feature_cache import TensorCache, write_atomically
 from app.types import EncodedItem, Pair
 from benchmarks.research import shared_prompt_rows
 
@@ -74,12 +74,12 @@ def run(
     clock = Clock(home / "spent.json")
     taught = trained(backbone, text, train, plan, clock, report)
     seconds, cpu = clock.spent
-    apart = margins(taught, text, test, Shelf(home / "margins.sqlite"), report)
+    apart = margins(taught, text, test, TensorCache(home / "margins.sqlite"), report)
     trainable = sum(p.numel() for p in taught.parameters() if p.requires_grad)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     costs = (round(seconds, 1), round(cpu, 1), trainable, round(peak, 2))
     found = Standard(apart.tolist(), *costs, precision())
-    place(done, json.dumps(asdict(found)))
+    write_atomically(done, json.dumps(asdict(found)))
     return found
 
 
@@ -99,7 +99,7 @@ class Clock:
 
     def keep(self) -> None:
         """Note them down, with a checkpoint."""
-        place(self.note, json.dumps(self.spent))
+        write_atomically(self.note, json.dumps(self.spent))
 
 
 def clocks() -> tuple[float, float]:
@@ -109,7 +109,7 @@ def clocks() -> tuple[float, float]:
 
 def precision() -> str:
     """What its products are computed in: 16 bits wherever the device has them, as its users would."""
-    return HALF if torch.cuda.is_available() or multiplies_halves() else "float32"
+    return HALF if torch.cuda.is_available() or has_bfloat16_instructions() else "float32"
 
 
 def trained(
@@ -123,12 +123,12 @@ def trained(
     """A model taught by pairs, or the rest of it; what is done lies beside the clock's note."""
     home = clock.note.parent
     made = trainer(backbone, text, pairs, plan, home)
-    trl_trainers.listen(made, lambda share: report("StandardRM", share), clock.keep)
-    trl_trainers.go_on(made, home)
+    trl_trainers.add_callbacks(made, lambda share: report("StandardRM", share), clock.keep)
+    trl_trainers.train_or_resume(made, home)
     return made.model.get_base_model().eval()
 
 
-@trl_trainers.hushed()
+@trl_trainers.ignore_peft_warning()
 def trainer(
     backbone: Path, text: Text, pairs: list[Pair], plan: StandardPlan, home: Path, *, stock: bool = False
 ) -> Any:
@@ -144,7 +144,7 @@ def trainer(
     ids = [[one.ids for one in _encoded(text, pair)] for pair in pairs]
     rows = [{"chosen_ids": a, "rejected_ids": b, "length": len(a) + len(b)} for a, b in ids]
     config = RewardConfig(
-        **trl_trainers.settings(home, batch=plan.batch, step=1, half=half),
+        **trl_trainers.trainer_arguments(home, batch=plan.batch, step=1, half=half),
         num_train_epochs=plan.epochs, learning_rate=plan.lr, seed=plan.seed, warmup_steps=0.1,
         remove_unused_columns=False, train_sampling_strategy="group_by_length", length_column_name="length",
     )  # fmt: skip
@@ -155,12 +155,16 @@ def trainer(
     kind, collator = (RewardTrainer, None) if stock else (_trainer(half), _collated)
     return kind(
         model=_model(backbone, text, plan), args=config, train_dataset=Dataset.from_list(rows),
-        data_collator=collator, processing_class=trl_trainers.padded(text), peft_config=lora,
+        data_collator=collator, processing_class=trl_trainers.padding_tokenizer(text), peft_config=lora,
     )  # fmt: skip
 
 
 def margins(
-    model: PreTrainedModel, text: Text, pairs: list[Pair], shelf: Shelf, report: Callable[[str, float], None]
+    model: PreTrainedModel,
+    text: Text,
+    pairs: list[Pair],
+    shelf: TensorCache,
+    report: Callable[[str, float], None],
 ) -> Tensor:
     """Reward of chosen minus rejected; what is on this model's shelf is not computed again."""
     items = [hashlib.sha256(repr(pair.items).encode()).hexdigest() for pair in pairs]

@@ -44,7 +44,7 @@ def _epoch(
     with tempfile.TemporaryDirectory() as folder:
         once = replace(plan, epochs=1)
         trainer = standard_rm.trainer(backbone, text, pairs, once, Path(folder), stock=stock)
-        trl_trainers.listen(trainer, lambda _: None)
+        trl_trainers.add_callbacks(trainer, lambda _: None)
         _, before = standard_rm.clocks()
-        trl_trainers.go_on(trainer, Path(folder))
+        trl_trainers.train_or_resume(trainer, Path(folder))
         return standard_rm.clocks()[1] - before

@@ -14,7 +14,7 @@ import pytest
 
 from app.align import config as plans
 from app.align import report, reward_hacking, run
-from app.align.artifacts import Stages
+from app.align.artifacts import RunArtifacts
 from app.errors import DataError
 from app.reward import loading
 from app.settings import Settings
@@ -27,7 +27,7 @@ from tests.support.training_setup import Killed, killing_at, quiet
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return tiny.world(tmp_path_factory.mktemp("aligning"))
+    return tiny.build_models(tmp_path_factory.mktemp("aligning"))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_a_command_killed_at_random_moments_ends_as_an_unbroken_one(
     what = alignment_runs.plan(root, rounds=2).model_dump()
     config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in what.items()))
     program = [sys.executable, "-c", "from app.cli import app; app()", "align", str(config)]
-    environment = {**os.environ, **offline_runs.environ(root, 1024)}
+    environment = {**os.environ, **offline_runs.make_environment(root, 1024)}
 
     def begun() -> "subprocess.Popen[bytes]":
         return subprocess.Popen([*program, "--out", str(tmp_path / "run")], env=environment)
@@ -101,8 +101,8 @@ def test_a_command_killed_at_random_moments_ends_as_an_unbroken_one(
 
 
 def test_a_server_rewards_as_this_process_does(root: Path, world: Settings) -> None:
-    what, exchanges = alignment_runs.plan(root), tiny.babble(12)
-    with listening(loading.engine(world, quiet), world) as url:
+    what, exchanges = alignment_runs.plan(root), tiny.random_items(12)
+    with listening(loading.load_engine(world, quiet), world) as url:
         here, there = (run.scorers(what, world, quiet, where, None) for where in (None, url))
         for name in (reward_hacking.REWARD, reward_hacking.HELD_OUT):
             found = [[one.reward for one in some[name](exchanges)] for some in (here, there)]
@@ -115,18 +115,18 @@ def test_only_the_same_run_goes_on(straight: Path, root: Path, world: Settings) 
 
 
 def test_a_stage_is_whole_or_not_there(tmp_path: Path) -> None:
-    stages = Stages(tmp_path)
+    stages = RunArtifacts(tmp_path)
 
     def fail(folder: Path) -> None:
         folder.mkdir()
         raise Killed
 
     with pytest.raises(Killed):
-        stages.tree("adapter", fail)
+        stages.load_or_create_folder("adapter", fail)
     assert not (tmp_path / "adapter").exists()
-    made = stages.tree("adapter", lambda folder: folder.mkdir())
+    made = stages.load_or_create_folder("adapter", lambda folder: folder.mkdir())
     assert list(made.iterdir()) == []
-    assert stages.value("one", lambda: 1) == stages.value("one", lambda: 2) == 1
+    assert stages.load_or_create_json("one", lambda: 1) == stages.load_or_create_json("one", lambda: 2) == 1
 
 
 def rounds(change: float, held: float) -> tuple[list[Any], list[Any], dict[str, Any]]:
@@ -186,9 +186,9 @@ def test_the_command_reads_a_plan_and_flags(
 def test_a_plan_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("rounds = [")
     with pytest.raises(DataError, match=r"bad\.toml"):
-        plans.read(tmp_path / "bad.toml")
+        plans.read_config(tmp_path / "bad.toml")
     with pytest.raises(DataError, match="rounds: Input should be greater"):
-        plans.read(None, prompts="a", test="b", model="c", rounds=0)
+        plans.read_config(None, prompts="a", test="b", model="c", rounds=0)
 
 
 def test_an_exam_takes_whole_prompts(root: Path) -> None:

@@ -10,9 +10,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask
 
-from app.backbone.attention import Rows, Views
-from app.backbone.flex_attention import SIDE, Blocks
-from app.backbone.packing import Packed, pack
+from app.backbone.attention import RowIndices, SegmentedMask
+from app.backbone.flex_attention import BLOCK_SIZE, FlexAttentionMask
+from app.backbone.packing import PackedBatch, pack
 from app.reward.engine import Engine
 from app.types import Explain, ScoreOptions
 from tests.support import tiny
@@ -21,7 +21,7 @@ ITEM = st.lists(st.integers(0, 2), min_size=1, max_size=14).map(tuple)
 SLOW = "ignore:flex_attention called without torch.compile"
 
 
-def definition(packed: Packed, items: list[tuple[int, ...]], window: int | None) -> torch.Tensor:
+def definition(packed: PackedBatch, items: list[tuple[int, ...]], window: int | None) -> torch.Tensor:
     """(T, T) which row sees which, item by item."""
     found = torch.zeros(len(packed.ids), len(packed.ids), dtype=torch.bool)
     for item, ids in enumerate(items):
@@ -59,8 +59,8 @@ def test_both_sights_are_what_attention_means(
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(len(packed.ids), heads, 16, generator=generator) for heads in (4, 2, 2))
     expected = attended(definition(packed, items, window), q, k, v, cap)[read]
-    for kind in (Views, Blocks):
-        sight = kind.of(packed.segments, window, read, q)
+    for kind in (SegmentedMask, FlexAttentionMask):
+        sight = kind.from_segments(packed.segments, window, read, q)
         found = sight.attend(q[read], k, v, 0.3, cap)
         assert torch.allclose(found, expected, atol=1e-5), kind
 
@@ -80,7 +80,7 @@ def test_long_segments_are_seen_whole(
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(len(packed.ids), n, 16, generator=generator).to(dtype) for n in (4, 2, 2))
     expected = attended(definition(packed, items, window), q.float(), k.float(), v.float(), None)[read]
-    found = Views.of(packed.segments, window, read, q).attend(q[read], k, v, 0.3, None)
+    found = SegmentedMask.from_segments(packed.segments, window, read, q).attend(q[read], k, v, 0.3, None)
     assert found.dtype == dtype
     assert (found - expected).abs().max() < close
 
@@ -91,8 +91,10 @@ def test_products_come_in_few_shapes() -> None:
     for _ in range(500):
         prompt = tuple(rng.choices(range(9), k=rng.randint(1, 200)))
         packed = pack([prompt + tuple(rng.choices(range(9), k=rng.randint(1, 300))) for _ in range(2)])
-        views = Views.of(packed.segments, None, packed.everything, torch.empty(0, dtype=torch.bfloat16))
-        shapes |= {strip.veil.shape for view in views.pieces for strip in view.strips}
+        views = SegmentedMask.from_segments(
+            packed.segments, None, packed.computed_rows, torch.empty(0, dtype=torch.bfloat16)
+        )
+        shapes |= {strip.mask_bias.shape for view in views.segments for strip in view.tiles}
     assert len(shapes) <= 64
 
 
@@ -103,8 +105,8 @@ def test_blocks_leave_out_nothing_that_is_seen(window: int | None) -> None:
     items = [rng.choice(prompts) + tuple(rng.choices(range(9), k=rng.randint(1, 90))) for _ in range(12)]
     packed = pack(items)
     read = chosen(packed, 0.4)
-    mask = Blocks.of(packed.segments, window, read, torch.empty(0)).mask
-    exact = create_block_mask(mask.mask_mod, None, None, len(read), len(packed.ids), "cpu", SIDE)
+    mask = FlexAttentionMask.from_segments(packed.segments, window, read, torch.empty(0)).block_mask
+    exact = create_block_mask(mask.mask_mod, None, None, len(read), len(packed.ids), "cpu", BLOCK_SIZE)
     ours, needed = (m.to_dense()[0, 0].bool() for m in (mask, exact))
     assert (ours | ~needed).all()
     assert ours.float().mean() < 0.8
@@ -117,14 +119,18 @@ def test_an_engine_that_looks_in_blocks_says_the_same(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask = ScoreOptions(tuple(tiny.MODELS), Explain.TOKENS, top_k=tiny.K)
-    before = [score.reward for scores in tiny.scores(engine, tiny.babble(24), ask) for score in scores]
+    before = [
+        score.reward for scores in tiny.score_items(engine, tiny.random_items(24), ask) for score in scores
+    ]
 
-    monkeypatch.setattr(engine.backbone, "sight", Blocks)
-    after = [score.reward for scores in tiny.scores(engine, tiny.babble(24), ask) for score in scores]
+    monkeypatch.setattr(engine.backbone, "sight", FlexAttentionMask)
+    after = [
+        score.reward for scores in tiny.score_items(engine, tiny.random_items(24), ask) for score in scores
+    ]
     assert np.allclose(before, after, atol=1e-5)
 
 
-def chosen(packed: Packed, part: float) -> Rows:
+def chosen(packed: PackedBatch, part: float) -> RowIndices:
     """Some of the rows."""
     rows = np.flatnonzero(np.random.default_rng(0).random(len(packed.ids)) < part)
-    return rows if len(rows) else packed.everything
+    return rows if len(rows) else packed.computed_rows

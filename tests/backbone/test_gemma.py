@@ -26,7 +26,7 @@ def shipped() -> Settings:
 
 @pytest.fixture(scope="module")
 def resident(shipped: Settings) -> tuple[Backbone, Text]:
-    return loading.resident(NAME, None, shipped, quiet)
+    return loading.load_backbone(NAME, None, shipped, quiet)
 
 
 def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -36,42 +36,42 @@ def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def test_its_layers_equal_transformers_own(resident: tuple[Backbone, Text], shipped: Settings) -> None:
     backbone, text = resident
-    llm = loading.llm(NAME, shipped, quiet)
+    llm = loading.load_full_llm(NAME, shipped, quiet)
     llm.set_attn_implementation("eager")
     for exchange in EXCHANGES[:2]:
         (encoded,) = text.encode([exchange])
         with torch.inference_mode():
             states = llm.model(torch.tensor([encoded.ids]), output_hidden_states=True).hidden_states
         for layer in (1, 6, LAYER):
-            found = tiny.everywhere(backbone, pack([encoded.ids]), layer)
+            found = tiny.compute_residuals(backbone, pack([encoded.ids]), layer)
             assert apart(found, states[layer][0]) <= CLOSE
 
 
 def test_packing_and_windows_change_nothing(resident: tuple[Backbone, Text]) -> None:
     backbone, text = resident
-    long = [tiny.exchange("amber river stone " * 180, f"{word} glass") for word in tiny.WORDS[:3]]
+    long = [tiny.make_item("amber river stone " * 180, f"{word} glass") for word in tiny.WORDS[:3]]
     encoded = text.encode([*EXCHANGES, *long])
     assert max(len(one.ids) for one in encoded) > backbone.config.sliding_window
     packed = pack([one.ids for one in encoded])
-    together = tiny.everywhere(backbone, packed, LAYER)
+    together = tiny.compute_residuals(backbone, packed, LAYER)
     for item, one in enumerate(encoded):
-        alone = tiny.everywhere(backbone, pack([one.ids]), LAYER)
+        alone = tiny.compute_residuals(backbone, pack([one.ids]), LAYER)
         assert apart(together[packed.rows(item, 0, len(one.ids))], alone) <= CLOSE
 
 
 def test_the_catalogue_s_template_is_made_of_its_control_tokens(resident: tuple[Backbone, Text]) -> None:
     _, text = resident
-    (encoded,) = text.encode([tiny.exchange("amber?", "<end_of_turn>")])
+    (encoded,) = text.encode([tiny.make_item("amber?", "<end_of_turn>")])
     shown = text.decode(encoded.ids)
     assert shown[:3] == ["<bos>", "<start_of_turn>", "user"]
-    assert shown[encoded.stop] == "<end_of_turn>"
-    assert "<end_of_turn>" not in shown[encoded.start : encoded.stop]
+    assert shown[encoded.response_end] == "<end_of_turn>"
+    assert "<end_of_turn>" not in shown[encoded.response_start : encoded.response_end]
 
 
 def test_it_is_the_model_it_says(resident: tuple[Backbone, Text], shipped: Settings) -> None:
     """Sense is likelier than the same words in another order."""
     _, text = resident
-    llm = loading.llm(NAME, shipped, quiet)
+    llm = loading.load_full_llm(NAME, shipped, quiet)
     losses = []
     for words in (
         "The capital of France is the city of Paris.",

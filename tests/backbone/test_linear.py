@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import linear
 
 from app.backbone import linear as products
-from app.backbone.linear import Matrix
+from app.backbone.linear import PackedLinear
 
 
 @pytest.mark.parametrize("rows", [1, 7, 300])
@@ -19,9 +19,9 @@ def test_a_product_is_the_same_however_the_matrix_lies(
     weight, bias = torch.randn(96, 48, dtype=dtype) / 7, torch.randn(96, dtype=dtype)
     given = torch.randn(rows, 80, dtype=dtype)[:, 16:64]
     wanted = linear(given.double(), weight.double(), bias.double() if biases else None)
-    packed = Matrix(weight, bias if biases else None)
+    packed = PackedLinear(weight, bias if biases else None)
     monkeypatch.setattr(products, "PACK", "nothing_of_this_name")
-    plain = Matrix(weight, bias if biases else None)
+    plain = PackedLinear(weight, bias if biases else None)
     for matrix in (packed, plain):
         found = matrix(given)
         assert found.dtype == dtype
@@ -32,12 +32,12 @@ def test_a_product_is_the_same_however_the_matrix_lies(
 
 def test_float32_is_packed_where_onednn_is() -> None:
     """Which is what makes a pass fast here; nobody would notice otherwise."""
-    assert torch.backends.mkldnn.is_available() == Matrix(torch.ones(16, 16)).packed  # type: ignore[no-untyped-call]
+    assert torch.backends.mkldnn.is_available() == PackedLinear(torch.ones(16, 16)).is_packed  # type: ignore[no-untyped-call]
 
 
 def test_rows_come_in_few_numbers() -> None:
     """As every number of them leaves kernels in memory for good."""
-    matrix = Matrix(torch.ones(16, 16))
-    rooms = [matrix.room(rows) for rows in range(1, 4097)]
+    matrix = PackedLinear(torch.ones(16, 16))
+    rooms = [matrix.round_up_rows(rows) for rows in range(1, 4097)]
     assert len(set(rooms)) <= 96
     assert all(rows <= room <= max(rows + 15, 1.125 * rows) for rows, room in enumerate(rooms, start=1))

@@ -38,14 +38,14 @@ def test_a_hub_id_needs_a_pinned_commit(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_cut_where_it_is_read(root: Path, settings: Settings) -> None:
-    backbone, _ = loading.resident(str(root / "backbone"), 2, settings, quiet)
-    assert (backbone.layers, backbone.total_layers) == (2, tiny.LAYERS)
+    backbone, _ = loading.load_backbone(str(root / "backbone"), 2, settings, quiet)
+    assert (backbone.num_layers, backbone.total_layers) == (2, tiny.LAYERS)
     with pytest.raises(SourceError, match="has 4 layers; 5 were asked for"):
-        loading.resident(str(root / "backbone"), 5, settings, quiet)
+        loading.load_backbone(str(root / "backbone"), 5, settings, quiet)
 
 
 def test_a_folder_s_digest_follows_its_weights(tmp_path: Path) -> None:
-    one, two = (tiny.backbone_folder(tmp_path / str(seed), seed=seed) for seed in (1, 2))
+    one, two = (tiny.save_backbone(tmp_path / str(seed), seed=seed) for seed in (1, 2))
     places = [
         model_sources.pull(model_sources.find(str(f), tmp_path), layers=None, cache=tmp_path, progress=quiet)
         for f in (one, two)
@@ -77,18 +77,18 @@ def test_a_deeper_cached_cut_serves_a_shallower_wish(tmp_path: Path) -> None:
 
 
 def test_backbones_that_need_other_attention_are_refused(settings: Settings, tmp_path: Path) -> None:
-    folder = tiny.backbone_folder(tmp_path)
+    folder = tiny.save_backbone(tmp_path)
     config = (folder / "config.json").read_text()
     looks = '{"layer_types": ["full_attention", "chunked_attention", "full_attention", "full_attention"],'
     (folder / "config.json").write_text(config.replace("{", looks, 1))
     with pytest.raises(SourceError, match="layer 1 of this backbone does chunked_attention"):
-        loading.resident(str(folder), None, settings, quiet)
+        loading.load_backbone(str(folder), None, settings, quiet)
 
 
 def test_backbones_of_an_unknown_kind_are_refused(settings: Settings, tmp_path: Path) -> None:
-    folder = tiny.backbone_folder(tmp_path, kind="olmo")
+    folder = tiny.save_backbone(tmp_path, kind="olmo")
     with pytest.raises(SourceError, match="'olmo' is not supported; there are: llama"):
-        loading.resident(str(folder), None, settings, quiet)
+        loading.load_backbone(str(folder), None, settings, quiet)
 
 
 @pytest.mark.parametrize(
@@ -110,21 +110,21 @@ def test_backbones_of_an_unknown_kind_are_refused(settings: Settings, tmp_path: 
 def test_what_nobody_has_written_down_is_refused_before_it_is_loaded(
     changes: dict[str, object], said: str, settings: Settings, tmp_path: Path
 ) -> None:
-    folder = tiny.backbone_folder(tmp_path)
+    folder = tiny.save_backbone(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changes))
     (folder / "model.safetensors").write_bytes(b"never read")
     with pytest.raises(SourceError, match=re.escape(said)):
-        loading.resident(str(folder), None, settings, quiet)
+        loading.load_backbone(str(folder), None, settings, quiet)
 
 
 def test_weights_that_are_missing_are_not_made_up(settings: Settings, tmp_path: Path) -> None:
-    folder = tiny.backbone_folder(tmp_path)
+    folder = tiny.save_backbone(tmp_path)
     weights = load_file(folder / "model.safetensors")
     kept = {name: weight for name, weight in weights.items() if "layers.1.mlp" not in name}
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(SourceError, match=r"lacks 3 weights of its model, layers\.1\.mlp\.down_proj"):
-        loading.resident(str(folder), None, settings, quiet)
+        loading.load_backbone(str(folder), None, settings, quiet)
 
 
 def seeing(folder: Path) -> Path:
@@ -147,15 +147,15 @@ def seeing(folder: Path) -> Path:
 
 
 def test_of_a_model_that_sees_only_the_text_part_is_loaded(settings: Settings, tmp_path: Path) -> None:
-    plain = tiny.backbone_folder(tmp_path / "plain", kind="gemma3")
+    plain = tiny.save_backbone(tmp_path / "plain", kind="gemma3")
     whole = seeing(plain)
-    (reads, text), (sees, _) = (loading.resident(str(one), 3, settings, quiet) for one in (plain, whole))
-    packed = pack([one.ids for one in text.encode(tiny.babble(6))])
-    expected, found = (tiny.everywhere(one, packed, 3) for one in (reads, sees))
+    (reads, text), (sees, _) = (loading.load_backbone(str(one), 3, settings, quiet) for one in (plain, whole))
+    packed = pack([one.ids for one in text.encode(tiny.random_items(6))])
+    expected, found = (tiny.compute_residuals(one, packed, 3) for one in (reads, sees))
     assert torch.equal(expected, found)
     assert (sees.total_layers, sees.parameters) == (reads.total_layers, reads.parameters)
     ids = torch.tensor([packed.ids[:20].tolist()])
-    logits = [loading.llm(str(one), settings, quiet)(ids).logits for one in (plain, whole)]
+    logits = [loading.load_full_llm(str(one), settings, quiet)(ids).logits for one in (plain, whole)]
     assert torch.equal(*logits)
 
 
@@ -188,7 +188,7 @@ def test_a_file_in_parts_is_joined_in_order(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_backbone_without_a_template_gets_the_catalogue_s(settings: Settings, tmp_path: Path) -> None:
-    folder = tiny.backbone_folder(tmp_path)
+    folder = tiny.save_backbone(tmp_path)
     (folder / "chat_template.jinja").unlink()
     source = model_sources.Source("toy", folder=str(folder), template=tiny.TEMPLATE)
     cpu = torch.device("cpu")
@@ -197,7 +197,7 @@ def test_a_backbone_without_a_template_gets_the_catalogue_s(settings: Settings, 
     )
     assert tokenizer.chat_template == tiny.TEMPLATE
     with pytest.raises(InvalidInput, match="no chat template"):
-        loading.resident(str(folder), None, settings, quiet)
+        loading.load_backbone(str(folder), None, settings, quiet)
 
 
 def test_a_hub_model_is_read_at_its_commit(
@@ -206,7 +206,7 @@ def test_a_hub_model_is_read_at_its_commit(
     commit = "c" * 40
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(SourceError, match=f"cannot fetch org/name at {commit}"):
-        loading.resident(f"org/name@{commit}", None, settings, quiet)
-    tiny.backbone_folder(tmp_path / "models--org--name" / "snapshots" / commit)
-    backbone, _ = loading.resident(f"org/name@{commit}", 2, settings, quiet)
-    assert (backbone.layers, backbone.digest) == (2, f"hub:org/name@{commit}")
+        loading.load_backbone(f"org/name@{commit}", None, settings, quiet)
+    tiny.save_backbone(tmp_path / "models--org--name" / "snapshots" / commit)
+    backbone, _ = loading.load_backbone(f"org/name@{commit}", 2, settings, quiet)
+    assert (backbone.num_layers, backbone.digest) == (2, f"hub:org/name@{commit}")

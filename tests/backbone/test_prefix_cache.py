@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from app.backbone.packing import Ids, pack
-from app.backbone.prefix_cache import LEAST, Recall
+from app.backbone.packing import TokenIds, pack
+from app.backbone.prefix_cache import MIN_PREFIX_TOKENS, PrefixCache
 from app.reward import loading
 from app.reward.engine import Engine
 from app.settings import Settings
@@ -18,16 +18,16 @@ ALL = ScoreOptions(tuple(tiny.MODELS), Explain.TOKENS, top_k=tiny.K)
 CLOSE = 1e-5
 
 
-@pytest.fixture(scope="module", params=tiny.KINDS)
+@pytest.fixture(scope="module", params=tiny.ARCHITECTURES)
 def settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Every kind of backbone."""
-    return tiny.world(tmp_path_factory.mktemp(request.param), request.param)
+    return tiny.build_models(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture
 def engine(settings: Settings) -> Engine:
     """An engine that has not seen anything yet."""
-    return loading.engine(settings, lambda *_: None)
+    return loading.load_engine(settings, lambda *_: None)
 
 
 def score(engine: Engine, exchanges: list[Item], ask: ScoreOptions = ALL) -> list[ScoredItem]:
@@ -40,23 +40,23 @@ def rewards(found: list[ScoredItem]) -> list[list[float]]:
 
 
 def responses(prompt: str, count: int) -> list[Item]:
-    return [tiny.exchange(prompt, f"{word} glass {word}") for word in tiny.WORDS[:count]]
+    return [tiny.make_item(prompt, f"{word} glass {word}") for word in tiny.WORDS[:count]]
 
 
 def test_responses_that_come_one_by_one_read_their_prompt_once(engine: Engine) -> None:
     group = responses("amber river stone " * 4, 6)
-    prompt = engine.encode(group)[0].start
+    prompt = engine.encode(group)[0].response_start
     computed = [score(engine, [one])[0].computed_tokens for one in group]
     lengths = [len(one.ids) for one in engine.encode(group)]
     assert computed == [lengths[0], *(length - prompt for length in lengths[1:])]
 
 
 def test_remembering_changes_no_reward(settings: Settings, engine: Engine) -> None:
-    forgetful = loading.engine(settings.model_copy(update={"prefix_cache_mib": 0}), lambda *_: None)
+    forgetful = loading.load_engine(settings.model_copy(update={"prefix_cache_mib": 0}), lambda *_: None)
     rng = random.Random(1)
     system = "seven maple orbit violet "
     exchanges = [
-        tiny.exchange(system * rng.randint(1, 3) + rng.choice(tiny.WORDS), f"{rng.choice(tiny.WORDS)} glass")
+        tiny.make_item(system * rng.randint(1, 3) + rng.choice(tiny.WORDS), f"{rng.choice(tiny.WORDS)} glass")
         for _ in range(40)
     ]
     for start in range(0, 40, 5):
@@ -69,7 +69,7 @@ def test_models_of_another_depth_do_not_lend_what_they_lack(settings: Settings, 
     group = responses("quiet lantern seven " * 4, 2)
     shallow = ScoreOptions(("gamma",))
     score(engine, group[:1], shallow)
-    fresh = loading.engine(settings, lambda *_: None)
+    fresh = loading.load_engine(settings, lambda *_: None)
     assert np.allclose(rewards(score(engine, group)), rewards(score(fresh, group)), atol=CLOSE)
     assert score(engine, group[1:], shallow)[0].computed_tokens < 20
 
@@ -77,10 +77,10 @@ def test_models_of_another_depth_do_not_lend_what_they_lack(settings: Settings, 
 def test_what_overflows_is_forgotten(engine: Engine) -> None:
     group = responses("paper thunder orbit " * 4, 3)
     fine = rewards(score(engine, group))
-    engine.recall = Recall(2**20)
+    engine.prefix_cache = PrefixCache(2**20)
     poisoned, *rest = engine.encode(group)
     weight = engine.backbone.embedding.weight
-    token = poisoned.ids[poisoned.start]
+    token = poisoned.ids[poisoned.response_start]
     healthy = weight[token].clone()
     weight[token] = float("nan")
     assert not isinstance(engine.score([ScoreJob(poisoned, ALL)])[0], ScoredItem)
@@ -90,28 +90,30 @@ def test_what_overflows_is_forgotten(engine: Engine) -> None:
 
 
 def test_memory_is_bounded_and_forgets_the_oldest() -> None:
-    memory = Recall(10 * LEAST * 4)
+    memory = PrefixCache(10 * MIN_PREFIX_TOKENS * 4)
     for first in range(8):
-        keep(memory, (first,) * LEAST, 2)
-    assert [bool(memory.session([(first,) * LEAST], 2).known) for first in range(8)] == [False] * 3 + [
-        True
-    ] * 5
-    keep(memory, (3,) * LEAST, 2)
-    memory.session([(3,) * LEAST], 2)
-    keep(memory, (9,) * LEAST, 2)
-    assert memory.session([(3,) * LEAST], 2).known
-    assert not memory.session([(4,) * LEAST], 2).known
-    keep(memory, (1,) * LEAST * 20, 2)
-    assert not memory.session([(1,) * LEAST * 20], 2).known
+        keep(memory, (first,) * MIN_PREFIX_TOKENS, 2)
+    assert [bool(memory.lookup([(first,) * MIN_PREFIX_TOKENS], 2).prefixes) for first in range(8)] == [
+        False
+    ] * 3 + [True] * 5
+    keep(memory, (3,) * MIN_PREFIX_TOKENS, 2)
+    memory.lookup([(3,) * MIN_PREFIX_TOKENS], 2)
+    keep(memory, (9,) * MIN_PREFIX_TOKENS, 2)
+    assert memory.lookup([(3,) * MIN_PREFIX_TOKENS], 2).prefixes
+    assert not memory.lookup([(4,) * MIN_PREFIX_TOKENS], 2).prefixes
+    keep(memory, (1,) * MIN_PREFIX_TOKENS * 20, 2)
+    assert not memory.lookup([(1,) * MIN_PREFIX_TOKENS * 20], 2).prefixes
 
 
 def test_a_beginning_is_lent_up_to_where_prompts_part() -> None:
-    memory = Recall(2**20)
+    memory = PrefixCache(2**20)
     keep(memory, tuple(range(40)), 2)
-    known = memory.session([(*range(30), 99, 98), tuple(range(20)), tuple(range(LEAST - 1))], 2).known
+    known = memory.lookup(
+        [(*range(30), 99, 98), tuple(range(20)), tuple(range(MIN_PREFIX_TOKENS - 1))], 2
+    ).prefixes
     assert [len(one.ids) for one in known] == [20, 30]
-    assert known[0].values.shape[1] == 20
-    assert not memory.session([tuple(range(40))], 3).known
+    assert known[0].kv.shape[1] == 20
+    assert not memory.lookup([tuple(range(40))], 3).prefixes
 
 
 def test_known_beginnings_are_not_computed() -> None:
@@ -119,14 +121,14 @@ def test_known_beginnings_are_not_computed() -> None:
     packed = pack([(1, 2, 3, 4, 5, 6), (1, 2, 3, 9), (7, 8)], known)
     assert sorted(packed.ids.tolist()) == [6, 7, 8, 9]
     assert packed.new_tokens == (1, 1, 2)
-    spelled = dict(enumerate(packed.ids.tolist(), packed.before))
-    for fill in packed.fills:
-        spelled.update(enumerate(known[fill.known][fill.start : fill.stop], fill.row))
+    spelled = dict(enumerate(packed.ids.tolist(), packed.num_cached_rows))
+    for fill in packed.prefix_copies:
+        spelled.update(enumerate(known[fill.prefix][fill.start : fill.stop], fill.row))
     for item, ids in enumerate([(1, 2, 3, 4, 5, 6), (1, 2, 3, 9), (7, 8)]):
         assert tuple(spelled[row] for row in packed.rows(item, 0, len(ids))) == ids
 
 
-def keep(memory: Recall, ids: Ids, depth: int) -> None:
-    session = memory.session([], depth)
-    session.kept = {ids: torch.zeros(depth, len(ids), 1)}
-    memory.keep(session)
+def keep(memory: PrefixCache, ids: TokenIds, depth: int) -> None:
+    session = memory.lookup([], depth)
+    session.new_entries = {ids: torch.zeros(depth, len(ids), 1)}
+    memory.store(session)

@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 
 from app.cli import app
 from app.settings import Settings
-from tests.data.test_public_datasets import RAW, raw
+from tests.data.test_public_datasets import RAW_ROWS, write_raw
 
 
 @pytest.fixture
@@ -74,6 +74,8 @@ def test_what_is_missing_is_said_in_a_sentence(shop: Path, tmp_path: Path) -> No
 
 
 def test_public_sets_are_written_as_pairs(tmp_path: Path) -> None:
-    done = sparserm("data", "rm-bench", tmp_path / "out", "--source", raw(tmp_path, RAW["rm-bench"][0]))
+    done = sparserm(
+        "data", "rm-bench", tmp_path / "out", "--source", write_raw(tmp_path, RAW_ROWS["rm-bench"][0])
+    )
     assert done.exit_code == 0
     assert "0 train, 9 test pairs" in said(done)

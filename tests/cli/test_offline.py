@@ -1,4 +1,4 @@
-"""`sparserm score`, `compare`, `filter` and `rank` as a user types them, and a reward as a picture."""
+"""The commands `sparserm score`, `compare`, `filter` and `rank`, and the chart of one reward."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from pyarrow import parquet
 from rich.console import Console
 
 from app.cli.waterfall import waterfall
-from app.offline.remote import PLACE
+from app.offline.remote import POSITION_FIELDS
 from app.reward import loading
 from app.settings import Settings
 from tests.cli.test_commands import said, sparserm
@@ -21,26 +21,28 @@ from tests.support.offline_runs import MODEL
 from tests.support.servers import listening
 from tests.support.training_setup import quiet
 
-ONE = ("--prompt", "amber river", "--response", "quiet stone")
-LINE = re.compile(r"^(.+?) +([+-]\d+\.\d{3}) ", re.MULTILINE)
+PROMPT_AND_RESPONSE = ("--prompt", "amber river", "--response", "quiet stone")
+CHART_LINE = re.compile(r"^(.+?) +([+-]\d+\.\d{3}) ", re.MULTILINE)
 
 
 @pytest.fixture
-def shop(root: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A folder to work in; the tiny models are the ones there are."""
+def workdir(root: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty working directory; the environment names the tiny models."""
     assert settings.models_dir == root / "models"
-    for name, value in offline_runs.environ(root).items():
+    for name, value in offline_runs.make_environment(root).items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_a_data_set_is_scored_and_its_bad_rows_are_counted(shop: Path) -> None:
-    offline_runs.write(shop / "in.jsonl", [*offline_runs.responses(20), "{\n", '{"prompt": "x"}\n'])
-    done = sparserm("score", "in.jsonl", "out.parquet", "--model", MODEL, "--top-k", 2, "--prefix", "a_")
-    assert done.exit_code == 0, done.output
-    assert "20 rows in out.parquet; 2 bad rows in out.bad.jsonl, each with its reason" in said(done)
-    assert done.stdout == ""
+def test_a_data_set_is_scored_and_its_bad_rows_are_counted(workdir: Path) -> None:
+    offline_runs.write_rows(
+        workdir / "in.jsonl", [*offline_runs.make_response_rows(20), "{\n", '{"prompt": "x"}\n']
+    )
+    result = sparserm("score", "in.jsonl", "out.parquet", "--model", MODEL, "--top-k", 2, "--prefix", "a_")
+    assert result.exit_code == 0, result.output
+    assert "20 rows in out.parquet; 2 bad rows in out.bad.jsonl, each with its reason" in said(result)
+    assert result.stdout == ""
     table = parquet.read_table("out.parquet")
     assert {"a_reward", "a_uncertainty", "a_distance", "a_features"} <= set(table.column_names)
     assert {len(features) for features in table["a_features"].to_pylist()} == {2}
@@ -48,86 +50,86 @@ def test_a_data_set_is_scored_and_its_bad_rows_are_counted(shop: Path) -> None:
     assert (strict.exit_code, "in.jsonl:21: not JSON" in said(strict)) == (1, True)
 
 
-def test_pairs_are_compared_and_filtered(shop: Path) -> None:
-    offline_runs.write(shop / "in.jsonl", offline_runs.pairs(40))
+def test_pairs_are_compared_and_filtered(workdir: Path) -> None:
+    offline_runs.write_rows(workdir / "in.jsonl", offline_runs.make_pair_rows(40))
     assert sparserm("compare", "in.jsonl", "all.jsonl", "--model", MODEL).exit_code == 0
-    margins = sorted(row["margin"] for row in offline_runs.read(shop / "all.jsonl"))
-    done = sparserm("filter", "in.jsonl", "kept.jsonl", "--model", MODEL, f"--min-margin={margins[30]}")
-    assert "10 rows in kept.jsonl, 30 dropped" in said(done)
-    assert "features" not in offline_runs.read(shop / "kept.jsonl")[0]
+    margins = sorted(row["margin"] for row in offline_runs.read_rows(workdir / "all.jsonl"))
+    result = sparserm("filter", "in.jsonl", "kept.jsonl", "--model", MODEL, f"--min-margin={margins[30]}")
+    assert "10 rows in kept.jsonl, 30 dropped" in said(result)
+    assert "features" not in offline_runs.read_rows(workdir / "kept.jsonl")[0]
 
 
-def test_responses_are_ranked_through_a_server(shop: Path, address: str) -> None:
-    offline_runs.write(shop / "in.jsonl", [{"prompt": "river", "responses": tiny.WORDS}])
-    done = sparserm("rank", "in.jsonl", "out.jsonl", "--model", MODEL, "--url", address, "--length-control")
-    assert done.exit_code == 0, done.output
-    (row,) = offline_runs.read(shop / "out.jsonl")
+def test_responses_are_ranked_by_a_server(workdir: Path, address: str) -> None:
+    offline_runs.write_rows(workdir / "in.jsonl", [{"prompt": "river", "responses": tiny.WORDS}])
+    result = sparserm("rank", "in.jsonl", "out.jsonl", "--model", MODEL, "--url", address, "--length-control")
+    assert result.exit_code == 0, result.output
+    (row,) = offline_runs.read_rows(workdir / "out.jsonl")
     assert sorted(row["order"]) == list(range(len(tiny.WORDS)))
     assert row["chosen"] == tiny.WORDS[row["order"][0]]
 
 
-def test_a_server_that_wants_a_key_gets_it(
-    shop: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+def test_the_key_of_the_environment_is_sent_to_a_server(
+    workdir: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keyed = Settings(api_keys="secret").model_copy(
+    settings_with_key = Settings(api_keys="secret").model_copy(
         update={"models_dir": settings.models_dir, "cache_dir": settings.cache_dir, "max_tokens": 256}
     )
-    offline_runs.write(shop / "in.jsonl", offline_runs.responses(3))
-    words = ("score", "in.jsonl", "out.jsonl", "--model", MODEL)
-    with listening(loading.engine(keyed, quiet), keyed) as url:
-        without = sparserm(*words, "--url", url)
-        assert (without.exit_code, "401" in said(without)) == (1, True)
+    offline_runs.write_rows(workdir / "in.jsonl", offline_runs.make_response_rows(3))
+    arguments = ("score", "in.jsonl", "out.jsonl", "--model", MODEL)
+    with listening(loading.load_engine(settings_with_key, quiet), settings_with_key) as url:
+        without_key = sparserm(*arguments, "--url", url)
+        assert (without_key.exit_code, "401" in said(without_key)) == (1, True)
         monkeypatch.setenv("SPARSERM_KEY", "secret")
-        assert sparserm(*words, "--url", url).exit_code == 0
+        assert sparserm(*arguments, "--url", url).exit_code == 0
 
 
-@pytest.mark.usefixtures("shop")
+@pytest.mark.usefixtures("workdir")
 @pytest.mark.parametrize(
-    "words",
-    [(), ("in.jsonl",), ONE[:2], ("in.jsonl", "out.jsonl", *ONE), ("in.jsonl", "out.jsonl", "--json")],
+    "arguments",
+    [(), ("in.jsonl",), PROMPT_AND_RESPONSE[:2], ("in.jsonl", "out.jsonl", *PROMPT_AND_RESPONSE), ("in.jsonl", "out.jsonl", "--json")],
 )
-def test_half_a_question_is_no_question(words: tuple[str, ...]) -> None:
-    result = sparserm("score", *words, "--model", MODEL)
+def test_incomplete_arguments_are_refused(arguments: tuple[str, ...]) -> None:
+    result = sparserm("score", *arguments, "--model", MODEL)
     assert (result.exit_code, "give IN and OUT, or --prompt and --response" in said(result)) == (2, True)
 
 
-@pytest.mark.usefixtures("shop")
-def test_one_response_s_json_is_the_api_s(address: str) -> None:
-    body = {"model": MODEL, "inputs": [{"prompt": ONE[1], "response": ONE[3]}], "top_k": 3}
-    api = httpx.post(f"{address}/v1/rewards", json=body).json()["data"][0]
-    through = json.loads(
-        sparserm("score", *ONE, "--model", MODEL, "--json", "--top-k", 3, "--url", address).stdout
+@pytest.mark.usefixtures("workdir")
+def test_the_json_of_one_response_is_that_of_the_api(address: str) -> None:
+    body = {"model": MODEL, "inputs": [{"prompt": PROMPT_AND_RESPONSE[1], "response": PROMPT_AND_RESPONSE[3]}], "top_k": 3}
+    row = httpx.post(f"{address}/v1/rewards", json=body).json()["data"][0]
+    remote = json.loads(
+        sparserm("score", *PROMPT_AND_RESPONSE, "--model", MODEL, "--json", "--top-k", 3, "--url", address).stdout
     )
-    here = json.loads(sparserm("score", *ONE, "--model", MODEL, "--json", "--top-k", 3).stdout)
-    told = {name: value for name, value in api.items() if name not in PLACE}
-    assert here.keys() == through.keys() == told.keys()
+    local = json.loads(sparserm("score", *PROMPT_AND_RESPONSE, "--model", MODEL, "--json", "--top-k", 3).stdout)
+    expected = {name: value for name, value in row.items() if name not in POSITION_FIELDS}
+    assert local.keys() == remote.keys() == expected.keys()
     for name in ("reward", "uncertainty", "percentile", "distance"):
-        assert here[name] == pytest.approx(told[name], abs=1e-4)
-        assert through[name] == pytest.approx(told[name], abs=1e-4)
-    for answer in (here, through):
-        for ours, theirs in zip(answer["features"], told["features"], strict=True):
+        assert local[name] == pytest.approx(expected[name], abs=1e-4)
+        assert remote[name] == pytest.approx(expected[name], abs=1e-4)
+    for reward in (local, remote):
+        for ours, theirs in zip(reward["features"], expected["features"], strict=True):
             assert ours.keys() == theirs.keys()
             assert ours["id"] == theirs["id"]
             assert ours["contribution"] == pytest.approx(theirs["contribution"], abs=1e-5)
 
 
-def drawn(reward: dict[str, Any]) -> tuple[str, list[tuple[str, float]]]:
-    """A reward's picture, and the numbers in it."""
+def render_chart(reward: dict[str, Any]) -> tuple[str, list[tuple[str, float]]]:
+    """Return the chart of a reward as text, and the name and number of each bar."""
     stream = StringIO()
     Console(file=stream, width=100).print(waterfall(reward))
     text = stream.getvalue()
-    below = text.partition("\n")[2]
-    return text, [(name, float(number)) for name, number in LINE.findall(below)]
+    bars = text.partition("\n")[2]
+    return text, [(name, float(number)) for name, number in CHART_LINE.findall(bars)]
 
 
-@pytest.mark.usefixtures("shop")
+@pytest.mark.usefixtures("workdir")
 @pytest.mark.parametrize("control", [(), ("--length-control",)])
-def test_the_bars_of_a_picture_sum_to_the_reward(control: tuple[str, ...]) -> None:
-    shown = sparserm("score", *ONE, "--model", MODEL, *control)
-    assert shown.exit_code == 0, shown.output
-    reward = json.loads(sparserm("score", *ONE, "--model", MODEL, "--json", *control).stdout)
-    text, steps = drawn(reward)
-    assert text.split() == shown.stdout.split()
+def test_the_bars_of_the_chart_sum_to_the_reward(control: tuple[str, ...]) -> None:
+    result = sparserm("score", *PROMPT_AND_RESPONSE, "--model", MODEL, *control)
+    assert result.exit_code == 0, result.output
+    reward = json.loads(sparserm("score", *PROMPT_AND_RESPONSE, "--model", MODEL, "--json", *control).stdout)
+    text, steps = render_chart(reward)
+    assert text.split() == result.stdout.split()
     *parts, (last, total) = steps
     assert (last, total) == ("reward", round(reward["reward"], 3))
     assert sum(number for _, number in parts) == pytest.approx(total, abs=0.0005 * len(steps))
@@ -137,10 +139,10 @@ def test_the_bars_of_a_picture_sum_to_the_reward(control: tuple[str, ...]) -> No
     assert ("length" in dict(parts)) == bool(control)
 
 
-def test_a_picture_names_what_an_answer_holds() -> None:
+def test_the_chart_names_each_part_of_a_reward() -> None:
     feature = {"model": "safety", "id": 7, "label": "[refusal]", "contribution": 0.5}
     other = {"model": "kind", "id": 8, "label": None, "contribution": -1.0}
-    text, steps = drawn({
+    text, steps = render_chart({
         "model": "both", "reward": -0.8, "uncertainty": 0.1, "percentile": None, "distance": 99.6,
         "baseline_reward": 0.0, "length_correction": 0.0, "penalty": 0.25, "truncated": True,
         "features": [feature, other],

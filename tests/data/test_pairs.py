@@ -1,4 +1,4 @@
-"""Preference data: read strictly, in every form people write it."""
+"""Reading of preference data: strict validation, and every supported form of a row."""
 
 import gzip
 import json
@@ -22,18 +22,18 @@ def write(folder: Path, rows: list[Any], name: str = "pairs.jsonl") -> Path:
     return file
 
 
-def test_prompts_and_messages_are_both_read(tmp_path: Path) -> None:
+def test_reads_prompts_and_messages(tmp_path: Path) -> None:
     turns = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "river?"}]
-    spoken = {"messages": turns, "chosen": "a", "rejected": "b", "qid": 7}
-    one, two = read_pairs(write(tmp_path, [GOOD, spoken]))
-    assert one.messages == (Message("user", "river?"),)
-    assert one.group == "river?"
-    assert two.messages[0] == Message("system", "be kind")
-    assert two.group == "7"
+    with_messages = {"messages": turns, "chosen": "a", "rejected": "b", "qid": 7}
+    first, second = read_pairs(write(tmp_path, [GOOD, with_messages]))
+    assert first.messages == (Message("user", "river?"),)
+    assert first.group == "river?"
+    assert second.messages[0] == Message("system", "be kind")
+    assert second.group == "7"
 
 
 @pytest.mark.parametrize(
-    ("row", "complaint"),
+    ("row", "message"),
     [
         ("{\n", "not JSON"),
         ("[]\n", "must be an object"),
@@ -52,14 +52,14 @@ def test_prompts_and_messages_are_both_read(tmp_path: Path) -> None:
         ({**GOOD, "messages": [{"role": "user"}]}, "'content' must be"),
     ],
 )
-def test_a_bad_row_is_named_by_line(tmp_path: Path, row: Any, complaint: str) -> None:
-    with pytest.raises(DataError, match=complaint) as caught:
+def test_error_of_an_invalid_row_names_its_line(tmp_path: Path, row: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
         read_pairs(write(tmp_path, [GOOD, row]))
     assert str(caught.value).startswith("pairs.jsonl:2:")
 
 
-def test_every_way_of_writing_a_pair_is_read_alike(tmp_path: Path) -> None:
-    before = [{"role": "user", "content": "river?"}]
+def test_all_forms_of_a_pair_are_equivalent(tmp_path: Path) -> None:
+    prompt = [{"role": "user", "content": "river?"}]
 
     def turn(text: str) -> list[dict[str, str]]:
         return [{"role": "assistant", "content": text}]
@@ -67,42 +67,42 @@ def test_every_way_of_writing_a_pair_is_read_alike(tmp_path: Path) -> None:
     hh = "\n\nHuman: river?\n\nAssistant:"
     forms: list[dict[str, Any]] = [
         GOOD,
-        {"messages": before, "chosen": "stone", "rejected": "glass"},
-        {"prompt": before, "chosen": turn("stone"), "rejected": turn("glass")},
-        {"chosen": [*before, *turn("stone")], "rejected": [*before, *turn("glass")]},
+        {"messages": prompt, "chosen": "stone", "rejected": "glass"},
+        {"prompt": prompt, "chosen": turn("stone"), "rejected": turn("glass")},
+        {"chosen": [*prompt, *turn("stone")], "rejected": [*prompt, *turn("glass")]},
         {"chosen": f"{hh} stone", "rejected": f"{hh} glass"},
         {"prompt": hh, "chosen": "stone", "rejected": "glass"},
     ]
-    lines = read_pairs(write(tmp_path, forms))
+    pairs = read_pairs(write(tmp_path, forms))
     parquet.write_table(Table.from_pylist([GOOD]), tmp_path / "pairs.parquet")
-    assert {*lines, *read_pairs(tmp_path / "pairs.parquet")} == {lines[0]}
+    assert {*pairs, *read_pairs(tmp_path / "pairs.parquet")} == {pairs[0]}
 
 
-def test_bad_rows_are_skipped_only_if_somebody_hears_of_them(tmp_path: Path) -> None:
+def test_invalid_rows_are_skipped_only_with_a_handler(tmp_path: Path) -> None:
     file = write(tmp_path, [GOOD, "{\n", {**GOOD, "chosen": "b"}])
-    heard: list[DataError] = []
-    assert len(read_pairs(file, heard.append)) == 2
-    assert str(heard[0]).startswith("pairs.jsonl:2: not JSON")
+    errors: list[DataError] = []
+    assert len(read_pairs(file, errors.append)) == 2
+    assert str(errors[0]).startswith("pairs.jsonl:2: not JSON")
 
 
-def test_a_pair_is_two_chats(tmp_path: Path) -> None:
+def test_a_pair_is_read_as_two_chats(tmp_path: Path) -> None:
     assert [chat.response for chat in read_chats(write(tmp_path, [GOOD]))] == ["stone", "glass"]
 
 
-def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+def test_rejects_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no file"):
         read_pairs(tmp_path / "nothing.jsonl")
 
 
 def test_chats_end_with_the_last_assistant_turn(tmp_path: Path) -> None:
-    turn = [{"role": r, "content": r} for r in ("user", "assistant", "user")]
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
     file = tmp_path / "chats.jsonl.gz"
-    lonely = json.dumps({"messages": turn[:1]})
-    file.write_bytes(gzip.compress((json.dumps({"messages": turn}) + "\n" + lonely).encode()))
-    (one,) = read_chats(file)
-    assert (one.messages, one.response) == ((Message("user", "user"),), "assistant")
+    unanswered = json.dumps({"messages": turns[:1]})
+    file.write_bytes(gzip.compress((json.dumps({"messages": turns}) + "\n" + unanswered).encode()))
+    (chat,) = read_chats(file)
+    assert (chat.messages, chat.response) == ((Message("user", "user"),), "assistant")
 
 
-def test_the_example_pairs_are_good() -> None:
+def test_the_example_pairs_are_valid() -> None:
     pairs = read_pairs(EXAMPLE_PAIRS)
     assert len(pairs) == len({pair.group for pair in pairs}) == 48

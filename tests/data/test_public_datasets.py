@@ -1,4 +1,4 @@
-"""Every public set's raw schema, small, becomes pairs that read back; prompts stay on one side."""
+"""Small samples of every public data set become valid pairs; train and test share no prompt."""
 
 import json
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from app.data.pairs import read_pairs
-from app.data.public_datasets import SETS, write
+from app.data.public_datasets import PUBLIC_DATASETS, write_public_dataset
 from app.errors import DataError
-from app.types import Message
+from app.types import Message, Pair
 
 HH = "\n\nHuman: river?\n\nAssistant: yes?\n\nHuman: which?\n\nAssistant:"
-ASKED = {"role": "user", "content": "river?"}
-RAW: dict[str, tuple[list[dict[str, Any]], int]] = {
+QUESTION = {"role": "user", "content": "river?"}
+RAW_ROWS: dict[str, tuple[list[dict[str, Any]], int]] = {
     "truthfulqa": (
         [
             {
@@ -38,8 +38,8 @@ RAW: dict[str, tuple[list[dict[str, Any]], int]] = {
         [
             {
                 "prompt": "river?", "prompt_id": "1", "score_chosen": 8.0, "score_rejected": 3.0,
-                "chosen": [ASKED, {"role": "assistant", "content": "stone"}],
-                "rejected": [ASKED, {"role": "assistant", "content": "glass"}],
+                "chosen": [QUESTION, {"role": "assistant", "content": "stone"}],
+                "rejected": [QUESTION, {"role": "assistant", "content": "glass"}],
             }
         ],
         1,
@@ -64,64 +64,64 @@ RAW: dict[str, tuple[list[dict[str, Any]], int]] = {
 }  # fmt: skip
 
 
-def raw(folder: Path, rows: list[Any]) -> str:
+def write_raw(folder: Path, rows: list[Any]) -> str:
     file = folder / "raw.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(file)
 
 
-@pytest.mark.parametrize("name", list(SETS))
-def test_a_raw_schema_becomes_pairs(tmp_path: Path, name: str) -> None:
-    rows, expected = RAW[name]
-    counts = write(name, tmp_path, source=raw(tmp_path, rows))
-    read = [
+@pytest.mark.parametrize("name", list(PUBLIC_DATASETS))
+def test_converts_raw_rows_to_pairs(tmp_path: Path, name: str) -> None:
+    rows, expected = RAW_ROWS[name]
+    counts = write_public_dataset(name, tmp_path, source=write_raw(tmp_path, rows))
+    pairs = [
         pair
-        for part in ("train", "test")
-        if counts[part]
-        for pair in read_pairs(tmp_path / f"{name}_{part}.jsonl")
+        for split in ("train", "test")
+        if counts[split]
+        for pair in read_pairs(tmp_path / f"{name}_{split}.jsonl")
     ]
-    assert len(read) == sum(counts.values()) == expected
-    assert all(pair.chosen != pair.rejected for pair in read)
+    assert len(pairs) == sum(counts.values()) == expected
+    assert all(pair.chosen != pair.rejected for pair in pairs)
 
 
-def test_the_better_side_is_chosen(tmp_path: Path) -> None:
-    def one(name: str) -> Any:
-        write(name, tmp_path, source=raw(tmp_path, RAW[name][0]), test_share=1)
+def test_prefers_the_better_response(tmp_path: Path) -> None:
+    def convert(name: str) -> list[Pair]:
+        write_public_dataset(name, tmp_path, source=write_raw(tmp_path, RAW_ROWS[name][0]), test_share=1)
         return read_pairs(tmp_path / f"{name}_test.jsonl")
 
-    assert [(p.chosen, p.rejected) for p in one("saferlhf")] == [("a", "b"), ("b", "a")]
-    assert one("helpsteer")[0].chosen == "stone"
-    assert one("hh")[0].messages == (
+    assert [(p.chosen, p.rejected) for p in convert("saferlhf")] == [("a", "b"), ("b", "a")]
+    assert convert("helpsteer")[0].chosen == "stone"
+    assert convert("hh")[0].messages == (
         Message("user", "river?"), Message("assistant", "yes?"), Message("user", "which?")
     )  # fmt: skip
-    levels = [dict(pair.facts)["level"] for pair in one("rm-bench")]
+    levels = [dict(pair.attributes)["level"] for pair in convert("rm-bench")]
     assert {level: levels.count(level) for level in levels} == {"normal": 3, "hard": 3, "easy": 3}
 
 
-def test_prompts_stay_on_one_side(tmp_path: Path) -> None:
+def test_train_and_test_share_no_prompt(tmp_path: Path) -> None:
     rows = [
         {"prompt": f"River {i % 50}{'?' * (i % 2)}", "chosen": "a", "rejected": "b", "score": i}
         for i in range(200)
     ]
-    counts = write("rewardbench", tmp_path, source=raw(tmp_path, rows))
+    counts = write_public_dataset("rewardbench", tmp_path, source=write_raw(tmp_path, rows))
     assert counts == {"train": 0, "test": 200}
     transcripts = [
         {
-            "chosen": f"\n\nHuman: {r['prompt']}\n\nAssistant: a",
-            "rejected": f"\n\nHuman: {r['prompt']}\n\nAssistant: b",
+            "chosen": f"\n\nHuman: {row['prompt']}\n\nAssistant: a",
+            "rejected": f"\n\nHuman: {row['prompt']}\n\nAssistant: b",
         }
-        for r in rows
+        for row in rows
     ]
-    counts = write("hh", tmp_path, source=raw(tmp_path, transcripts), test_share=0.3)
-    train, test = (read_pairs(tmp_path / f"hh_{part}.jsonl") for part in ("train", "test"))
+    counts = write_public_dataset("hh", tmp_path, source=write_raw(tmp_path, transcripts), test_share=0.3)
+    train, test = (read_pairs(tmp_path / f"hh_{split}.jsonl") for split in ("train", "test"))
     assert min(counts.values()) > 20
     assert {pair.group for pair in train}.isdisjoint({pair.group for pair in test})
 
 
-def test_what_is_not_this_set_is_refused(tmp_path: Path) -> None:
+def test_rejects_rows_of_another_data_set(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there are: truthfulqa"):
-        write("nonsense", tmp_path)
-    with pytest.raises(DataError, match="no row of this set's form"):
-        write("hh", tmp_path, source=raw(tmp_path, [{"chosen": "a", "rejected": "b"}]))
+        write_public_dataset("nonsense", tmp_path)
+    with pytest.raises(DataError, match="no row yields a pair"):
+        write_public_dataset("hh", tmp_path, source=write_raw(tmp_path, [{"chosen": "a", "rejected": "b"}]))
     with pytest.raises(DataError, match=r"raw.jsonl:1: .*'incorrect_answers'"):
-        write("truthfulqa", tmp_path, source=raw(tmp_path, [{"chosen": "a"}]))
+        write_public_dataset("truthfulqa", tmp_path, source=write_raw(tmp_path, [{"chosen": "a"}]))

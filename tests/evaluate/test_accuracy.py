@@ -9,22 +9,22 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from app.data.pairs import having, read_pairs
+from app.data.pairs import match_condition, read_pairs
 from app.errors import DataError
 from app.evaluate.accuracy import (
-    Judged,
-    accuracy,
-    advantage,
-    calibration_error,
-    outcomes,
-    wins,
-    within_prompt,
+    ScoredPairs,
+    accuracy_difference,
+    expected_calibration_error,
+    length_correlation,
+    pair_accuracy,
+    pair_wins,
+    predict_both_orders,
 )
 from app.reward import loading
-from app.reward.head import OUTLYING, Calibration
+from app.reward.calibration import OUTLIER_PERCENTILE, Calibration
 from app.settings import Settings
 from app.train import jobs
-from app.train.feature_cache import Shelf
+from app.train.feature_cache import TensorCache
 from app.types import Message, Pair
 from benchmarks.research import compare_standard_rm, standard_rm
 from tests.support.training_setup import Killed, killing_at, order, quiet
@@ -38,40 +38,45 @@ def test_calibration_reads_as_it_says() -> None:
     )
     rewards = torch.tensor([-1.0, 5.0, 99.0, 2.5], dtype=torch.float64)
     controlled = torch.tensor([False, False, False, True])
-    assert table.percentile(rewards, controlled).tolist() == [0, 50, 100, 50]
+    assert table.compute_percentile(rewards, controlled).tolist() == [0, 50, 100, 50]
     away = torch.tensor([[50**0.5, 0.0], [3.0, 4.0]], dtype=torch.float64)
     read = torch.tensor([1, 10**9])
-    assert table.distance(away, read, torch.tensor([4, 8])).tolist() == pytest.approx([50, 50])
-    assert table.distance(away, read, torch.tensor([2, 9])).tolist() == [OUTLYING, OUTLYING]
-    assert table.correction(torch.tensor([2, 4, 8, 10**6])).tolist() == [-1, -5, -9, -9]
-    assert table.probability(0) == 0.5
+    assert table.compute_distance(away, read, torch.tensor([4, 8])).tolist() == pytest.approx([50, 50])
+    assert table.compute_distance(away, read, torch.tensor([2, 9])).tolist() == [
+        OUTLIER_PERCENTILE,
+        OUTLIER_PERCENTILE,
+    ]
+    assert table.compute_length_correction(torch.tensor([2, 4, 8, 10**6])).tolist() == [-1, -5, -9, -9]
+    assert table.compute_preference_probability(0) == 0.5
 
 
 def test_accuracy_and_its_interval_respect_groups() -> None:
     margins = torch.tensor([1.0, -1.0] * 50)
-    alone = accuracy(margins, [str(i) for i in range(100)])
-    lumped = accuracy(margins, [str(i % 2) for i in range(100)])
+    alone = pair_accuracy(margins, [str(i) for i in range(100)])
+    lumped = pair_accuracy(margins, [str(i % 2) for i in range(100)])
     assert alone.accuracy == lumped.accuracy == 0.5
     assert lumped.ci_high - lumped.ci_low > alone.ci_high - alone.ci_low
-    assert accuracy(torch.zeros(4), list("abcd")).accuracy == 0.5
-    assert advantage(wins(margins), wins(margins), [str(i) for i in range(100)]).ci_high == 0
+    assert pair_accuracy(torch.zeros(4), list("abcd")).accuracy == 0.5
+    assert (
+        accuracy_difference(pair_wins(margins), pair_wins(margins), [str(i) for i in range(100)]).ci_high == 0
+    )
 
 
 def test_a_calibrated_model_has_little_calibration_error() -> None:
     generator = torch.Generator().manual_seed(0)
     true = torch.randn(20_000, generator=generator)
     signs = torch.where(torch.rand(20_000, generator=generator) < torch.sigmoid(true), 1.0, -1.0)
-    assert calibration_error(*outcomes(true * signs, 1.0)) < 0.02
-    assert calibration_error(*outcomes(true * signs * 8, 1.0)) > 0.1
+    assert expected_calibration_error(*predict_both_orders(true * signs, 1.0)) < 0.02
+    assert expected_calibration_error(*predict_both_orders(true * signs * 8, 1.0)) > 0.1
 
 
 def test_length_is_looked_at_within_prompts() -> None:
     rewards = torch.tensor([[1.0, 0.0], [2.0, 1.0]]).repeat(20, 1)
     tokens = torch.tensor([[9, 3], [90, 30]]).repeat(20, 1)
     groups = [str(i // 2) for i in range(40)]
-    assert within_prompt(Judged(rewards, tokens, groups)) > 0.5
-    assert within_prompt(Judged(rewards, tokens.flip(1), groups)) < within_prompt(
-        Judged(rewards, tokens, groups)
+    assert length_correlation(ScoredPairs(rewards, tokens, groups)) > 0.5
+    assert length_correlation(ScoredPairs(rewards, tokens.flip(1), groups)) < length_correlation(
+        ScoredPairs(rewards, tokens, groups)
     )
 
 
@@ -79,7 +84,7 @@ def test_length_is_looked_at_within_prompts() -> None:
 def test_every_variant_is_measured_and_joins_the_report(workshop: Settings, made_sae: Path) -> None:
     root = workshop.models_dir.parent
     pairs, test = str(root / "pairs.jsonl"), str(root / "test.jsonl")
-    jobs.make(order(workshop, made_sae, "studied", tested=True), made_sae, workshop, quiet)
+    jobs.train_and_save(order(workshop, made_sae, "studied", tested=True), made_sae, workshop, quiet)
     choices: dict[str, Any] = {"layers": (2, 3, 4), "seeds": 2, "limit": 150, "bad": None}
     choices["elsewhere"] = [pairs]
     shelf = workshop.cache / "ablations" / "studied.sqlite"
@@ -119,7 +124,7 @@ def test_every_variant_is_measured_and_joins_the_report(workshop: Settings, made
 @pytest.mark.heavy
 def test_a_standard_rm_learns_beside_ours_and_goes_on_when_killed(workshop: Settings, made_sae: Path) -> None:
     what = order(workshop, made_sae, "duelled", tested=True)
-    jobs.make(what, made_sae, workshop, quiet)
+    jobs.train_and_save(what, made_sae, workshop, quiet)
     plan = standard_rm.StandardPlan()
     with pytest.raises(Killed):
         jobs.against_standard(what, made_sae, [160], plan, workshop, killing_at("StandardRM", 20))
@@ -146,7 +151,7 @@ def test_a_standard_rm_learns_beside_ours_and_goes_on_when_killed(workshop: Sett
 
 def test_a_standard_rm_hears_a_pair_as_transformers_reads_it(workshop: Settings, tmp_path: Path) -> None:
     root = workshop.models_dir.parent
-    _, text = loading.resident(str(root / "backbone"), 3, workshop, quiet)
+    _, text = loading.load_backbone(str(root / "backbone"), 3, workshop, quiet)
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(root / "backbone", num_labels=1).eval()
     model.config.pad_token_id = text.padding
@@ -156,7 +161,7 @@ def test_a_standard_rm_hears_a_pair_as_transformers_reads_it(workshop: Settings,
         [model(input_ids=torch.tensor([one.ids])).logits.item() for one in text.encode(pair.items)]
         for pair in pairs
     ]
-    shelf = Shelf(tmp_path / "margins.sqlite")
+    shelf = TensorCache(tmp_path / "margins.sqlite")
     with pytest.raises(Killed):
         standard_rm.margins(model, text, pairs, shelf, killing_at("scoring the test", 4))
     blank = copy.deepcopy(model)
@@ -189,11 +194,11 @@ def test_facts_of_rows_make_slices() -> None:
         Pair((Message("user", "q"),), "a", "b", "g", (("kind", kind), ("support", n)))
         for kind, n in ("x1", "y3")
     ]
-    assert having(pairs, "kind=x") == [True, False]
-    assert having(pairs, "support>=2") == [False, True]
-    assert having(pairs, "support<=2") == [True, False]
-    assert having(pairs, "other=1") == [False, False]
-    with pytest.raises(DataError, match="no condition"):
-        having(pairs, "kind")
+    assert match_condition(pairs, "kind=x") == [True, False]
+    assert match_condition(pairs, "support>=2") == [False, True]
+    assert match_condition(pairs, "support<=2") == [True, False]
+    assert match_condition(pairs, "other=1") == [False, False]
+    with pytest.raises(DataError, match="is not a condition"):
+        match_condition(pairs, "kind")
     with pytest.raises(DataError, match="cannot compare"):
-        having(pairs, "kind>=2")
+        match_condition(pairs, "kind>=2")

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from app.evaluate import figures, report
-from app.evaluate.accuracy import Array, Judged, by_length, reliability
+from app.evaluate.accuracy import Float64Array, ScoredPairs, reliability_curve, reward_by_length
 from app.reward import bundle
 from tests.support.paths import MODELS
 
-SHIPPED = bundle.names(MODELS)
+SHIPPED = bundle.list_bundles(MODELS)
 GREYS = {"#555555", "#000000", "#ffffff", "#b0b0b0"}
 # Linear RGB as seen without one of the three kinds of cones (Machado et al. 2009, severity 1).
 SIGHTS = {
@@ -34,7 +34,7 @@ def _text_stays_text() -> Iterator[None]:
 
 
 @pytest.fixture
-def judged() -> Judged:
+def judged() -> ScoredPairs:
     """400 pairs of 100 prompts: long responses get more, and margins say how likely people agree."""
     generator = torch.Generator().manual_seed(0)
     tokens = (2 ** (1 + 6 * torch.rand(400, 2, generator=generator))).long()
@@ -42,11 +42,11 @@ def judged() -> Judged:
     swapped = torch.rand(400, generator=generator) > torch.sigmoid((rewards[:, 0] - rewards[:, 1]).abs())
     order = torch.argsort(rewards, dim=1, descending=True)
     order[swapped] = order[swapped].flip(1)
-    return Judged(rewards.gather(1, order), tokens.gather(1, order), [str(i // 4) for i in range(400)])
+    return ScoredPairs(rewards.gather(1, order), tokens.gather(1, order), [str(i // 4) for i in range(400)])
 
 
-def test_sureness_and_agreement_are_told_bin_by_bin(judged: Judged) -> None:
-    bins = reliability(judged, 1.0)
+def test_sureness_and_agreement_are_told_bin_by_bin(judged: ScoredPairs) -> None:
+    bins = reliability_curve(judged, 1.0)
     assert sum(row["n"] for row in bins) == 400
     assert [row["said"] for row in bins] == sorted(row["said"] for row in bins)
     assert all(row["said"] >= 0.5 for row in bins)
@@ -55,8 +55,8 @@ def test_sureness_and_agreement_are_told_bin_by_bin(judged: Judged) -> None:
     assert bins[-1]["came"] - bins[0]["came"] > 0.3
 
 
-def test_rewards_are_told_by_length(judged: Judged) -> None:
-    sides = by_length(judged)
+def test_rewards_are_told_by_length(judged: ScoredPairs) -> None:
+    sides = reward_by_length(judged)
     assert sum(row["n"] for rows in sides.values() for row in rows) == 800
     for rows in sides.values():
         assert [row["tokens"] for row in rows] == sorted({row["tokens"] for row in rows})
@@ -65,8 +65,8 @@ def test_rewards_are_told_by_length(judged: Judged) -> None:
 
 
 def test_responses_of_one_length_are_one_point() -> None:
-    alike = Judged(torch.randn(20, 2), torch.full((20, 2), 7), [str(i) for i in range(20)])
-    assert {side: [row["n"] for row in rows] for side, rows in by_length(alike).items()} == {
+    alike = ScoredPairs(torch.randn(20, 2), torch.full((20, 2), 7), [str(i) for i in range(20)])
+    assert {side: [row["n"] for row in rows] for side, rows in reward_by_length(alike).items()} == {
         "preferred": [20], "rejected": [20],
     }  # fmt: skip
 
@@ -80,13 +80,13 @@ def said(file: Path) -> str:
     return "\n".join(re.findall(r"<text[^>]*>([^<]*)</text>", text))
 
 
-def test_pictures_of_a_test_say_n_and_intervals(judged: Judged, tmp_path: Path) -> None:
+def test_pictures_of_a_test_say_n_and_intervals(judged: ScoredPairs, tmp_path: Path) -> None:
     test = {
         "n": 1400, "ece": 0.0312, "length": {"spearman": 0.5},
-        "reliability": reliability(judged, 1.0), "by_length": by_length(judged),
+        "reliability": reliability_curve(judged, 1.0), "by_length": reward_by_length(judged),
     }  # fmt: skip
-    figures.calibration(tmp_path / "calibration.svg", test)
-    figures.length(tmp_path / "length.svg", test)
+    figures.draw_calibration(tmp_path / "calibration.svg", test)
+    figures.draw_length(tmp_path / "length.svg", test)
     calibration, length = said(tmp_path / "calibration.svg"), said(tmp_path / "length.svg")
     for words in (calibration, length):
         assert "n = 1,400 test pairs, bars: 95 % intervals" in words
@@ -102,7 +102,7 @@ def test_lines_are_named_where_they_end_and_names_do_not_collide(tmp_path: Path)
         name: {"100": {**row, "accuracy": 0.62}, "1000": {**row, "accuracy": last}}
         for name, last in (("selected", 0.7), ("random", 0.701), ("dense", 0.699))
     }
-    figures.curves(tmp_path / "data.svg", lines, "training pairs", "How much?", "n = 9, 95 % intervals")
+    figures.draw_curves(tmp_path / "data.svg", lines, "training pairs", "How much?", "n = 9, 95 % intervals")
     words = said(tmp_path / "data.svg").splitlines()
     assert {"100", "1000", "training pairs (log scale)", "How much?", "n = 9, 95 % intervals"} <= set(words)
     text = (tmp_path / "data.svg").read_text()
@@ -113,7 +113,7 @@ def test_lines_are_named_where_they_end_and_names_do_not_collide(tmp_path: Path)
 def test_bars_name_every_way_and_its_share(tmp_path: Path) -> None:
     found = {"ours": 0.8, "theirs": 0.7}
     rows = [(name, {"accuracy": at, "ci_low": at - 0.03, "ci_high": at + 0.03}) for name, at in found.items()]
-    figures.bars(tmp_path / "bars.svg", rows, "Which?", "n = 7 test pairs, bars: 95 % intervals")
+    figures.draw_bars(tmp_path / "bars.svg", rows, "Which?", "n = 7 test pairs, bars: 95 % intervals")
     expected = {"ours", "theirs", "80.0%", "70.0%", "test pairs ranked as people did (%)", "Which?"}
     assert expected <= set(said(tmp_path / "bars.svg").splitlines())
 
@@ -128,7 +128,7 @@ def test_colours_differ_for_every_eye(sight: str) -> None:
 def test_shipped_reports_say_what_was_measured_and_describe_their_pictures(name: str, tmp_path: Path) -> None:
     folder = MODELS / name
     (tmp_path / "report.json").write_text((folder / "report.json").read_text())
-    report.write(tmp_path, bundle.load(folder).card, {})
+    report.update(tmp_path, bundle.load_bundle(folder).card, {})
     assert (tmp_path / "report.md").read_text() == (folder / "report.md").read_text()
     pictures = re.findall(r"!\[(.*)\]\((.*)\)", (folder / "report.md").read_text())
     assert {file for _, file in pictures} >= {"accuracy.png", "calibration.png", "length.png"}
@@ -154,13 +154,13 @@ def height(picture: str, name: str) -> float:
     return float(found[1])
 
 
-def linear(colour: str) -> Array:
+def linear(colour: str) -> Float64Array:
     """Linear RGB of a colour written as sRGB."""
     value = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
 
-def lab(rgb: Array) -> Array:
+def lab(rgb: Float64Array) -> Float64Array:
     """CIE Lab of linear RGB, in which distances are about as large as they look."""
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
     x, y, z = np.cbrt((to_xyz @ rgb.clip(0, 1)) / (0.9505, 1.0, 1.089))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import httpx
-from sparserm_client import Ask, Client
+from sparserm_client import Client, Sample
 
 from app.reward.engine import Engine
 from app.types import ScoreOptions as Wanted
@@ -19,9 +19,9 @@ Corpus = Sequence[tuple[dict[str, str], float]]
 
 def corpus(engine: Engine, count: int = 200) -> Corpus:
     """Items and the rewards an engine in this process gives them."""
-    exchanges = tiny.babble(count, seed=7)
+    exchanges = tiny.random_items(count, seed=7)
     name = next(iter(engine.models))
-    rewards = [scores[0].reward for scores in tiny.scores(engine, exchanges, Wanted((name,)))]
+    rewards = [scores[0].reward for scores in tiny.score_items(engine, exchanges, Wanted((name,)))]
     inputs = [{"prompt": one.messages[0].content, "response": one.response} for one in exchanges]
     return list(zip(inputs, rewards, strict=True))
 
@@ -86,5 +86,5 @@ def _patient(url: str, songs: Corpus, rng: random.Random, heard: Heard, done: th
     with Client(url, patience_s=600) as client:
         while not done.is_set():
             some = rng.sample(songs, rng.randint(1, 6))
-            found = client.rewards([Ask(item["prompt"], item["response"]) for item, _ in some])
+            found = client.rewards([Sample(item["prompt"], item["response"]) for item, _ in some])
             heard.note([reward for _, reward in some], [one.reward for one in found])

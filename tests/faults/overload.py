@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.server import Served, serving
+from benchmarks.server import ServerProcess, run_sparserm
 
 WORDS = Path(__file__).read_text().split()
 PEAK_S, VOICES, GOAL_S, RECOVERED_S = 20.0, 32, 3.0, 0.5
@@ -49,7 +49,7 @@ class Seen:
 
 async def main(seconds: float) -> None:
     """Print what was asked, answered and refused."""
-    with serving() as server:
+    with run_sparserm() as server:
         async with httpx.AsyncClient(
             base_url=server.url,
             timeout=60,
@@ -120,7 +120,7 @@ async def _ask(http: httpx.AsyncClient, rng: random.Random, timeout_s: float = G
     return await http.post("/v1/rewards", json=body, headers={"X-SparseRM-Timeout": f"{timeout_s}"})
 
 
-async def _memory(server: Served) -> None:
+async def _memory(server: ServerProcess) -> None:
     while True:
         await asyncio.sleep(10)
         print(f"  {server.resident_mib:.0f} MiB", flush=True)

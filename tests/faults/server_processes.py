@@ -20,16 +20,16 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from app.backbone.backbone import Residuals
-from app.backbone.packing import Packed
-from app.errors import NonFinite
+from app.backbone.packing import PackedBatch
+from app.errors import NonFiniteScore
 from app.reward import loading
-from app.reward.engine import Engine, Prepared
+from app.reward.engine import Engine, PreparedBatch
 from app.serve import process
 from app.serve.application import create_app
 from app.serve.middleware import access_log
 from app.settings import Settings
 from app.types import ScoredItem, ScoreJob
-from benchmarks.server import samples
+from benchmarks.server import parse_samples
 
 POISON, OVERFLOW, HUGE, DEATH, HANG, JUMP = "poison", "overflow", "huge", "death", "hang", "jump"
 KEY = {"X-API-Key": "boss"}
@@ -42,7 +42,7 @@ class Faulty(Engine):
 
     dead = False
 
-    def run(self, prepared: Prepared) -> list[ScoredItem | NonFinite]:
+    def run(self, prepared: PreparedBatch) -> list[ScoredItem | NonFiniteScore]:
         """A pass, or what becomes of it."""
         said = {word for job in prepared.jobs for word in self._words(job)}
         if DEATH in said or self.dead:
@@ -58,13 +58,13 @@ class Faulty(Engine):
             _jump()
         return super().run(prepared)
 
-    def _pass(self, prepared: Prepared) -> list[ScoredItem | NonFinite]:
+    def _run_forward(self, prepared: PreparedBatch) -> list[ScoredItem | NonFiniteScore]:
         spoilt = [i for i, job in enumerate(prepared.jobs) if OVERFLOW in self._words(job)]
         if not spoilt:
-            return super()._pass(prepared)
+            return super()._run_forward(prepared)
         whole, backbone = self.backbone.residuals, self.backbone
 
-        def residuals(packed: Packed, *given: Any) -> dict[int, Residuals]:
+        def residuals(packed: PackedBatch, *given: Any) -> dict[int, Residuals]:
             found = whole(packed, *given)
             for i in spoilt:
                 rows = packed.rows(i, 0, len(prepared.jobs[i].encoded.ids))
@@ -74,7 +74,7 @@ class Faulty(Engine):
 
         backbone.residuals = residuals  # type: ignore[method-assign, assignment]
         try:
-            return super()._pass(prepared)
+            return super()._run_forward(prepared)
         finally:
             del backbone.residuals
 
@@ -96,7 +96,7 @@ class Server:
 
     def metric(self, name: str) -> float:
         """The sum of a series over its labels."""
-        return sum(sample.value for sample in samples(self.http.get("/metrics").text, name))
+        return sum(sample.value for sample in parse_samples(self.http.get("/metrics").text, name))
 
 
 @contextmanager
@@ -131,9 +131,9 @@ def _until_ready(server: Server) -> None:
 
 def _serve(settings: Settings) -> None:
     torch.set_num_threads(1)
-    engine = loading.engine(settings, lambda *_: None)
+    engine = loading.load_engine(settings, lambda *_: None)
     engine.__class__ = Faulty
-    access_log.begin(settings.log_level)
+    access_log.configure_logging(settings.log_level)
     os._exit(process.run(create_app(engine, settings, CollectorRegistry()), settings))
 
 

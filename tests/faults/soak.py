@@ -23,7 +23,7 @@ import httpx
 from app.reward import loading
 from app.settings import Settings
 from app.types import Explain, Item, Message, ScoredItem, ScoreJob, ScoreOptions
-from benchmarks.server import Served, samples, serving
+from benchmarks.server import ServerProcess, parse_samples, run_sparserm
 
 WORDS = sorted({word for word in Path(__file__).read_text().split() if word.isalpha()})
 ITEMS, VOICES, TOLERANCE = 160, 8, 1e-4
@@ -84,7 +84,7 @@ async def main(minutes: float) -> None:
     """Print what was right and what was not."""
     name, songs = _songs()
     told, until = Told(), time.monotonic() + 60 * minutes
-    with serving(SPARSERM_API_KEYS="worker,admin=boss", SPARSERM_DEFAULT_MODEL=name) as server:
+    with run_sparserm(SPARSERM_API_KEYS="worker,admin=boss", SPARSERM_DEFAULT_MODEL=name) as server:
         async with httpx.AsyncClient(
             base_url=f"{server.url}/k/worker", timeout=120, verify=ssl.create_default_context()
         ) as http:
@@ -92,7 +92,7 @@ async def main(minutes: float) -> None:
             await asyncio.gather(*voices, _reloads(http, name, told, until), _watch(server, told, until))
             answers = Counter[str]()
             told_by = (await http.get(f"{server.url}/metrics", headers=ADMIN)).text
-            for sample in samples(told_by, "sparserm_requests_total"):
+            for sample in parse_samples(told_by, "sparserm_requests_total"):
                 answers[sample.labels["code"]] += int(sample.value)
             left = server.metric("sparserm_backlog_tokens", "boss")
     _report(told, answers, left, minutes)
@@ -100,7 +100,7 @@ async def main(minutes: float) -> None:
 
 def _songs() -> tuple[str, list[tuple[SoakItem, float]]]:
     """Items and their rewards, computed here; the engine is gone afterwards."""
-    engine, rng = loading.engine(Settings(), lambda *_: None), random.Random(5)
+    engine, rng = loading.load_engine(Settings(), lambda *_: None), random.Random(5)
     items = [
         (
             " ".join(rng.choices(WORDS, k=rng.randint(2, 30))),
@@ -178,7 +178,7 @@ async def _reloads(http: httpx.AsyncClient, name: str, told: Told, until: float)
             told.wrong.append(f"reload: {answer.status_code} {answer.text[:200]}")
 
 
-async def _watch(server: Served, told: Told, until: float) -> None:
+async def _watch(server: ServerProcess, told: Told, until: float) -> None:
     while time.monotonic() < until:
         await asyncio.sleep(min(10.0, max(0.0, until - time.monotonic())))
         told.memory.append(server.resident_mib)

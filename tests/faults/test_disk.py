@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from app.backbone import model_sources
 from app.errors import SourceError
-from app.train.feature_cache import Shelf
+from app.train.feature_cache import TensorCache
 from tests.support import tiny
 
 TIMES = 50
@@ -30,7 +30,7 @@ def room_for(size: int) -> Iterator[None]:
 
 
 def test_a_backbone_that_does_not_fit_leaves_nothing_and_fits_later(tmp_path: Path) -> None:
-    folder = tiny.backbone_folder(tmp_path / "whole")
+    folder = tiny.save_backbone(tmp_path / "whole")
     decoder, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     final = tmp_path / "cache" / "tiny-4"
     whole = (folder / "model.safetensors").stat().st_size
@@ -45,7 +45,7 @@ def test_a_backbone_that_does_not_fit_leaves_nothing_and_fits_later(tmp_path: Pa
 
 
 def test_features_that_do_not_fit_lose_none_that_did(tmp_path: Path) -> None:
-    shelf, file = Shelf(tmp_path / "features.sqlite"), tmp_path / "features.sqlite"
+    shelf, file = TensorCache(tmp_path / "features.sqlite"), tmp_path / "features.sqlite"
     wide = {"x": torch.arange(20_000.0)}
     shelf.put([("kind", "first", wide)])
     for n in range(TIMES):

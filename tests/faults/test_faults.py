@@ -14,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from app.reward.engine import Engine
-from app.serve.process import LOST
+from app.serve.process import EXIT_DEVICE_LOST
 from app.settings import Settings
 from tests.faults.background_clients import Corpus, Heard, corpus, singing
 from tests.faults.server_processes import DEATH, HANG, HUGE, JUMP, OVERFLOW, POISON, Server, running
@@ -158,7 +158,7 @@ def test_a_lost_device_ends_the_process_and_its_successor_goes_on(
         answer = server.ask([item(word, 0)])
         assert answer.status_code == 503
         server.process.join(20)
-        assert server.process.exitcode == LOST
+        assert server.process.exitcode == EXIT_DEVICE_LOST
 
     _restarted(hasty, free_tcp_port, songs, inject)
 

@@ -1,4 +1,4 @@
-"""Rows in parquet: they come and go as they are, and what it cannot hold is kept or refused."""
+"""Rows in parquet: they are read and written unchanged, and what a format cannot hold is an error."""
 
 import gzip
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from tests.support import offline_runs
 from tests.support.offline_runs import CLOSE
 
 
-def test_parquet_in_and_out_keep_the_rows(engine: Engine, settings: Settings, tmp_path: Path) -> None:
+def test_parquet_input_and_output_keep_the_rows(engine: Engine, settings: Settings, tmp_path: Path) -> None:
     rows = [
         {
             **row,
@@ -23,52 +23,59 @@ def test_parquet_in_and_out_keep_the_rows(engine: Engine, settings: Settings, tm
             "votes": row["n"] if row["n"] < 50 else 0.5,
             "tags": [],
         }
-        for row in offline_runs.responses(90)
+        for row in offline_runs.make_response_rows(90)
     ]
     rows[80]["tags"] = ["late"]
     rows[85]["more"] = {"late": 1}
-    offline_runs.write(tmp_path / "in.jsonl", rows)
+    offline_runs.write_rows(tmp_path / "in.jsonl", rows)
     (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress((tmp_path / "in.jsonl").read_bytes()))
-    offline_runs.run(engine, settings, SCORE, tmp_path / "in.jsonl.gz", tmp_path / "zipped.parquet")
-    offline_runs.run(engine, settings, SCORE, tmp_path / "in.jsonl", tmp_path / "plain.jsonl")
+    offline_runs.run_task(engine, settings, SCORE, tmp_path / "in.jsonl.gz", tmp_path / "zipped.parquet")
+    offline_runs.run_task(engine, settings, SCORE, tmp_path / "in.jsonl", tmp_path / "plain.jsonl")
     table = parquet.read_table(tmp_path / "zipped.parquet")
-    found = [{name: value for name, value in row.items() if name != "more"} for row in table.to_pylist()]
+    rows_read = [{name: value for name, value in row.items() if name != "more"} for row in table.to_pylist()]
     assert table.to_pylist()[85]["more"] == {"late": 1}
-    assert found == [
-        {k: v for k, v in row.items() if k != "more"} for row in offline_runs.read(tmp_path / "plain.jsonl")
+    assert rows_read == [
+        {k: v for k, v in row.items() if k != "more"}
+        for row in offline_runs.read_rows(tmp_path / "plain.jsonl")
     ]
     parquet.write_table(table.drop_columns(["more"]), tmp_path / "again.parquet", row_group_size=7)
-    offline_runs.run(
+    offline_runs.run_task(
         engine,
         settings,
         SCORE,
         tmp_path / "again.parquet",
         tmp_path / "out.parquet",
-        prefix="b_",
-        pass_tokens=256,
+        column_prefix="b_",
+        batch_tokens=256,
     )
     again = parquet.read_table(tmp_path / "out.parquet").to_pylist()
     assert [row["b_reward"] for row in again] == pytest.approx([row["reward"] for row in again], abs=CLOSE)
 
 
-def test_what_parquet_cannot_hold_is_kept_as_jsonl(
+def test_rows_that_parquet_cannot_hold_are_kept_as_jsonl(
     engine: Engine, settings: Settings, tmp_path: Path
 ) -> None:
-    rows = [{**row, "mixed": "text" if row["n"] == 30 else 1} for row in offline_runs.responses(40)]
-    with pytest.raises(DataError, match=r"column 'mixed': .*out.parquet.part does, as JSONL"):
-        offline_runs.run(
-            engine, settings, SCORE, offline_runs.write(tmp_path / "in.jsonl", rows), tmp_path / "out.parquet"
+    rows = [{**row, "mixed": "text" if row["n"] == 30 else 1} for row in offline_runs.make_response_rows(40)]
+    with pytest.raises(DataError, match=r"column 'mixed': .*out.parquet.part has them as JSONL"):
+        offline_runs.run_task(
+            engine,
+            settings,
+            SCORE,
+            offline_runs.write_rows(tmp_path / "in.jsonl", rows),
+            tmp_path / "out.parquet",
         )
-    assert [row["n"] for row in offline_runs.read(tmp_path / "out.parquet.part")] == list(range(40))
+    assert [row["n"] for row in offline_runs.read_rows(tmp_path / "out.parquet.part")] == list(range(40))
 
 
 def test_dates_become_text_and_bytes_are_refused(engine: Engine, settings: Settings, tmp_path: Path) -> None:
-    rows = [{**row, "at": datetime(2026, 1, 1, tzinfo=UTC)} for row in offline_runs.responses(3)]
+    rows = [{**row, "at": datetime(2026, 1, 1, tzinfo=UTC)} for row in offline_runs.make_response_rows(3)]
     parquet.write_table(Table.from_pylist(rows), tmp_path / "in.parquet")
-    offline_runs.run(engine, settings, SCORE, tmp_path / "in.parquet", tmp_path / "out.jsonl")
-    assert offline_runs.read(tmp_path / "out.jsonl")[0]["at"].startswith("2026-01-01 00:00:00")
-    pictures = [{**row, "image": b"\x00" if row["n"] == 1 else None} for row in offline_runs.responses(3)]
+    offline_runs.run_task(engine, settings, SCORE, tmp_path / "in.parquet", tmp_path / "out.jsonl")
+    assert offline_runs.read_rows(tmp_path / "out.jsonl")[0]["at"].startswith("2026-01-01 00:00:00")
+    pictures = [
+        {**row, "image": b"\x00" if row["n"] == 1 else None} for row in offline_runs.make_response_rows(3)
+    ]
     parquet.write_table(Table.from_pylist(pictures), tmp_path / "pictures.parquet")
-    offline_runs.run(engine, settings, SCORE, tmp_path / "pictures.parquet", tmp_path / "pictures.jsonl")
-    (bad,) = offline_runs.read(tmp_path / "pictures.bad.jsonl")
+    offline_runs.run_task(engine, settings, SCORE, tmp_path / "pictures.parquet", tmp_path / "pictures.jsonl")
+    (bad,) = offline_runs.read_rows(tmp_path / "pictures.bad.jsonl")
     assert (bad["place"], "holds bytes" in bad["reason"]) == ("pictures.parquet:2", True)

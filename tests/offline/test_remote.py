@@ -1,4 +1,4 @@
-"""The same jobs against a running server: the same columns, its refusals item by item."""
+"""Offline runs on a server: the same columns as with an engine, and one bad row for each rejected item."""
 
 from pathlib import Path
 from typing import Any
@@ -7,11 +7,11 @@ import pytest
 
 from app.errors import SparseRMError
 from app.offline import run
-from app.offline.checkpoint import Mark
-from app.offline.local import resident
-from app.offline.remote import remote
-from app.offline.run import Order
-from app.offline.scorers import Question
+from app.offline.checkpoint import RunCheckpoint
+from app.offline.local import open_local_scorer
+from app.offline.remote import open_remote_scorer
+from app.offline.run import OfflineRunConfig
+from app.offline.scorers import ScoringRequest
 from app.offline.tasks import COMPARE, RANK, SCORE, Task
 from app.reward import loading
 from app.reward.engine import Engine
@@ -26,99 +26,123 @@ ROLE = {"messages": [{"role": "bot", "content": "a"}], "response": "b"}
 RANKED = [{"prompt": f"river {n}?", "responses": tiny.WORDS[: 2 + n]} for n in range(9)]
 
 
-def there(url: str, task: Task, source: Path, out: Path, *, report: Any = quiet, **choices: Any) -> Mark:
-    question = Question(choices.pop("model", MODEL), 3, paired=task.paired, **choices)
+def run_on_server(
+    url: str, task: Task, source: Path, output: Path, *, progress: Any = quiet, **options: Any
+) -> RunCheckpoint:
+    request = ScoringRequest(options.pop("model", MODEL), 3, paired=task.paired, **options)
     return run.run(
-        Order(task, question, str(source), out), remote(question, url, None), report, pass_tokens=64
+        OfflineRunConfig(task, request, str(source), output),
+        open_remote_scorer(request, url, None),
+        progress,
+        batch_tokens=64,
     )
 
 
-def alike(ours: Any, theirs: Any) -> bool:
-    """Equal but for the last digits of numbers."""
-    if isinstance(ours, float):
-        return bool(theirs == pytest.approx(ours, abs=1e-3))
-    if isinstance(ours, list):
-        return len(ours) == len(theirs) and all(map(alike, ours, theirs))
-    if isinstance(ours, dict):
-        return list(ours) == list(theirs) and all(alike(ours[name], theirs[name]) for name in ours)
-    return bool(ours == theirs)
+def almost_equal(left: Any, right: Any) -> bool:
+    """Return whether two values are equal but for the last digits of numbers."""
+    if isinstance(left, float):
+        return bool(right == pytest.approx(left, abs=1e-3))
+    if isinstance(left, list):
+        return len(left) == len(right) and all(map(almost_equal, left, right))
+    if isinstance(left, dict):
+        return list(left) == list(right) and all(almost_equal(left[name], right[name]) for name in left)
+    return bool(left == right)
 
 
 @pytest.mark.parametrize(
     ("task", "rows"),
-    [(SCORE, offline_runs.responses(90)), (COMPARE, offline_runs.pairs(90)), (RANK, RANKED)],
-    ids=lambda what: getattr(what, "name", ""),
+    [
+        (SCORE, offline_runs.make_response_rows(90)),
+        (COMPARE, offline_runs.make_pair_rows(90)),
+        (RANK, RANKED),
+    ],
+    ids=lambda parameter: getattr(parameter, "name", ""),
 )
-def test_a_server_and_the_engine_say_the_same(
+def test_a_server_and_an_engine_give_the_same_rows(
     engine: Engine, settings: Settings, address: str, tmp_path: Path, task: Task, rows: list[Any]
 ) -> None:
-    source = offline_runs.write(tmp_path / "in.jsonl", rows)
-    here = offline_runs.run(engine, settings, task, source, tmp_path / "here.jsonl")
-    assert there(address, task, source, tmp_path / "there.jsonl").kept == here.kept == len(rows)
-    assert alike(offline_runs.read(tmp_path / "here.jsonl"), offline_runs.read(tmp_path / "there.jsonl"))
+    source = offline_runs.write_rows(tmp_path / "in.jsonl", rows)
+    checkpoint = offline_runs.run_task(engine, settings, task, source, tmp_path / "local.jsonl")
+    assert (
+        run_on_server(address, task, source, tmp_path / "remote.jsonl").written_rows
+        == checkpoint.written_rows
+        == len(rows)
+    )
+    local, remote = (offline_runs.read_rows(tmp_path / f"{name}.jsonl") for name in ("local", "remote"))
+    assert almost_equal(local, remote)
 
 
-def test_what_a_server_refuses_costs_only_its_row(address: str, tmp_path: Path) -> None:
-    rows: list[Any] = offline_runs.responses(60)
-    half = '{"prompt": "a", "response": "\\ud800"}\n'
-    source = offline_runs.write(tmp_path / "in.jsonl", [*rows[:5], ROLE, half, *rows[5:50], ROLE, *rows[50:]])
-    mark = there(address, SCORE, source, tmp_path / "out.jsonl")
-    assert (mark.kept, mark.bad) == (60, 3)
-    assert [one["place"] for one in offline_runs.read(tmp_path / "out.bad.jsonl")] == [
+def test_an_item_that_a_server_rejects_makes_only_its_row_bad(address: str, tmp_path: Path) -> None:
+    rows: list[Any] = offline_runs.make_response_rows(60)
+    lone_surrogate = '{"prompt": "a", "response": "\\ud800"}\n'
+    source = offline_runs.write_rows(
+        tmp_path / "in.jsonl", [*rows[:5], ROLE, lone_surrogate, *rows[5:50], ROLE, *rows[50:]]
+    )
+    checkpoint = run_on_server(address, SCORE, source, tmp_path / "out.jsonl")
+    assert (checkpoint.written_rows, checkpoint.bad_rows) == (60, 3)
+    assert [row["place"] for row in offline_runs.read_rows(tmp_path / "out.bad.jsonl")] == [
         f"in.jsonl:{n}" for n in (6, 7, 53)
     ]
-    assert [row["n"] for row in offline_runs.read(tmp_path / "out.jsonl")] == list(range(60))
+    assert [row["n"] for row in offline_runs.read_rows(tmp_path / "out.jsonl")] == list(range(60))
 
 
-def test_an_item_the_server_cannot_score_costs_only_its_row(settings: Settings, tmp_path: Path) -> None:
-    engine = loading.engine(settings, quiet)
+def test_an_item_that_a_server_cannot_score_makes_only_its_row_bad(
+    settings: Settings, tmp_path: Path
+) -> None:
+    engine = loading.load_engine(settings, quiet)
     engine.__class__ = Faulty
-    rows = offline_runs.pairs(20)
+    rows = offline_runs.make_pair_rows(20)
     rows[4]["rejected"] = f"amber {OVERFLOW} stone"
-    source = offline_runs.write(tmp_path / "in.jsonl", rows)
+    source = offline_runs.write_rows(tmp_path / "in.jsonl", rows)
     with listening(engine, settings) as url:
-        assert there(url, COMPARE, source, tmp_path / "out.jsonl").kept == 19
-    (bad,) = offline_runs.read(tmp_path / "out.bad.jsonl")
+        assert run_on_server(url, COMPARE, source, tmp_path / "out.jsonl").written_rows == 19
+    (bad,) = offline_runs.read_rows(tmp_path / "out.bad.jsonl")
     assert (bad["place"], "NaN or infinity" in bad["reason"]) == ("in.jsonl:5", True)
 
 
-def test_a_run_through_a_server_goes_on(address: str, tmp_path: Path) -> None:
-    source = offline_runs.write(tmp_path / "in.jsonl", offline_runs.responses(150))
-    there(address, SCORE, source, tmp_path / "straight.jsonl")
+def test_a_run_on_a_server_is_resumed(address: str, tmp_path: Path) -> None:
+    source = offline_runs.write_rows(tmp_path / "in.jsonl", offline_runs.make_response_rows(150))
+    run_on_server(address, SCORE, source, tmp_path / "straight.jsonl")
     with pytest.raises(Killed):
-        there(address, SCORE, source, tmp_path / "cut.jsonl", report=killing(2))
-    written = (tmp_path / "cut.jsonl.part").read_bytes()
-    there(address, SCORE, source, tmp_path / "cut.jsonl")
+        run_on_server(address, SCORE, source, tmp_path / "interrupted.jsonl", progress=killing(2))
+    written = (tmp_path / "interrupted.jsonl.part").read_bytes()
+    run_on_server(address, SCORE, source, tmp_path / "interrupted.jsonl")
     assert written
-    assert (tmp_path / "cut.jsonl").read_bytes().startswith(written)
-    assert alike(offline_runs.read(tmp_path / "cut.jsonl"), offline_runs.read(tmp_path / "straight.jsonl"))
+    assert (tmp_path / "interrupted.jsonl").read_bytes().startswith(written)
+    interrupted, straight = (
+        offline_runs.read_rows(tmp_path / f"{name}.jsonl") for name in ("interrupted", "straight")
+    )
+    assert almost_equal(interrupted, straight)
 
 
-def test_whom_to_ask_is_checked_first(address: str, tmp_path: Path) -> None:
-    source = offline_runs.write(tmp_path / "in.jsonl", offline_runs.responses(3))
-    for url, model, complaint in (
-        (address, "nobody", "no model 'nobody'"),
+def test_url_and_model_are_checked_first(address: str, tmp_path: Path) -> None:
+    source = offline_runs.write_rows(tmp_path / "in.jsonl", offline_runs.make_response_rows(3))
+    for url, model, message in (
+        (address, "unknown", "no model 'unknown'"),
         ("nonsense", MODEL, "nonsense: "),
         (f"{address}/nowhere", MODEL, "404"),
     ):
-        with pytest.raises(SparseRMError, match=complaint):
-            there(url, SCORE, source, tmp_path / "out.jsonl", model=model)
+        with pytest.raises(SparseRMError, match=message):
+            run_on_server(url, SCORE, source, tmp_path / "out.jsonl", model=model)
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_a_profile_and_a_composite_are_known_by_their_cards(tmp_path: Path) -> None:
-    made = tiny.world(tmp_path)
-    (made.models_dir / "composites.toml").write_text("[both]\nweights = { alpha = 1, beta = 1 }\n")
-    (made.models_dir / "alpha" / "profiles").mkdir()
-    (made.models_dir / "alpha" / "profiles" / "brief.json").write_text('{"length_control": true}')
-    item = (tiny.exchange("river", "amber stone"),)
-    with listening(loading.engine(made, quiet), made) as url:
+def test_a_profile_and_a_composite_are_scored_alike(tmp_path: Path) -> None:
+    settings = tiny.build_models(tmp_path)
+    (settings.models_dir / "composites.toml").write_text("[both]\nweights = { alpha = 1, beta = 1 }\n")
+    (settings.models_dir / "alpha" / "profiles").mkdir()
+    (settings.models_dir / "alpha" / "profiles" / "brief.json").write_text('{"length_control": true}')
+    item = (tiny.make_item("river", "amber stone"),)
+    with listening(loading.load_engine(settings, quiet), settings) as url:
         for name in ("alpha@brief", "both"):
-            question = Question(name, 2)
-            with remote(question, url, None) as far, resident(question, made, quiet) as near:
-                theirs, ours = (judge.answer(judge.prepare([item]))[0] for judge in (far, near))
+            request = ScoringRequest(name, 2)
+            with (
+                open_remote_scorer(request, url, None) as remote,
+                open_local_scorer(request, settings, quiet) as local,
+            ):
+                theirs, ours = (scorer.score(scorer.prepare([item]))[0] for scorer in (remote, local))
             assert isinstance(theirs, list)
             assert isinstance(ours, list)
-            assert alike({name: ours[0][name] for name in theirs[0]}, theirs[0])
+            assert almost_equal({name: ours[0][name] for name in theirs[0]}, theirs[0])
             assert ours[0].keys() == theirs[0].keys()
             assert ours[0]["model"] == name

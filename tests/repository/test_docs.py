@@ -18,9 +18,9 @@ from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
 from app import cli
-from app.align.config import Plan
+from app.align.config import AlignmentConfig
 from app.reward import loading
-from app.reward.bundle import save
+from app.reward.bundle import save_bundle
 from app.serve.api import openapi
 from app.serve.metrics import Metrics
 from app.settings import Settings
@@ -80,7 +80,7 @@ def render_cli() -> str:
 def render_choices() -> str:
     """Every choice of an alignment plan, as a table's rows."""
     rows = []
-    for name, field in Plan.model_fields.items():
+    for name, field in AlignmentConfig.model_fields.items():
         default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
         rows.append(f"| `{name}` | {default} | {field.description} |")
     return "\n".join(rows)
@@ -89,19 +89,19 @@ def render_choices() -> str:
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """A tiny model that bears the shipped one's name."""
-    settings = tiny.settings(tmp_path_factory.mktemp("docs"))
-    backbone, text = loading.resident(
-        str(tiny.backbone_folder(settings.models_dir.parent / "backbone")), None, settings, lambda *_: None
+    settings = tiny.make_settings(tmp_path_factory.mktemp("docs"))
+    backbone, text = loading.load_backbone(
+        str(tiny.save_backbone(settings.models_dir.parent / "backbone")), None, settings, lambda *_: None
     )
-    model = tiny.reward_model("truthfulness", backbone, text, layer=4, readout=Pooling.MEAN, seed=0)
-    save(model, settings.models_dir / "truthfulness")
+    model = tiny.make_reward_model("truthfulness", backbone, text, layer=4, readout=Pooling.MEAN, seed=0)
+    save_bundle(model, settings.models_dir / "truthfulness")
     return settings
 
 
 @pytest.fixture(scope="module")
 def address(shop: Settings) -> Iterator[str]:
     """A tiny server whose model bears the shipped one's name."""
-    with listening(loading.engine(shop, lambda *_: None), shop) as found:
+    with listening(loading.load_engine(shop, lambda *_: None), shop) as found:
         yield found
 
 
@@ -176,7 +176,7 @@ def test_commands_that_are_only_shown_exist() -> None:
     modules = set(re.findall(r"python -m ([a-z_.]+)", said)) - {"json.tool"}
     verbs = set(re.findall(r"`sparserm ([a-z]+)", said))
     assert {"serve", "setup", "bench-peers"} <= made <= targets
-    assert {"benchmarks.peers", "benchmarks.bulk"} <= modules
+    assert {"benchmarks.peers", "benchmarks.offline_scoring"} <= modules
     assert all(importlib.util.find_spec(name) for name in modules)
     assert {"serve", "evaluate"} <= verbs <= {command.split(" ")[0] for command in commands()}
 
@@ -233,12 +233,12 @@ def test_commands_are_documented() -> None:
 
 
 def test_the_api_description_is_current() -> None:
-    assert (DOCS / "openapi.json").read_text() == openapi.render()
+    assert (DOCS / "openapi.json").read_text() == openapi.render_openapi()
 
 
 def test_every_route_is_documented() -> None:
     text = (DOCS / "api.md").read_text()
-    for path in json.loads(openapi.render())["paths"]:
+    for path in json.loads(openapi.render_openapi())["paths"]:
         assert path in text, path
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.settings import Settings
-from benchmarks.server import free_port
+from benchmarks.server import find_free_port
 from tests.support.documentation import QUICKSTART, blocks
 from tests.support.paths import ROOT
 
@@ -20,7 +20,7 @@ SERVER_GOES_TOO = "trap 'kill $! 2>/dev/null; wait' EXIT\n"
 
 def test_the_quickstart_works_word_by_word(tmp_path: Path) -> None:
     """Prints when each block began, in seconds; `pytest -s` shows it."""
-    clone, port = checkout(tmp_path / "clone"), str(free_port())
+    clone, port = checkout(tmp_path / "clone"), str(find_free_port())
     outside = {key: value for key, value in os.environ.items() if not key.startswith("SPARSERM_")}
     inside = {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

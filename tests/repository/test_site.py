@@ -63,16 +63,16 @@ def test_styles_load_nothing_from_elsewhere(site: Path) -> None:
 
 @pytest.mark.heavy
 def test_the_site_reads_well_in_a_browser(browser: Browser, shown: str) -> None:
-    with browsers.opened(browser, shown) as page:
+    with browsers.open_page(browser, shown) as page:
         assert page.locator("img[src='journey.svg']").evaluate("(one) => one.naturalWidth") > 0
-        browsers.keep(page, "site-index")
+        browsers.save_screenshot(page, "site-index")
         page.click(".md-content a[href='quickstart.html']")
         page.wait_for_selector("h1:has-text('Quickstart')")
-        browsers.keep(page, "site-quickstart")
+        browsers.save_screenshot(page, "site-quickstart")
         page.locator("input[name=query]").press_sequentially("uncertainty")
         page.wait_for_selector(".md-search-result__link")
         page.set_viewport_size({"width": 360, "height": 740})
         page.goto(f"{shown}/explanations.html")
         wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert page.evaluate(wide) <= 0
-        browsers.keep(page, "site-phone")
+        browsers.save_screenshot(page, "site-phone")

@@ -34,14 +34,14 @@ EVERYTHING = ScoreOptions(NAMES, Explain.TOKENS, top_k=10**6, clusters=True, len
 
 @pytest.fixture
 def made(tmp_path: Path) -> Settings:
-    settings = tiny.world(tmp_path)
+    settings = tiny.build_models(tmp_path)
     (settings.models_dir / "composites.toml").write_text(TOML)
     return settings
 
 
 @pytest.fixture
 def blended(made: Settings) -> Engine:
-    return loading.engine(made, lambda *_: None)
+    return loading.load_engine(made, lambda *_: None)
 
 
 def total(score: Score) -> float:
@@ -50,7 +50,7 @@ def total(score: Score) -> float:
 
 
 def test_a_composite_sums_in_every_way(blended: Engine) -> None:
-    for scores in tiny.scores(blended, tiny.babble(8), EVERYTHING):
+    for scores in tiny.score_items(blended, tiny.random_items(8), EVERYTHING):
         for score in scores:
             assert total(score) == pytest.approx(score.reward, abs=1e-9)
             assert sum(part.contribution for part in score.parts) == pytest.approx(score.reward, abs=1e-9)
@@ -65,43 +65,47 @@ def test_a_composite_sums_in_every_way(blended: Engine) -> None:
 
 
 def test_heads_are_weighed_on_one_scale(blended: Engine) -> None:
-    ((both, alpha, beta),) = tiny.scores(blended, tiny.babble(1), ScoreOptions(("both", "alpha", "beta")))
+    ((both, alpha, beta),) = tiny.score_items(
+        blended, tiny.random_items(1), ScoreOptions(("both", "alpha", "beta"))
+    )
     levels = []
     for score in (alpha, beta):
-        table = blended.models[score.model].calibration.rewards[0]
+        table = blended.models[score.model].calibration.reward_quantiles[0]
         levels.append((score.reward - float(table.mean())) / float(table.std()))
     assert both.reward == pytest.approx(0.75 * levels[0] + 0.25 * levels[1], abs=1e-9)
     assert both.distance == max(alpha.distance, beta.distance)
 
 
 def test_the_worst_case_is_the_lowest_head(blended: Engine) -> None:
-    for (worst,) in tiny.scores(blended, tiny.babble(12), ScoreOptions(("worst",))):
+    for (worst,) in tiny.score_items(blended, tiny.random_items(12), ScoreOptions(("worst",))):
         assert [part.weight for part in worst.parts].count(1.0) == 1
         assert worst.reward == pytest.approx(min(_levels(blended, worst)))
 
 
 def _levels(blended: Engine, score: Score) -> list[float]:
     found = []
-    for head in score.heads:
-        table = blended.models[head.model].calibration.rewards[0]
+    for head in score.part_scores:
+        table = blended.models[head.model].calibration.reward_quantiles[0]
         found.append((head.reward - float(table.mean())) / float(table.std()))
     return found
 
 
 def test_a_cautious_one_pays_for_doubt(blended: Engine) -> None:
-    ((careful,),) = tiny.scores(blended, tiny.babble(1), ScoreOptions(("careful",)))
+    ((careful,),) = tiny.score_items(blended, tiny.random_items(1), ScoreOptions(("careful",)))
     assert careful.penalty > 0
-    doubts = [0.5 * part.scale * h.uncertainty for part, h in zip(careful.parts, careful.heads, strict=True)]
+    doubts = [
+        0.5 * part.scale * h.uncertainty for part, h in zip(careful.parts, careful.part_scores, strict=True)
+    ]
     assert careful.penalty == pytest.approx(sum(doubts))
 
 
 def test_comparisons_sum_or_say_why_not(blended: Engine) -> None:
-    (a, worst, _), (b, _, _) = tiny.scores(blended, tiny.babble(2), ScoreOptions(NAMES))
-    margin = sum(one.contribution for one in blended.contrast(a, b, 10**6))
+    (a, worst, _), (b, _, _) = tiny.score_items(blended, tiny.random_items(2), ScoreOptions(NAMES))
+    margin = sum(one.contribution for one in blended.explain_margin(a, b, 10**6))
     assert margin == pytest.approx(a.reward - b.reward, abs=1e-9)
     other = replace(worst, parts=worst.parts[1:] + worst.parts[:1])
     with pytest.raises(InvalidInput, match="different heads"):
-        blended.contrast(worst, other, 5)
+        blended.explain_margin(worst, other, 5)
 
 
 @pytest.mark.anyio
@@ -141,4 +145,4 @@ def test_a_composite_that_makes_no_sense_is_refused(tmp_path: Path, text: str, s
 def test_a_composite_of_nobody_is_refused(made: Settings, text: str) -> None:
     (made.models_dir / "composites.toml").write_text(text)
     with pytest.raises(BundleError, match=r"composites\.toml"):
-        loading.engine(made, lambda *_: None)
+        loading.load_engine(made, lambda *_: None)

@@ -42,7 +42,7 @@ def shipped() -> Settings:
 
 @pytest.fixture(scope="module")
 def real(shipped: Settings) -> Engine:
-    return loading.engine(shipped, lambda *_: None)
+    return loading.load_engine(shipped, lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def everything(real: Engine) -> ScoreOptions:
 
 
 def rewards(real: Engine, exchanges: list[Item], ask: ScoreOptions) -> np.ndarray:
-    return np.array([[s.reward for s in scores] for scores in tiny.scores(real, exchanges, ask)])
+    return np.array([[s.reward for s in scores] for scores in tiny.score_items(real, exchanges, ask)])
 
 
 def test_the_probes_pass(real: Engine) -> None:
@@ -67,7 +67,7 @@ def test_neighbours_order_and_sharing_change_nothing(real: Engine, everything: S
 
 
 def test_contributions_and_credits_sum(real: Engine, everything: ScoreOptions) -> None:
-    for scores in tiny.scores(real, EXCHANGES, everything):
+    for scores in tiny.score_items(real, EXCHANGES, everything):
         for score in scores:
             assert abs(score.residual) <= CLOSE
             assert score.tokens
@@ -80,10 +80,10 @@ def test_the_cut_equals_the_full_model(real: Engine, shipped: Settings) -> None:
     gguf = shipped.cache / "sources" / source.sha256[:12] / Path(source.files[0]).name
     full = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     ids = real.encode(EXCHANGES[:1])[0].ids
-    layer = real.backbone.layers
+    layer = real.backbone.num_layers
     with torch.inference_mode():
         hidden = full.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[layer][0]
-    found = tiny.everywhere(real.backbone, pack([ids]), layer)
+    found = tiny.compute_residuals(real.backbone, pack([ids]), layer)
     assert full.config.num_hidden_layers > layer
     assert torch.allclose(found, hidden, rtol=1e-5, atol=1e-3)
 
@@ -94,17 +94,17 @@ def test_the_slices_equal_the_full_sae(real: Engine, shipped: Settings) -> None:
     packed = pack([one.ids for one in real.encode(EXCHANGES)])
     for model in real.models.values():
         sae = SAE.load_from_disk(shipped.models_dir / "sae" / model.card.sae, device="cpu")
-        residuals = tiny.everywhere(real.backbone, packed, model.card.layer)
+        residuals = tiny.compute_residuals(real.backbone, packed, model.card.layer)
         residuals = residuals[torch.from_numpy(packed.positions > 0)]
         latents = torch.tensor([feature.latent for feature in model.features])
         with torch.inference_mode():
             full = sae.encode(residuals)[:, latents]
-        sliced = model.dictionary.activate(residuals)
+        sliced = model.dictionary.encode(residuals)
         assert (sliced > 0).any()
         assert torch.allclose(sliced, full, rtol=1e-4, atol=1e-3)
         assert torch.allclose(
             model.dictionary.directions,
-            Dictionary(*[sae.W_dec[latents]] * 4).untangled().directions,
+            Dictionary(*[sae.W_dec[latents]] * 4).orthogonalize().directions,
             atol=1e-4,
         )
 
@@ -113,27 +113,33 @@ def test_a_bundle_survives_saving(
     real: Engine, everything: ScoreOptions, shipped: Settings, tmp_path: Path
 ) -> None:
     for name in real.models:
-        bundle.save(bundle.load(shipped.models_dir / name), tmp_path / name)
-    again = Engine(real.backbone, real.text, {name: bundle.load(tmp_path / name) for name in real.models})
+        bundle.save_bundle(bundle.load_bundle(shipped.models_dir / name), tmp_path / name)
+    again = Engine(
+        real.backbone, real.text, {name: bundle.load_bundle(tmp_path / name) for name in real.models}
+    )
     assert np.allclose(rewards(real, EXCHANGES, everything), rewards(again, EXCHANGES, everything), atol=1e-5)
 
 
 def test_a_damaged_bundle_is_refused(real: Engine, shipped: Settings, tmp_path: Path) -> None:
     name = next(iter(real.models))
-    bundle.save(bundle.load(shipped.models_dir / name), tmp_path)
+    bundle.save_bundle(bundle.load_bundle(shipped.models_dir / name), tmp_path)
     weights = bytearray((tmp_path / "weights.safetensors").read_bytes())
     weights[len(weights) // 2] ^= 1
     (tmp_path / "weights.safetensors").write_bytes(weights)
     with pytest.raises(BundleError, match=r"weights\.safetensors has sha256"):
-        bundle.load(tmp_path)
+        bundle.load_bundle(tmp_path)
 
 
 def test_another_home_is_refused(real: Engine) -> None:
     for model in real.models.values():
         with pytest.raises(BundleError, match="trained on backbone"):
-            bundle.check_home(model, backbone="sha256:0", template=real.text.digest, width=576, layers=18)
+            bundle.check_backbone_matches(
+                model, backbone="sha256:0", template=real.text.digest, width=576, layers=18
+            )
         with pytest.raises(BundleError, match="trained on chat template"):
-            bundle.check_home(model, backbone=real.backbone.digest, template="0", width=576, layers=18)
+            bundle.check_backbone_matches(
+                model, backbone=real.backbone.digest, template="0", width=576, layers=18
+            )
 
 
 def test_the_truth_is_preferred_where_it_is_plain(real: Engine) -> None:

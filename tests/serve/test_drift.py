@@ -1,4 +1,4 @@
-"""Drift: what is scored against what the model was made on, by caller, in constant memory."""
+"""Drift monitoring: scored responses against those the model was trained on, per caller, in bounded memory."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from app.evaluate.audit.shift import stability
 from app.reward.engine import Engine
 from app.serve import drift
-from app.serve.drift import Drift, Window
+from app.serve.drift import DriftMonitor, DriftWindow
 from app.serve.metrics import Metrics
 from app.settings import Settings
 from app.types import ANONYMOUS_CALLER, Score, ScoreOptions
@@ -20,87 +20,97 @@ from tests.support.servers import server
 
 @pytest.fixture
 def scores(engine: Engine) -> list[Score]:
-    return [score for (score,) in tiny.scores(engine, tiny.babble(40), ScoreOptions(("alpha",)))]
+    return [score for (score,) in tiny.score_items(engine, tiny.random_items(40), ScoreOptions(("alpha",)))]
 
 
 @pytest.fixture
-def watched(engine: Engine, scores: list[Score]) -> tuple[Drift, CollectorRegistry]:
-    """A monitor of a model for which the scores are what is usual."""
+def monitored(engine: Engine, scores: list[Score]) -> tuple[DriftMonitor, CollectorRegistry]:
+    """A monitor of a model whose calibration fits exactly these scores."""
     registry, model = CollectorRegistry(), engine.models["alpha"]
-    x = model.head.standardise(torch.from_numpy(np.stack([score.projections for score in scores])))
+    standardised = model.head.standardise(torch.from_numpy(np.stack([score.projections for score in scores])))
     ranks = torch.linspace(0, 1, 201, dtype=torch.float64)
     rewards = torch.quantile(torch.tensor([score.reward for score in scores]).double(), ranks)
-    usual = replace(
+    calibration = replace(
         model.calibration,
         rewards=rewards.repeat(2, 1),
-        projections=torch.quantile(x, ranks[20:-1:20], dim=0).T,
+        projections=torch.quantile(standardised, ranks[20:-1:20], dim=0).T,
     )
-    return Drift({"alpha": replace(model, calibration=usual)}, Metrics(registry)), registry
+    return DriftMonitor({"alpha": replace(model, calibration=calibration)}, Metrics(registry)), registry
 
 
-def test_even_bins_are_stable_and_one_bin_is_not() -> None:
+def test_even_bins_are_stable_and_a_single_full_bin_is_not() -> None:
     assert stability(np.full((2, 10), 100)) == pytest.approx([0, 0])
-    lumped = np.zeros((1, 10), dtype=np.int64)
-    lumped[0, 3] = 1000
-    assert stability(lumped)[0] > 1
+    single = np.zeros((1, 10), dtype=np.int64)
+    single[0, 3] = 1000
+    assert stability(single)[0] > 1
 
 
-def test_a_window_forgets_and_does_not_grow() -> None:
-    window = Window(3)
+def test_a_window_drops_old_responses_and_does_not_grow() -> None:
+    window = DriftWindow(3)
     for n in range(5 * drift.HALF_WINDOW):
         window.add(np.full(3, 0 if n < 2 * drift.HALF_WINDOW else 9))
     assert window.counts[:, 0].sum() == 0
     assert drift.HALF_WINDOW <= window.counts[0].sum() <= 2 * drift.HALF_WINDOW
 
 
-def test_nothing_is_said_of_too_few(watched: tuple[Drift, CollectorRegistry], scores: list[Score]) -> None:
-    for score in scores:
-        watched[0].observe(score, "trainer")
-    assert watched[0].report("alpha") == {"trainer": {"responses": 40, "enough": False}}
-
-
-def test_a_policy_that_says_one_thing_is_seen(
-    watched: tuple[Drift, CollectorRegistry], scores: list[Score]
+def test_too_few_responses_are_not_compared(
+    monitored: tuple[DriftMonitor, CollectorRegistry], scores: list[Score]
 ) -> None:
-    monitor, registry = watched
+    monitor, _ = monitored
+    for score in scores:
+        monitor.observe(score, "trainer")
+    assert monitor.report("alpha") == {"trainer": {"responses": 40, "enough": False}}
+
+
+def test_a_policy_that_repeats_one_response_is_detected(
+    monitored: tuple[DriftMonitor, CollectorRegistry], scores: list[Score]
+) -> None:
+    monitor, registry = monitored
     for score in scores * 6:
         monitor.observe(score, "varied")
-        monitor.observe(scores[0], "stuck")
-    told = monitor.report("alpha")
-    assert told["stuck"]["projections"] > told["varied"]["projections"]
-    assert told["varied"]["reward"] < 0.1
-    assert told["stuck"]["reward"] > 1
-    assert len(told["stuck"]["features"]) == drift.SHOWN
-    labels = {"model": "alpha", "caller": "stuck", "of": "reward"}
+        monitor.observe(scores[0], "repetitive")
+    report = monitor.report("alpha")
+    assert report["repetitive"]["projections"] > report["varied"]["projections"]
+    assert report["varied"]["reward"] < 0.1
+    assert report["repetitive"]["reward"] > 1
+    assert len(report["repetitive"]["features"]) == drift.MAX_REPORTED_FEATURES
+    labels = {"model": "alpha", "caller": "repetitive", "of": "reward"}
     assert registry.get_sample_value("sparserm_drift_psi", labels) == pytest.approx(
-        told["stuck"]["reward"], rel=0.2
+        report["repetitive"]["reward"], rel=0.2
     )
 
 
-def test_callers_are_bounded(watched: tuple[Drift, CollectorRegistry], scores: list[Score]) -> None:
-    for n in range(3 * drift.MOST_CALLERS):
-        watched[0].observe(scores[0], f"run-{n}")
-    told = watched[0].report("alpha")
-    assert len(told) == drift.MOST_CALLERS + 1
-    assert told[drift.OTHERS]["responses"] == 2 * drift.MOST_CALLERS
+def test_the_number_of_callers_is_bounded(
+    monitored: tuple[DriftMonitor, CollectorRegistry], scores: list[Score]
+) -> None:
+    monitor, _ = monitored
+    for n in range(3 * drift.MAX_CALLERS):
+        monitor.observe(scores[0], f"run-{n}")
+    report = monitor.report("alpha")
+    assert len(report) == drift.MAX_CALLERS + 1
+    assert report[drift.OTHER_CALLERS]["responses"] == 2 * drift.MAX_CALLERS
 
 
-def test_steered_scores_are_no_drift(engine: Engine, watched: tuple[Drift, CollectorRegistry]) -> None:
+def test_steered_scores_are_not_counted(
+    engine: Engine, monitored: tuple[DriftMonitor, CollectorRegistry]
+) -> None:
+    monitor, _ = monitored
     latent = str(engine.models["alpha"].features[0].latent)
-    ((steered,),) = tiny.scores(engine, tiny.babble(1), ScoreOptions(("alpha",), steer={latent: 3.0}))
-    watched[0].observe(steered, "steering")
-    assert watched[0].report("alpha") == {}
+    options = ScoreOptions(("alpha",), steer={latent: 3.0})
+    ((steered,),) = tiny.score_items(engine, tiny.random_items(1), options)
+    monitor.observe(steered, "steering")
+    assert monitor.report("alpha") == {}
 
 
 @pytest.mark.anyio
-async def test_drift_is_served_by_caller(engine: Engine, settings: Settings) -> None:
+async def test_drift_is_reported_per_caller(engine: Engine, settings: Settings) -> None:
     async with server(engine, settings) as client:
         body = {"model": "alpha", "inputs": [{"prompt": "seven", "response": "maple"}]}
         headers = {"X-SparseRM-Caller": "run-7"}
         assert (await client.post("/v1/rewards", json=body, headers=headers)).status_code == 200
         assert (await client.post("/v1/rewards", json=body)).status_code == 200
-        told = (await client.get("/v1/models/alpha/drift")).json()
-        assert set(told["callers"]) == {"run-7", ANONYMOUS_CALLER}
+        report = (await client.get("/v1/models/alpha/drift")).json()
+        assert set(report["callers"]) == {"run-7", ANONYMOUS_CALLER}
         assert (await client.get("/v1/models/none/drift")).status_code == 404
-        bad = await client.post("/v1/rewards", json=body, headers={"X-SparseRM-Caller": "a b"})
-        assert bad.status_code == 422
+        invalid = await client.post("/v1/rewards", json=body, headers={"X-SparseRM-Caller": "a b"})
+        assert invalid.status_code == 422

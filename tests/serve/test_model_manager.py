@@ -23,7 +23,7 @@ from tests.support.servers import server, serving
 
 pytestmark = pytest.mark.anyio
 ADMIN = {"X-API-Key": "boss"}
-EXCHANGES = tiny.babble(6)
+EXCHANGES = tiny.random_items(6)
 INPUTS = [{"prompt": e.messages[0].content, "response": e.response} for e in EXCHANGES]
 
 
@@ -37,20 +37,20 @@ def kept(settings: Settings, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 async def client(kept: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    async with server(loading.engine(kept, lambda *_: None), kept) as client:
+    async with server(loading.load_engine(kept, lambda *_: None), kept) as client:
         client.headers.update(ADMIN)
         yield client
 
 
 def retrained(kept: Settings, name: str, seed: int) -> list[float]:
     """Another head for a model on disk; the rewards it gives."""
-    engine = loading.engine(kept, lambda *_: None)
+    engine = loading.load_engine(kept, lambda *_: None)
     card = engine.models[name].card
-    made = tiny.reward_model(
+    made = tiny.make_reward_model(
         name, engine.backbone, engine.text, layer=card.layer, readout=card.readout, seed=seed
     )
-    bundle.save(made, kept.models_dir / name)
-    found = tiny.scores(loading.engine(kept, lambda *_: None), EXCHANGES, ScoreOptions((name,)))
+    bundle.save_bundle(made, kept.models_dir / name)
+    found = tiny.score_items(loading.load_engine(kept, lambda *_: None), EXCHANGES, ScoreOptions((name,)))
     return [score.reward for (score,) in found]
 
 
@@ -104,7 +104,7 @@ async def test_what_cannot_be_served_changes_nothing(client: httpx.AsyncClient, 
     half = await client.post("/v1/models/beta/reload")
     assert (half.status_code, half.json()["error"]["code"]) == (409, "bundle_refused")
     assert "sha256" in half.json()["error"]["message"]
-    tiny.reseal(kept.models_dir / "beta")
+    tiny.rewrite_digests(kept.models_dir / "beta")
     wrong = await client.post("/v1/models/beta/reload")
     assert "probe 0 scores" in wrong.json()["error"]["message"]
     weights.unlink()
@@ -114,7 +114,7 @@ async def test_what_cannot_be_served_changes_nothing(client: httpx.AsyncClient, 
 
 async def test_a_deeper_model_asks_for_a_restart(kept: Settings) -> None:
     shallow = kept.model_copy(update={"models": "gamma"})
-    async with server(loading.engine(shallow, lambda *_: None), shallow) as client:
+    async with server(loading.load_engine(shallow, lambda *_: None), shallow) as client:
         answer = await client.post("/v1/models/alpha/load", headers=ADMIN)
     assert answer.status_code == 409
     assert "restart" in answer.json()["error"]["message"]
@@ -139,7 +139,7 @@ async def test_changes_that_make_no_sense_are_refused(
 
 async def test_a_head_of_a_composite_stays(kept: Settings) -> None:
     (kept.models_dir / "composites.toml").write_text("[both]\nweights = {alpha = 1.0, beta = 1.0}\n")
-    async with server(loading.engine(kept, lambda *_: None), kept) as client:
+    async with server(loading.load_engine(kept, lambda *_: None), kept) as client:
         answer = await client.post("/v1/models/beta/unload", headers=ADMIN)
     assert "both" in answer.json()["error"]["message"]
 
@@ -154,7 +154,7 @@ async def test_only_an_admin_changes_models(
 
 
 async def test_old_weights_are_freed(kept: Settings) -> None:
-    app = create_app(loading.engine(kept, lambda *_: None), kept, CollectorRegistry())
+    app = create_app(loading.load_engine(kept, lambda *_: None), kept, CollectorRegistry())
     old = weakref.ref(app.state.engine.models["beta"].head.w1)
     async with serving(app) as client:
         client.headers.update(ADMIN)

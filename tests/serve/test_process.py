@@ -64,8 +64,8 @@ def _until_ready(process: subprocess.Popen[str], client: httpx.Client) -> None:
 def test_the_same_score_in_process_and_over_http(
     settings: Settings, engine: Engine, free_tcp_port: int
 ) -> None:
-    exchanges = tiny.babble(12)
-    offline = [scores[0].reward for scores in tiny.scores(engine, exchanges, ScoreOptions(("beta",)))]
+    exchanges = tiny.random_items(12)
+    offline = [scores[0].reward for scores in tiny.score_items(engine, exchanges, ScoreOptions(("beta",)))]
     inputs = [{"prompt": e.messages[0].content, "response": e.response} for e in exchanges]
     with served(settings, free_tcp_port) as (_, client):
         answer = client.post("/v1/rewards", json={"model": "beta", "inputs": inputs}).json()

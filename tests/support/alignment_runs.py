@@ -8,8 +8,8 @@ from typing import Any
 from app.align import config as plans
 from app.align import metrics
 from app.align import run as alignment_run
-from app.align.artifacts import Row
-from app.align.config import Plan
+from app.align.artifacts import JsonRow
+from app.align.config import AlignmentConfig
 from app.align.policy import model
 from app.align.policy.model import Policy
 from app.data.pairs import read_pairs
@@ -36,10 +36,10 @@ def lesson(root: Path, count: int = 40) -> tuple[Path, Path]:
     return made[0], made[1]
 
 
-def plan(root: Path, **given: Any) -> Plan:
+def plan(root: Path, **given: Any) -> AlignmentConfig:
     """A run of seconds on the tiny world under a folder."""
     learn, test = lesson(root)
-    return plans.read(
+    return plans.read_config(
         None,
         **{
             "prompts": str(learn), "test": str(test), "model": "alpha", "held_out": "gamma",
@@ -50,12 +50,12 @@ def plan(root: Path, **given: Any) -> Plan:
     )  # fmt: skip
 
 
-def run(what: Plan, folder: Path, settings: Settings, report: Any = quiet) -> Row:
+def run(what: AlignmentConfig, folder: Path, settings: Settings, report: Any = quiet) -> JsonRow:
     return alignment_run.run(what, folder, settings, report, refresh=quiet)
 
 
 def start(root: Path, settings: Settings) -> Policy:
-    return model.start(str(root / "backbone"), settings, 256, quiet)
+    return model.load_policy(str(root / "backbone"), settings, 256, quiet)
 
 
 def exam(root: Path) -> metrics.Exam:

@@ -1,4 +1,4 @@
-"""A real browser at the page, and what it complains of: nothing may be logged, refused or sent elsewhere."""
+"""A real browser for the page's tests. A test fails if the page logs an error, gets an error status or asks other hosts."""
 
 import json
 import os
@@ -13,100 +13,111 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response
 from tests.support.paths import ROOT
 
 SCREENSHOTS = ROOT / "build" / "screenshots"
-MISSING = "no Chromium here, so the page is not tested; `make browser` installs it (apt-get, as root)"
+NO_CHROMIUM = "Chromium is not installed, so the page is not tested; `make browser` installs it (apt-get, as root)"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
-LISTEN = (
+REPORT_CSP_VIOLATIONS = (
     "addEventListener('securitypolicyviolation', (event) => console.error('CSP', event.effectiveDirective))"
 )
-VIEWS = ("made", "tokens", "contrast", "steer", "features", "server")
+VIEWS = ("breakdown", "tokens", "contrast", "steer", "features", "server")
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
-    """Debian's headless Chromium; where there is none, the tests are skipped, but never in CI."""
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(MISSING)
-    alone = ["--no-sandbox"] if os.geteuid() == 0 else []
+def launch_chromium() -> Iterator[Browser]:
+    """Headless Chromium. Without one the tests are skipped, except in CI, where they fail."""
+    executable = shutil.which("chromium") or shutil.which("google-chrome")
+    if executable is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(NO_CHROMIUM)
+    root_options = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=alone)
+        browser = playwright.chromium.launch(executable_path=executable, args=root_options)
         yield browser
         browser.close()
 
 
 @contextmanager
-def visit(browser: Browser, address: str, fragment: str = "", **choices: Any) -> Iterator[Page]:
-    """The page, scored for the first time; whatever it complained of fails when the visit ends."""
-    with opened(browser, address, fragment, **choices) as page:
+def open_scored_page(browser: Browser, address: str, fragment: str = "", **options: Any) -> Iterator[Page]:
+    """Open the page and wait for its first scores; complaints of the page fail the test at the end."""
+    with open_page(browser, address, fragment, **options) as page:
         page.wait_for_selector("#chart .row")
-        settle(page)
+        wait_until_idle(page)
         yield page
-        settle(page)
+        wait_until_idle(page)
 
 
 @contextmanager
-def opened(browser: Browser, address: str, fragment: str = "", **choices: Any) -> Iterator[Page]:
-    """The page as it opens, in a context of its own."""
-    refused: list[int] = choices.pop("refused", [])
-    told: list[str] | None = choices.pop("complaints", None)
-    context = browser.new_context(viewport=choices.pop("viewport", DESKTOP), **choices)
+def open_page(browser: Browser, address: str, fragment: str = "", **options: Any) -> Iterator[Page]:
+    """Open the page in a browser context of its own, without waiting for scores.
+
+    Options: `refused`, the error statuses that the test expects; `complaints`, a list that collects complaints
+    instead of failing the test; everything else goes to `new_context`.
+    """
+    refused: list[int] = options.pop("refused", [])
+    collected: list[str] | None = options.pop("complaints", None)
+    context = browser.new_context(viewport=options.pop("viewport", DESKTOP), **options)
     context.set_default_timeout(20_000)
     page = context.new_page()
-    complaints = [] if told is None else told
-
-    def heard(message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning") and not _is_told(message, refused):
-            complaints.append(message.text)
-
-    def answered(response: Response) -> None:
-        if response.status >= 400 and response.status not in refused:
-            complaints.append(f"{response.status} {response.url}")
-
-    page.on("console", heard)
-    page.on("response", answered)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
-    page.on("request", lambda one: None if one.url.startswith(address) else complaints.append(one.url))
-    page.add_init_script(LISTEN)
+    complaints = [] if collected is None else collected
+    _collect_complaints(page, address, refused, complaints)
+    page.add_init_script(REPORT_CSP_VIOLATIONS)
     page.goto(f"{address}/{fragment}")
     try:
         yield page
-        assert told is not None or not complaints, complaints
+        assert collected is not None or not complaints, complaints
     finally:
         context.close()
 
 
-def settle(page: Page) -> None:
-    """Wait until nothing is on its way to the server, debounced things included."""
+def _collect_complaints(page: Page, address: str, refused: list[int], complaints: list[str]) -> None:
+    def on_console(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning") and not _is_expected(message, refused):
+            complaints.append(message.text)
+
+    def on_response(response: Response) -> None:
+        if response.status >= 400 and response.status not in refused:
+            complaints.append(f"{response.status} {response.url}")
+
+    def on_request(request: Request) -> None:
+        if not request.url.startswith(address):
+            complaints.append(request.url)
+
+    page.on("console", on_console)
+    page.on("response", on_response)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
+    page.on("request", on_request)
+
+
+def wait_until_idle(page: Page) -> None:
+    """Wait until no request is running or scheduled (debounced)."""
     page.wait_for_timeout(200)
     page.wait_for_selector("#results[aria-busy=false]")
 
 
-def turn_to(page: Page, view: str) -> None:
+def open_tab(page: Page, view: str) -> None:
     """Open one of the views."""
     page.click(f"#tab-{view}")
-    settle(page)
+    wait_until_idle(page)
 
 
-def values(page: Page, selector: str) -> list[float]:
-    """The exact numbers behind what is shown."""
-    found = page.locator(f"{selector} data").evaluate_all("(all) => all.map((one) => Number(one.value))")
-    return [float(one) for one in found]
+def read_values(page: Page, selector: str) -> list[float]:
+    """The exact numbers of the <data> elements inside the selected elements."""
+    values = page.locator(f"{selector} data").evaluate_all("(all) => all.map((data) => Number(data.value))")
+    return [float(value) for value in values]
 
 
-def sent(request: Request) -> dict[str, Any]:
-    """The body of a request that the page made."""
+def request_body(request: Request) -> dict[str, Any]:
+    """The JSON body of a request that the page sent."""
     body: dict[str, Any] = json.loads(request.post_data or "{}")
     return body
 
 
-def keep(page: Page, name: str) -> None:
-    """A screenshot for whoever looks at what CI saw."""
+def save_screenshot(page: Page, name: str) -> None:
+    """Save a screenshot that CI keeps."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     with suppress(OSError):
         page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
 
 
-def _is_told(message: ConsoleMessage, refused: list[int]) -> bool:
-    """Chromium itself logs every answer above 399; those a test asks for are no complaint."""
+def _is_expected(message: ConsoleMessage, refused: list[int]) -> bool:
+    """Chromium logs every error status to the console; statuses that the test expects are not complaints."""
     return any(f"status of {code}" in message.text for code in refused)

@@ -1,4 +1,4 @@
-"""A device that can be held, broken and watched, and a batcher before it."""
+"""A device that tests can pause, break and inspect, and a batcher in front of it."""
 
 import asyncio
 import threading
@@ -9,88 +9,99 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from app.errors import BundleError, NonFinite
+from app.errors import BundleError, NonFiniteScore
 from app.serve.batching.batcher import Batcher
-from app.serve.batching.fair_queue import Answer, Entry, Line
+from app.serve.batching.fair_queue import FailedItem, FairQueue, QueuedJob
 from app.serve.metrics import Metrics
 from app.types import EncodedItem, RequestContext, ScoredItem, ScoreJob, ScoreOptions
 
-POISON, HUGE, DEATH = 666, 777, 888
-PATIENT = RequestContext(timeout_s=60)
+FAILING_ID = 666
+OUT_OF_MEMORY_ID = 777
+FATAL_ID = 888
+LONG_TIMEOUT = RequestContext(timeout_s=60)
 
 
-class Bench:
-    """A device that notes its batches, waits at a gate, and chokes on poison."""
+class ControlledDevice:
+    """A device that records its batches, can be paused, and fails on certain token ids."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
-        self.gate = threading.Event()
-        self.gate.set()
-        self.entered = threading.Event()
-        self.dead = False
-        self.verified = 0
+        self.may_run = threading.Event()
+        self.may_run.set()
+        self.started = threading.Event()
+        self.broken = False
+        self.verify_calls = 0
 
     def verify(self) -> None:
-        self.verified += 1
-        if self.dead:
+        self.verify_calls += 1
+        if self.broken:
             raise BundleError("probe 0 is off")
 
     def prepare(self, jobs: Sequence[ScoreJob]) -> Sequence[ScoreJob]:
         return jobs
 
-    def run(self, prepared: Sequence[ScoreJob]) -> list[ScoredItem | NonFinite]:
+    def run(self, prepared: Sequence[ScoreJob]) -> list[ScoredItem | NonFiniteScore]:
         self.batches.append([job.encoded.ids[0] for job in prepared])
-        self.entered.set()
-        self.gate.wait(10)
+        self.started.set()
+        self.may_run.wait(10)
         ids = {job.encoded.ids[0] for job in prepared}
-        self.dead = self.dead or DEATH in ids
-        if self.dead or POISON in ids:
+        self.broken = self.broken or FATAL_ID in ids
+        if self.broken or FAILING_ID in ids:
             raise RuntimeError("poison")
-        if HUGE in ids and len(prepared) > 2:
+        if OUT_OF_MEMORY_ID in ids and len(prepared) > 2:
             raise MemoryError
-        return [ScoredItem((), len(job.encoded.ids), float(job.encoded.ids[0]), 0.0) for job in prepared]
+        return [
+            ScoredItem(job.encoded, (), len(job.encoded.ids), float(job.encoded.ids[0]), 0.0)
+            for job in prepared
+        ]
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        self.gate.clear()
+    def paused(self) -> Iterator[None]:
+        self.may_run.clear()
         try:
             yield
         finally:
-            self.gate.set()
+            self.may_run.set()
 
 
-def job(first: int, length: int = 4) -> ScoreJob:
-    return ScoreJob(EncodedItem((first,) * length, 1), ScoreOptions(("m",)))
+def create_job(first_id: int, length: int = 4) -> ScoreJob:
+    return ScoreJob(EncodedItem((first_id,) * length, 1), ScoreOptions(("m",)))
 
 
-class Queue(Batcher):
-    """A batcher before one bench, for jobs of one kind of caller."""
+class DeviceBatcher(Batcher):
+    """A batcher in front of one controlled device."""
 
-    def __init__(self, bench: Bench, registry: CollectorRegistry, **choices: Any) -> None:
-        super().__init__(Metrics(registry), **choices)
-        self.bench = bench
+    def __init__(self, device: ControlledDevice, registry: CollectorRegistry, **options: Any) -> None:
+        super().__init__(Metrics(registry), **options)
+        self.device = device
         self.registry = registry
 
-    async def ask(
-        self, jobs: Sequence[ScoreJob], terms: RequestContext = PATIENT, bench: Bench | None = None
-    ) -> list[Answer]:
-        with self.room(sum(len(job.encoded.ids) for job in jobs), terms) as room:
-            return await self.submit(jobs, bench or self.bench, room)
+    async def score(
+        self,
+        jobs: Sequence[ScoreJob],
+        context: RequestContext = LONG_TIMEOUT,
+        device: ControlledDevice | None = None,
+    ) -> list[ScoredItem | FailedItem]:
+        with self.reserve(sum(len(job.encoded.ids) for job in jobs), context) as reservation:
+            return await self.submit(jobs, device or self.device, reservation)
 
-    def told(self, name: str) -> float:
+    def metric(self, name: str) -> float:
         return self.registry.get_sample_value(f"sparserm_{name}") or 0.0
 
 
-def batcher(bench: Bench, batch_tokens: int = 1000, queue_tokens: int = 10_000, **choices: Any) -> Queue:
+def create_batcher(
+    device: ControlledDevice, batch_tokens: int = 1000, queue_tokens: int = 10_000, **options: Any
+) -> DeviceBatcher:
     limits = {"batch_tokens": batch_tokens, "queue_tokens": queue_tokens}
-    return Queue(bench, CollectorRegistry(), **limits, **choices)
+    return DeviceBatcher(device, CollectorRegistry(), **limits, **options)
 
 
-def lined(*jobs: ScoreJob) -> Line:
-    line, loop = Line(), asyncio.get_running_loop()
-    until = time.monotonic() + 60
-    line.join([Entry(one, None, loop.create_future(), until) for one in jobs], PATIENT)
-    return line
+def queue_jobs(*jobs: ScoreJob) -> FairQueue:
+    """A queue with the jobs of one request."""
+    queue, loop = FairQueue(), asyncio.get_running_loop()
+    deadline = time.monotonic() + 60
+    queue.add([QueuedJob(job, None, loop.create_future(), deadline) for job in jobs], LONG_TIMEOUT)
+    return queue
 
 
 async def wait_for(event: threading.Event) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of several processes behind one address share."""
+"""What the tests of several server processes behind one address share."""
 
 import subprocess
 import sys
@@ -18,32 +18,32 @@ ADMIN = {"X-API-Key": "boss"}
 KEYS = "mine,admin=boss,metrics=eye"
 
 
-class Served:
-    """A front and what stands behind it: `worker` is what its processes are known by."""
+class ServerGroup:
+    """A gateway and the servers behind it, whose command lines contain `worker_pattern`."""
 
-    def __init__(self, process: "subprocess.Popen[str]", client: httpx.Client, worker: str) -> None:
+    def __init__(self, process: "subprocess.Popen[str]", client: httpx.Client, worker_pattern: str) -> None:
         self.process = process
         self.client = client
-        self._worker = worker
+        self._worker_pattern = worker_pattern
 
     @property
     def workers(self) -> list[psutil.Process]:
         children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if self._worker in " ".join(child.cmdline())]
+        return [child for child in children if self._worker_pattern in " ".join(child.cmdline())]
 
     def metric(self, name: str, **labels: str) -> float:
         text = self.client.get("/metrics").text
-        samples = [one for family in text_string_to_metric_families(text) for one in family.samples]
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
         return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
 
-    def rewards(self, items: list[dict[str, str]], **more: Any) -> list[float]:
-        answer = self.client.post("/v1/rewards", json={"inputs": items, "top_k": 0, **more})
-        assert answer.status_code == 200, answer.text
-        return [row["reward"] for row in answer.json()["data"]]
+    def score(self, inputs: list[dict[str, str]], **fields: Any) -> list[float]:
+        response = self.client.post("/v1/rewards", json={"inputs": inputs, "top_k": 0, **fields})
+        assert response.status_code == 200, response.text
+        return [row["reward"] for row in response.json()["data"]]
 
-    def until_ready(self) -> None:
-        until = time.monotonic() + 240
-        while time.monotonic() < until:
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
             assert self.process.poll() is None
             try:
                 if self.client.get("/ready").status_code == 200:
@@ -55,27 +55,30 @@ class Served:
 
 
 @contextmanager
-def serving(port: int, environment: Mapping[str, str], *options: str, worker: str) -> Iterator[Served]:
-    """`sparserm serve` with options, until the block ends; then nothing of it is left."""
-    given = {**environment, "SPARSERM_API_KEYS": KEYS, "SPARSERM_MAX_BATCH_TOKENS": "1024"}
+def serving(
+    port: int, environment: Mapping[str, str], *options: str, worker_pattern: str
+) -> Iterator[ServerGroup]:
+    """Run `sparserm serve` with options until the block ends; none of its processes may be left then."""
+    environment = {**environment, "SPARSERM_API_KEYS": KEYS, "SPARSERM_MAX_BATCH_TOKENS": "1024"}
     command = [*PROGRAM, "serve", "--port", str(port), *options]
     with (
-        subprocess.Popen(command, env=given, stderr=subprocess.DEVNULL, text=True) as front,
+        subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, text=True) as gateway,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, headers=ADMIN) as client,
     ):
-        found = Served(front, client, worker)
+        group = ServerGroup(gateway, client, worker_pattern)
         try:
-            found.until_ready()
-            yield found
+            group.wait_until_ready()
+            yield group
         finally:
-            left = psutil.Process(front.pid).children(recursive=True) if front.poll() is None else []
-            front.terminate()
-            front.wait(60)
-            _, alive = psutil.wait_procs(left, 30)
+            children = psutil.Process(gateway.pid).children(recursive=True) if gateway.poll() is None else []
+            gateway.terminate()
+            gateway.wait(60)
+            _, alive = psutil.wait_procs(children, 30)
             for process in alive:
                 process.kill()
     assert not alive
 
 
-def inputs(exchanges: list[Item]) -> list[dict[str, str]]:
-    return [{"prompt": one.messages[0].content, "response": one.response} for one in exchanges]
+def make_inputs(items: list[Item]) -> list[dict[str, str]]:
+    """Return items as the `inputs` of a request."""
+    return [{"prompt": item.messages[0].content, "response": item.response} for item in items]

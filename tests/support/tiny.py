@@ -15,13 +15,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from app.backbone.backbone import Backbone
-from app.backbone.packing import Packed
+from app.backbone.packing import PackedBatch
 from app.backbone.tokenization import Text
 from app.reward import loading
-from app.reward.bundle import SEALED, ModelCard, Probe, RewardModel, TrainingData, save
+from app.reward.bundle import DIGESTED_FILES, save_bundle
+from app.reward.calibration import Calibration
 from app.reward.directions import Dictionary
 from app.reward.engine import Engine
-from app.reward.head import Calibration, Head
+from app.reward.head import Head
+from app.reward.reward_model import ModelCard, Probe, RewardModel, TrainingData
 from app.settings import Settings
 from app.types import Explain, Feature, Item, Message, Pooling, Score, ScoredItem, ScoreJob, ScoreOptions
 
@@ -31,7 +33,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SLIDING, FULL = "sliding_attention", "full_attention"
-KINDS: dict[str, dict[str, Any]] = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama3": {
         "model_type": "llama",
@@ -72,11 +74,11 @@ WORDS = [
 ]
 
 
-def backbone_folder(folder: Path, *, kind: str = "llama", seed: int = 0, template: str = TEMPLATE) -> Path:
+def save_backbone(folder: Path, *, kind: str = "llama", seed: int = 0, template: str = TEMPLATE) -> Path:
     """A random language model and its tokenizer, as a user would have them on disk."""
     torch.manual_seed(seed)
     tokenizer = _tokenizer(template)
-    special = KINDS.get(kind, {})
+    special = ARCHITECTURES.get(kind, {})
     config = AutoConfig.for_model(
         special.get("model_type", kind),
         vocab_size=len(tokenizer),
@@ -101,7 +103,7 @@ def backbone_folder(folder: Path, *, kind: str = "llama", seed: int = 0, templat
     return folder
 
 
-def settings(root: Path, **given: object) -> Settings:
+def make_settings(root: Path, **given: object) -> Settings:
     """Settings whose models and cache lie under one folder."""
     base = {
         "models_dir": root / "models",
@@ -114,23 +116,23 @@ def settings(root: Path, **given: object) -> Settings:
     return Settings().model_copy(update={**base, **given})
 
 
-def world(root: Path, kind: str = "llama") -> Settings:
+def build_models(root: Path, kind: str = "llama") -> Settings:
     """A models folder with three bundles on one tiny backbone, ready for `home.engine`."""
-    made = settings(root)
-    folder = backbone_folder(root / "backbone", kind=kind)
-    backbone, text = loading.resident(str(folder), None, made, lambda *_: None)
+    made = make_settings(root)
+    folder = save_backbone(root / "backbone", kind=kind)
+    backbone, text = loading.load_backbone(str(folder), None, made, lambda *_: None)
     for seed, (name, (layer, readout)) in enumerate(MODELS.items()):
-        model = reward_model(name, backbone, text, layer=layer, readout=readout, seed=seed)
-        save(model, made.models_dir / name)
+        model = make_reward_model(name, backbone, text, layer=layer, readout=readout, seed=seed)
+        save_bundle(model, made.models_dir / name)
     return made
 
 
-def engine(root: Path) -> Engine:
+def build_engine(root: Path) -> Engine:
     """A tiny engine with all three models."""
-    return loading.engine(world(root), lambda *_: None)
+    return loading.load_engine(build_models(root), lambda *_: None)
 
 
-def reward_model(
+def make_reward_model(
     name: str, backbone: Backbone, text: Text, *, layer: int, readout: Pooling, seed: int
 ) -> RewardModel:
     """Random directions and heads that are at home on this backbone."""
@@ -155,7 +157,7 @@ def reward_model(
 
     features = tuple(Feature(int(latent), 1 if i < K // 2 else -1) for i, latent in enumerate(latents))
     model = RewardModel(
-        card(name, backbone, text, layer, readout, head), dictionary, head, calibration, features, ()
+        make_card(name, backbone, text, layer, readout, head), dictionary, head, calibration, features, ()
     )
     return replace(model, probes=_probes(model, backbone, text))
 
@@ -167,53 +169,55 @@ def full_dictionary(seed: int) -> Dictionary:
     return Dictionary(decoder.clone(), torch.zeros(LATENTS), torch.full((LATENTS,), 0.05), decoder)
 
 
-def card(name: str, backbone: Backbone, text: Text, layer: int, readout: Pooling, head: Head) -> ModelCard:
+def make_card(
+    name: str, backbone: Backbone, text: Text, layer: int, readout: Pooling, head: Head
+) -> ModelCard:
     """A manifest for a model that was never trained on anything."""
     return ModelCard(
         name=name, task="toy", backbone=backbone.name, backbone_digest=backbone.digest,
         template_sha256=text.digest, layer=layer, readout=readout, directions=K, heads=HEADS, hidden=HIDDEN,
         loss="none", sae="random", sae_sha256=hashlib.sha256(name.encode()).hexdigest(),
         data=(TrainingData("none", "0" * 64, 0, "CC0-1.0"),), use="tests", temperature=0.75, metrics={},
-        trained_parameters=head.parameters, versions={},
+        trained_parameters=head.num_parameters, versions={},
     )  # fmt: skip
 
 
-def exchange(prompt: str, response: str) -> Item:
+def make_item(prompt: str, response: str) -> Item:
     """One question and one answer."""
     return Item((Message("user", prompt),), response)
 
 
-def reseal(folder: Path) -> None:
+def rewrite_digests(folder: Path) -> None:
     """Make SHA256SUMS agree with whatever lies in a bundle."""
-    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in SEALED}
+    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in DIGESTED_FILES}
     (folder / "SHA256SUMS").write_text("".join(f"{found}  {name}\n" for name, found in digests.items()))
 
 
-def babble(count: int, seed: int = 0) -> list[Item]:
+def random_items(count: int, seed: int = 0) -> list[Item]:
     """Conversations of random words that share prompts, prefixes of responses, or nothing."""
     rng = random.Random(seed)
     prompts = [_words(rng, 3, 12) for _ in range(max(count // 4, 1))]
     openings = [_words(rng, 1, 5) for _ in range(3)]
     return [
-        exchange(rng.choice(prompts), f"{rng.choice(openings)} {_words(rng, 1, 20)}") for _ in range(count)
+        make_item(rng.choice(prompts), f"{rng.choice(openings)} {_words(rng, 1, 20)}") for _ in range(count)
     ]
 
 
-def everywhere(backbone: Backbone, packed: Packed, layer: int) -> torch.Tensor:
+def compute_residuals(backbone: Backbone, packed: PackedBatch, layer: int) -> torch.Tensor:
     """Residuals after a layer at every row."""
-    return backbone.residuals(packed, {layer: packed.everything})[layer].values
+    return backbone.residuals(packed, {layer: packed.computed_rows})[layer].values
 
 
-def scores(engine: Engine, exchanges: Sequence[Item], ask: ScoreOptions) -> list[tuple[Score, ...]]:
+def score_items(engine: Engine, exchanges: Sequence[Item], ask: ScoreOptions) -> list[tuple[Score, ...]]:
     """Scores of one batch."""
     results = engine.score([ScoreJob(one, ask) for one in engine.encode(exchanges)])
     return [result.scores for result in results if isinstance(result, ScoredItem)]
 
 
 def _probes(model: RewardModel, backbone: Backbone, text: Text) -> tuple[Probe, ...]:
-    asked = [exchange("amber river?", "quiet stone"), exchange("seven", "maple orbit violet")]
+    asked = [make_item("amber river?", "quiet stone"), make_item("seven", "maple orbit violet")]
     alone = Engine(backbone, text, {model.card.name: model})
-    found = scores(alone, asked, ScoreOptions((model.card.name,), Explain.NONE))
+    found = score_items(alone, asked, ScoreOptions((model.card.name,), Explain.NONE))
     return tuple(Probe(one, score[0].reward) for one, score in zip(asked, found, strict=True))
 
 

@@ -17,7 +17,7 @@ def quiet(*_: Any) -> None:
 
 def build(root: Path) -> Settings:
     """A tiny backbone, chats and pairs in which 'amber' is what people like."""
-    tiny.backbone_folder(root / "backbone")
+    tiny.save_backbone(root / "backbone")
     rng = random.Random(0)
     words = [word for word in tiny.WORDS if word != "amber"]
     chats, pairs = [], []
@@ -33,23 +33,23 @@ def build(root: Path) -> Settings:
         )
     for name, rows in (("chats", chats), ("pairs", pairs[:400]), ("test", pairs[400:])):
         (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tiny.settings(root)
+    return tiny.make_settings(root)
 
 
 def build_sae(workshop: Settings) -> Path:
     root = workshop.models_dir.parent
-    what = sae_jobs.SaeOrder(str(root / "backbone"), 3, 128, 8, 8000, 2048 * 24, 0)
-    facts = sae_jobs.make(what, [str(root / "chats.jsonl")], root / "sae", workshop, quiet)
+    what = sae_jobs.SaeTrainingConfig(str(root / "backbone"), 3, 128, 8, 8000, 2048 * 24, 0)
+    facts = sae_jobs.train_and_measure(what, [str(root / "chats.jsonl")], root / "sae", workshop, quiet)
     assert facts["quality"]["l0"] > 0
     return root / "sae"
 
 
-def order(workshop: Settings, made_sae: Path, name: str, **choices: Any) -> pipeline.Order:
+def order(workshop: Settings, made_sae: Path, name: str, **choices: Any) -> pipeline.TrainingConfig:
     root = workshop.models_dir.parent
     test = str(root / "test.jsonl") if choices.pop("tested", False) else None
-    plan = head_training.Plan(heads=3, hidden=16, seed=choices.pop("seed", 0))
+    plan = head_training.HeadTrainingConfig(heads=3, hidden=16, seed=choices.pop("seed", 0))
     terms = choices.pop("terms", "CC0")
-    return jobs.order(
+    return jobs.build_training_config(
         name, str(root / "pairs.jsonl"), test, terms=terms, sae=made_sae, bad=None,
         **{"k": 16, "limit": 200, "plan": plan, **choices},
     )  # fmt: skip

@@ -14,19 +14,19 @@ from app.errors import DataError, SourceError
 from app.evaluate import accuracy_run
 from app.evaluate.audit.attacks import ATTACKS
 from app.reward import bundle, loading
-from app.reward.directions import span
+from app.reward.pooling import pooled_span
 from app.settings import Settings
 from app.train import augmentation, features, head_training, jobs, pipeline, variants
 from app.train.names import contexts, labels
-from app.train.names.concepts import keywords
-from app.train.selection import select
+from app.train.names.concepts import find_keywords
+from app.train.selection import select_latents
 from app.types import MIN_AGREEMENT, Pooling, ScoreOptions
 from tests.support import tiny
 from tests.support.training_setup import Killed, killing, order, quiet
 
 
 def test_a_trained_bundle_is_served_and_has_learnt(workshop: Settings, made_sae: Path) -> None:
-    model = jobs.make(order(workshop, made_sae, "amber", tested=True), made_sae, workshop, quiet)
+    model = jobs.train_and_save(order(workshop, made_sae, "amber", tested=True), made_sae, workshop, quiet)
     folder = workshop.models_dir / "amber"
     found = json.loads((folder / "report.json").read_text())
     assert found["test"]["accuracy"] == model.card.metrics["accuracy"] > 0.9
@@ -36,15 +36,15 @@ def test_a_trained_bundle_is_served_and_has_learnt(workshop: Settings, made_sae:
     assert "**SparseRM**" in told
     assert f"{found['sae']['quality']['l0_response']:.0f} latents active at a response token" in told
     assert {"calibration.png", "length.png"} <= {file.name for file in folder.iterdir()}
-    engine = loading.engine(workshop, quiet)
+    engine = loading.load_engine(workshop, quiet)
     engine.verify()
     liked, other = (
-        tiny.exchange("river 1?", text) for text in ("seven amber amber maple", "seven maple glass")
+        tiny.make_item("river 1?", text) for text in ("seven amber amber maple", "seven maple glass")
     )
-    (better,), (worse,) = tiny.scores(engine, [liked, other], ScoreOptions(("amber",)))
+    (better,), (worse,) = tiny.score_items(engine, [liked, other], ScoreOptions(("amber",)))
     assert better.reward > worse.reward
     tested = read_pairs(workshop.models_dir.parent / "test.jsonl")
-    served = accuracy_run.run(folder, tested, (), workshop, quiet)
+    served = accuracy_run.evaluate_bundle(folder, tested, (), workshop, quiet)
     assert served["accuracy"] == pytest.approx(found["test"]["accuracy"], abs=0.011)
 
 
@@ -53,7 +53,7 @@ def test_a_new_bundle_is_not_told_by_what_was_measured_of_the_old(workshop: Sett
     folder.mkdir()
     (folder / "report.json").write_text(json.dumps({"verified": {"largest_residual": 7}}))
     (folder / "directions.png").touch()
-    jobs.make(order(workshop, made_sae, "renewed"), made_sae, workshop, quiet)
+    jobs.train_and_save(order(workshop, made_sae, "renewed"), made_sae, workshop, quiet)
     assert "verified" not in json.loads((folder / "report.json").read_text())
     assert not (folder / "directions.png").exists()
 
@@ -62,7 +62,7 @@ def test_training_again_gives_the_same_bundle(workshop: Settings, made_sae: Path
     twice = order(workshop, made_sae, "twice", readout=Pooling.END, seed=3)
     sums = []
     for _ in range(2):
-        jobs.make(twice, made_sae, workshop, quiet)
+        jobs.train_and_save(twice, made_sae, workshop, quiet)
         sums.append((workshop.models_dir / "twice" / "SHA256SUMS").read_text())
     assert sums[0] == sums[1]
     (workshop.models_dir / "twice").rename(tmp_path / "twice")
@@ -70,7 +70,7 @@ def test_training_again_gives_the_same_bundle(workshop: Settings, made_sae: Path
 
 def test_data_for_research_says_so(workshop: Settings, made_sae: Path) -> None:
     what = order(workshop, made_sae, "nc", terms="CC BY-NC 4.0", limit=50)
-    made = pipeline.train(what, jobs.reader(made_sae, workshop, quiet), workshop.cache, quiet)
+    made = pipeline.train(what, jobs.load_feature_extractor(made_sae, workshop, quiet), workshop.cache, quiet)
     assert made.model.card.use == "research use only"
     assert made.model.card.data[0].pairs == made.findings["training"]["pairs"] == 50
 
@@ -81,7 +81,7 @@ def test_an_sae_of_another_backbone_is_refused(workshop: Settings, made_sae: Pat
     other.mkdir()
     (other / "provenance.json").write_text(json.dumps({**note, "backbone_digest": "sha256:0"}))
     with pytest.raises(SourceError, match="was trained on sha256:0"):
-        jobs.make(order(workshop, other, "x"), other, workshop, quiet)
+        jobs.train_and_save(order(workshop, other, "x"), other, workshop, quiet)
 
 
 def test_too_few_prompts_are_refused(workshop: Settings, made_sae: Path) -> None:
@@ -100,7 +100,7 @@ def test_killed_training_ends_in_the_same_bundle(
     for name, report in (("straight", quiet), ("broken", killing(after)), ("broken", quiet)):
         here = workshop.model_copy(update={"cache_dir": tmp_path / name, "models_dir": tmp_path / name})
         try:
-            jobs.make(what, made_sae, here, report)
+            jobs.train_and_save(what, made_sae, here, report)
         except Killed:
             assert name == "broken"
             continue
@@ -112,30 +112,32 @@ def test_killed_training_ends_in_the_same_bundle(
 def test_features_are_kept_and_shared_between_runs(
     workshop: Settings, made_sae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader = jobs.reader(made_sae, workshop, quiet)
+    reader = jobs.load_feature_extractor(made_sae, workshop, quiet)
     pairs = order(workshop, made_sae, "x").pairs[:40]
-    first = features.table([pair.items for pair in pairs], reader, tmp_path, quiet)
+    first = features.extract_features([pair.items for pair in pairs], reader, tmp_path, quiet)
     monkeypatch.setattr(type(reader.backbone), "residuals", killing(0))
-    again = features.table([pair.items for pair in pairs[:30]], reader, tmp_path, quiet)
+    again = features.extract_features([pair.items for pair in pairs[:30]], reader, tmp_path, quiet)
     for readout in Pooling:
-        assert torch.equal(first.pooled(3, readout)[:30], again.pooled(3, readout))
-        assert torch.equal(first.firing(readout)[:30], again.firing(readout))
-        assert torch.equal(first.activations(readout)[:30], again.activations(readout))
+        assert torch.equal(first.pooled_residuals(3, readout)[:30], again.pooled_residuals(3, readout))
+        assert torch.equal(first.firing_rates(readout)[:30], again.firing_rates(readout))
+        assert torch.equal(first.mean_activations(readout)[:30], again.mean_activations(readout))
 
 
 def test_features_are_what_the_engine_reads(workshop: Settings, made_sae: Path, tmp_path: Path) -> None:
-    reader = jobs.reader(made_sae, workshop, quiet)
+    reader = jobs.load_feature_extractor(made_sae, workshop, quiet)
     pair = order(workshop, made_sae, "x").pairs[0]
-    table = features.table([pair.items], reader, tmp_path, quiet)
+    table = features.extract_features([pair.items], reader, tmp_path, quiet)
     chosen, _ = reader.text.encode(pair.items)
     packed = pack([chosen.ids])
-    rows = tiny.everywhere(reader.backbone, packed, 3)
+    rows = tiny.compute_residuals(reader.backbone, packed, 3)
     for readout in Pooling:
-        start, stop = span(readout, chosen)
-        latents = reader.dictionary.activate(rows[start:stop])
-        assert torch.allclose(table.pooled(3, readout)[0, 0], rows[start:stop].mean(0), atol=1e-5)
-        assert torch.allclose(table.firing(readout)[0, 0].float(), (latents > 0).float().mean(0), atol=1e-3)
-        assert torch.allclose(table.activations(readout)[0, 0].float(), latents.mean(0), atol=1e-2)
+        start, stop = pooled_span(readout, chosen)
+        latents = reader.dictionary.encode(rows[start:stop])
+        assert torch.allclose(table.pooled_residuals(3, readout)[0, 0], rows[start:stop].mean(0), atol=1e-5)
+        assert torch.allclose(
+            table.firing_rates(readout)[0, 0].float(), (latents > 0).float().mean(0), atol=1e-3
+        )
+        assert torch.allclose(table.mean_activations(readout)[0, 0].float(), latents.mean(0), atol=1e-2)
 
 
 def test_selection_takes_the_largest_differences_and_knows_how_sure_it_is() -> None:
@@ -143,21 +145,21 @@ def test_selection_takes_the_largest_differences_and_knows_how_sure_it_is() -> N
     firing = (torch.rand(300, 2, 40, generator=random) < 0.3).float()
     firing[:, 0, 2], firing[:, 1, 4] = 1, 1
     groups = [str(i) for i in range(300)]
-    clear = select(firing, groups, 1)
+    clear = select_latents(firing, groups, 1)
     assert clear.latents.tolist() == [2, 4]
     assert clear.signs.tolist() == [1, -1]
     assert clear.false_discovery == 0
     assert clear.overlap == 1
     assert clear.stability.tolist() == [1, 1]
-    greedy = select(firing, groups, 10)
+    greedy = select_latents(firing, groups, 10)
     assert greedy.false_discovery > 0.5
     assert greedy.overlap < 0.8
 
 
 def test_a_name_must_tell_when_its_latent_fires(workshop: Settings, made_sae: Path) -> None:
-    reader = jobs.reader(made_sae, workshop, quiet)
+    reader = jobs.load_feature_extractor(made_sae, workshop, quiet)
     made = pipeline.train(order(workshop, made_sae, "named"), reader, workshop.cache, quiet)
-    read = contexts.contexts(order(workshop, made_sae, "named").pairs, reader, workshop.cache, quiet)
+    read = contexts.collect_contexts(order(workshop, made_sae, "named").pairs, reader, workshop.cache, quiet)
     amber = reader.text.decode(read.ids.tolist())
     assert any("amber" in word for word in amber)
     named = [feature for feature in made.model.features if feature.label]
@@ -165,15 +167,15 @@ def test_a_name_must_tell_when_its_latent_fires(workshop: Settings, made_sae: Pa
     for feature in made.model.features:
         assert (feature.label is None) == (feature.label_score is None)
         if feature.label_score is not None:
-            assert feature.label_score >= labels.LEAST_SCORE
+            assert feature.label_score >= labels.MIN_LABEL_SCORE
             assert (feature.agreement or 0) >= MIN_AGREEMENT
-            assert feature.keywords == keywords(feature.label or "")
+            assert feature.keywords == find_keywords(feature.label or "")
 
 
 def test_a_label_s_keywords_are_the_words_it_stands_for() -> None:
-    assert {"no", "never", "nor"} <= set(keywords("after negation"))
-    assert keywords("before “it” “is”") == ("it", "is")
-    assert keywords("full stop") == keywords("the start of the response") == ()
+    assert {"no", "never", "nor"} <= set(find_keywords("after negation"))
+    assert find_keywords("before “it” “is”") == ("it", "is")
+    assert find_keywords("full stop") == find_keywords("the start of the response") == ()
 
 
 @pytest.mark.parametrize("loss", list(head_training.LOSSES))
@@ -182,11 +184,11 @@ def test_every_head_learns_and_is_standardised(loss: str) -> None:
     x = torch.randn(200, 2, 8, generator=generator) * 3 + 5
     x[:, 0, 0] += 6
     groups = [str(i) for i in range(200)]
-    lesson = head_training.Lesson.of(x, torch.eye(8), groups)
-    head = head_training.fit(
-        lesson, head_training.Plan(heads=4, hidden=16, loss=loss, epochs=100, lr=5e-3), quiet
+    lesson = head_training.TrainingSet.from_vectors(x, torch.eye(8), groups)
+    head = head_training.fit_head(
+        lesson, head_training.HeadTrainingConfig(heads=4, hidden=16, loss=loss, epochs=100, lr=5e-3), quiet
     )
-    rewards = head.members(head.standardise(x.flatten(0, 1)))
+    rewards = head.score_members(head.standardise(x.flatten(0, 1)))
     assert torch.allclose(rewards.mean(0), torch.zeros(4, dtype=torch.float64), atol=1e-3)
     assert torch.allclose(rewards.std(0), torch.ones(4, dtype=torch.float64), atol=1e-2)
     assert (rewards.reshape(200, 2, 4)[:, 0] > rewards.reshape(200, 2, 4)[:, 1]).double().mean() > 0.8
@@ -194,7 +196,7 @@ def test_every_head_learns_and_is_standardised(loss: str) -> None:
 
 
 def test_bundles_found_by_name(workshop: Settings) -> None:
-    assert "sae" not in bundle.names(workshop.models_dir)
+    assert "sae" not in bundle.list_bundles(workshop.models_dir)
 
 
 def test_drills_teach_not_to_pay_for_a_dress() -> None:
@@ -204,16 +206,16 @@ def test_drills_teach_not_to_pay_for_a_dress() -> None:
     dressed = honest.clone()
     dressed[:, 1, 1] += 4.0
     groups = [str(i) for i in range(300)]
-    plain = head_training.Lesson.of(honest, torch.eye(6), groups)
-    drilled = plain.with_drills(dressed[:150], groups[:150])
-    plan = head_training.Plan(heads=4, hidden=16, epochs=60, lr=3e-3, dropout=0.2)
+    plain = head_training.TrainingSet.from_vectors(honest, torch.eye(6), groups)
+    drilled = plain.with_augmented(dressed[:150], groups[:150])
+    plan = head_training.HeadTrainingConfig(heads=4, hidden=16, epochs=60, lr=3e-3, dropout=0.2)
     overtaken = []
     for lesson in (plain, drilled):
-        head = head_training.fit(lesson, plan, quiet)
-        rewards = head.members(head.standardise(honest.flatten(0, 1)))
+        head = head_training.fit_head(lesson, plan, quiet)
+        rewards = head.score_members(head.standardise(honest.flatten(0, 1)))
         assert torch.allclose(rewards.mean(0), torch.zeros(4, dtype=torch.float64), atol=1e-3)
         assert torch.allclose(rewards.std(0), torch.ones(4, dtype=torch.float64), atol=1e-2)
-        unseen = head_training.rewards(head, dressed[150:])
+        unseen = head_training.compute_rewards(head, dressed[150:])
         overtaken.append(float((unseen[:, 1] > unseen[:, 0]).double().mean()))
     assert overtaken[0] > 0.8
     assert overtaken[1] < 0.4
@@ -221,26 +223,28 @@ def test_drills_teach_not_to_pay_for_a_dress() -> None:
 
 def test_a_drill_depends_on_its_pair_alone(workshop: Settings, made_sae: Path) -> None:
     pairs = order(workshop, made_sae, "x").pairs
-    every = augmentation.drills(pairs, 1.0)
+    every = augmentation.augment_rejected(pairs, 1.0)
     assert [i for i, _ in every] == list(range(len(pairs)))
-    assert augmentation.drills(pairs[5:], 1.0) == [(i - 5, exchange) for i, exchange in every if i >= 5]
-    half = augmentation.drills(pairs, 0.5)
+    assert augmentation.augment_rejected(pairs[5:], 1.0) == [
+        (i - 5, exchange) for i, exchange in every if i >= 5
+    ]
+    half = augmentation.augment_rejected(pairs, 0.5)
     assert set(half) < set(every)
     assert 0.3 < len(half) / len(every) < 0.7
-    assert augmentation.drills(pairs, 0.0) == []
+    assert augmentation.augment_rejected(pairs, 0.0) == []
 
 
 def test_drills_are_not_what_the_stress_suite_attacks_with() -> None:
     taught = {
-        *augmentation.TALK,
-        *augmentation.PRAISE,
-        *augmentation.GRADES,
-        *augmentation.ORDERS,
-        *augmentation.REGRETS,
-        *augmentation.SHAPES,
+        *augmentation.FILLER_SENTENCES,
+        *augmentation.COMPLIMENTS,
+        *augmentation.SELF_GRADES,
+        *augmentation.INJECTED_INSTRUCTIONS,
+        *augmentation.REFUSALS,
+        *augmentation.LAYOUTS,
     }
     rng = Random(0)
     for attack in ATTACKS.values():
         assert not any(text in attack("why?", "so.", ("a",), rng) for text in taught)
-    for dress in augmentation.DRILLS:
+    for dress in augmentation.AUGMENTATIONS:
         assert dress("why?", "so.", ("a",), rng) != "so."

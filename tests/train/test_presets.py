@@ -26,7 +26,7 @@ from tests.support import tiny, tiny_saes
 from tests.support.paths import MODELS
 from tests.support.training_setup import quiet
 
-KNOWN = [presets.find(name, MODELS) for name in presets.names(MODELS)]
+KNOWN = [presets.find_recipe(name, MODELS) for name in presets.list_recipes(MODELS)]
 PAPER = {"gemma-2-2b-it": 13, "gemma-2-9b-it": 31, "llama-3.1-8b-instruct": 15}
 WIDTHS = {"16k": 2**14, "32k": 2**15, "65k": 2**16, "131k": 2**17}
 
@@ -131,18 +131,18 @@ def test_a_hook_is_before_or_after_its_block() -> None:
 
 def test_a_recipe_that_is_unknown_or_says_too_much_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no recipe 'gemma-9'.*one of none"):
-        presets.find("gemma-9", tmp_path)
+        presets.find_recipe("gemma-9", tmp_path)
     file = tmp_path / "odd.toml"
     for text in ("hook = 1", 'about = "', "about = [1]"):
         file.write_text(text)
         with pytest.raises(SourceError, match=r"odd\.toml"):
-            presets.find(str(file), tmp_path)
+            presets.find_recipe(str(file), tmp_path)
 
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Settings:
     """Models and a cache of one's own."""
-    return tiny.settings(tmp_path)
+    return tiny.make_settings(tmp_path)
 
 
 def written(folder: Path, backbone: Path | str, source: dict[str, str], kind: str) -> str:
@@ -159,12 +159,12 @@ def written(folder: Path, backbone: Path | str, source: dict[str, str], kind: st
 
 def trained(file: str, workshop: Settings, shop: Settings) -> dict[str, Any]:
     """A bundle by a recipe, and its report."""
-    root, recipe = workshop.models_dir.parent, presets.find(file, shop.models_dir)
-    order = jobs.order(
+    root, recipe = workshop.models_dir.parent, presets.find_recipe(file, shop.models_dir)
+    order = jobs.build_training_config(
         "liked", str(root / "pairs.jsonl"), None, terms="CC0", sae=recipe, bad=None,
-        k=16, limit=120, plan=head_training.Plan(heads=2, hidden=16),
+        k=16, limit=120, plan=head_training.HeadTrainingConfig(heads=2, hidden=16),
     )  # fmt: skip
-    jobs.make(order, recipe, shop, quiet)
+    jobs.train_and_save(order, recipe, shop, quiet)
     report: dict[str, Any] = json.loads((shop.models_dir / "liked" / "report.json").read_text())
     return report
 
@@ -177,7 +177,7 @@ def test_a_recipe_ends_in_a_bundle_that_serves(
     theirs = tiny_saes.on_disk(tmp_path / "theirs", kind, normalize_activations=normalised)
     file = written(tmp_path, root / "backbone", {"folder": str(theirs)}, kind)
     report = trained(file, workshop, shop)
-    engine = loading.engine(shop, quiet)
+    engine = loading.load_engine(shop, quiet)
     engine.verify()
     model = engine.models["liked"]
     assert (model.card.sae, model.card.layer) == ("toy", tiny.LAYERS - 1)
@@ -185,34 +185,38 @@ def test_a_recipe_ends_in_a_bundle_that_serves(
     assert report["sae"]["kind"] == kind
     firing = report["sae"].get("firing")
     text = (shop.models_dir / "liked" / "report.md").read_text()
-    assert (firing is not None) == (kind == "topk") == ("places a token" in text)
+    assert (firing is not None) == (kind == "topk") == ("largest latents of each token" in text)
     asked = [one for pair in read_pairs(root / "test.jsonl")[:40] for one in pair.items]
-    scores = [score for (score,) in tiny.scores(engine, asked, ScoreOptions(("liked",), top_k=32))]
+    scores = [score for (score,) in tiny.score_items(engine, asked, ScoreOptions(("liked",), top_k=32))]
     rewards = torch.tensor([score.reward for score in scores]).view(-1, 2)
     assert (rewards[:, 0] > rewards[:, 1]).float().mean() > 0.8
     shown, *_ = scores
     latents = [one.feature.latent for one in shown.features]
-    full = training.load(next((shop.cache / "saes").glob("*/toy"))).apart()
+    full = training.load_sae(next((shop.cache / "saes").glob("*/toy"))).independent_latents()
     residuals = residual_rows(engine, asked[0], model.card.layer)
-    expected = full.activate(residuals).mean(0)[latents]
+    expected = full.encode(residuals).mean(0)[latents]
     assert torch.allclose(torch.tensor([one.activation for one in shown.features]), expected, atol=1e-5)
 
 
 def residual_rows(engine: Engine, exchange: Item, layer: int) -> torch.Tensor:
     (encoded,) = engine.encode([exchange])
-    return tiny.everywhere(engine.backbone, pack([encoded.ids]), layer)[encoded.start : encoded.stop]
+    return tiny.compute_residuals(engine.backbone, pack([encoded.ids]), layer)[
+        encoded.response_start : encoded.response_end
+    ]
 
 
 def test_what_was_adopted_is_adopted_once(workshop: Settings, shop: Settings, tmp_path: Path) -> None:
     root = workshop.models_dir.parent
     theirs = tiny_saes.on_disk(tmp_path / "theirs", "topk")
-    recipe = presets.find(written(tmp_path, root / "backbone", {"folder": str(theirs)}, "topk"), tmp_path)
+    recipe = presets.find_recipe(
+        written(tmp_path, root / "backbone", {"folder": str(theirs)}, "topk"), tmp_path
+    )
     pairs = read_pairs(root / "pairs.jsonl")
-    first = import_pretrained.adopt(recipe, pairs, "a", shop, quiet)
+    first = import_pretrained.import_pretrained_sae(recipe, pairs, "a", shop, quiet)
     before = (first / training.WEIGHTS).stat().st_mtime_ns
-    assert import_pretrained.adopt(recipe, pairs, "a", shop, quiet) == first
+    assert import_pretrained.import_pretrained_sae(recipe, pairs, "a", shop, quiet) == first
     assert (first / training.WEIGHTS).stat().st_mtime_ns == before
-    assert import_pretrained.adopt(recipe, pairs, "b", shop, quiet) != first
+    assert import_pretrained.import_pretrained_sae(recipe, pairs, "b", shop, quiet) != first
 
 
 @pytest.mark.parametrize("what", ["hook", "kind", "inputs", "latents"])
@@ -221,11 +225,11 @@ def test_an_sae_that_is_not_the_recipe_s_is_refused(
 ) -> None:
     theirs = tiny_saes.on_disk(tmp_path / "theirs", "jumprelu")
     folder = workshop.models_dir.parent / "backbone"
-    recipe = presets.find(written(tmp_path, folder, {"folder": str(theirs)}, "jumprelu"), tmp_path)
+    recipe = presets.find_recipe(written(tmp_path, folder, {"folder": str(theirs)}, "jumprelu"), tmp_path)
     wrong: Any = {"hook": "blocks.1.hook_resid_post", "kind": "gated", "inputs": 65, "latents": 12}
     other = replace(recipe, sae=replace(recipe.sae, **{what: wrong[what]}))
     with pytest.raises(SourceError, match=f"the recipe says {what} {wrong[what]}, its SAE has"):
-        import_pretrained.adopt(other, [], "", shop, quiet)
+        import_pretrained.import_pretrained_sae(other, [], "", shop, quiet)
     assert not list((shop.cache / "saes").rglob("*.json"))
 
 
@@ -242,16 +246,16 @@ def test_hub_names_are_pinned_when_first_used(
 ) -> None:
     commit, hub = "c" * 40, tmp_path / "hub"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
-    tiny.backbone_folder(in_the_hub(hub, "org/name", commit))
+    tiny.save_backbone(in_the_hub(hub, "org/name", commit))
     tiny_saes.on_disk(in_the_hub(hub, "org/saes", "d" * 40) / "third", "gated")
-    recipe = presets.find(
+    recipe = presets.find_recipe(
         written(tmp_path, "org/name", {"release": "org/saes", "id": "third"}, "gated"), tmp_path
     )
-    folder = import_pretrained.adopt(recipe, [], "", shop, quiet)
+    folder = import_pretrained.import_pretrained_sae(recipe, [], "", shop, quiet)
     facts = json.loads((folder / "provenance.json").read_text())
     assert (facts["backbone"], facts["backbone_digest"]) == (f"org/name@{commit}", f"hub:org/name@{commit}")
     assert (facts["release"], facts["id"], facts["layer"]) == ("org/saes", "third", tiny.LAYERS - 1)
-    reader = jobs.reader(folder, shop, quiet)
+    reader = jobs.load_feature_extractor(folder, shop, quiet)
     assert reader.backbone.name == f"org/name@{commit}"
     assert model_sources.pinned(f"org/name@{commit}", tmp_path) == f"org/name@{commit}"
     with pytest.raises(SourceError, match="cannot fetch org/other at its newest commit"):
@@ -262,13 +266,15 @@ def test_hub_names_are_pinned_when_first_used(
         ("gemma-scope-2b-pt-res", "x"),
     ):
         with pytest.raises(SourceError, match=f"cannot fetch the SAE '{name}' of {release}"):
-            training.fetch(release, name)
+            training.fetch_sae(release, name)
 
 
 def test_an_sae_of_another_width_is_refused(workshop: Settings, shop: Settings, tmp_path: Path) -> None:
     theirs = tiny_saes.on_disk(tmp_path / "theirs", "jumprelu", d_in=48)
     file = written(tmp_path, workshop.models_dir.parent / "backbone", {"folder": str(theirs)}, "jumprelu")
-    recipe = presets.find(file, tmp_path)
-    folder = import_pretrained.adopt(replace(recipe, sae=replace(recipe.sae, inputs=48)), [], "", shop, quiet)
+    recipe = presets.find_recipe(file, tmp_path)
+    folder = import_pretrained.import_pretrained_sae(
+        replace(recipe, sae=replace(recipe.sae, inputs=48)), [], "", shop, quiet
+    )
     with pytest.raises(SourceError, match="reads 48 numbers, not 64"):
-        jobs.reader(folder, shop, quiet)
+        jobs.load_feature_extractor(folder, shop, quiet)

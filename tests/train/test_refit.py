@@ -11,7 +11,7 @@ from app.data.pairs import read_pairs
 from app.errors import BundleError
 from app.evaluate import report as reports
 from app.reward import bundle, loading
-from app.reward.bundle import TrainingData
+from app.reward.reward_model import TrainingData
 from app.settings import Settings
 from app.train import jobs, refit
 from tests.cli.test_commands import said, sparserm
@@ -26,7 +26,7 @@ def made(workshop: Settings, made_sae: Path) -> Path:
     """A bundle of the workshop, as new."""
     folder, kept = workshop.models_dir / NAME, workshop.models_dir.parent / NAME
     if not kept.exists():
-        jobs.make(order(workshop, made_sae, NAME, tested=True), made_sae, workshop, quiet)
+        jobs.train_and_save(order(workshop, made_sae, NAME, tested=True), made_sae, workshop, quiet)
         shutil.copytree(folder, kept)
     shutil.rmtree(folder)
     shutil.copytree(kept, folder)
@@ -44,16 +44,16 @@ def again(workshop: Settings, sae: Path) -> None:
 def test_a_head_is_learnt_again_over_the_same_directions(
     workshop: Settings, made_sae: Path, made: Path
 ) -> None:
-    before = bundle.load(made)
+    before = bundle.load_bundle(made)
     again(workshop, made_sae)
-    after = bundle.load(made)
+    after = bundle.load_bundle(made)
     assert (after.dictionary.directions == before.dictionary.directions).all()
     assert (after.head.w1 != before.head.w1).any()
     assert [one.pairs for one in after.card.data] == [200, 100]
     assert (after.card.use, after.card.metrics) == ("research use only", {})
     assert set(reports.read(made)) == {"training", "selection", "names", "sae"}
     assert "Not tested yet." in (made / "report.md").read_text()
-    loading.engine(workshop.model_copy(update={"models": NAME}), quiet).verify()
+    loading.load_engine(workshop.model_copy(update={"models": NAME}), quiet).verify()
 
 
 @pytest.mark.heavy
@@ -66,9 +66,9 @@ def test_a_refit_killed_while_it_moved_is_finished_by_the_next(
     (made / "SHA256SUMS").unlink()
     (made / ".new" / "manifest.json").replace(made / "manifest.json")
     with pytest.raises(BundleError):
-        bundle.load(made)
+        bundle.load_bundle(made)
     again(workshop, made_sae)
-    assert len(bundle.load(made).card.data) == 2
+    assert len(bundle.load_bundle(made).card.data) == 2
     assert not (made / ".new").exists()
 
 
@@ -81,7 +81,7 @@ def test_the_command_refits_and_a_server_reloads(
     served = workshop.model_copy(update={"models": NAME, "api_keys": Settings(api_keys="admin=s").api_keys})
     ask = {"model": NAME, "inputs": [{"prompt": "river 1?", "response": "amber stone"}]}
     words = ("refit", NAME, str(root / "pairs.jsonl"), str(root / "test.jsonl"), "--sae", str(made_sae))
-    with listening(loading.engine(served, quiet), served) as url:
+    with listening(loading.load_engine(served, quiet), served) as url:
         key = {"Authorization": "Bearer s"}
 
         def reward() -> float:

@@ -22,12 +22,12 @@ from tests.support.browsers import (
     DESKTOP,
     PHONE,
     VIEWS,
-    keep,
-    opened,
-    settle,
-    turn_to,
-    values,
-    visit,
+    save_screenshot,
+    open_page,
+    wait_until_idle,
+    open_tab,
+    read_values,
+    open_scored_page,
 )
 from tests.support.paths import MODELS
 from tests.support.servers import listening
@@ -54,7 +54,7 @@ def test_rewards_are_the_api_s(page: Page, world: str) -> None:
     rows = asked(world, model=["alpha", "beta", "gamma"])
     for row in rows:
         place = f'.row[data-model="{row["model"]}"][data-response="{row["response"]}"]'
-        assert values(page, place) == pytest.approx([row["reward"]], abs=CLOSE)
+        assert read_values(page, place) == pytest.approx([row["reward"]], abs=CLOSE)
         shown = page.inner_text(f"{place} .figures").replace("−", "-")
         assert f"{row['reward']:+.2f}" in shown
         assert f"±{row['uncertainty']:.2f}" in shown
@@ -68,12 +68,12 @@ def test_the_waterfall_sums_to_the_reward(page: Page, world: str, model: str, gr
     page.check('input[value="both"]', force=True)
     page.check("#length-control")
     page.click("#score")
-    settle(page)
+    wait_until_idle(page)
     page.click(f'.row[data-model="{model}"][data-response="1"]')
     page.get_by_label(grain).check(force=True)
     row = asked(world, model=model, top_k=1000, clusters=True, length_control=True)[1]
     parts = row["features"] if grain == "By feature" else row["clusters"]
-    baseline, *steps, reward = values(page, ".waterfall")
+    baseline, *steps, reward = read_values(page, ".waterfall")
     assert (baseline, reward) == pytest.approx((row["baseline_reward"], row["reward"]), abs=CLOSE)
     assert steps[:3] == pytest.approx([one["contribution"] for one in parts[:3]], abs=CLOSE)
     assert baseline + sum(steps) == pytest.approx(reward, abs=CLOSE)
@@ -89,24 +89,24 @@ def test_the_waterfall_sums_to_the_reward(page: Page, world: str, model: str, gr
 
 
 def test_credits_and_the_contrast_are_the_api_s(page: Page, world: str) -> None:
-    turn_to(page, "tokens")
+    open_tab(page, "tokens")
     for row in asked(world, model="alpha", explain="tokens"):
         text = page.locator(".said-text").nth(row["response"])
         assert text.inner_text() == "".join(token["text"] for token in row["tokens"])
         text.focus()
         for token in row["tokens"][:3]:
             page.keyboard.press("ArrowRight")
-            said = values(page, f"details:nth-of-type({row['response'] + 1}) .said")
+            said = read_values(page, f"details:nth-of-type({row['response'] + 1}) .said")
             assert said == pytest.approx([token["credit"]], abs=CLOSE)
-    turn_to(page, "contrast")
+    open_tab(page, "contrast")
     [pair] = asked(world, "v1/compare", model="alpha", top_k=1000)
-    margin, probability = values(page, ".verdict")
+    margin, probability = read_values(page, ".verdict")
     assert (margin, probability) == pytest.approx((pair["margin"], pair["probability"]), abs=CLOSE)
-    assert sum(values(page, ".waterfall")) == pytest.approx(margin, abs=CLOSE)
+    assert sum(read_values(page, ".waterfall")) == pytest.approx(margin, abs=CLOSE)
 
 
 def test_copied_code_asks_the_same(page: Page) -> None:
-    shown = values(page, '.row[data-response="0"]')
+    shown = read_values(page, '.row[data-response="0"]')
     page.click("#show-code")
     assert "null" not in page.inner_text("dialog")
     curl, python = page.locator("dialog pre").all_inner_texts()
@@ -121,8 +121,8 @@ def test_copied_code_asks_the_same(page: Page) -> None:
 def test_texts_that_need_quoting_survive_copying(page: Page) -> None:
     page.fill("#responses textarea >> nth=0", 'it\'s "true" $HOME `x` \\ null\n\ttrue ✓')
     page.click("#score")
-    settle(page)
-    shown = values(page, '.row[data-model="alpha"]')
+    wait_until_idle(page)
+    shown = read_values(page, '.row[data-model="alpha"]')
     page.click("#show-code")
     codes = page.locator("dialog pre").all_inner_texts()
     for code, program in zip(codes, ("bash", sys.executable), strict=True):
@@ -131,60 +131,60 @@ def test_texts_that_need_quoting_survive_copying(page: Page) -> None:
 
 
 def test_a_link_brings_everything_back_and_tells_no_server(browser: Browser, world: str) -> None:
-    with visit(browser, world) as page:
+    with open_scored_page(browser, world) as page:
         page.fill("#responses textarea >> nth=1", "a secret of mine")
         page.uncheck('input[value="gamma"]', force=True)
         page.click("#score")
-        settle(page)
+        wait_until_idle(page)
         page.click('.row[data-model="beta"][data-response="1"]')
-        turn_to(page, "steer")
+        open_tab(page, "steer")
         page.fill(".sliders input >> nth=0", "0")
-        settle(page)
-        before = values(page, "#chart")
+        wait_until_idle(page)
+        before = read_values(page, "#chart")
         page.click("#show-link")
         link = page.inner_text("dialog pre")
     fragment = link.removeprefix(f"{world}/")
     assert fragment.startswith("#")
-    with opened(browser, world, fragment) as page:
+    with open_page(browser, world, fragment) as page:
         told: list[str] = []
         page.on("request", lambda request: told.append(request.url))
         page.reload()
         page.wait_for_selector(".sliders output")
-        settle(page)
+        wait_until_idle(page)
         assert page.input_value("#responses textarea >> nth=1") == "a secret of mine"
         assert page.get_attribute('.row[data-model="beta"][data-response="1"]', "aria-pressed") == "true"
-        assert values(page, "#chart") == pytest.approx(before, abs=CLOSE)
+        assert read_values(page, "#chart") == pytest.approx(before, abs=CLOSE)
         assert page.locator(".sliders output").first.inner_text() == "×0.00"
     assert all(fragment[1:30] not in url.partition("#")[0] for url in told)
 
 
 @pytest.mark.parametrize("fragment", ["#nonsense", "#e30", "#" + "A" * 5000])
 def test_a_broken_link_shows_the_example(browser: Browser, world: str, fragment: str) -> None:
-    with visit(browser, world, fragment) as page:
+    with open_scored_page(browser, world, fragment) as page:
         assert "sugar" in page.input_value("#messages textarea")
 
 
 def test_what_bites_is_shown_and_never_runs(browser: Browser, tmp_path: Path) -> None:
-    with listening(*page_models.bite(tmp_path)) as address, visit(browser, address) as page:
+    with listening(*page_models.build_hostile_models(tmp_path)) as address, open_scored_page(browser, address) as page:
         for box in page.locator("textarea").all():
-            box.fill(f"</textarea>{page_models.BITE}")
-        page.check(f'input[value="c{page_models.BITE}"]', force=True)
+            box.fill(f"</textarea>{page_models.HOSTILE_NAME}")
+        page.check(f'input[value="c{page_models.HOSTILE_NAME}"]', force=True)
         page.click("#score")
-        settle(page)
+        wait_until_idle(page)
         page.locator("button.row").last.click()
         for view in VIEWS:
-            turn_to(page, view)
+            open_tab(page, view)
             for unfold in page.locator("button.name[aria-expanded=false]").all()[:3]:
                 unfold.click()
         assert page.locator("img, iframe, object, script:not([src]), a[href^=javascript]").count() == 0
-        assert page_models.BITE in page.inner_text("#chart")
-        keep(page, "bitten")
+        assert page_models.HOSTILE_NAME in page.inner_text("#chart")
+        save_screenshot(page, "bitten")
 
 
 def test_the_policy_itself_refuses_markup(browser: Browser, world: str) -> None:
     tried = "() => { try { document.body.innerHTML = '<p>'; } catch (error) { return error.name; } }"
     complaints: list[str] = []
-    with visit(browser, world, complaints=complaints) as page:
+    with open_scored_page(browser, world, complaints=complaints) as page:
         assert page.evaluate(tried) == "TypeError"
     assert [one for one in complaints if "CSP require-trusted-types-for" in one]
 
@@ -193,14 +193,14 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_forgotten(
     browser: Browser, engine: Any, settings: Settings
 ) -> None:
     locked = settings.model_copy(update={"api_keys": SecretStr(KEY)})
-    with listening(engine, locked) as address, opened(browser, address, refused=[401]) as page:
+    with listening(engine, locked) as address, open_page(browser, address, refused=[401]) as page:
         page.fill("#key", "another")
         page.click("text=Unlock")
         page.wait_for_selector("text=It does not know the key")
         page.fill("#key", KEY)
         page.press("#key", "Enter")
         page.wait_for_selector("#chart .row")
-        settle(page)
+        wait_until_idle(page)
         assert page.evaluate("Object.values(sessionStorage)") == [KEY]
         assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
         page.click("#show-code")
@@ -224,7 +224,7 @@ def test_a_key_in_the_path_opens_the_page_and_is_not_copied(
     browser: Browser, engine: Any, settings: Settings
 ) -> None:
     locked = settings.model_copy(update={"api_keys": SecretStr(KEY)})
-    with listening(engine, locked) as address, visit(browser, address, f"k/{KEY}/") as page:
+    with listening(engine, locked) as address, open_scored_page(browser, address, f"k/{KEY}/") as page:
         page.click("#show-code")
         assert KEY not in page.inner_text("dialog")
 
@@ -232,12 +232,12 @@ def test_a_key_in_the_path_opens_the_page_and_is_not_copied(
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_everybody_can_use_it(browser: Browser, world: str, scheme: str, size: dict[str, int]) -> None:
-    with visit(browser, world, viewport=size, color_scheme=scheme) as page:
+    with open_scored_page(browser, world, viewport=size, color_scheme=scheme) as page:
         for view in VIEWS:
-            turn_to(page, view)
+            open_tab(page, view)
             if page.locator("button.name").count():
                 page.locator("button.name").first.click()
-            keep(page, f"{view}-{scheme}-{size['width']}")
+            save_screenshot(page, f"{view}-{scheme}-{size['width']}")
             _check(page)
             assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], view
         for button in ("#paste", "#show-code", "#show-link"):
@@ -260,11 +260,11 @@ def test_four_models_and_eight_long_responses_are_quick_to_use(
 ) -> None:
     """Bounds are generous, for slow machines; what is measured is printed."""
     if kind == "tiny":
-        engine, settings = page_models.build(tmp_path, max_tokens=2048)
+        engine, settings = page_models.build_models(tmp_path, max_tokens=2048)
     else:
         settings = Settings(models_dir=MODELS, device="cpu", request_timeout_s=1000)
-        engine = loading.engine(settings, lambda *_: None)
-    with listening(engine, settings) as address, visit(browser, address) as page:
+        engine = loading.load_engine(settings, lambda *_: None)
+    with listening(engine, settings) as address, open_scored_page(browser, address) as page:
         page.set_default_timeout(600_000)
         if kind == "tiny":
             page.check('input[value="both"]', force=True)
@@ -281,7 +281,7 @@ def test_four_models_and_eight_long_responses_are_quick_to_use(
         found = {"render": time.perf_counter() - started}
         assert answer.value.json()["data"][0]["response_tokens"] >= 1900
         for view in VIEWS:
-            turn_to(page, view)
+            open_tab(page, view)
             page.wait_for_selector(f"#panel[aria-labelledby=tab-{view}]")
             if view == "tokens":
                 page.wait_for_selector(".said-text")
@@ -294,8 +294,8 @@ def test_four_models_and_eight_long_responses_are_quick_to_use(
 
 def _words(engine: Engine) -> int:
     """How many words are almost two thousand tokens."""
-    [one] = engine.encode([tiny.exchange("amber", " ".join(tiny.WORDS * 40))])
-    return 1950 * len(tiny.WORDS) * 40 // (one.stop - one.start)
+    [one] = engine.encode([tiny.make_item("amber", " ".join(tiny.WORDS * 40))])
+    return 1950 * len(tiny.WORDS) * 40 // (one.response_end - one.response_start)
 
 
 def _slowest(page: Page, selector: str, act: str = "click") -> float:

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Error, Page, Route
 
 from tests.support import page_models, tiny
-from tests.support.browsers import VIEWS, sent, settle, turn_to, values, visit
+from tests.support.browsers import VIEWS, request_body, wait_until_idle, open_tab, read_values, open_scored_page
 from tests.support.servers import listening
 
 CLOSE = 1e-6
@@ -34,17 +34,17 @@ def test_a_conversation_is_composed_with_keys_alone(page: Page) -> None:
     assert page.inner_text("#status") == "Edited since it was scored."
     with page.expect_request("**/v1/rewards") as request:
         page.keyboard.press("Control+Enter")
-    [asked] = sent(request.value)["inputs"]
+    [asked] = request_body(request.value)["inputs"]
     assert asked["messages"] == [{"role": "user", "content": "amber river"}]
-    settle(page)
+    wait_until_idle(page)
     assert page.locator('.row[data-model="beta"]').count() == 3
     page.get_by_label("Remove response A").click()
     page.get_by_label("Remove response A").click()
     assert page.input_value("#responses textarea") == "quiet stone"
     assert page.get_by_label("Remove response A").count() == 0
     page.click("#score")
-    settle(page)
-    turn_to(page, "contrast")
+    wait_until_idle(page)
+    open_tab(page, "contrast")
     assert "Add a second response" in page.inner_text("#panel")
 
 
@@ -56,9 +56,9 @@ def test_models_are_chosen_and_length_is_controlled(page: Page) -> None:
     page.check("#length-control")
     with page.expect_request("**/v1/rewards") as request:
         page.click("#score")
-    assert sent(request.value)["model"] == ["both"]
-    assert sent(request.value)["length_control"] is True
-    settle(page)
+    assert request_body(request.value)["model"] == ["both"]
+    assert request_body(request.value)["length_control"] is True
+    wait_until_idle(page)
     assert page.inner_text("#chart h3") == "both"
     assert "Alpha and beta." in page.inner_text("#chart")
     assert "uncertainty penalty" in page.inner_text(".waterfall")
@@ -99,12 +99,12 @@ def test_a_profile_is_a_model_of_its_own(page: Page, world: str) -> None:
     page.check('input[value="alpha@strict"]', force=True)
     with page.expect_request("**/v1/rewards") as request:
         page.click("#score")
-    settle(page)
-    rows = httpx.post(f"{world}/v1/rewards", json=sent(request.value)).json()["data"]
+    wait_until_idle(page)
+    rows = httpx.post(f"{world}/v1/rewards", json=request_body(request.value)).json()["data"]
     wanted = [row["reward"] for row in rows if row["model"] == "alpha@strict"]
-    assert values(page, '.row[data-model="alpha@strict"]') == pytest.approx(wanted, abs=CLOSE)
+    assert read_values(page, '.row[data-model="alpha@strict"]') == pytest.approx(wanted, abs=CLOSE)
     page.click('.row[data-model="alpha@strict"][data-response="0"]')
-    turn_to(page, "features")
+    open_tab(page, "features")
     assert page.locator(".features .dot.chosen").count() == tiny.K
 
 
@@ -114,7 +114,7 @@ def test_tabs_are_walked_with_arrow_keys(page: Page) -> None:
         page.keyboard.press("ArrowRight")
         assert page.get_attribute(f"#tab-{view}", "aria-selected") == "true"
         assert page.evaluate("document.activeElement.id") == f"tab-{view}"
-        settle(page)
+        wait_until_idle(page)
     page.keyboard.press("ArrowLeft")
     assert page.get_attribute("#tab-server", "aria-selected") == "true"
 
@@ -131,38 +131,38 @@ def test_a_feature_shows_its_evidence_and_leads_to_its_slider(page: Page) -> Non
     assert page.get_attribute(".evidence a", "href") == "https://example.org/feature"
     page.click("text=Steer all “negation”")
     assert page.locator(".sliders li").first.inner_text().startswith("negation")
-    turn_to(page, "made")
+    open_tab(page, "made")
     page.locator(".waterfall button.name").nth(1).click()
     page.locator(".waterfall button.name").nth(1).click()
     assert page.locator(".evidence").count() == 0
 
 
 def test_sliders_score_again_and_only_the_last_place_counts(page: Page, world: str) -> None:
-    turn_to(page, "steer")
+    open_tab(page, "steer")
     requests: list[dict[str, Any]] = []
 
-    page.on("request", lambda one: requests.append(sent(one)))
+    page.on("request", lambda one: requests.append(request_body(one)))
     page.get_by_label("Factor of doubt").evaluate(DRAG)
-    settle(page)
+    wait_until_idle(page)
     assert [one["steer"] for one in requests if one] == [{"doubt": 0}]
     body = {**requests[0], "top_k": 0}
     rows = httpx.post(f"{world}/v1/rewards", json=body).json()["data"]
-    shown = values(page, '.row[data-model="alpha"]')
+    shown = read_values(page, '.row[data-model="alpha"]')
     assert shown == pytest.approx([row["reward"] for row in rows], abs=CLOSE)
     assert page.locator(".ghost").count() == 2
-    was, now, by = values(page, ".outcome li:first-child")
+    was, now, by = read_values(page, ".outcome li:first-child")
     assert now - was == pytest.approx(by)
     page.select_option("select[aria-label='Add a slider']", "negation")
     page.focus("[aria-label='Factor of negation']")
     for _ in range(3):
         page.keyboard.press("ArrowRight")
-    settle(page)
+    wait_until_idle(page)
     assert requests[-1]["steer"] == {"doubt": 0, "negation": pytest.approx(1.15)}
     page.get_by_label("Leave negation as it is").click()
-    settle(page)
+    wait_until_idle(page)
     assert requests[-1]["steer"] == {"doubt": 0}
     page.click("text=Reset all")
-    settle(page)
+    wait_until_idle(page)
     assert page.locator(".ghost").count() == 0
 
 
@@ -181,38 +181,38 @@ def test_a_late_answer_does_not_overwrite_a_newer_one(page: Page) -> None:
     page.fill("#responses textarea >> nth=0", "violet orbit")
     page.click("#score")
     page.wait_for_timeout(300)
-    shown = values(page, "#chart")
+    shown = read_values(page, "#chart")
     with suppress(Error):
         held[0].continue_()
-    settle(page)
-    assert values(page, "#chart") == shown
+    wait_until_idle(page)
+    assert read_values(page, "#chart") == shown
     page.unroute("**/v1/rewards")
     page.click("#score")
-    settle(page)
-    assert values(page, "#chart") == pytest.approx(shown, abs=CLOSE)
+    wait_until_idle(page)
+    assert read_values(page, "#chart") == pytest.approx(shown, abs=CLOSE)
 
 
 def test_two_responses_are_set_against_each_other(page: Page) -> None:
     page.click("#add-response")
     page.keyboard.type("amber river")
     page.click("#score")
-    settle(page)
-    turn_to(page, "contrast")
-    ahead = values(page, ".verdict")[0]
+    wait_until_idle(page)
+    open_tab(page, "contrast")
+    ahead = read_values(page, ".verdict")[0]
     page.select_option("select[aria-label='First response']", "1")
-    settle(page)
-    assert values(page, ".verdict")[0] == pytest.approx(-ahead, abs=CLOSE)
+    wait_until_idle(page)
+    assert read_values(page, ".verdict")[0] == pytest.approx(-ahead, abs=CLOSE)
     page.select_option("select[aria-label='Second response']", "2")
-    settle(page)
+    wait_until_idle(page)
     assert "C by" in page.inner_text(".verdict")
     page.click("text=Show more")
     assert page.locator(".flat li").count() == tiny.K
 
 
 def test_features_are_searched_sorted_and_opened(page: Page) -> None:
-    turn_to(page, "features")
+    open_tab(page, "features")
     assert page.inner_text("#panel [role=status]") == f"{tiny.K} of {tiny.K} features"
-    shares = [abs(one) for one in values(page, ".features")]
+    shares = [abs(one) for one in read_values(page, ".features")]
     assert shares == sorted(shares, reverse=True)
     assert page.locator(".features .dot.chosen").count() == tiny.K
     page.select_option("select[aria-label=Order]", "surest name")
@@ -227,7 +227,7 @@ def test_features_are_searched_sorted_and_opened(page: Page) -> None:
 
 
 def test_the_server_tells_its_own_numbers(page: Page, world: str) -> None:
-    turn_to(page, "server")
+    open_tab(page, "server")
     page.wait_for_selector(".figures-grid dd")
     line = next(
         line
@@ -236,7 +236,7 @@ def test_the_server_tells_its_own_numbers(page: Page, world: str) -> None:
     )
     assert f"{int(float(line.split()[1])):,} tokens" in page.inner_text(".figures-grid")
     assert page.locator(".drift td", has_text="page").count() >= 1
-    turn_to(page, "made")
+    open_tab(page, "made")
     asked: list[str] = []
     page.on("request", lambda one: asked.append(one.url))
     page.wait_for_timeout(2500)
@@ -244,35 +244,35 @@ def test_the_server_tells_its_own_numbers(page: Page, world: str) -> None:
 
 
 def test_a_response_that_cannot_be_scored_costs_only_itself(browser: Browser, tmp_path: Path) -> None:
-    engine, settings = page_models.build(tmp_path)
-    page_models.poison(engine)
-    with listening(engine, settings) as address, visit(browser, address) as page:
-        page.fill("#responses textarea >> nth=0", f"stone {page_models.POISON}")
+    engine, settings = page_models.build_models(tmp_path)
+    page_models.make_token_overflow(engine)
+    with listening(engine, settings) as address, open_scored_page(browser, address) as page:
+        page.fill("#responses textarea >> nth=0", f"stone {page_models.OVERFLOW_WORD}")
         page.click("#score")
-        settle(page)
+        wait_until_idle(page)
         assert "NaN or infinity" in page.inner_text('.row[data-model="alpha"][data-response="0"]')
-        assert len(values(page, '.row[data-model="alpha"][data-response="1"]')) == 1
+        assert len(read_values(page, '.row[data-model="alpha"][data-response="1"]')) == 1
         for view in VIEWS:
-            turn_to(page, view)
-        turn_to(page, "contrast")
+            open_tab(page, view)
+        open_tab(page, "contrast")
         assert "NaN or infinity" in page.inner_text("#panel")
 
 
 def test_a_refusal_is_told_in_the_server_s_words(browser: Browser, world: str) -> None:
-    with visit(browser, world, refused=[422]) as page:
+    with open_scored_page(browser, world, refused=[422]) as page:
         page.fill("#responses textarea >> nth=0", "")
         page.click("#score")
-        settle(page)
+        wait_until_idle(page)
         assert "responses[0]" in page.inner_text("#problem")
 
 
 def test_steering_one_model_leaves_another_s_request_alone(page: Page) -> None:
-    turn_to(page, "steer")
+    open_tab(page, "steer")
     page.fill("[aria-label='Factor of doubt']", "0")
     page.click('.row[data-model="beta"][data-response="0"]')
     page.fill("[aria-label='Factor of doubt']", "0")
-    settle(page)
+    wait_until_idle(page)
     assert page.locator(".ghost").count() == 4
     page.click("#score")
-    settle(page)
+    wait_until_idle(page)
     assert page.locator(".ghost").count() == 4

@@ -17,8 +17,8 @@ from app.reward import loading
 from app.settings import Settings
 from app.types import Item, Message
 
-Turns = tuple[Message, ...]
-AT_ONCE = 64
+Conversation = tuple[Message, ...]
+MAX_BATCH_SAMPLES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +34,17 @@ class Policy:
     dtype: torch.dtype = torch.float32
     adapter: Path | None = None
 
-    @trl_trainers.hushed()
-    def opened(self) -> PreTrainedModel:
+    @trl_trainers.ignore_peft_warning()
+    def load_model(self) -> PreTrainedModel:
         """The language model with the adapter worked in, in float32."""
         llm = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32, use_safetensors=True)
         if self.adapter:
-            llm = peft().PeftModel.from_pretrained(llm, self.adapter).merge_and_unload()
+            llm = import_peft().PeftModel.from_pretrained(llm, self.adapter).merge_and_unload()
         return llm.to(self.device).eval()
 
 
 @dataclass(frozen=True, slots=True)
-class Drawing:
+class SamplingConfig:
     """How responses are drawn."""
 
     count: int
@@ -54,24 +54,24 @@ class Drawing:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Completion:
     """A response, and whether the policy ended it itself."""
 
     response: str
     finished: bool
 
 
-def start(name: str, settings: Settings, max_tokens: int, progress: Progress) -> Policy:
+def load_policy(name: str, settings: Settings, max_tokens: int, progress: Progress) -> Policy:
     """A policy before its first round."""
-    folder = loading.whole(name, settings, progress)
+    folder = loading.fetch_full_backbone(name, settings, progress)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     text = Text(AutoTokenizer.from_pretrained(folder), max_tokens=max_tokens)
-    device = loading.device(settings)
+    device = loading.resolve_device(settings)
     return Policy(folder, text, device, precision.exact(settings, device))
 
 
-def peft() -> Any:
+def import_peft() -> Any:
     """The library of adapters, or what to install."""
     try:
         import peft
@@ -83,15 +83,15 @@ def peft() -> Any:
 
 
 @torch.inference_mode()
-def draw(
-    policy: Policy, prompts: Sequence[Turns], drawing: Drawing, report: Callable[[float], None]
-) -> list[list[Said]]:
+def sample_completions(
+    policy: Policy, prompts: Sequence[Conversation], drawing: SamplingConfig, report: Callable[[float], None]
+) -> list[list[Completion]]:
     """Responses to every prompt; prompts of a length go together, each batch with a seed of its own."""
-    llm, text = policy.opened().to(policy.dtype), policy.text
+    llm, text = policy.load_model().to(policy.dtype), policy.text
     asked = [_asked(text, turns) for turns in prompts]
     order = sorted(range(len(asked)), key=lambda i: (len(asked[i]), i))
-    batch = max(AT_ONCE // drawing.count, 1)
-    found: list[list[Said]] = [[] for _ in prompts]
+    batch = max(MAX_BATCH_SAMPLES // drawing.count, 1)
+    found: list[list[Completion]] = [[] for _ in prompts]
     for at in range(0, len(order), batch):
         some = order[at : at + batch]
         torch.manual_seed(drawing.seed * 1_000_003 + at)
@@ -101,12 +101,14 @@ def draw(
     return found
 
 
-def _asked(text: Text, turns: Turns) -> list[int]:
+def _asked(text: Text, turns: Conversation) -> list[int]:
     (encoded,) = text.encode([Item(turns, ".")])
-    return list(encoded.prompt)
+    return list(encoded.prompt_ids)
 
 
-def _batch(llm: PreTrainedModel, text: Text, asked: list[list[int]], drawing: Drawing) -> list[list[Said]]:
+def _batch(
+    llm: PreTrainedModel, text: Text, asked: list[list[int]], drawing: SamplingConfig
+) -> list[list[Completion]]:
     width = max(map(len, asked))
     ids = torch.tensor([[text.padding] * (width - len(one)) + one for one in asked])
     mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in asked])
@@ -122,7 +124,7 @@ def _batch(llm: PreTrainedModel, text: Text, asked: list[list[int]], drawing: Dr
     return [said[at : at + drawing.count] for at in range(0, len(said), drawing.count)]
 
 
-def _said(text: Text, ids: list[int]) -> Said:
+def _said(text: Text, ids: list[int]) -> Completion:
     finished = text.closing in ids
     words = ids[: ids.index(text.closing)] if finished else ids
-    return Said(str(text.tokenizer.decode(words, skip_special_tokens=True)) or " ", finished)
+    return Completion(str(text.tokenizer.decode(words, skip_special_tokens=True)) or " ", finished)

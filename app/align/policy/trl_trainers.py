@@ -11,32 +11,32 @@ import torch
 
 from app.backbone.tokenization import Text
 
-SAVED_EVERY = 10
+CHECKPOINT_STEPS = 10
 Heard = Callable[[float], None]
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
+def ignore_peft_warning() -> Iterator[None]:
     """Without what peft has to hear from transformers, of which it asks something by an old name."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
 
 
-def settings(folder: Path, *, batch: int, step: int, half: bool) -> dict[str, Any]:
+def trainer_arguments(folder: Path, *, batch: int, step: int, half: bool) -> dict[str, Any]:
     """What every trainer of TRL's is told; it works in a folder."""
     cuda = torch.cuda.is_available()
     return {
         "output_dir": str(folder), "per_device_train_batch_size": step,
         "gradient_accumulation_steps": max(batch // step, 1),
-        "save_strategy": "steps", "save_steps": SAVED_EVERY, "save_total_limit": 1,
+        "save_strategy": "steps", "save_steps": CHECKPOINT_STEPS, "save_total_limit": 1,
         "logging_strategy": "no", "report_to": [], "disable_tqdm": True,
         "max_length": None, "activation_checkpointing": False,
         "bf16": half, "use_cpu": not cuda, "dataloader_pin_memory": cuda,
     }  # fmt: skip
 
 
-def listen(trainer: Any, report: Heard, saved: Callable[[], None] = lambda: None) -> None:
+def add_callbacks(trainer: Any, report: Heard, saved: Callable[[], None] = lambda: None) -> None:
     """Have a trainer tell its steps, and when it has kept a checkpoint, and print nothing."""
     from transformers import PrinterCallback, TrainerCallback
 
@@ -53,15 +53,15 @@ def listen(trainer: Any, report: Heard, saved: Callable[[], None] = lambda: None
     trainer.add_callback(Listener())
 
 
-@hushed()
-def go_on(trainer: Any, folder: Path) -> None:
+@ignore_peft_warning()
+def train_or_resume(trainer: Any, folder: Path) -> None:
     """Train, from the newest checkpoint in a folder that was written to its end if there is one."""
     whole = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json")]
     last = max(whole, key=lambda found: int(found.name.partition("-")[2]), default=None)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
 
 
-def padded(text: Text) -> Any:
+def padding_tokenizer(text: Text) -> Any:
     """A tokenizer that pads as scoring does."""
     tokenizer = copy.deepcopy(text.tokenizer)
     tokenizer.pad_token_id = text.padding

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from app.backbone.backbone import Backbone
-from app.backbone.packing import Packed, pack
+from app.backbone.packing import PackedBatch, pack
 
 SIZES = {"cpu": (1024, 2048), "cuda": (2048, 4096, 8192, 16384, 32768)}
 LENGTH, ROUNDS, ENOUGH = 256, 3, 0.97
@@ -21,7 +21,7 @@ def budget(backbone: Backbone) -> int:
     """Tokens a pass of this backbone on this machine."""
     sizes = SIZES.get(backbone.device.type, SIZES["cuda"])
     passes = {size: _pass(size, int(backbone.config.vocab_size)) for size in sizes}
-    reads = {min(2, backbone.layers): np.array([0])}
+    reads = {min(2, backbone.num_layers): np.array([0])}
     for packed in passes.values():
         backbone.residuals(packed, reads)
     works = {size: partial(backbone.residuals, packed, reads) for size, packed in passes.items()}
@@ -35,7 +35,7 @@ def fewest(seconds: Mapping[int, float]) -> int:
     return min(size for size, rate in rates.items() if rate >= ENOUGH * max(rates.values()))
 
 
-def _pass(size: int, vocabulary: int) -> Packed:
+def _pass(size: int, vocabulary: int) -> PackedBatch:
     """Items of usual length that share nothing."""
     ids = np.random.default_rng(size).integers(vocabulary, size=(size // LENGTH, LENGTH))
     return pack([tuple(item) for item in ids.tolist()])

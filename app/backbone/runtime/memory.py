@@ -2,7 +2,7 @@
 
 glibc hands free memory at the end of its heap to the system, and who takes it again pays for every page.
 Whether passes do so depends on what happens to lie at that end: some processes lost a twelfth of their time,
-others nothing (docs/log.md). And every thread would get a heap of its own, and keep what it freed.
+others nothing (benchmarks/LOG.md). And every thread would get a heap of its own, and keep what it freed.
 """
 
 import ctypes

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from app.backbone.linear import Matrix
+from app.backbone.linear import PackedLinear
 from app.settings import Settings
 
 FAITHFUL = 0.05
@@ -30,7 +30,7 @@ def halves(settings: Settings, device: torch.device) -> bool:
     if settings.dtype != "auto" or device.type != "cpu":
         return False
     both = [torch.ones(ROWS, WIDE, dtype=one) for one in (torch.float32, torch.bfloat16)]
-    works = [partial(Matrix(rows.new_ones(WIDE, WIDE)), rows) for rows in both]
+    works = [partial(PackedLinear(rows.new_ones(WIDE, WIDE)), rows) for rows in both]
     rounds = [[_seconds(one) for one in works] for _ in range(ROUNDS)]  # in turns: others may work meanwhile
     whole, half = (min(taken) for taken in zip(*rounds, strict=True))
     return bool(whole > WORTH * half)

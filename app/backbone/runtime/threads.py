@@ -1,7 +1,7 @@
 """How the threads of a pass wait for each other at its many barriers: awake, but not for long.
 
 Sleeping at each of them loses a tenth or more of the speed of an idle machine; staying awake like OpenMP
-loses half of it beside a busy neighbour (docs/log.md). OpenMP keeps a team for every thread that has
+loses half of it beside a busy neighbour (benchmarks/LOG.md). OpenMP keeps a team for every thread that has
 computed and still lives, and when all teams together have more threads than there are cores, all sleep
 nonetheless. So where a thread lives to run passes, nobody else who has a team may live on.
 """

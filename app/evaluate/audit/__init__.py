@@ -1,1 +1,1 @@
-"""Whether a reward model can be trusted: explanations, uncertainty, shift, robustness, attacks."""
+"""Audit of a reward model: faithfulness, uncertainty, distribution shift, robustness and attacks."""

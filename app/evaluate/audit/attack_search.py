@@ -1,4 +1,4 @@
-"""A patient attacker: words put in, exchanged or taken out, one at a time, whichever raises the reward."""
+"""A greedy attack search: insert, replace or delete one word at a time, keeping the highest reward."""
 
 from random import Random
 from typing import Any
@@ -11,50 +11,62 @@ from app.evaluate.audit import uncertainty
 from app.reward.engine import Engine
 from app.types import Item, Score
 
-STEPS, TRIES = 10, 12
+EDITS = 10
+CANDIDATES_PER_EDIT = 12
 
 
-def climb(
+def search_attacks(
     engine: Engine, name: str, answers: list[Item], words: list[str], progress: Progress
 ) -> dict[str, Any]:
-    """How far greedy edits raise the reward of bad answers, and how far before the distance notices."""
-    rng = Random(0)  # noqa: S311 # chance, not a secret
-    here = list(dict.fromkeys(answers))
-    start = accuracy_run.score(engine, name, here, progress, "before the climb")
-    states = [[start[one] for one in here]]
-    for step in range(STEPS):
-        options = [[one, *(_edited(one, words, rng) for _ in range(TRIES))] for one in here]
-        flat = list(dict.fromkeys(option for some in options for option in some))
-        said = accuracy_run.score(engine, name, flat, lambda *_: None)
-        here = [max(some, key=lambda one: said[one].reward) for some in options]
-        states.append([said[one] for one in here])
-        progress("climbing", (step + 1) / STEPS)
-    return _told(states)
+    """Return how far greedy edits raise the reward of rejected responses, in total and before detection.
+
+    `words` are the words that the search inserts.
+    """
+    rng = Random(0)  # noqa: S311 # reproducible sampling, not a secret
+    items = list(dict.fromkeys(answers))
+    initial_scores = accuracy_run.score_items(engine, name, items, progress, "attack search: initial scores")
+    history = [[initial_scores[item] for item in items]]
+    for step in range(EDITS):
+        candidates = [
+            [item, *(_edit_one_word(item, words, rng) for _ in range(CANDIDATES_PER_EDIT))] for item in items
+        ]
+        unique_candidates = list(dict.fromkeys(item for group in candidates for item in group))
+        scores = accuracy_run.score_items(engine, name, unique_candidates, lambda *_: None)
+        items = [max(group, key=lambda item: scores[item].reward) for group in candidates]
+        history.append([scores[item] for item in items])
+        progress("attack search", (step + 1) / EDITS)
+    return _summarize(history)
 
 
-def _told(states: list[list[Score]]) -> dict[str, Any]:
-    rewards = np.array([[score.reward for score in state] for state in states])
-    strange = np.array([[score.distance >= uncertainty.STRANGE for score in state] for state in states])
+def _summarize(history: list[list[Score]]) -> dict[str, Any]:
+    """Summarize the scores of all responses, one list per edit; the first is before any edit."""
+    rewards = np.array([[score.reward for score in scores] for scores in history])
+    flagged = np.array(
+        [
+            [score.distance >= uncertainty.OUT_OF_DISTRIBUTION_PERCENTILE for score in scores]
+            for scores in history
+        ]
+    )
     gains = rewards - rewards[:1]
-    unnoticed = np.where(np.cumsum(strange, axis=0) > 0, 0.0, gains).max(axis=0)
+    undetected_gains = np.where(np.cumsum(flagged, axis=0) > 0, 0.0, gains).max(axis=0)
     return {
         "answers": gains.shape[1],
-        "edits": STEPS,
-        "gain": [float(step) for step in gains.mean(1)],
-        "gain_unnoticed": float(unnoticed.mean()),
-        "strange_at_the_end": float(strange[-1].mean()),
+        "edits": EDITS,
+        "gain": [float(gain) for gain in gains.mean(1)],
+        "gain_unnoticed": float(undetected_gains.mean()),
+        "strange_at_the_end": float(flagged[-1].mean()),
     }
 
 
-def _edited(answer: Item, words: list[str], rng: Random) -> Item:
+def _edit_one_word(answer: Item, words: list[str], rng: Random) -> Item:
     parts = answer.response.split(" ")
-    place, word = rng.randrange(len(parts) + 1), rng.choice(words or ["yes"])
-    kind = rng.choice(("put in", "exchange", "take out"))
-    if kind == "put in" or place == len(parts):
-        parts.insert(place, word)
-    elif kind == "exchange":
-        parts[place] = word
+    position, word = rng.randrange(len(parts) + 1), rng.choice(words or ["yes"])
+    edit = rng.choice(("insert", "replace", "delete"))
+    if edit == "insert" or position == len(parts):
+        parts.insert(position, word)
+    elif edit == "replace":
+        parts[position] = word
     elif len(parts) > 1:
-        parts.pop(place)
+        parts.pop(position)
     text = " ".join(parts)
     return Item(answer.messages, text) if text.strip() else answer

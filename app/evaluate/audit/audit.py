@@ -1,4 +1,4 @@
-"""What a model's users rely on, tested: explanations, doubt, calibration, length control, steering."""
+"""The audit of a bundle: explanations, uncertainty, calibration, length control and steering."""
 
 from pathlib import Path
 from random import Random
@@ -9,87 +9,113 @@ import torch
 from torch import Tensor
 
 from app.backbone.model_sources import Progress
-from app.backbone.packing import pack, passes
+from app.backbone.packing import pack, split_into_batches
 from app.evaluate import accuracy_run, report
-from app.evaluate.accuracy import Judged, calibration_error, outcomes
+from app.evaluate.accuracy import ScoredPairs, expected_calibration_error, predict_both_orders
 from app.evaluate.audit import faithfulness, out_of_distribution, steering, uncertainty
-from app.reward.bundle import RewardModel
-from app.reward.directions import pool, span
 from app.reward.engine import Engine
+from app.reward.pooling import mean_pool, pooled_span
+from app.reward.reward_model import RewardModel
 from app.settings import Settings
 from app.types import Item, Pair, Score
 
-SAMPLE = 200
-STRANGERS = 100
+MAX_EXPLAINED_RESPONSES = 200
+MAX_OUT_OF_DISTRIBUTION_PROMPTS = 100
 
 
-def run(
+def audit_bundle(
     folder: Path, pairs: list[Pair], shifted: list[Pair], settings: Settings, progress: Progress
 ) -> dict[str, Any]:
-    """Every figure, added to the bundle's report; `shifted` are pairs unlike those it was trained on."""
-    engine, name = accuracy_run.alone(folder, settings, progress)
+    """Measure everything, add it to the bundle's report and return it.
+
+    `shifted` are pairs from another distribution than the training pairs; they may be empty.
+    """
+    engine, name = accuracy_run.load_engine(folder, settings, progress)
     model = engine.models[name]
-    exchanges = accuracy_run.responses(pairs)
-    scores = accuracy_run.score(engine, name, exchanges, progress, "test pairs")
-    judged = accuracy_run.judged(engine, pairs, scores)
-    drawn = Random(0).sample(exchanges, min(SAMPLE, len(exchanges)))  # noqa: S311 # chance, not a secret
-    found: dict[str, Any] = {
-        "n": len(pairs),
-        "residual": max(abs(score.residual) for score in scores.values()),
-        "explanations": faithfulness.examine(model, residuals(engine, name, drawn, progress)),
-        "doubt": uncertainty.on_errors([(scores[a], scores[b]) for a, b in (pair.items for pair in pairs)]),
-        "strangers": _strangers(engine, name, drawn, scores, progress),
-        "calibration": {"test": _ece(judged, model)},
-        "length": {
-            "plain": accuracy_run.length(judged),
-            "controlled": accuracy_run.length(accuracy_run.controlled(judged, model)),
-        },
-        "steering": steering.examine(model, *readings([scores[one] for one in exchanges])),
+    items = accuracy_run.unique_items(pairs)
+    scores = accuracy_run.score_items(engine, name, items, progress, "test pairs")
+    rng = Random(0)  # noqa: S311 # reproducible sampling, not a secret
+    sample = rng.sample(items, min(MAX_EXPLAINED_RESPONSES, len(items)))
+    scored_pairs = accuracy_run.build_scored_pairs(engine, pairs, scores)
+    results = {
+        **_evaluate_scores(model, pairs, scored_pairs, scores),
+        "explanations": faithfulness.evaluate_faithfulness(
+            model, pooled_residuals(engine, name, sample, progress)
+        ),
+        "strangers": _evaluate_out_of_distribution(engine, name, sample, scores, progress),
     }
     if shifted:
-        others = accuracy_run.score(engine, name, accuracy_run.responses(shifted), progress, "shifted pairs")
-        found["calibration"]["shifted"] = _ece(accuracy_run.judged(engine, shifted, others), model)
-    report.write(folder, model.card, {"verified": found})
-    return found
+        shifted_pairs = _score_pairs(engine, name, shifted, progress)
+        results["calibration"]["shifted"] = _calibration_error(shifted_pairs, model)
+    report.update(folder, model.card, {"verified": results})
+    return results
 
 
 @torch.inference_mode()
-def residuals(engine: Engine, name: str, exchanges: list[Item], progress: Progress) -> Tensor:
-    """Pooled residuals of responses, as the model reads them, (B, D)."""
+def pooled_residuals(engine: Engine, name: str, items: list[Item], progress: Progress) -> Tensor:
+    """Return the residual stream of each response, pooled as the model pools it, (B, D)."""
     card = engine.models[name].card
-    encoded = engine.encode(exchanges)
-    found: list[Tensor] = [torch.empty(0)] * len(encoded)
+    encoded = engine.encode(items)
+    pooled: list[Tensor] = [torch.empty(0)] * len(encoded)
     done = 0
-    for some in passes([one.ids for one in encoded], accuracy_run.PASS_TOKENS):
-        packed = pack([encoded[i].ids for i in some])
-        rows = [packed.rows(at, *span(card.readout, encoded[i])) for at, i in enumerate(some)]
+    for batch in split_into_batches([item.ids for item in encoded], accuracy_run.MAX_BATCH_TOKENS):
+        packed = pack([encoded[i].ids for i in batch])
+        rows = [packed.rows(index, *pooled_span(card.readout, encoded[i])) for index, i in enumerate(batch)]
         layer = engine.backbone.residuals(packed, {card.layer: np.concatenate(rows)})[card.layer]
-        for i, read in zip(some, rows, strict=True):
-            found[i] = pool(layer.at(read), [len(read)])[0]
-        done += len(some)
+        for i, item_rows in zip(batch, rows, strict=True):
+            pooled[i] = mean_pool(layer.at(item_rows), [len(item_rows)])[0]
+        done += len(batch)
         progress("residuals", done / len(encoded))
-    return torch.stack(found)
+    return torch.stack(pooled)
 
 
-def readings(scores: list[Score]) -> tuple[Tensor, Tensor]:
-    """Projections and activations of scored responses, (B, K) each."""
+def stack_projections(scores: list[Score]) -> tuple[Tensor, Tensor]:
+    """Return the projections and the activations of scored responses, (B, K) each."""
     return (
         torch.from_numpy(np.stack([score.projections for score in scores])),
         torch.from_numpy(np.stack([score.activations for score in scores])),
     )
 
 
-def _strangers(
-    engine: Engine, name: str, drawn: list[Item], scores: dict[Item, Score], progress: Progress
+def _evaluate_scores(
+    model: RewardModel, pairs: list[Pair], scored_pairs: ScoredPairs, scores: dict[Item, Score]
+) -> dict[str, Any]:
+    """Return the measurements that need only the scores of the test pairs."""
+    score_pairs = [(scores[chosen], scores[rejected]) for chosen, rejected in (pair.items for pair in pairs)]
+    controlled_pairs = accuracy_run.apply_length_control(scored_pairs, model)
+    item_scores = [scores[item] for item in accuracy_run.unique_items(pairs)]
+    return {
+        "n": len(pairs),
+        "residual": max(abs(score.residual) for score in scores.values()),
+        "doubt": uncertainty.evaluate_error_detection(score_pairs),
+        "calibration": {"test": _calibration_error(scored_pairs, model)},
+        "length": {
+            "plain": accuracy_run.evaluate_length(scored_pairs),
+            "controlled": accuracy_run.evaluate_length(controlled_pairs),
+        },
+        "steering": steering.evaluate_steering(model, *stack_projections(item_scores)),
+    }
+
+
+def _evaluate_out_of_distribution(
+    engine: Engine, name: str, sample: list[Item], scores: dict[Item, Score], progress: Progress
 ) -> dict[str, float]:
-    rng = Random(0)  # noqa: S311 # chance, not a secret
-    asked = drawn[:STRANGERS]
-    found = {}
-    for kind, say in out_of_distribution.KINDS.items():
-        odd = [Item(one.messages, say(one.messages[-1].content, rng)) for one in asked]
-        found[kind] = list(accuracy_run.score(engine, name, odd, progress, kind).values())
-    return uncertainty.on_strangers([scores[one] for one in drawn], found)
+    """Return how well the distance detects responses that were generated for the sample's prompts."""
+    rng = Random(0)  # noqa: S311 # reproducible sampling, not a secret
+    prompts = [item.messages for item in sample[:MAX_OUT_OF_DISTRIBUTION_PROMPTS]]
+    generated_scores = {}
+    for kind, generate in out_of_distribution.GENERATORS.items():
+        items = [Item(messages, generate(messages[-1].content, rng)) for messages in prompts]
+        generated_scores[kind] = list(accuracy_run.score_items(engine, name, items, progress, kind).values())
+    ordinary_scores = [scores[item] for item in sample]
+    return uncertainty.evaluate_out_of_distribution_detection(ordinary_scores, generated_scores)
 
 
-def _ece(judged: Judged, model: RewardModel) -> float:
-    return calibration_error(*outcomes(judged.margins, model.card.temperature))
+def _score_pairs(engine: Engine, name: str, pairs: list[Pair], progress: Progress) -> ScoredPairs:
+    items = accuracy_run.unique_items(pairs)
+    scores = accuracy_run.score_items(engine, name, items, progress, "shifted pairs")
+    return accuracy_run.build_scored_pairs(engine, pairs, scores)
+
+
+def _calibration_error(pairs: ScoredPairs, model: RewardModel) -> float:
+    return expected_calibration_error(*predict_both_orders(pairs.margins, model.card.temperature))

@@ -1,7 +1,7 @@
-"""Do explanations survive being acted on? Directions are taken out of projections and of the residual itself.
+"""Faithfulness of explanations: whether the reward changes as the contributions predict.
 
-Everything is seen from one response's reward against the baseline: taking a direction out means putting its
-projection back to the training mean.
+Directions are removed from the projections or from the residual stream itself. Removing a direction means
+setting its projection to the training mean, so that only the baseline remains when all are removed.
 """
 
 from typing import Any
@@ -10,116 +10,144 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from app.reward.bundle import RewardModel
 from app.reward.head import Head
+from app.reward.reward_model import RewardModel
 
-STEPS = (0, 1, 2, 5, 10, 20, 50, 100)
-DRAWS = 20
-TEN = 10
-SHOWN = 5
-PARALLEL = 0.8
+DELETION_STEPS = (0, 1, 2, 5, 10, 20, 50, 100)
+RANDOM_DRAWS = 20
+LARGEST_REMOVED = 10
+DEFAULT_TOP_K = 5
+NEAR_PARALLEL_COSINE = 0.8
 
 
-def examine(model: RewardModel, residuals: Tensor, seed: int = 0) -> dict[str, Any]:
-    """Figures on explanations of responses whose pooled residuals (B, D) are given."""
+def evaluate_faithfulness(model: RewardModel, residuals: Tensor, seed: int = 0) -> dict[str, Any]:
+    """Return measurements of the explanations of responses, given their pooled residuals (B, D)."""
     generator = torch.Generator().manual_seed(seed)
-    x = model.head.standardise(model.dictionary.project(residuals))
+    head, x = model.head, model.head.standardise(model.dictionary.project(residuals))
     origin = torch.zeros_like(x[:1])
-    shares = model.head.contributions(x, origin)
-    reward, baseline = _reward(model.head, x), _reward(model.head, origin)
-    side = torch.sign(reward - baseline)[:, None]
+    contributions = head.compute_contributions(x, origin)
+    rewards, baseline = _compute_rewards(head, x), _compute_rewards(head, origin)
+    signs = torch.sign(rewards - baseline)[:, None]
     orders = {
-        "largest": (shares * side).argsort(dim=1, descending=True),
-        "random": torch.rand(x.shape, generator=generator).argsort(dim=1),
-        "smallest": (shares * side).argsort(dim=1),
+        "largest": (contributions * signs).argsort(dim=1, descending=True),
+        "random": _random_orders(x, generator),
+        "smallest": (contributions * signs).argsort(dim=1),
     }
-    moved = _without(model.head, x, orders["largest"][:, :TEN]) - reward
-    drawn = [
-        _without(model.head, x, torch.rand(x.shape, generator=generator).argsort(dim=1)[:, :TEN]) - reward
-        for _ in range(DRAWS)
-    ]
-    ratio = moved.abs() / torch.stack(drawn).abs().mean(0).clamp(min=1e-12)
+    ratios = _compare_with_random_removal(head, x, orders["largest"], rewards, generator)
     return {
         "n": len(x),
-        "deletion": {name: _deletion(model.head, x, order, reward, side) for name, order in orders.items()},
-        "insertion": {
-            name: _insertion(model.head, x, order, baseline, side) for name, order in orders.items()
-        },
-        "ten_largest_over_random": float(ratio.median()),
-        "ten_largest_at_least_3x": float((ratio >= 3).double().mean()),
-        "intervention_spearman": _intervened(model, residuals, shares, reward),
-        "shuffled_head_spearman": _shuffled(model.head, x, shares, generator),
-        "cancellation": float((shares.abs().sum(1) / shares.sum(1).abs().clamp(min=1e-12)).median()),
-        "near_parallel_directions": _near_parallel(model.dictionary.directions),
-        **_shown(model, shares),
+        "deletion": {name: _delete(head, x, order, rewards, signs) for name, order in orders.items()},
+        "insertion": {name: _insert(head, x, order, baseline, signs) for name, order in orders.items()},
+        "ten_largest_over_random": float(ratios.median()),
+        "ten_largest_at_least_3x": float((ratios >= 3).double().mean()),
+        "intervention_spearman": _correlate_with_intervention(model, residuals, contributions, rewards),
+        "shuffled_head_spearman": _correlate_with_shuffled_head(head, x, contributions, generator),
+        "cancellation": _compute_cancellation(contributions),
+        "near_parallel_directions": _count_near_parallel(model.dictionary.directions),
+        **_evaluate_shown_features(model, contributions),
     }
 
 
-def _reward(head: Head, x: Tensor) -> Tensor:
-    return head.members(x).mean(1)
+def _compute_rewards(head: Head, x: Tensor) -> Tensor:
+    """Return the mean reward over the heads of the ensemble, (B,)."""
+    return head.score_members(x).mean(1)
 
 
-def _without(head: Head, x: Tensor, places: Tensor) -> Tensor:
-    """The reward with some directions, a row's own, back at the baseline."""
-    return _reward(head, x.scatter(1, places, 0.0))
+def _remove(head: Head, x: Tensor, indices: Tensor) -> Tensor:
+    """Return the rewards after setting some directions of each row, (B, n), to the training mean."""
+    return _compute_rewards(head, x.scatter(1, indices, 0.0))
 
 
-def _deletion(head: Head, x: Tensor, order: Tensor, reward: Tensor, side: Tensor) -> dict[str, float]:
-    """How far the reward falls back to the baseline, in deviations, as directions are taken away."""
+def _random_orders(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a random permutation of the directions for each row, (B, K)."""
+    return torch.rand(x.shape, generator=generator).argsort(dim=1)
+
+
+def _compare_with_random_removal(
+    head: Head, x: Tensor, largest: Tensor, rewards: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Return the reward change by removing the largest contributors over that by removing random ones, (B,)."""
+    change = _remove(head, x, largest[:, :LARGEST_REMOVED]) - rewards
+    random_changes = [
+        _remove(head, x, _random_orders(x, generator)[:, :LARGEST_REMOVED]) - rewards
+        for _ in range(RANDOM_DRAWS)
+    ]
+    return change.abs() / torch.stack(random_changes).abs().mean(0).clamp(min=1e-12)
+
+
+def _delete(head: Head, x: Tensor, order: Tensor, rewards: Tensor, signs: Tensor) -> dict[str, float]:
+    """Return how far rewards move towards the baseline, in standard deviations, as directions are removed."""
     return {
-        str(n): float(((reward - _without(head, x, order[:, :n])) * side[:, 0]).mean())
-        for n in STEPS
+        str(n): float(((rewards - _remove(head, x, order[:, :n])) * signs[:, 0]).mean())
+        for n in DELETION_STEPS
         if n <= x.shape[1]
     }
 
 
-def _insertion(head: Head, x: Tensor, order: Tensor, baseline: Tensor, side: Tensor) -> dict[str, float]:
-    """How far it leaves the baseline as directions are put in."""
+def _insert(head: Head, x: Tensor, order: Tensor, baseline: Tensor, signs: Tensor) -> dict[str, float]:
+    """Return how far rewards move away from the baseline as directions are added."""
     return {
-        str(n): float(((_without(head, x, order[:, n:]) - baseline) * side[:, 0]).mean())
-        for n in STEPS
+        str(n): float(((_remove(head, x, order[:, n:]) - baseline) * signs[:, 0]).mean())
+        for n in DELETION_STEPS
         if n <= x.shape[1]
     }
 
 
-def _intervened(model: RewardModel, residuals: Tensor, shares: Tensor, reward: Tensor) -> float:
-    """Median rank correlation of contributions with what is lost when the residual loses a direction."""
+def _correlate_with_intervention(
+    model: RewardModel, residuals: Tensor, contributions: Tensor, rewards: Tensor
+) -> float:
+    """Return the median rank correlation of contributions with the effect of removing each direction.
+
+    The direction is removed from the residual stream, and the whole head is evaluated again.
+    """
     directions = model.dictionary.directions
-    lost = torch.zeros_like(shares)
+    effects = torch.zeros_like(contributions)
     excess = model.dictionary.project(residuals) - model.head.center
     for k in range(len(directions)):
         changed = residuals - excess[:, k : k + 1].to(residuals) * directions[k]
         x = model.head.standardise(model.dictionary.project(changed))
-        lost[:, k] = reward - _reward(model.head, x)
-    return _median_spearman(shares, lost)
+        effects[:, k] = rewards - _compute_rewards(model.head, x)
+    return _median_spearman(contributions, effects)
 
 
-def _shuffled(head: Head, x: Tensor, shares: Tensor, generator: torch.Generator) -> float:
-    """The same with a head whose inputs are mixed up: an explanation of it should say something else."""
+def _correlate_with_shuffled_head(
+    head: Head, x: Tensor, contributions: Tensor, generator: torch.Generator
+) -> float:
+    """Return the median rank correlation with the contributions of a head whose inputs are shuffled.
+
+    It should be near zero: an explanation has to depend on what the head computes.
+    """
     order = torch.randperm(x.shape[1], generator=generator)
-    other = Head(head.center, head.scale, head.w1[..., order], head.b1, head.w2, head.b2)
-    return _median_spearman(shares, other.contributions(x, torch.zeros_like(x[:1])))
+    shuffled = Head(head.center, head.scale, head.w1[..., order], head.b1, head.w2, head.b2)
+    return _median_spearman(contributions, shuffled.compute_contributions(x, torch.zeros_like(x[:1])))
 
 
 def _median_spearman(left: Tensor, right: Tensor) -> float:
-    found = [float(spearmanr(a, b).statistic) for a, b in zip(left, right, strict=True)]
-    return float(torch.tensor(found).nanmedian())
+    correlations = [float(spearmanr(a, b).statistic) for a, b in zip(left, right, strict=True)]
+    return float(torch.tensor(correlations).nanmedian())
 
 
-def _near_parallel(directions: Tensor) -> int:
-    """Pairs of directions closer than a cosine of .8 in size."""
+def _compute_cancellation(contributions: Tensor) -> float:
+    """Return the median ratio of the sum of absolute contributions to the absolute sum of contributions."""
+    sums = contributions.sum(1).abs().clamp(min=1e-12)
+    return float((contributions.abs().sum(1) / sums).median())
+
+
+def _count_near_parallel(directions: Tensor) -> int:
+    """Count the pairs of directions whose absolute cosine exceeds NEAR_PARALLEL_COSINE."""
     cosines = torch.nn.functional.normalize(directions, dim=1)
-    return int(((cosines @ cosines.T).abs().triu(1) > PARALLEL).sum())
+    return int(((cosines @ cosines.T).abs().triu(1) > NEAR_PARALLEL_COSINE).sum())
 
 
-def _shown(model: RewardModel, shares: Tensor) -> dict[str, Any]:
-    """Of the features an answer shows by default: how many have names, and how far those can be trusted."""
-    places = shares.abs().topk(min(SHOWN, shares.shape[1]), dim=1).indices.flatten().tolist()
-    named = [model.features[k] for k in places if model.features[k].label]
-    scores = torch.tensor([one.label_score or 0.0 for one in named])
-    tracking = [one.tracks for one in named]
+def _evaluate_shown_features(model: RewardModel, contributions: Tensor) -> dict[str, Any]:
+    """Return how many of the features that a score shows by default have a name, and how good the names are."""
+    count = min(DEFAULT_TOP_K, contributions.shape[1])
+    indices = contributions.abs().topk(count, dim=1).indices.flatten().tolist()
+    named = [model.features[k] for k in indices if model.features[k].label]
+    label_scores = torch.tensor([feature.label_score or 0.0 for feature in named])
+    predictive = [feature.projection_predicts_firing for feature in named]
     return {
-        "shown_named": len(named) / max(len(places), 1),
-        "shown_tracking": sum(tracking) / len(named) if named else None,
-        "shown_name_score": float(scores.median()) if named else None,
+        "shown_named": len(named) / max(len(indices), 1),
+        "shown_tracking": sum(predictive) / len(named) if named else None,
+        "shown_name_score": float(label_scores.median()) if named else None,
     }

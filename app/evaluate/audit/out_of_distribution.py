@@ -1,13 +1,13 @@
-"""Responses that are none: what a reward model should say it does not know about.
+"""Out-of-distribution responses, for which a reward model should report a high distance.
 
-All of our own making: other languages, code, gibberish, nothing, and the prompt said back.
+The texts were written for this project: other languages, code, gibberish, blanks, and the repeated prompt.
 """
 
 import string
 from collections.abc import Callable
 from random import Random
 
-FOREIGN = (
+OTHER_LANGUAGES = (
     "Das Wasser im Fluss steigt seit gestern, und die Brücke bleibt bis morgen gesperrt.",
     "Wer im Herbst Zwiebeln setzt, hat im Frühjahr die ersten Blumen im Garten.",
     "Le train de nuit arrive vers six heures, mais le café de la gare ouvre plus tard.",
@@ -31,40 +31,40 @@ CODE = (
     '{"name": "pump-7", "pressure": [3.1, 3.4, 2.9], "valves": {"a": true, "b": false}}',
     ".card > h2 { margin: 0 auto 1rem; color: #334; font: 600 1.2rem/1.4 system-ui; }",
 )
-SILENCE = (" ", "\n", "...", "\n\n\n", "-", "   .   ", "\u200b", "_ _ _", "?", "\t\t")
-Strange = Callable[[str, Random], str]
+BLANKS = (" ", "\n", "...", "\n\n\n", "-", "   .   ", "\u200b", "_ _ _", "?", "\t\t")
+ResponseGenerator = Callable[[str, Random], str]
 
 
-def foreign(_prompt: str, rng: Random) -> str:
-    """Sentences in other languages."""
-    return " ".join(rng.sample(FOREIGN, rng.randint(1, 3)))
+def other_languages(_prompt: str, rng: Random) -> str:
+    """Return one to three sentences in other languages than English."""
+    return " ".join(rng.sample(OTHER_LANGUAGES, rng.randint(1, 3)))
 
 
 def code(_prompt: str, rng: Random) -> str:
-    """Programs and data."""
+    """Return program code or data."""
     return "\n\n".join(rng.sample(CODE, rng.randint(1, 2)))
 
 
 def gibberish(_prompt: str, rng: Random) -> str:
-    """Random letters in lumps like words."""
+    """Return random letters and digits in groups of word length."""
     letters = string.ascii_lowercase + string.digits
     return " ".join("".join(rng.choices(letters, k=rng.randint(2, 9))) for _ in range(rng.randint(6, 40)))
 
 
-def silence(_prompt: str, rng: Random) -> str:
-    """Blanks and dots."""
-    return rng.choice(SILENCE) * rng.randint(1, 3)
+def blanks(_prompt: str, rng: Random) -> str:
+    """Return white space or punctuation without words."""
+    return rng.choice(BLANKS) * rng.randint(1, 3)
 
 
-def echo(prompt: str, _rng: Random) -> str:
-    """The prompt itself."""
+def echo_prompt(prompt: str, _rng: Random) -> str:
+    """Return the prompt."""
     return prompt
 
 
-KINDS: dict[str, Strange] = {
-    "other languages": foreign,
+GENERATORS: dict[str, ResponseGenerator] = {
+    "other languages": other_languages,
     "code": code,
     "gibberish": gibberish,
-    "empty": silence,
-    "prompt echo": echo,
+    "empty": blanks,
+    "prompt echo": echo_prompt,
 }

@@ -1,6 +1,6 @@
-"""Ten ways to write the same thing otherwise: a reward worth having hardly notices.
+"""Ten rewrites that keep the meaning; a robust reward hardly changes.
 
-Each takes a response (one takes the prompt) and keeps what it says.
+Each rewrites a response, except for one that rewrites the prompt.
 """
 
 import re
@@ -27,63 +27,63 @@ CONTRACTED = {
 
 
 def lower_case(text: str, _: Random) -> str:
-    """Everything in lower case."""
+    """Convert the text to lower case."""
     return text.lower()
 
 
 def wide_spaces(text: str, _: Random) -> str:
-    """Two spaces after each sentence."""
+    """Put two spaces after each sentence."""
     return SENTENCE.sub("  ", text)
 
 
 def typos(text: str, rng: Random) -> str:
-    """One letter in a hundred, and at least one, changes places with its neighbour."""
+    """Swap one letter in a hundred, and at least one, with the next letter."""
     letters = list(text)
-    places = [i for i in range(1, len(letters) - 1) if letters[i].isalpha() and letters[i + 1].isalpha()]
-    for i in rng.sample(places, min(len(places), 1 + len(places) // 100)):
+    positions = [i for i in range(1, len(letters) - 1) if letters[i].isalpha() and letters[i + 1].isalpha()]
+    for i in rng.sample(positions, min(len(positions), 1 + len(positions) // 100)):
         letters[i], letters[i + 1] = letters[i + 1], letters[i]
     return "".join(letters)
 
 
 def bold(text: str, _: Random) -> str:
-    """Markdown emphasis on the first word of each sentence; emphasis that was there goes."""
+    """Make the first word of each sentence bold and remove any other bold markup."""
     plain = text.replace("**", "")
     return " ".join(re.sub(r"^(\w+)", r"**\1**", sentence) for sentence in SENTENCE.split(plain))
 
 
 def curly_quotes(text: str, _: Random) -> str:
-    """Typographic quotation marks and apostrophes."""
+    """Use typographic quotation marks and apostrophes."""
     opened = re.sub(r'(^|[\s(\[])"', "\\1\u201c", text).replace('"', "\u201d")
     return opened.replace("'", "\u2019")
 
 
 def contractions(text: str, _: Random) -> str:
-    """Short forms written out, and if there are none, long forms shortened."""
-    longer = _words_replaced(text, CONTRACTED)
-    return longer if longer != text else _words_replaced(text, {v: k for k, v in CONTRACTED.items()})
+    """Expand contractions, or contract full forms if there is no contraction."""
+    expanded = _replace_words(text, CONTRACTED)
+    return expanded if expanded != text else _replace_words(text, {v: k for k, v in CONTRACTED.items()})
 
 
 def british(text: str, _: Random) -> str:
-    """British spelling."""
-    return _words_replaced(text, {**BRITISH, **{f"{a}s": f"{b}s" for a, b in BRITISH.items()}})
+    """Use British spelling."""
+    return _replace_words(text, {**BRITISH, **{f"{a}s": f"{b}s" for a, b in BRITISH.items()}})
 
 
 def bullets(text: str, _: Random) -> str:
-    """A list, a line for each sentence."""
+    """Turn the sentences into a bullet list."""
     return "\n".join(f"- {sentence}" for sentence in SENTENCE.split(text.strip()))
 
 
 def trailing_newline(text: str, _: Random) -> str:
-    """A line break at the end."""
+    """Add a newline at the end."""
     return text.rstrip() + "\n"
 
 
 def polite_prompt(prompt: str, _: Random) -> str:
-    """The same request, asked politely."""
+    """Ask the same politely."""
     return f"Please answer the following. {prompt}"
 
 
-RESPONSES: dict[str, Rewrite] = {
+RESPONSE_REWRITES: dict[str, Rewrite] = {
     "lower case": lower_case,
     "two spaces after sentences": wide_spaces,
     "typos in 1 % of letters": typos,
@@ -94,32 +94,32 @@ RESPONSES: dict[str, Rewrite] = {
     "bullet list": bullets,
     "trailing newline": trailing_newline,
 }
-PROMPTS: dict[str, Rewrite] = {"polite prompt": polite_prompt}
-ALL = (*RESPONSES, *PROMPTS)
+PROMPT_REWRITES: dict[str, Rewrite] = {"polite prompt": polite_prompt}
+REWRITE_NAMES = (*RESPONSE_REWRITES, *PROMPT_REWRITES)
 
 
-def otherwise(what: str, pairs: Iterable[Pair]) -> list[Pair]:
-    """The same pairs after one of the changes, both responses or the prompt; the same each time."""
-    rng = Random(0)  # noqa: S311 # chance, not a secret
-    return [_changed(pair, what, rng) for pair in pairs]
+def rewrite_pairs(name: str, pairs: Iterable[Pair]) -> list[Pair]:
+    """Apply the named rewrite to both responses, or to the prompt, of each pair; the result is reproducible."""
+    rng = Random(0)  # noqa: S311 # reproducible sampling, not a secret
+    return [_rewrite_pair(pair, name, rng) for pair in pairs]
 
 
-def _changed(pair: Pair, what: str, rng: Random) -> Pair:
-    if what in RESPONSES:
-        chosen, rejected = (RESPONSES[what](text, rng) for text in (pair.chosen, pair.rejected))
+def _rewrite_pair(pair: Pair, name: str, rng: Random) -> Pair:
+    if name in RESPONSE_REWRITES:
+        chosen, rejected = (RESPONSE_REWRITES[name](text, rng) for text in (pair.chosen, pair.rejected))
         return replace(pair, chosen=chosen, rejected=rejected)
-    *turns, last = pair.messages
-    return replace(pair, messages=(*turns, Message(last.role, PROMPTS[what](last.content, rng))))
+    *earlier, last = pair.messages
+    return replace(pair, messages=(*earlier, Message(last.role, PROMPT_REWRITES[name](last.content, rng))))
 
 
-def _words_replaced(text: str, words: dict[str, str]) -> str:
-    """Whole words replaced, a capital kept."""
-    known = {word.lower(): other for word, other in words.items()}
+def _replace_words(text: str, replacements: dict[str, str]) -> str:
+    """Replace whole words; a capital first letter stays a capital."""
+    by_lower_case = {word.lower(): replacement for word, replacement in replacements.items()}
 
-    def other(found: re.Match[str]) -> str:
-        word = found[0]
-        new = known[word.lower()]
-        return new[0].upper() + new[1:] if word[0].isupper() else new
+    def get_replacement(match: re.Match[str]) -> str:
+        word = match[0]
+        replacement = by_lower_case[word.lower()]
+        return replacement[0].upper() + replacement[1:] if word[0].isupper() else replacement
 
-    pattern = "|".join(re.escape(word) for word in sorted(known, key=len, reverse=True))
-    return re.sub(rf"\b(?:{pattern})\b", other, text, flags=re.IGNORECASE)
+    pattern = "|".join(re.escape(word) for word in sorted(by_lower_case, key=len, reverse=True))
+    return re.sub(rf"\b(?:{pattern})\b", get_replacement, text, flags=re.IGNORECASE)

@@ -1,7 +1,7 @@
-"""What a reward does under pressure: the same said otherwise, bad answers dressed up, and a patient attacker.
+"""Robustness of a reward model: rewrites that keep the meaning, attacks, and a greedy attack search.
 
-An attack wins a pair when the dressed-up bad answer overtakes the good one. It is caught when the distance
-calls the answer strange, or, if a policy answers like that every time, when the drift monitor says so.
+An attack succeeds on a pair if the changed rejected response overtakes the chosen one. It is detected if the
+distance flags the response, or, when a policy answers this way all the time, if the drift monitor reports it.
 """
 
 from collections import defaultdict
@@ -13,63 +13,72 @@ from typing import Any
 import numpy as np
 
 from app.backbone.model_sources import Progress
-from app.data.pairs import chance
+from app.data.pairs import hash_to_unit_interval
 from app.evaluate import accuracy_run, report
 from app.evaluate.audit import attacks, paraphrases, shift, uncertainty
-from app.evaluate.audit.attack_search import climb
+from app.evaluate.audit.attack_search import search_attacks
+from app.evaluate.audit.attacks import Attack
 from app.reward.engine import Engine
 from app.settings import Settings
 from app.types import Explain, Item, Pair, Score
 
-KEYWORDS, WITNESSES = 40, 100
-CLIMBERS = 12
+MAX_KEYWORDS = 40
+MAX_KEYWORD_PAIRS = 100
+MAX_SEARCHED_ANSWERS = 12
 
 
-def run(
+def evaluate_robustness(
     folder: Path, pairs: list[Pair], sample: int, settings: Settings, progress: Progress
 ) -> dict[str, Any]:
-    """Every transform and attack on a sample of the pairs; the figures join the bundle's report."""
-    engine, name = accuracy_run.alone(folder, settings, progress)
-    drawn = sampled(pairs, sample)
-    scores = accuracy_run.score(engine, name, accuracy_run.responses(drawn), progress, "as they are")
-    keywords = _keywords(engine, name, drawn[:WITNESSES], progress)
-    beaten = [pair for pair in drawn if _margin(pair, scores) > 0]
-    found = {
-        "n": len(drawn),
-        "transforms": _transformed(engine, name, drawn, scores, progress),
-        "attacks": _attacked(engine, name, drawn, scores, keywords, progress),
-        "honest_psi": _moved(engine, name, list(scores.values())),
-        "attacked": len(beaten),
-        "climb": climb(engine, name, [pair.items[1] for pair in beaten[:CLIMBERS]], keywords, progress),
+    """Apply every rewrite and attack to a sample of the pairs, add the results to the report, return them."""
+    engine, name = accuracy_run.load_engine(folder, settings, progress)
+    pairs = sample_pairs(pairs, sample)
+    items = accuracy_run.unique_items(pairs)
+    scores = accuracy_run.score_items(engine, name, items, progress, "unchanged responses")
+    keywords = _find_keywords(engine, name, pairs[:MAX_KEYWORD_PAIRS], progress)
+    correct = [pair for pair in pairs if _margin(pair, scores) > 0]
+    searched = [pair.items[1] for pair in correct[:MAX_SEARCHED_ANSWERS]]
+    results = {
+        "n": len(pairs),
+        "transforms": _evaluate_rewrites(engine, name, pairs, scores, progress),
+        "attacks": _evaluate_attacks(engine, name, pairs, scores, keywords, progress),
+        "honest_psi": _max_stability_index(engine, name, list(scores.values())),
+        "attacked": len(correct),
+        "climb": search_attacks(engine, name, searched, keywords, progress),
     }
-    report.write(folder, engine.models[name].card, {"stress": found})
-    return found
+    report.update(folder, engine.models[name].card, {"stress": results})
+    return results
 
 
-def sampled(pairs: list[Pair], count: int) -> list[Pair]:
-    """Some of the pairs by chance, the same each time."""
-    return sorted(pairs, key=lambda pair: chance(f"stress/{pair.group}/{pair.rejected}"))[:count]
+def sample_pairs(pairs: list[Pair], count: int) -> list[Pair]:
+    """Return a reproducible random sample of the pairs."""
+
+    def hash_pair(pair: Pair) -> float:
+        return hash_to_unit_interval(f"stress/{pair.group}/{pair.rejected}")
+
+    return sorted(pairs, key=hash_pair)[:count]
 
 
-def _transformed(
+def _evaluate_rewrites(
     engine: Engine, name: str, pairs: list[Pair], scores: Mapping[Item, Score], progress: Progress
 ) -> dict[str, Any]:
-    """Accuracy after each transform, what it lost, and how many pairs changed sides."""
-    before = np.array([_margin(pair, scores) > 0 for pair in pairs])
-    found = {}
-    for what in paraphrases.ALL:
-        changed = paraphrases.otherwise(what, pairs)
-        said = accuracy_run.score(engine, name, accuracy_run.responses(changed), progress, what)
-        after = np.array([_margin(pair, said) > 0 for pair in changed])
-        found[what] = {
-            "accuracy": float(after.mean()),
-            "drop": float(before.mean() - after.mean()),
-            "flips": float((before != after).mean()),
+    """Return, for each rewrite, the accuracy, the loss of accuracy, and the share of pairs that flip."""
+    correct = np.array([_margin(pair, scores) > 0 for pair in pairs])
+    results = {}
+    for rewrite in paraphrases.REWRITE_NAMES:
+        rewritten = paraphrases.rewrite_pairs(rewrite, pairs)
+        items = accuracy_run.unique_items(rewritten)
+        new_scores = accuracy_run.score_items(engine, name, items, progress, rewrite)
+        correct_after = np.array([_margin(pair, new_scores) > 0 for pair in rewritten])
+        results[rewrite] = {
+            "accuracy": float(correct_after.mean()),
+            "drop": float(correct.mean() - correct_after.mean()),
+            "flips": float((correct != correct_after).mean()),
         }
-    return found
+    return results
 
 
-def _attacked(
+def _evaluate_attacks(
     engine: Engine,
     name: str,
     pairs: list[Pair],
@@ -77,46 +86,59 @@ def _attacked(
     keywords: list[str],
     progress: Progress,
 ) -> dict[str, Any]:
-    """For each attack: how many bad answers that lost overtake, how many do so without looking strange.
+    """Return, for each attack, the share of rejected responses that overtake, are flagged, or both.
 
-    And how far all of them together have moved, as the drift monitor measures it.
+    Shares are of the pairs that are ranked correctly without the attack. "psi" is the drift that the monitor
+    would report for all attacked responses together.
     """
-    found = {}
-    beaten = np.array([_margin(pair, scores) > 0 for pair in pairs])
-    for what, attack in attacks.ATTACKS.items():
-        rng = Random(0)  # noqa: S311 # chance, not a secret
-        dressed = [Item(p.messages, attack(p.messages[-1].content, p.rejected, keywords, rng)) for p in pairs]
-        said = accuracy_run.score(engine, name, list(dict.fromkeys(dressed)), progress, what)
-        goods = [scores[pair.items[0]].reward for pair in pairs]
-        wins = np.array([said[one].reward > good for one, good in zip(dressed, goods, strict=True)])
-        strange = np.array([said[one].distance >= uncertainty.STRANGE for one in dressed])
-        found[what] = {
-            "overtakes": float(wins[beaten].mean()),
-            "strange": float(strange[beaten].mean()),
-            "overtakes_unnoticed": float((wins & ~strange)[beaten].mean()),
-            "psi": _moved(engine, name, [said[one] for one in dressed]),
+    correct = np.array([_margin(pair, scores) > 0 for pair in pairs])
+    chosen_rewards = [scores[pair.items[0]].reward for pair in pairs]
+    results = {}
+    for attack_name, attack in attacks.ATTACKS.items():
+        items = _attack_pairs(attack, pairs, keywords)
+        unique = list(dict.fromkeys(items))
+        item_scores = accuracy_run.score_items(engine, name, unique, progress, attack_name)
+        attacked = [item_scores[item] for item in items]
+        overtakes = np.array([a.reward > chosen for a, chosen in zip(attacked, chosen_rewards, strict=True)])
+        flagged = np.array([a.distance >= uncertainty.OUT_OF_DISTRIBUTION_PERCENTILE for a in attacked])
+        results[attack_name] = {
+            "overtakes": float(overtakes[correct].mean()),
+            "strange": float(flagged[correct].mean()),
+            "overtakes_unnoticed": float((overtakes & ~flagged)[correct].mean()),
+            "psi": _max_stability_index(engine, name, attacked),
         }
-    return found
+    return results
 
 
-def _moved(engine: Engine, name: str, scores: list[Score]) -> float:
-    """The largest stability index the drift monitor would show after these responses."""
-    between = shift.edges(engine.models[name])
-    counts = np.zeros((len(between), shift.BINS), dtype=np.int64)
+def _attack_pairs(attack: Attack, pairs: list[Pair], keywords: list[str]) -> list[Item]:
+    """Return the attacked rejected response of each pair."""
+    rng = Random(0)  # noqa: S311 # reproducible sampling, not a secret
+    return [
+        Item(pair.messages, attack(pair.messages[-1].content, pair.rejected, keywords, rng)) for pair in pairs
+    ]
+
+
+def _max_stability_index(engine: Engine, name: str, scores: list[Score]) -> float:
+    """Return the largest stability index that the drift monitor would report after these scores."""
+    edges = shift.bin_edges(engine.models[name])
+    counts = np.zeros((len(edges), shift.BINS), dtype=np.int64)
     for score in scores:
-        shift.add(counts, shift.bins(score, between))
-    return max(shift.overall(counts).values())
+        shift.count_response(counts, shift.assign_bins(score, edges))
+    return max(shift.summarize(counts).values())
 
 
-def _keywords(engine: Engine, name: str, pairs: list[Pair], progress: Progress) -> list[str]:
-    """The words that earn most in good answers: what an attacker who can ask would learn."""
-    earned: defaultdict[str, float] = defaultdict(float)
-    goods = list(dict.fromkeys(pair.items[0] for pair in pairs))
-    said = accuracy_run.score(engine, name, goods, progress, "keywords", explain=Explain.TOKENS)
-    for token in (token for pair in pairs for token in said[pair.items[0]].tokens or ()):
+def _find_keywords(engine: Engine, name: str, pairs: list[Pair], progress: Progress) -> list[str]:
+    """Return the words with the highest total credit in chosen responses.
+
+    An attacker who can query the model would learn the same words.
+    """
+    credit_by_word: defaultdict[str, float] = defaultdict(float)
+    chosen = list(dict.fromkeys(pair.items[0] for pair in pairs))
+    scores = accuracy_run.score_items(engine, name, chosen, progress, "keywords", explain=Explain.TOKENS)
+    for token in (token for pair in pairs for token in scores[pair.items[0]].tokens or ()):
         if token.text.strip().isalpha():
-            earned[token.text.strip()] += token.credit
-    return sorted(earned, key=lambda word: -earned[word])[:KEYWORDS]
+            credit_by_word[token.text.strip()] += token.credit
+    return sorted(credit_by_word, key=lambda word: -credit_by_word[word])[:MAX_KEYWORDS]
 
 
 def _margin(pair: Pair, scores: Mapping[Item, Score]) -> float:

@@ -1,7 +1,7 @@
-"""Whether a steered cluster moves what it should, and leaves the rest alone.
+"""Steering: whether scaling a cluster moves the rewards of its target responses and leaves the rest alone.
 
-A cluster is all directions of one name. Its target set are the responses on which its latents are most
-active; the rest is everything else. Shifts are in training deviations of the reward.
+A cluster is all directions with the same name. Its target is the share of responses on which its latents are
+most active. Shifts are in standard deviations of the reward on training responses.
 """
 
 from typing import Any
@@ -9,32 +9,52 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.reward.bundle import RewardModel
+from app.reward.reward_model import RewardModel
 
 TARGET_SHARE = 0.05
 FACTORS = (0.0, 2.0, 5.0, 10.0)
-GOAL = 0.5
+MIN_TARGET_SHIFT = 0.5
 
 
-def examine(model: RewardModel, projections: Tensor, activations: Tensor) -> list[dict[str, Any]]:
-    """Each cluster at the least factor that moves its target by half a deviation; most selective first."""
+def evaluate_steering(model: RewardModel, projections: Tensor, activations: Tensor) -> list[dict[str, Any]]:
+    """Return each cluster's shifts, the most selective cluster first.
+
+    The factor is the first of FACTORS that moves the target by MIN_TARGET_SHIFT, or else the last one.
+    """
     x = model.head.standardise(projections)
-    before = model.head.members(x).mean(1)
-    found = []
-    for name, places in model.clusters.items():
-        active = activations[:, places].sum(1)
-        count = max(int(TARGET_SHARE * len(active)), 1)
-        target = torch.zeros(len(active), dtype=torch.bool)
-        target[active.topk(count).indices] = True
-        for factor in FACTORS:
-            steered = x.clone()
-            steered[:, places] *= factor
-            shift = model.head.members(steered).mean(1) - before
-            moved, rest = float(shift[target].mean()), float(shift[~target].mean())
-            if abs(moved) >= GOAL or factor == FACTORS[-1]:
-                found.append(
-                    {"cluster": name, "directions": len(places), "factor": factor, "target": moved,
-                     "rest": rest, "rest_size": float(shift[~target].abs().mean())}
-                )  # fmt: skip
-                break
-    return sorted(found, key=lambda one: abs(one["rest"]) / max(abs(one["target"]), 1e-9))
+    rows = [
+        _evaluate_cluster(model, name, directions, x, activations)
+        for name, directions in model.clusters.items()
+    ]
+    return sorted(rows, key=lambda row: abs(row["rest"]) / max(abs(row["target"]), 1e-9))
+
+
+def _evaluate_cluster(
+    model: RewardModel, name: str, directions: list[int], x: Tensor, activations: Tensor
+) -> dict[str, Any]:
+    rewards = model.head.score_members(x).mean(1)
+    target = _select_target(activations[:, directions].sum(1))
+    row: dict[str, Any] = {}
+    for factor in FACTORS:
+        steered = x.clone()
+        steered[:, directions] *= factor
+        shift = model.head.score_members(steered).mean(1) - rewards
+        row = {
+            "cluster": name,
+            "directions": len(directions),
+            "factor": factor,
+            "target": float(shift[target].mean()),
+            "rest": float(shift[~target].mean()),
+            "rest_size": float(shift[~target].abs().mean()),
+        }
+        if abs(row["target"]) >= MIN_TARGET_SHIFT:
+            break
+    return row
+
+
+def _select_target(activity: Tensor) -> Tensor:
+    """Return the mask of the responses with the highest activity."""
+    count = max(int(TARGET_SHARE * len(activity)), 1)
+    target = torch.zeros(len(activity), dtype=torch.bool)
+    target[activity.topk(count).indices] = True
+    return target

@@ -1,4 +1,4 @@
-"""Does a model know what it does not know? Signs of doubt, tried on its errors and on strange responses."""
+"""Uncertainty signs: how well they detect a model's errors and out-of-distribution responses."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,17 +8,20 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from app.evaluate.accuracy import Array, wins
+from app.evaluate.accuracy import Float64Array, pair_wins
 from app.types import Score
 
-STRANGE = 99.0
+OUT_OF_DISTRIBUTION_PERCENTILE = 99.0
 COVERAGES = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 
-def on_errors(pairs: list[tuple[Score, Score]]) -> dict[str, Any]:
-    """How well each sign tells pairs the model gets wrong: AUROC, and accuracy on the pairs it keeps."""
+def evaluate_error_detection(pairs: list[tuple[Score, Score]]) -> dict[str, Any]:
+    """Return, for each uncertainty sign, the AUROC of detecting wrongly ranked pairs and selective accuracy.
+
+    `pairs` are the scores of (chosen, rejected).
+    """
     margins = np.array([chosen.reward - rejected.reward for chosen, rejected in pairs])
-    right = wins(torch.from_numpy(margins))
+    wins = pair_wins(torch.from_numpy(margins))
     spread = np.array([np.hypot(a.uncertainty, b.uncertainty) for a, b in pairs])
     signs = {
         "probability near one half": -np.abs(margins),
@@ -26,25 +29,31 @@ def on_errors(pairs: list[tuple[Score, Score]]) -> dict[str, Any]:
         "spread of the heads": spread,
         "distance": np.array([max(a.distance, b.distance) for a, b in pairs]),
     }
-    return {name: _detects(sign, right) for name, sign in signs.items()}
+    return {name: _evaluate_sign(sign, wins) for name, sign in signs.items()}
 
 
-def on_strangers(home: list[Score], strangers: Mapping[str, list[Score]]) -> dict[str, float]:
-    """AUROC of the distance telling each kind of strange response from ordinary ones, and of all kinds."""
-    usual = np.array([score.distance for score in home])
-    away = {kind: np.array([score.distance for score in found]) for kind, found in strangers.items()}
-    away["all kinds"] = np.concatenate(list(away.values()))
-    return {kind: _auroc(found, usual) for kind, found in away.items()}
+def evaluate_out_of_distribution_detection(
+    ordinary: list[Score], out_of_distribution: Mapping[str, list[Score]]
+) -> dict[str, float]:
+    """Return the AUROC at which the distance separates each kind, and all kinds, from ordinary responses."""
+    ordinary_distances = np.array([score.distance for score in ordinary])
+    distances = {
+        kind: np.array([score.distance for score in scores]) for kind, scores in out_of_distribution.items()
+    }
+    distances["all kinds"] = np.concatenate(list(distances.values()))
+    return {kind: _auroc(values, ordinary_distances) for kind, values in distances.items()}
 
 
-def _detects(sign: Array, right: Array) -> dict[str, Any]:
-    wrong = right < 0.5
+def _evaluate_sign(sign: Float64Array, wins: Float64Array) -> dict[str, Any]:
+    """Return the AUROC of error detection, and the accuracy on the given shares of most certain pairs."""
+    errors = wins < 0.5
     order = np.argsort(sign, kind="stable")
-    kept = {str(c): float(right[order[: max(int(c * len(order)), 1)]].mean()) for c in COVERAGES}
-    both = wrong.any() and not wrong.all()
-    return {"auroc": float(roc_auc_score(wrong, sign)) if both else None, "accuracy_at_coverage": kept}
+    accuracies = {str(c): float(wins[order[: max(int(c * len(order)), 1)]].mean()) for c in COVERAGES}
+    has_both = errors.any() and not errors.all()
+    auroc = float(roc_auc_score(errors, sign)) if has_both else None
+    return {"auroc": auroc, "accuracy_at_coverage": accuracies}
 
 
-def _auroc(high: NDArray[np.float64], low: NDArray[np.float64]) -> float:
-    truth = np.concatenate([np.ones(len(high)), np.zeros(len(low))])
-    return float(roc_auc_score(truth, np.concatenate([high, low])))
+def _auroc(positives: NDArray[np.float64], negatives: NDArray[np.float64]) -> float:
+    labels = np.concatenate([np.ones(len(positives)), np.zeros(len(negatives))])
+    return float(roc_auc_score(labels, np.concatenate([positives, negatives])))

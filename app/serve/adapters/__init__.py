@@ -17,7 +17,7 @@ from app.serve.adapters import (
     slime,
     tei,
 )
-from app.serve.api.dependencies import TheTerms
+from app.serve.api.dependencies import RequestContextDependency
 
 DIALECTS: dict[str, APIRouter] = {
     "openrlhf": openrlhf.router,
@@ -33,24 +33,24 @@ DIALECTS: dict[str, APIRouter] = {
 }
 
 
-STATUSES = {
+ERROR_DESCRIPTIONS = {
     400: "Cannot be read.", 401: "No key, or an unknown one.", 403: "A key that opens less.",
     404: "No such model.", 408: "Sent too slowly.", 413: "Too large.", 422: "Cannot be scored.",
     424: "The backend failed.", 429: "Busy.", 500: "Failed.", 503: "Starting or closing.",
 }  # fmt: skip
-REFUSALS: dict[int | str, dict[str, Any]] = {
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": why, "content": {"application/json": {"schema": {"type": "object"}}}}
-    for status, why in STATUSES.items()
+    for status, why in ERROR_DESCRIPTIONS.items()
 }
 
 
-def add(app: FastAPI, names: tuple[str, ...] = ("all",)) -> None:
+def add_dialects(app: FastAPI, names: tuple[str, ...] = ("all",)) -> None:
     """Teach an app some dialects by name, or all."""
-    for router in spoken(names):
-        app.include_router(router, responses=REFUSALS, dependencies=[TheTerms])
+    for router in select_routers(names):
+        app.include_router(router, responses=ERROR_RESPONSES, dependencies=[RequestContextDependency])
 
 
-def spoken(names: tuple[str, ...]) -> list[APIRouter]:
+def select_routers(names: tuple[str, ...]) -> list[APIRouter]:
     """The routers of some dialects by name, or of all."""
     unknown = [name for name in names if name not in DIALECTS and name != "all"]
     if unknown:

@@ -13,45 +13,45 @@ from pydantic import BaseModel, Field
 
 from app.errors import InvalidInput
 from app.serve.adapters.common import (
-    Heard,
-    conversation,
-    listen,
+    AdapterResult,
+    adapter_route_class,
+    score_items,
     new_id,
+    parse_texts,
     sigmoid,
-    speaking,
-    understood,
+    split_conversation,
 )
-from app.serve.api.error_handlers import as_vllm
-from app.serve.api.request_schemas import Turn
+from app.serve.api.error_handlers import vllm_error
+from app.serve.api.request_schemas import MessageInput
 from app.types import Item
 
 LABEL = "LABEL_0"
-Texts = str | Annotated[list[str], Field(min_length=1)]
+OneOrMoreTexts = str | Annotated[list[str], Field(min_length=1)]
 
 
-class Classify(BaseModel):
+class ClassifyRequest(BaseModel):
     """Any of the three; vLLM's has `input` or `messages`, SGLang's `text`, infinity's also `raw_scores`."""
 
     model: str | None = None
-    input: Texts | None = None
-    messages: Annotated[list[Turn], Field(min_length=2)] | None = None
-    text: Texts | None = None
+    input: OneOrMoreTexts | None = None
+    messages: Annotated[list[MessageInput], Field(min_length=2)] | None = None
+    text: OneOrMoreTexts | None = None
     raw_scores: bool | None = None
     use_activation: bool | None = None
     activation: bool | None = None
 
 
-def read(body: Classify) -> list[str] | Item:
+def parse_request(body: ClassifyRequest) -> list[str] | Item:
     """Rendered texts, or one conversation."""
     if body.messages is not None:
-        return conversation(body.messages)
+        return split_conversation(body.messages)
     texts = body.text if body.text is not None else body.input
     if texts is None:
         raise InvalidInput("give input, messages or text", "input", "missing")
     return [texts] if isinstance(texts, str) else texts
 
 
-def write(body: Classify, heard: Heard) -> Any:
+def build_response(body: ClassifyRequest, heard: AdapterResult) -> Any:
     """The shape of the server the body was written for."""
     if body.text is not None:
         return _sglang(heard, alone=isinstance(body.text, str))
@@ -61,7 +61,7 @@ def write(body: Classify, heard: Heard) -> Any:
     return _vllm(heard, raw=wanted is False)
 
 
-def _vllm(heard: Heard, *, raw: bool) -> dict[str, Any]:
+def _vllm(heard: AdapterResult, *, raw: bool) -> dict[str, Any]:
     data = [
         {"index": i, "label": LABEL, "probs": [_scale(reward, raw=raw)], "num_classes": 1}
         for i, reward in enumerate(heard.rewards)
@@ -72,7 +72,7 @@ def _vllm(heard: Heard, *, raw: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _sglang(heard: Heard, *, alone: bool) -> Any:
+def _sglang(heard: AdapterResult, *, alone: bool) -> Any:
     rows = [
         {"embedding": [reward], "meta_info": {"id": new_id("classify"), "prompt_tokens": len(one.ids)}}
         for reward, one in zip(heard.rewards, heard.encoded, strict=True)
@@ -80,7 +80,7 @@ def _sglang(heard: Heard, *, alone: bool) -> Any:
     return rows[0] if alone else rows
 
 
-def _infinity(heard: Heard, *, raw: bool) -> dict[str, Any]:
+def _infinity(heard: AdapterResult, *, raw: bool) -> dict[str, Any]:
     return {
         "object": "classify",
         "data": [[{"score": _scale(reward, raw=raw), "label": LABEL}] for reward in heard.rewards],
@@ -95,12 +95,12 @@ def _scale(reward: float, *, raw: bool) -> float:
     return reward if raw else sigmoid(reward)
 
 
-router = APIRouter(route_class=speaking(as_vllm), tags=["vLLM, SGLang, infinity"])
+router = APIRouter(route_class=adapter_route_class(vllm_error), tags=["vLLM, SGLang, infinity"])
 
 
 @router.post("/classify", response_model=dict[str, Any] | list[dict[str, Any]], operation_id="classify")
-async def classify(body: Classify, request: Request) -> Response:
+async def classify(body: ClassifyRequest, request: Request) -> Response:
     """Rewards as class scores, for clients of vLLM, SGLang and infinity."""
-    found = read(body)
-    exchanges = [found] if isinstance(found, Item) else understood(request, [(one, None) for one in found])
-    return JSONResponse(write(body, await listen(request, exchanges, body.model)))
+    found = parse_request(body)
+    exchanges = [found] if isinstance(found, Item) else parse_texts(request, [(one, None) for one in found])
+    return JSONResponse(build_response(body, await score_items(request, exchanges, body.model)))

@@ -11,18 +11,18 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.errors import SparseRMError
-from app.serve.adapters.common import Heard, listen, new_id, speaking, understood
-from app.serve.api.error_handlers import printable
+from app.serve.adapters.common import AdapterResult, adapter_route_class, score_items, new_id, parse_texts
+from app.serve.api.error_handlers import truncate_message
 
 
-class Evaluation(BaseModel):
+class LlamaFactoryRequest(BaseModel):
     """Rendered conversations, each one string."""
 
     model: str | None = None
     messages: Annotated[list[str], Field(min_length=1)]
 
 
-class Scores(BaseModel):
+class LlamaFactoryResponse(BaseModel):
     """What its client reads is `scores`."""
 
     id: str
@@ -31,28 +31,30 @@ class Scores(BaseModel):
     scores: list[float]
 
 
-def read(body: Evaluation) -> list[tuple[str, str | None]]:
+def parse_request(body: LlamaFactoryRequest) -> list[tuple[str, str | None]]:
     """Each text; where its response begins, nobody says."""
     return [(text, None) for text in body.messages]
 
 
-def write(heard: Heard) -> dict[str, Any]:
+def build_response(heard: AdapterResult) -> dict[str, Any]:
     """Flat, in order."""
     return {
         "id": new_id("scoreval"), "object": "score.evaluation", "model": heard.model, "scores": heard.rewards
     }  # fmt: skip
 
 
-def failed(error: SparseRMError, _body: Any) -> tuple[int, Any]:
+def error_response(error: SparseRMError, _body: Any) -> tuple[int, Any]:
     """FastAPI's own shape; what cannot be read is 400 there."""
-    return 400 if error.status == 422 else error.status, {"detail": printable(error.message)}
+    return 400 if error.status == 422 else error.status, {"detail": truncate_message(error.message)}
 
 
-router = APIRouter(route_class=speaking(failed), tags=["LLaMA-Factory"])
+router = APIRouter(route_class=adapter_route_class(error_response), tags=["LLaMA-Factory"])
 
 
-@router.post("/v1/score/evaluation", response_model=Scores, operation_id="llamafactory_score")
-async def evaluation(body: Evaluation, request: Request) -> Response:
+@router.post("/v1/score/evaluation", response_model=LlamaFactoryResponse, operation_id="llamafactory_score")
+async def evaluation(body: LlamaFactoryRequest, request: Request) -> Response:
     """Scores for LLaMA-Factory; a model name that is not served means the default one."""
-    heard = await listen(request, understood(request, read(body)), body.model, lenient=True)
-    return JSONResponse(write(heard))
+    heard = await score_items(
+        request, parse_texts(request, parse_request(body)), body.model, allow_unknown_model=True
+    )
+    return JSONResponse(build_response(heard))

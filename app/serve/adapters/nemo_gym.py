@@ -7,37 +7,37 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import InvalidInput, SparseRMError
-from app.serve.adapters.chat_markup import BLANK
-from app.serve.adapters.common import Heard, listen, speaking
-from app.serve.api.error_handlers import envelope
+from app.serve.adapters.chat_markup import EMPTY_RESPONSE
+from app.serve.adapters.common import AdapterResult, adapter_route_class, score_items
+from app.serve.api.error_handlers import error_body
 from app.types import Item, Message
 
-ROLES = {"developer": "system"}
+ROLE_ALIASES = {"developer": "system"}
 
 
-class Params(BaseModel):
+class NemoGymPolicyInput(BaseModel):
     """What the policy was asked: text, or turns in OpenAI's Responses format."""
 
     model_config = ConfigDict(extra="allow")
     input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
 
 
-class Said(BaseModel):
+class NemoGymPolicyOutput(BaseModel):
     """What it answered: items, of which the messages count."""
 
     model_config = ConfigDict(extra="allow")
     output: list[dict[str, Any]]
 
 
-class Verify(BaseModel):
+class NemoGymVerifyRequest(BaseModel):
     """A rollout; everything in it is sent back beside the reward."""
 
     model_config = ConfigDict(extra="allow")
-    responses_create_params: Params
-    response: Said
+    responses_create_params: NemoGymPolicyInput
+    response: NemoGymPolicyOutput
 
 
-def read(body: Verify) -> Item:
+def parse_request(body: NemoGymVerifyRequest) -> Item:
     """The turns that were asked, and all text of the answer."""
     asked = body.responses_create_params.input
     turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
@@ -45,23 +45,23 @@ def read(body: Verify) -> Item:
     if not messages:
         raise InvalidInput("no message in it", "responses_create_params.input", "empty")
     said = [_text(item) for item in body.response.output if item.get("type") == "message"]
-    return Item(tuple(messages), "\n".join(said) or BLANK)
+    return Item(tuple(messages), "\n".join(said) or EMPTY_RESPONSE)
 
 
-def write(body: Verify, heard: Heard) -> dict[str, Any]:
+def build_response(body: NemoGymVerifyRequest, heard: AdapterResult) -> dict[str, Any]:
     """The request, the reward and, for each model, its part."""
     [reward] = heard.rewards
     return {**body.model_dump(), "reward": reward, "reward_components": {heard.model: reward}}
 
 
-def failed(error: SparseRMError, _body: Any) -> tuple[int, Any]:
+def error_response(error: SparseRMError, _body: Any) -> tuple[int, Any]:
     """An error that nobody can take for a reward."""
-    return error.status, envelope(error)
+    return error.status, error_body(error)
 
 
 def _role(turn: dict[str, Any]) -> str:
     role = str(turn.get("role", "user"))
-    return ROLES.get(role, role)
+    return ROLE_ALIASES.get(role, role)
 
 
 def _text(turn: dict[str, Any]) -> str:
@@ -70,13 +70,13 @@ def _text(turn: dict[str, Any]) -> str:
     return "".join(str(part["text"]) for part in parts if isinstance(part, dict) and "text" in part)
 
 
-router = APIRouter(route_class=speaking(failed), tags=["NeMo-Gym"])
+router = APIRouter(route_class=adapter_route_class(error_response), tags=["NeMo-Gym"])
 
 
 @router.post("/verify", response_model=dict[str, Any], operation_id="nemo_gym_verify")
-async def verify(body: Verify, request: Request) -> Response:
+async def verify(body: NemoGymVerifyRequest, request: Request) -> Response:
     """The reward of one rollout."""
-    return JSONResponse(write(body, await listen(request, [read(body)], None)))
+    return JSONResponse(build_response(body, await score_items(request, [parse_request(body)], None)))
 
 
 @router.post("/seed_session", operation_id="nemo_gym_seed_session")

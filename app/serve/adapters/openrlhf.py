@@ -11,12 +11,20 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from app.errors import SparseRMError
-from app.serve.adapters.common import TOP, Heard, listen, reasons, sigmoid, speaking, understood
-from app.serve.api.error_handlers import envelope
+from app.serve.adapters.common import (
+    EXPLANATION_TOP_K,
+    AdapterResult,
+    adapter_route_class,
+    score_items,
+    parse_texts,
+    explanation_rows,
+    sigmoid,
+)
+from app.serve.api.error_handlers import error_body
 from app.types import Score
 
 
-class Query(BaseModel):
+class OpenRLHFRequest(BaseModel):
     """Rendered conversations; where prompts come along, they tell where each response begins."""
 
     query: list[str] | str
@@ -24,7 +32,7 @@ class Query(BaseModel):
     model: str | None = None
 
 
-class Rewards(BaseModel):
+class OpenRLHFResponse(BaseModel):
     """What the trainer reads; `scores` rank the rewards from 0 to 1, for its dynamic filtering."""
 
     rewards: list[float]
@@ -33,7 +41,7 @@ class Rewards(BaseModel):
     explanations: list[list[dict[str, Any]]]
 
 
-def read(body: Query) -> list[tuple[str, str | None]]:
+def parse_request(body: OpenRLHFRequest) -> list[tuple[str, str | None]]:
     """Each text, and its prompt if it came along."""
     texts = [body.query] if isinstance(body.query, str) else body.query
     given = [body.prompts] if isinstance(body.prompts, str) else body.prompts or []
@@ -41,37 +49,41 @@ def read(body: Query) -> list[tuple[str, str | None]]:
     return list(zip(texts, prompts, strict=True))
 
 
-def write(heard: Heard) -> dict[str, Any]:
+def build_response(heard: AdapterResult) -> dict[str, Any]:
     """Lists as long as the query, in its order."""
     scores = heard.scores
     return {
         "rewards": heard.rewards,
-        "scores": [_rank(score) for score in scores],
+        "scores": [_rank_score(score) for score in scores],
         "extra_logs": {
             "rm/uncertainty": [score.uncertainty for score in scores],
             "rm/distance": [score.distance for score in scores],
             "rm/truncated": [float(one.truncated) for one in heard.encoded],
         },
-        "explanations": [reasons(score) for score in scores],
+        "explanations": [explanation_rows(score) for score in scores],
     }
 
 
-def _rank(score: Score) -> float:
+def _rank_score(score: Score) -> float:
     return sigmoid(score.reward) if score.percentile is None else score.percentile / 100
 
 
-def failed(error: SparseRMError, _body: Any) -> tuple[int, Any]:
+def error_response(error: SparseRMError, _body: Any) -> tuple[int, Any]:
     """Its client retries whatever goes wrong; people read the log."""
-    return error.status, envelope(error)
+    return error.status, error_body(error)
 
 
-router = APIRouter(route_class=speaking(failed), tags=["OpenRLHF"])
+router = APIRouter(route_class=adapter_route_class(error_response), tags=["OpenRLHF"])
 
 
-@router.post("/get_reward", response_model=Rewards, operation_id="openrlhf_get_reward")
-async def get_reward(body: Query, request: Request) -> Response:
+@router.post("/get_reward", response_model=OpenRLHFResponse, operation_id="openrlhf_get_reward")
+async def get_reward(body: OpenRLHFRequest, request: Request) -> Response:
     """Rewards for OpenRLHF; an empty query, which some versions send to spare servers, gets empty lists."""
-    texts = read(body)
+    texts = parse_request(body)
     if not texts:
-        return JSONResponse(write(Heard("", [], [])))
-    return JSONResponse(write(await listen(request, understood(request, texts), body.model, top_k=TOP)))
+        return JSONResponse(build_response(AdapterResult("", [], [])))
+    return JSONResponse(
+        build_response(
+            await score_items(request, parse_texts(request, texts), body.model, top_k=EXPLANATION_TOP_K)
+        )
+    )

@@ -9,45 +9,45 @@ from pydantic import BaseModel, Field
 
 from app.errors import InvalidInput
 from app.serve.adapters.common import (
-    Heard,
-    conversation,
-    listen,
+    AdapterResult,
+    adapter_route_class,
+    score_items,
     new_id,
+    parse_texts,
     sigmoid,
-    speaking,
-    understood,
+    split_conversation,
 )
-from app.serve.api.error_handlers import as_vllm
-from app.serve.api.request_schemas import Turn
+from app.serve.api.error_handlers import vllm_error
+from app.serve.api.request_schemas import MessageInput
 from app.types import Item
 
 
-class Pooling(BaseModel):
+class PoolingRequest(BaseModel):
     """Rendered texts, or one conversation, or (as reward-hub sends them) several."""
 
     model: str | None = None
     input: str | Annotated[list[str], Field(min_length=1)] | None = None
     messages: (
-        Annotated[list[Turn], Field(min_length=2)]
-        | Annotated[list[Annotated[list[Turn], Field(min_length=2)]], Field(min_length=1)]
+        Annotated[list[MessageInput], Field(min_length=2)]
+        | Annotated[list[Annotated[list[MessageInput], Field(min_length=2)]], Field(min_length=1)]
         | None
     ) = None
     use_activation: bool | None = None
     activation: bool | None = None
 
 
-def read(body: Pooling) -> list[str] | list[Item]:
+def parse_request(body: PoolingRequest) -> list[str] | list[Item]:
     """Rendered texts, or conversations."""
     if body.messages is not None:
         several = [one for one in body.messages if isinstance(one, list)]
-        single = [one for one in body.messages if isinstance(one, Turn)]
-        return [conversation(one) for one in several or [single]]
+        single = [one for one in body.messages if isinstance(one, MessageInput)]
+        return [split_conversation(one) for one in several or [single]]
     if body.input is None:
         raise InvalidInput("give input or messages", "input", "missing")
     return [body.input] if isinstance(body.input, str) else body.input
 
 
-def write(body: Pooling, heard: Heard) -> dict[str, Any]:
+def build_response(body: PoolingRequest, heard: AdapterResult) -> dict[str, Any]:
     """A vector of one number each."""
     even = bool(body.use_activation or body.activation)
     data = [
@@ -60,14 +60,14 @@ def write(body: Pooling, heard: Heard) -> dict[str, Any]:
     }  # fmt: skip
 
 
-router = APIRouter(route_class=speaking(as_vllm), tags=["vLLM"])
+router = APIRouter(route_class=adapter_route_class(vllm_error), tags=["vLLM"])
 
 
 @router.post("/pooling", response_model=dict[str, Any], operation_id="pooling")
-async def pooling(body: Pooling, request: Request) -> Response:
+async def pooling(body: PoolingRequest, request: Request) -> Response:
     """Rewards as pooled outputs, for clients of vLLM."""
-    found = read(body)
+    found = parse_request(body)
     texts = [one for one in found if isinstance(one, str)]
     exchanges = [one for one in found if isinstance(one, Item)]
-    exchanges += understood(request, [(one, None) for one in texts])
-    return JSONResponse(write(body, await listen(request, exchanges, body.model)))
+    exchanges += parse_texts(request, [(one, None) for one in texts])
+    return JSONResponse(build_response(body, await score_items(request, exchanges, body.model)))

@@ -11,8 +11,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.errors import InvalidInput, SparseRMError
-from app.serve.adapters.common import Heard, exchange, listen, new_id, sigmoid, speaking
-from app.serve.api.error_handlers import as_tei, as_vllm
+from app.serve.adapters.common import AdapterResult, adapter_route_class, build_item, score_items, new_id, sigmoid
+from app.serve.api.error_handlers import tei_error, vllm_error
 
 
 class Document(BaseModel):
@@ -36,7 +36,7 @@ class Rerank(BaseModel):
     activation: bool | None = None
 
 
-def read(body: Rerank) -> list[str]:
+def parse_request(body: Rerank) -> list[str]:
     """The responses."""
     if body.texts is not None:
         return body.texts
@@ -45,12 +45,12 @@ def read(body: Rerank) -> list[str]:
     return [one if isinstance(one, str) else one.text for one in body.documents]
 
 
-def write(body: Rerank, heard: Heard) -> Any:
+def build_response(body: Rerank, heard: AdapterResult) -> Any:
     """Best first, each with its place in the request."""
     raw = body.raw_scores or False in (body.use_activation, body.activation)
     scores = [reward if raw else sigmoid(reward) for reward in heard.rewards]
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    texts = read(body)
+    texts = parse_request(body)
     if body.texts is not None:
         shown: list[dict[str, Any]] = [{"text": texts[i]} if body.return_text else {} for i in order]
         return [{"index": i, **one, "score": scores[i]} for i, one in zip(order, shown, strict=True)]
@@ -67,10 +67,10 @@ def write(body: Rerank, heard: Heard) -> Any:
 
 def failed(error: SparseRMError, body: Any) -> tuple[int, Any]:
     """As TEI says it to those who ask like TEI's clients, else as vLLM does."""
-    return as_tei(error) if isinstance(body, dict) and "texts" in body else as_vllm(error)
+    return tei_error(error) if isinstance(body, dict) and "texts" in body else vllm_error(error)
 
 
-router = APIRouter(route_class=speaking(failed), tags=["vLLM, Cohere, Jina, infinity, TEI"])
+router = APIRouter(route_class=adapter_route_class(failed), tags=["vLLM, Cohere, Jina, infinity, TEI"])
 
 
 @router.post("/rerank", response_model=dict[str, Any] | list[dict[str, Any]], operation_id="rerank")
@@ -78,5 +78,5 @@ router = APIRouter(route_class=speaking(failed), tags=["vLLM, Cohere, Jina, infi
 @router.post("/v2/rerank", response_model=dict[str, Any] | list[dict[str, Any]], operation_id="v2_rerank")
 async def rerank(body: Rerank, request: Request) -> Response:
     """Responses to a prompt, best first."""
-    exchanges = [exchange(body.query, text) for text in read(body)]
-    return JSONResponse(write(body, await listen(request, exchanges, body.model)))
+    exchanges = [build_item(body.query, text) for text in parse_request(body)]
+    return JSONResponse(build_response(body, await score_items(request, exchanges, body.model)))

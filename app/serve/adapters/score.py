@@ -11,8 +11,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.errors import InvalidInput
-from app.serve.adapters.common import Heard, exchange, listen, new_id, sigmoid, speaking
-from app.serve.api.error_handlers import as_vllm
+from app.serve.adapters.common import AdapterResult, adapter_route_class, build_item, score_items, new_id, sigmoid
+from app.serve.api.error_handlers import vllm_error
 from app.types import Item
 
 Texts = str | Annotated[list[str], Field(min_length=1)]
@@ -42,10 +42,10 @@ class Asked(NamedTuple):
     sglang: bool
 
 
-def read(body: ScoreBody) -> Asked:
+def parse_request(body: ScoreBody) -> Asked:
     """Prompts and responses side by side."""
     if body.query is not None and body.items is not None:
-        return Asked([exchange(body.query, one) for one in _listed(body.items)], sglang=True)
+        return Asked([build_item(body.query, one) for one in _listed(body.items)], sglang=True)
     given: dict[str, Any] = body.model_dump()
     for first, second in SPELLINGS:
         if given[first] is not None and given[second] is not None:
@@ -56,11 +56,11 @@ def read(body: ScoreBody) -> Asked:
                 )
                 raise InvalidInput(message, first, "lengths")
             wide = prompts * len(responses) if len(prompts) == 1 else prompts
-            return Asked([exchange(*pair) for pair in zip(wide, responses, strict=True)], sglang=False)
+            return Asked([build_item(*pair) for pair in zip(wide, responses, strict=True)], sglang=False)
     raise InvalidInput("give queries and documents, text_1 and text_2, or query and items", "body", "missing")
 
 
-def write(body: ScoreBody, heard: Heard, *, sglang: bool) -> dict[str, Any]:
+def build_response(body: ScoreBody, heard: AdapterResult, *, sglang: bool) -> dict[str, Any]:
     """Scores in order."""
     if sglang:
         scores = [[reward] for reward in heard.rewards]
@@ -80,13 +80,13 @@ def _listed(texts: str | list[str]) -> list[str]:
     return [texts] if isinstance(texts, str) else texts
 
 
-router = APIRouter(route_class=speaking(as_vllm), tags=["vLLM, SGLang"])
+router = APIRouter(route_class=adapter_route_class(vllm_error), tags=["vLLM, SGLang"])
 
 
 @router.post("/score", response_model=dict[str, Any], operation_id="score")
 @router.post("/v1/score", response_model=dict[str, Any], operation_id="v1_score")
 async def score(body: ScoreBody, request: Request) -> Response:
     """Rewards of responses to prompts, for clients of vLLM and SGLang."""
-    asked = read(body)
-    heard = await listen(request, asked.exchanges, body.model)
-    return JSONResponse(write(body, heard, sglang=asked.sglang))
+    asked = parse_request(body)
+    heard = await score_items(request, asked.exchanges, body.model)
+    return JSONResponse(build_response(body, heard, sglang=asked.sglang))

@@ -10,52 +10,63 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.errors import SparseRMError
-from app.serve.adapters.chat_markup import BLANK
-from app.serve.adapters.common import TOP, Heard, listen, reasons, speaking, understood
-from app.serve.api.error_handlers import envelope
-from app.serve.api.request_schemas import Turn
+from app.serve.adapters.chat_markup import EMPTY_RESPONSE
+from app.serve.adapters.common import (
+    EXPLANATION_TOP_K,
+    AdapterResult,
+    adapter_route_class,
+    score_items,
+    parse_texts,
+    explanation_rows,
+)
+from app.serve.api.error_handlers import error_body
+from app.serve.api.request_schemas import MessageInput
 from app.types import Item, Message
 
 
-class Sample(BaseModel):
+class SlimeSample(BaseModel):
     """One sample: a prompt, rendered or in messages, and what the policy said."""
 
-    prompt: str | Annotated[list[Turn], Field(min_length=1)]
+    prompt: str | Annotated[list[MessageInput], Field(min_length=1)]
     response: str
 
 
-def read(body: Sample) -> tuple[str, str] | Item:
+def parse_request(body: SlimeSample) -> tuple[str, str] | Item:
     """A text with its prompt, or a conversation."""
     if isinstance(body.prompt, str):
         return body.prompt + body.response, body.prompt
-    return Item(tuple(Message(turn.role, turn.content) for turn in body.prompt), body.response or BLANK)
+    return Item(
+        tuple(Message(turn.role, turn.content) for turn in body.prompt), body.response or EMPTY_RESPONSE
+    )
 
 
-def write(heard: Heard, key: str | None) -> Any:
+def build_response(heard: AdapterResult, key: str | None) -> Any:
     """A number, or an object that holds it under a key."""
     [score] = heard.scores
     if key is None:
         return score.reward
-    return {"uncertainty": score.uncertainty, "top": reasons(score), key: score.reward}
+    return {"uncertainty": score.uncertainty, "top": explanation_rows(score), key: score.reward}
 
 
 def failed(error: SparseRMError, _body: Any) -> tuple[int, Any]:
     """Its client retries whatever goes wrong; people read the log."""
-    return error.status, envelope(error)
+    return error.status, error_body(error)
 
 
-router = APIRouter(route_class=speaking(failed), tags=["slime and miles"])
+router = APIRouter(route_class=adapter_route_class(failed), tags=["slime and miles"])
 
 
 @router.post("/slime", response_model=float | dict[str, Any], operation_id="slime_reward")
 async def reward(
-    body: Sample,
+    body: SlimeSample,
     request: Request,
     key: Annotated[
         str | None, Query(pattern=r"^\w{1,64}$", description="Name of the reward in an object.")
     ] = None,
 ) -> Response:
     """The reward of one sample, for slime and miles."""
-    found = read(body)
-    exchanges = [found] if isinstance(found, Item) else understood(request, [found])
-    return JSONResponse(write(await listen(request, exchanges, None, top_k=TOP if key else 0), key))
+    found = parse_request(body)
+    exchanges = [found] if isinstance(found, Item) else parse_texts(request, [found])
+    return JSONResponse(
+        build_response(await score_items(request, exchanges, None, top_k=EXPLANATION_TOP_K if key else 0), key)
+    )

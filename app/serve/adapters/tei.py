@@ -12,9 +12,16 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.errors import SparseRMError
-from app.serve.adapters.common import Heard, exchange, listen, sigmoid, speaking, understood
-from app.serve.api.dependencies import TheScorer, meant
-from app.serve.api.error_handlers import as_tei
+from app.serve.adapters.common import (
+    AdapterResult,
+    adapter_route_class,
+    build_item,
+    score_items,
+    parse_texts,
+    sigmoid,
+)
+from app.serve.api.dependencies import TheScorer, resolve_model
+from app.serve.api.error_handlers import tei_error
 from app.types import ScoreOptions
 
 LABEL = "LABEL_0"
@@ -29,7 +36,7 @@ class Predict(BaseModel):
     model: str | None = None
 
 
-def read(body: Predict) -> list[list[str]]:
+def parse_request(body: Predict) -> list[list[str]]:
     """Groups of one text or a pair."""
     if isinstance(body.inputs, str):
         return [[body.inputs]]
@@ -37,7 +44,7 @@ def read(body: Predict) -> list[list[str]]:
     return groups or [[one for one in body.inputs if isinstance(one, str)]]
 
 
-def write(body: Predict, heard: Heard) -> Any:
+def write(body: Predict, heard: AdapterResult) -> Any:
     """A list of labels, or a list of such lists for a batch."""
     rows = [
         [{"score": reward if body.raw_scores else sigmoid(reward), "label": LABEL}]
@@ -49,28 +56,28 @@ def write(body: Predict, heard: Heard) -> Any:
 
 def failed(error: SparseRMError, _body: Any) -> tuple[int, Any]:
     """TEI's own words."""
-    return as_tei(error)
+    return tei_error(error)
 
 
-router = APIRouter(route_class=speaking(failed), tags=["TEI"])
+router = APIRouter(route_class=adapter_route_class(failed), tags=["TEI"])
 
 
 @router.post("/predict", response_model=list[Any], operation_id="tei_predict")
 async def predict(body: Predict, request: Request) -> Response:
     """Rewards as predictions, for clients of TEI."""
     exchanges = [
-        exchange(*group) if len(group) == 2 else understood(request, [(group[0], None)])[0]
-        for group in read(body)
+        build_item(*group) if len(group) == 2 else parse_texts(request, [(group[0], None)])[0]
+        for group in parse_request(body)
     ]
-    return JSONResponse(write(body, await listen(request, exchanges, body.model)))
+    return JSONResponse(write(body, await score_items(request, exchanges, body.model)))
 
 
 @router.get("/info", operation_id="tei_info")
 async def info(request: Request, scorer: TheScorer) -> dict[str, Any]:
     """What is served, as TEI's clients ask for it."""
     settings, backbone = request.app.state.settings, scorer.engine.backbone
-    name = meant(request, None)
-    scorer.engine.check(ScoreOptions((name,)))
+    name = resolve_model(request, None)
+    scorer.engine.validate_options(ScoreOptions((name,)))
     return {
         "model_id": name,
         "model_sha": backbone.digest,

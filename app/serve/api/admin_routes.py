@@ -6,25 +6,25 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from app.errors import Closing
+from app.errors import ServiceUnavailable
 from app.serve.api import response_schemas
 from app.serve.api.dependencies import TheScorer
-from app.serve.middleware.auth import admin_only
-from app.serve.model_manager import Fleet
+from app.serve.middleware.auth import require_admin
+from app.serve.model_manager import ModelManager
 
 
-def fleet(request: Request) -> Fleet:
+def fleet(request: Request) -> ModelManager:
     """What changes the models of this server."""
-    found: Fleet = request.app.state.fleet
+    found: ModelManager = request.app.state.model_manager
     return found
 
 
-TheFleet = Annotated[Fleet, Depends(fleet)]
-router = APIRouter(responses=response_schemas.ERRORS)
-admin = APIRouter(
+TheFleet = Annotated[ModelManager, Depends(fleet)]
+router = APIRouter(responses=response_schemas.ERROR_RESPONSES)
+admin_router = APIRouter(
     prefix="/v1/models/{id}",
-    responses=response_schemas.ERRORS,
-    dependencies=[Depends(admin_only)],
+    responses=response_schemas.ERROR_RESPONSES,
+    dependencies=[Depends(require_admin)],
     tags=["admin"],
 )
 
@@ -39,7 +39,7 @@ async def health() -> dict[str, str]:
 async def ready(scorer: TheScorer) -> dict[str, str]:
     """Every model's probes passed and new work is taken."""
     if not scorer.ready:
-        raise Closing("not taking new work", code="not_ready")
+        raise ServiceUnavailable("not taking new work", code="not_ready")
     return {"status": "ready"}
 
 
@@ -75,22 +75,26 @@ async def metrics(request: Request) -> Response:
     return Response(generate_latest(request.app.state.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-@admin.post("/load", response_model=response_schemas.Changed, operation_id="load_model")
-async def load_model(id: str, fleet: TheFleet) -> response_schemas.Changed:  # noqa: A002 - the path says {id}
+@admin_router.post("/load", response_model=response_schemas.ModelChangeResponse, operation_id="load_model")
+async def load_model(id: str, fleet: TheFleet) -> response_schemas.ModelChangeResponse:  # noqa: A002 - the path says {id}
     """Serve a bundle of the models folder that is not served yet."""
     await fleet.load(id)
-    return response_schemas.Changed(id=id, change="loaded")
+    return response_schemas.ModelChangeResponse(id=id, change="loaded")
 
 
-@admin.post("/reload", response_model=response_schemas.Changed, operation_id="reload_model")
-async def reload_model(id: str, fleet: TheFleet) -> response_schemas.Changed:  # noqa: A002 - the path says {id}
+@admin_router.post(
+    "/reload", response_model=response_schemas.ModelChangeResponse, operation_id="reload_model"
+)
+async def reload_model(id: str, fleet: TheFleet) -> response_schemas.ModelChangeResponse:  # noqa: A002 - the path says {id}
     """Serve a bundle as it lies on disk now; no request fails meanwhile."""
     await fleet.reload(id)
-    return response_schemas.Changed(id=id, change="reloaded")
+    return response_schemas.ModelChangeResponse(id=id, change="reloaded")
 
 
-@admin.post("/unload", response_model=response_schemas.Changed, operation_id="unload_model")
-async def unload_model(id: str, fleet: TheFleet) -> response_schemas.Changed:  # noqa: A002 - the path says {id}
+@admin_router.post(
+    "/unload", response_model=response_schemas.ModelChangeResponse, operation_id="unload_model"
+)
+async def unload_model(id: str, fleet: TheFleet) -> response_schemas.ModelChangeResponse:  # noqa: A002 - the path says {id}
     """Serve a model no longer."""
     await fleet.unload(id)
-    return response_schemas.Changed(id=id, change="unloaded")
+    return response_schemas.ModelChangeResponse(id=id, change="unloaded")

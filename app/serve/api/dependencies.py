@@ -5,23 +5,23 @@ from typing import Annotated, Literal
 
 from fastapi import Depends, Header, Request
 
-from app.serve.api.request_schemas import Place
-from app.serve.batching.service import Outcome, Scorer
-from app.serve.middleware.auth import PATH_MODEL
-from app.serve.middleware.limits import NOTE, unless_gone
+from app.serve.api.request_schemas import InputLocation
+from app.serve.batching.service import ScoringResult, ScoringService
+from app.serve.middleware.auth import PATH_MODEL_KEY
+from app.serve.middleware.limits import LOG_FIELDS_KEY, cancel_on_disconnect
 from app.types import ANONYMOUS_CALLER, Item, RequestContext, ScoreOptions
 
 
-def scorer(request: Request) -> Scorer:
+def scorer(request: Request) -> ScoringService:
     """What scores for this server."""
-    found: Scorer = request.app.state.scorer
+    found: ScoringService = request.app.state.scoring_service
     return found
 
 
-TheScorer = Annotated[Scorer, Depends(scorer)]
+TheScorer = Annotated[ScoringService, Depends(scorer)]
 
 
-def terms(
+def read_request_context(
     request: Request,
     caller: Annotated[
         str,
@@ -43,44 +43,52 @@ def terms(
     ] = None,
 ) -> RequestContext:  # fmt: skip
     """The terms in a request's headers; also kept on the request, for dialects."""
-    patience = timeout_s or request.app.state.settings.timeout_s
+    patience = timeout_s or request.app.state.settings.request_timeout_s
     host = request.client.host if request.client else ""
     found = RequestContext(caller, host, priority == "urgent", patience)
     request.state.terms = found
     return found
 
 
-TheTerms = Depends(terms)
+RequestContextDependency = Depends(read_request_context)
 
 
-def meant(request: Request, named: str | None, *, lenient: bool = False) -> str:
+def resolve_model(request: Request, requested: str | None, *, allow_unknown: bool = False) -> str:
     """The model a request is about: by its body, else by its path, else the default.
 
     A name that is not served is an error, unless the path names a model or the dialect sends any name.
     """
-    by_path = request.scope.get(PATH_MODEL)
-    if named and (named in scorer(request).engine.names or not (by_path or lenient)):
-        return named
+    by_path = request.scope.get(PATH_MODEL_KEY)
+    if requested and (requested in scorer(request).engine.model_names or not (by_path or allow_unknown)):
+        return requested
     return by_path or str(request.app.state.default_model)
 
 
-async def outcome(
-    request: Request, placed: Sequence[tuple[Item, Place]], ask: ScoreOptions, *, truncate: bool
-) -> Outcome:
+async def score_request(
+    request: Request,
+    located_items: Sequence[tuple[Item, InputLocation]],
+    options: ScoreOptions,
+    *,
+    truncate: bool,
+) -> ScoringResult:
     """Score what a request asks for, as long as it waits; what is worth logging is noted."""
-    note = request.scope.setdefault(NOTE, {})
-    note |= {"models": ",".join(ask.models), "items": len(placed), "caller": request.state.terms.caller}
-    work = scorer(request).score(placed, ask, request.state.terms, truncate=truncate)
-    found = await unless_gone(request, work)
+    note = request.scope.setdefault(LOG_FIELDS_KEY, {})
     note |= {
-        "tokens": sum(len(one.ids) for one in found.encoded),
+        "models": ",".join(options.models),
+        "items": len(located_items),
+        "caller": request.state.terms.caller,
+    }
+    work = scorer(request).score(located_items, options, request.state.terms, truncate=truncate)
+    found = await cancel_on_disconnect(request, work)
+    note |= {
+        "tokens": sum(len(item.encoded.ids) for item in found.items),
         "computed_tokens": found.computed_tokens,
-        **timings(found),
+        **stage_timings(found),
     }
     return found
 
 
-def timings(found: Outcome) -> dict[str, float]:
+def stage_timings(found: ScoringResult) -> dict[str, float]:
     """How long the stages of a request took."""
     return {
         "encode_ms": round(found.encode_s * 1e3, 3),

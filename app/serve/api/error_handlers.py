@@ -10,87 +10,87 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from app.errors import (
-    Closing,
+    BodyTooLarge,
     InvalidInput,
-    Malformed,
+    MalformedRequest,
     NotFound,
     Overloaded,
+    RequestTimeout,
+    ServiceUnavailable,
     SparseRMError,
-    TooLarge,
-    TooSlow,
 )
 from app.serve.metrics import Metrics
 
 log = logging.getLogger("sparserm")
-LONGEST = 500
-VLLM_TYPES = {
+MAX_MESSAGE_CHARACTERS = 500
+VLLM_ERROR_TYPES = {
     400: "BadRequestError", 404: "NotFoundError", 413: "BadRequestError", 429: "RateLimitError",
     503: "ServiceUnavailableError",
 }  # fmt: skip
-TEI_TYPES = {
+TEI_ERROR_TYPES = {
     400: "Empty", 404: "Validation", 413: "Validation", 422: "Validation", 424: "Backend", 429: "Overloaded",
     503: "Unhealthy",
 }  # fmt: skip
 
 
-def envelope(error: SparseRMError) -> dict[str, Any]:
+def error_body(error: SparseRMError) -> dict[str, Any]:
     """The OpenAI-style error body."""
     return {
         "error": {
-            "message": printable(error.message),
+            "message": truncate_message(error.message),
             "type": error.type,
-            "param": None if error.param is None else printable(error.param),
+            "param": None if error.param is None else truncate_message(error.param),
             "code": error.code,
         }
     }
 
 
-def waiting(error: SparseRMError) -> dict[str, str] | None:
+def retry_after_header(error: SparseRMError) -> dict[str, str] | None:
     """The header that says when to come back."""
-    if isinstance(error, Overloaded | Closing):
+    if isinstance(error, Overloaded | ServiceUnavailable):
         return {"Retry-After": str(error.retry_after_s)}
     return None
 
 
-def from_http(error: HTTPException) -> SparseRMError:
+def from_http_exception(error: HTTPException) -> SparseRMError:
     """What the framework refused, as one of ours."""
     known: dict[int, type[SparseRMError]] = {
-        400: Malformed, 404: NotFound, 408: TooSlow, 413: TooLarge, 429: Overloaded,
+        400: MalformedRequest, 404: NotFound, 408: RequestTimeout, 413: BodyTooLarge, 429: Overloaded,
     }  # fmt: skip
     return known.get(error.status_code, InvalidInput)(error.detail, code=f"http_{error.status_code}")
 
 
-def first_problem(error: RequestValidationError) -> SparseRMError:
+def from_validation_error(error: RequestValidationError) -> SparseRMError:
     """A validation error as one sentence about one field; the value itself is never repeated."""
     detail: dict[str, Any] = next(iter(error.errors()), {})
     kind, place = str(detail.get("type", "invalid")), detail.get("loc", ())
     if kind == "json_invalid":
-        return Malformed("the body is not JSON", "body", kind)
+        return MalformedRequest("the body is not JSON", "body", kind)
     parts = [part for part in place if part != "body"] if isinstance(place, tuple) else []
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
     message = str(detail.get("msg", "invalid")).removeprefix("Value error, ")
     return InvalidInput(f"{param or 'body'}: {message}", param or "body", kind)
 
 
-def answer_errors(app: Starlette, metrics: Metrics) -> None:
+def install_error_handlers(app: Starlette, metrics: Metrics) -> None:
     """One envelope for whatever goes wrong."""
 
     def answer(error: SparseRMError) -> JSONResponse:
         metrics.errors.labels(error.code).inc()
-        return JSONResponse(envelope(error), error.status, waiting(error))
+        return JSONResponse(error_body(error), error.status, retry_after_header(error))
 
     async def ours(_: Request, error: Exception) -> JSONResponse:
         return answer(error if isinstance(error, SparseRMError) else SparseRMError("internal error"))
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         if isinstance(error, RequestValidationError):
-            return answer(first_problem(error))
+            return answer(from_validation_error(error))
         return await unexpected(_, error)
 
     async def http(_: Request, error: Exception) -> JSONResponse:
         if not isinstance(error, HTTPException):
             return await unexpected(_, error)
-        response = answer(from_http(error))
+        response = answer(from_http_exception(error))
         response.status_code = error.status_code
         response.headers.update(error.headers or {})
         return response
@@ -105,22 +105,25 @@ def answer_errors(app: Starlette, metrics: Metrics) -> None:
     app.add_exception_handler(Exception, unexpected)
 
 
-def printable(text: str) -> str:
+def truncate_message(text: str) -> str:
     """No longer than a line or two, and fit for JSON."""
-    return text[:LONGEST].encode(errors="replace").decode()
+    return text[:MAX_MESSAGE_CHARACTERS].encode(errors="replace").decode()
 
 
-def as_vllm(error: SparseRMError, _body: Any = None) -> tuple[int, Any]:
+def vllm_error(error: SparseRMError, _body: Any = None) -> tuple[int, Any]:
     """As vLLM says it: what cannot be read is 400, and the code is the status."""
     status = 400 if error.status == 422 else error.status
-    param = None if error.param is None else printable(error.param)
-    kind = VLLM_TYPES.get(status, "InternalServerError")
+    param = None if error.param is None else truncate_message(error.param)
+    kind = VLLM_ERROR_TYPES.get(status, "InternalServerError")
     return status, {
-        "error": {"message": printable(error.message), "type": kind, "param": param, "code": status}
+        "error": {"message": truncate_message(error.message), "type": kind, "param": param, "code": status}
     }
 
 
-def as_tei(error: SparseRMError) -> tuple[int, Any]:
+def tei_error(error: SparseRMError) -> tuple[int, Any]:
     """As text-embeddings-inference says it."""
     status = {400: 422, 500: 424}.get(error.status, error.status)
-    return status, {"error": printable(error.message), "error_type": TEI_TYPES.get(status, "Backend")}
+    return status, {
+        "error": truncate_message(error.message),
+        "error_type": TEI_ERROR_TYPES.get(status, "Backend"),
+    }

@@ -10,14 +10,14 @@ from app.serve import adapters
 from app.serve.api import admin_routes, routes
 
 
-def render() -> str:
+def render_openapi() -> str:
     """The OpenAPI document, stable between runs."""
     app = FastAPI(title="SparseRM", version="1")
-    for router in (routes.router, admin_routes.router, admin_routes.admin):
+    for router in (routes.router, admin_routes.router, admin_routes.admin_router):
         app.include_router(router)
-    adapters.add(app)
+    adapters.add_dialects(app)
     return json.dumps(app.openapi(), indent=1, sort_keys=True) + "\n"
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(render())
+    Path(sys.argv[1]).write_text(render_openapi())

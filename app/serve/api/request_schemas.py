@@ -6,46 +6,46 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.types import Explain, Item, Message
 
-Name = Annotated[str, Field(max_length=200)]
-Direction = Annotated[str, Field(min_length=1, max_length=200)]
-Factor = Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False)]
-Texts = Annotated[list[str], Field(min_length=1)]
+ModelName = Annotated[str, Field(max_length=200)]
+SteerTarget = Annotated[str, Field(min_length=1, max_length=200)]
+SteerFactor = Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False)]
+ResponseTexts = Annotated[list[str], Field(min_length=1)]
 
 
-class Body(BaseModel):
+class RequestModel(BaseModel):
     """A request body; what it does not know, it refuses."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Place(NamedTuple):
+class InputLocation(NamedTuple):
     """Where in a request an exchange came from, for errors that name the field."""
 
-    whole: str
+    item: str
     conversation: str
     response: str
 
-    def of(self, param: str | None) -> str:
+    def field_for(self, param: str | None) -> str:
         """The request's name for a field of the exchange."""
         if param == "response":
             return self.response
         if param is None:
-            return self.whole
-        return self.conversation if self.conversation.endswith("prompt") else f"{self.whole}.{param}"
+            return self.item
+        return self.conversation if self.conversation.endswith("prompt") else f"{self.item}.{param}"
 
 
-class Turn(Body):
+class MessageInput(RequestModel):
     """One message of a conversation."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
 
 
-class Conversation(Body):
+class ConversationInput(RequestModel):
     """A prompt, or the messages of a longer conversation."""
 
     prompt: str | None = None
-    messages: Annotated[list[Turn], Field(min_length=1)] | None = None
+    messages: Annotated[list[MessageInput], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _one_conversation(self) -> Self:
@@ -54,23 +54,23 @@ class Conversation(Body):
         return self
 
     @property
-    def turns(self) -> tuple[Message, ...]:
+    def chat_messages(self) -> tuple[Message, ...]:
         """The conversation as messages."""
         if self.messages is None:
             return (Message("user", self.prompt or ""),)
         return tuple(Message(turn.role, turn.content) for turn in self.messages)
 
     @property
-    def field(self) -> str:
+    def conversation_field(self) -> str:
         """Which field holds the conversation."""
         return "prompt" if self.messages is None else "messages"
 
 
-class Input(Conversation):
+class RewardsInput(ConversationInput):
     """A conversation and the response or responses to score; messages may end with the response."""
 
     response: str | None = None
-    responses: Texts | None = None
+    responses: ResponseTexts | None = None
 
     @model_validator(mode="after")
     def _one_kind_of_response(self) -> Self:
@@ -84,33 +84,33 @@ class Input(Conversation):
             raise ValueError("messages hold a response but nothing it responds to")
         return self
 
-    def exchanges(self, index: int) -> list[tuple[Item, Place]]:
+    def items(self, index: int) -> list[tuple[Item, InputLocation]]:
         """The exchanges of the index-th input, each with its place in the request."""
         at = f"inputs[{index}]"
-        held = Place(at, f"{at}.{self.field}", f"{at}.response")
+        held = InputLocation(at, f"{at}.{self.conversation_field}", f"{at}.response")
         if self.response is not None:
-            return [(Item(self.turns, self.response), held)]
+            return [(Item(self.chat_messages, self.response), held)]
         if self.responses is None:
-            *turns, last = self.turns
+            *turns, last = self.chat_messages
             final = held._replace(response=f"{at}.messages[{len(turns)}].content")
             return [(Item(tuple(turns), last.content), final)]
         return [
-            (Item(self.turns, text), held._replace(response=f"{at}.responses[{i}]"))
+            (Item(self.chat_messages, text), held._replace(response=f"{at}.responses[{i}]"))
             for i, text in enumerate(self.responses)
         ]
 
 
-class RewardsRequest(Body):
+class RewardsRequest(RequestModel):
     """POST /v1/rewards."""
 
-    model: Name | Annotated[list[Name], Field(min_length=1, max_length=64)] | None = Field(
+    model: ModelName | Annotated[list[ModelName], Field(min_length=1, max_length=64)] | None = Field(
         None, description="A reward model or several, scored on one pass; the default model if omitted."
     )
-    inputs: Annotated[list[Input], Field(min_length=1)]
+    inputs: Annotated[list[RewardsInput], Field(min_length=1)]
     top_k: int = Field(5, ge=0, le=1000, description="How many contributing features to list.")
     explain: Explain = Explain.FEATURES
     clusters: bool = Field(default=False, description="Also sum up the contributions of each name.")
-    steer: dict[Direction, Factor] = Field(
+    steer: dict[SteerTarget, SteerFactor] = Field(
         default_factory=dict,
         max_length=1000,
         description="Scale how far latents (by number) or clusters (by name) leave the baseline; 0 silences.",
@@ -124,26 +124,29 @@ class RewardsRequest(Body):
     )
 
 
-class PairBody(Conversation):
+class PreferencePairInput(ConversationInput):
     """Two responses to one conversation."""
 
     chosen: str
     rejected: str
 
-    def exchanges(self, index: int) -> list[tuple[Item, Place]]:
+    def items(self, index: int) -> list[tuple[Item, InputLocation]]:
         """Chosen, then rejected, each with its place in the request."""
         at = f"pairs[{index}]"
         return [
-            (Item(self.turns, text), Place(at, f"{at}.{self.field}", f"{at}.{name}"))
+            (
+                Item(self.chat_messages, text),
+                InputLocation(at, f"{at}.{self.conversation_field}", f"{at}.{name}"),
+            )
             for name, text in (("chosen", self.chosen), ("rejected", self.rejected))
         ]
 
 
-class CompareRequest(Body):
+class CompareRequest(RequestModel):
     """POST /v1/compare."""
 
-    model: Name | None = None
-    pairs: Annotated[list[PairBody], Field(min_length=1)]
+    model: ModelName | None = None
+    pairs: Annotated[list[PreferencePairInput], Field(min_length=1)]
     top_k: int = Field(5, ge=0, le=1000)
     length_control: bool = Field(
         default=False,

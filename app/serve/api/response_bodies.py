@@ -23,8 +23,8 @@ def reward(score: Score, encoded: EncodedItem) -> dict[str, Any]:
         "residual": score.residual,
         "steer": dict(score.steer) or None,
         "features": [_contribution(one) for one in score.features],
-        "prompt_tokens": encoded.start,
-        "response_tokens": encoded.stop - encoded.start,
+        "prompt_tokens": encoded.response_start,
+        "response_tokens": encoded.response_end - encoded.response_start,
         "truncated": encoded.truncated,
     }
     if score.parts:
@@ -41,10 +41,10 @@ def comparison(engine: Engine, chosen: Score, rejected: Score, top_k: int) -> di
     margin = chosen.reward - rejected.reward
     correction = chosen.length_correction - rejected.length_correction
     penalty = chosen.penalty - rejected.penalty
-    shares = engine.contrast(chosen, rejected, ALL)
+    shares = engine.explain_margin(chosen, rejected, ALL)
     return {
         "margin": margin,
-        "probability": engine.probability(chosen.model, margin),
+        "probability": engine.compute_preference_probability(chosen.model, margin),
         "chosen_reward": chosen.reward,
         "rejected_reward": rejected.reward,
         "uncertainty": (chosen.uncertainty**2 + rejected.uncertainty**2) ** 0.5,

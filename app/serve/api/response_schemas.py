@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 
-class FeatureBody(BaseModel):
+class FeatureContributionSchema(BaseModel):
     """A feature's share of a reward (or of a margin), relative to the baseline."""
 
     model: str
@@ -20,7 +20,7 @@ class FeatureBody(BaseModel):
     url: str | None
 
 
-class ClusterBody(BaseModel):
+class ClusterSchema(BaseModel):
     """The directions of one name together; null holds those without one. All clusters sum as features do."""
 
     name: str | None
@@ -28,7 +28,7 @@ class ClusterBody(BaseModel):
     contribution: float
 
 
-class PartBody(BaseModel):
+class CompositePartSchema(BaseModel):
     """What one head adds to a composite; all parts sum to its reward."""
 
     model: str
@@ -38,14 +38,14 @@ class PartBody(BaseModel):
     scale: float
 
 
-class TokenBody(BaseModel):
+class TokenCreditSchema(BaseModel):
     """What a response token added to the running reward."""
 
     text: str
     credit: float
 
 
-class ErrorDetail(BaseModel):
+class ErrorDetailSchema(BaseModel):
     """What went wrong."""
 
     message: str
@@ -54,17 +54,17 @@ class ErrorDetail(BaseModel):
     code: str
 
 
-class FailedReward(BaseModel):
+class FailedRewardSchema(BaseModel):
     """A response that could not be scored, beside others that were."""
 
     index: int
     input: int
     response: int
     model: str
-    error: ErrorDetail
+    error: ErrorDetailSchema
 
 
-class RewardBody(BaseModel):
+class RewardSchema(BaseModel):
     """One reward; reward == baseline_reward + all contributions + length_correction - penalty + residual."""
 
     index: int
@@ -80,16 +80,16 @@ class RewardBody(BaseModel):
     penalty: float
     residual: float
     steer: dict[str, float] | None
-    features: list[FeatureBody]
-    clusters: list[ClusterBody] | None = None
-    parts: list[PartBody] | None = None
-    tokens: list[TokenBody] | None = None
+    features: list[FeatureContributionSchema]
+    clusters: list[ClusterSchema] | None = None
+    parts: list[CompositePartSchema] | None = None
+    tokens: list[TokenCreditSchema] | None = None
     prompt_tokens: int
     response_tokens: int
     truncated: bool
 
 
-class Usage(BaseModel):
+class UsageSchema(BaseModel):
     """Tokens asked for, and tokens really computed after sharing prefixes."""
 
     prompt_tokens: int
@@ -97,7 +97,7 @@ class Usage(BaseModel):
     computed_tokens: int
 
 
-class Timings(BaseModel):
+class TimingsSchema(BaseModel):
     """The slowest item's stages in milliseconds."""
 
     encode_ms: float
@@ -105,19 +105,19 @@ class Timings(BaseModel):
     device_ms: float
 
 
-class RewardsAnswer(BaseModel):
+class RewardsResponse(BaseModel):
     """Answer of POST /v1/rewards: one flat entry a response and model, in input order."""
 
     id: str
     object: Literal["list"] = "list"
     models: list[str]
     steer: dict[str, float] | None = None
-    data: list[RewardBody | FailedReward]
-    usage: Usage
-    timings: Timings
+    data: list[RewardSchema | FailedRewardSchema]
+    usage: UsageSchema
+    timings: TimingsSchema
 
 
-class ComparisonBody(BaseModel):
+class ComparisonSchema(BaseModel):
     """How two responses differ; margin == all contributions + length_correction - penalty + residual."""
 
     index: int
@@ -130,36 +130,36 @@ class ComparisonBody(BaseModel):
     length_correction: float
     penalty: float
     residual: float
-    features: list[FeatureBody]
+    features: list[FeatureContributionSchema]
     truncated: bool
 
 
-class FailedComparison(BaseModel):
+class FailedComparisonSchema(BaseModel):
     """A pair of which one response could not be scored."""
 
     index: int
-    error: ErrorDetail
+    error: ErrorDetailSchema
     truncated: bool
 
 
-class CompareAnswer(BaseModel):
+class CompareResponse(BaseModel):
     """Answer of POST /v1/compare."""
 
     id: str
     object: Literal["list"] = "list"
     model: str
-    data: list[ComparisonBody | FailedComparison]
-    usage: Usage
-    timings: Timings
+    data: list[ComparisonSchema | FailedComparisonSchema]
+    usage: UsageSchema
+    timings: TimingsSchema
 
 
-class ErrorBody(BaseModel):
+class ErrorResponse(BaseModel):
     """The envelope of every error."""
 
-    error: ErrorDetail
+    error: ErrorDetailSchema
 
 
-class CardBody(BaseModel):
+class ModelCardSchema(BaseModel):
     """A reward model as the manifest describes it."""
 
     model_config = ConfigDict(extra="allow")
@@ -168,21 +168,21 @@ class CardBody(BaseModel):
     object: Literal["model"] = "model"
 
 
-class Changed(BaseModel):
+class ModelChangeResponse(BaseModel):
     """What became of a model."""
 
     id: str
     change: Literal["loaded", "reloaded", "unloaded"]
 
 
-class CardList(BaseModel):
+class ModelListResponse(BaseModel):
     """GET /v1/models."""
 
     object: Literal["list"] = "list"
-    data: list[CardBody]
+    data: list[ModelCardSchema]
 
 
-class FeatureCard(BaseModel):
+class FeatureSchema(BaseModel):
     """A direction of a model: its name, the evidence for name and choice, and how its projections spread."""
 
     id: int
@@ -197,16 +197,16 @@ class FeatureCard(BaseModel):
     deciles: list[float]
 
 
-class FeatureList(BaseModel):
+class FeatureListResponse(BaseModel):
     """GET /v1/models/{id}/features."""
 
     object: Literal["list"] = "list"
     total: int
     offset: int
-    data: list[FeatureCard]
+    data: list[FeatureSchema]
 
 
-class DriftedFeature(BaseModel):
+class FeatureDriftSchema(BaseModel):
     """A direction whose projections moved."""
 
     id: int
@@ -214,7 +214,7 @@ class DriftedFeature(BaseModel):
     psi: float
 
 
-class CallerDrift(BaseModel):
+class CallerDriftSchema(BaseModel):
     """One caller's window: population stability indices, once there are enough responses."""
 
     responses: int
@@ -222,17 +222,17 @@ class CallerDrift(BaseModel):
     reward: float | None = None
     distance: float | None = None
     projections: float | None = None
-    features: list[DriftedFeature] | None = None
+    features: list[FeatureDriftSchema] | None = None
 
 
-class DriftAnswer(BaseModel):
+class DriftResponse(BaseModel):
     """GET /v1/models/{id}/drift."""
 
     object: Literal["drift"] = "drift"
     model: str
-    callers: dict[str, CallerDrift]
+    callers: dict[str, CallerDriftSchema]
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorBody} for code in (400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 503)
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorResponse} for code in (400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 503)
 }

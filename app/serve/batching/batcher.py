@@ -1,8 +1,9 @@
-"""Many small requests → few full passes: one task, a device thread a lane, no timer.
+"""Continuous batching: one asyncio task collects queued jobs into batches, and executor threads run them.
 
-While passes run, the next batch gathers. It is sealed early, one ahead, only once it is full; so an idle
-server answers at once and a busy one always runs full passes. A pass that fails is run again in halves, down
-to the item that fails alone; a device that fails at everything is given up.
+There is no timer. While batches run, the next one collects; it is taken from the queue before the device is
+free only if it is full. So an idle server scores at once and a busy one always runs full batches. A batch
+that fails is run again in halves, down to the item that fails alone; a device that fails its probes is given
+up.
 """
 
 import asyncio
@@ -14,36 +15,38 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, Self, TypeVar
 
-from app.errors import Closing, DeviceLost, NonFinite, SparseRMError
-from app.serve.batching.admission import Backlog, Room
-from app.serve.batching.executor import Lane, Lanes
-from app.serve.batching.fair_queue import Answer, Entry, Line, Result, next_batch
+from app.errors import DeviceLost, NonFiniteScore, ServiceUnavailable, SparseRMError
+from app.serve.batching.admission import AdmissionControl, BatchLoad, Reservation
+from app.serve.batching.executor import Executor, ExecutorSlot
+from app.serve.batching.fair_queue import FailedItem, FairQueue, QueuedJob, pop_batch
 from app.serve.metrics import Metrics
 from app.types import RequestContext, ScoredItem, ScoreJob
 
 log = logging.getLogger("sparserm")
 T = TypeVar("T")
-LEAST_BUDGET = 64
-REGROWTH = 0.01
+# The budget never shrinks below this many new tokens per batch.
+MIN_BATCH_TOKENS = 64
+# Share of the full budget that each batch without an error adds to a budget that has shrunk.
+BUDGET_GROWTH = 0.01
 
 
 class Device(Protocol):
-    """The verbs of the engine that a batch needs."""
+    """The methods of the engine that the batcher calls."""
 
     def prepare(self, jobs: Sequence[ScoreJob]) -> Any:
-        """Lay a batch out; needs no device."""
+        """Pack a batch; runs off the device's thread."""
 
-    def run(self, prepared: Any) -> Sequence[ScoredItem | NonFinite]:
-        """One forward pass."""
+    def run(self, prepared: Any) -> Sequence[ScoredItem | NonFiniteScore]:
+        """Run one forward pass over a packed batch; return one result per job."""
 
     def verify(self) -> None:
-        """Score what it knows the answer of; fails where the device cannot be trusted."""
+        """Score the probes; raise if a reward is off, so that the device cannot be trusted."""
 
 
 class Batcher:
-    """The line before the device; run it inside `async with`.
+    """Queue, admission control and executor in front of the device; use it as an async context manager.
 
-    `give_up` is called once, when the device is lost; from then on nothing is taken any more.
+    `on_device_lost` is called once, when the device is given up; after that no request is accepted.
     """
 
     def __init__(
@@ -52,21 +55,21 @@ class Batcher:
         *,
         batch_tokens: int,
         queue_tokens: int,
-        lanes: Lanes | None = None,
-        hang_s: float = 120.0,
-        give_up: Callable[[], None] = lambda: None,
+        executor: Executor | None = None,
+        device_timeout_s: float = 120.0,
+        on_device_lost: Callable[[], None] = lambda: None,
     ) -> None:
-        self.backlog = Backlog(queue_tokens, metrics)
-        self.lost = False
+        self.admission = AdmissionControl(queue_tokens, metrics)
+        self.device_lost = False
         self._metrics = metrics
         self._full_budget = self._budget = batch_tokens
-        self._hang_s = hang_s
-        self._give_up = give_up
-        self._line = Line()
-        self._lanes = lanes or Lanes()
+        self._device_timeout_s = device_timeout_s
+        self._on_device_lost = on_device_lost
+        self._queue = FairQueue()
+        self._executor = executor or Executor()
         self._wake = asyncio.Event()
         self._closing = False
-        self._packer = ThreadPoolExecutor(1, "pack")
+        self._packing_pool = ThreadPoolExecutor(1, "pack")
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._serve())
@@ -76,192 +79,211 @@ class Batcher:
         self._closing = True
         self._wake.set()
         await self._task
-        self._packer.shutdown(wait=not self.lost)
-        self._lanes.shutdown(wait=not self.lost)
+        self._packing_pool.shutdown(wait=not self.device_lost)
+        self._executor.shutdown(wait=not self.device_lost)
 
     @property
     def accepting(self) -> bool:
-        """Whether new work is taken."""
-        return not (self._closing or self.lost)
+        """Whether new requests are accepted."""
+        return not (self._closing or self.device_lost)
 
-    def room(self, tokens: int, terms: RequestContext) -> Room:
-        """Room for a request of about so many tokens, or a refusal that says when to come back."""
-        if self.lost:
-            raise Closing("the device is lost; this process ends", code="device_lost")
+    def reserve(self, tokens: int, context: RequestContext) -> Reservation:
+        """Return a reservation for a request of about `tokens`, or raise an error that says when to retry."""
+        if self.device_lost:
+            raise ServiceUnavailable("the device is lost; this process ends", code="device_lost")
         if self._closing:
-            raise Closing("the server is shutting down; send this to another one", code="closing")
-        return self.backlog.room(tokens, terms, partial(self._until, tokens, terms), self._budget)
+            raise ServiceUnavailable("the server is shutting down; send this to another one", code="closing")
+        load = BatchLoad(
+            queued_tokens=self._queue.num_tokens,
+            processed_tokens=self._executor.processed_tokens(self.admission.tokens_per_second),
+            slot_tokens=self._slot_tokens,
+            batch_tokens=self._budget,
+            tokens_ahead=partial(self._queue.tokens_ahead, tokens, context),
+        )
+        return self.admission.reserve(tokens, context, load)
 
-    def _until(self, tokens: int, terms: RequestContext) -> float:
-        """Tokens to work off until a newcomer with so many is answered: passes are answered whole.
-
-        While its own pass runs, the other lanes work, too.
-        """
-        begun = self.backlog.tokens - self._line.tokens
-        before = math.ceil((self._line.ahead(tokens, terms) + tokens) / self._share) - 1
-        return begun - self._lanes.done(self.backlog.speed) + before * self._share + self._budget
-
-    async def submit(self, jobs: Sequence[ScoreJob], device: Device, room: Room) -> list[Answer]:
-        """Results in order; a job that fails alone answers with its error, the others with scores."""
-        terms, loop = room.terms, asyncio.get_running_loop()
-        entries = [Entry(job, device, loop.create_future(), room.until) for job in jobs]
-        for entry in entries:
-            entry.future.add_done_callback(partial(_give, room, entry.tokens))
-        self._line.join(entries, terms)
-        self._note_line()
+    async def submit(
+        self, jobs: Sequence[ScoreJob], device: Device, reservation: Reservation
+    ) -> list[ScoredItem | FailedItem]:
+        """Score jobs; return one result per job, in order. A job that fails does not affect the others."""
+        context, loop = reservation.context, asyncio.get_running_loop()
+        queued = [QueuedJob(job, device, loop.create_future(), reservation.deadline) for job in jobs]
+        for job in queued:
+            job.future.add_done_callback(partial(_release, reservation, job.num_tokens))
+        self._queue.add(queued, context)
+        self._measure_queue()
         self._wake.set()
         try:
-            return list(await asyncio.gather(*(entry.future for entry in entries)))
+            return list(await asyncio.gather(*(job.future for job in queued)))
         finally:
-            self._metrics.dropped.inc(self._line.leave(entries, terms))
-            self._note_line()
+            self._metrics.dropped.inc(self._queue.remove(queued, context))
+            self._measure_queue()
 
-    async def on_device(self, work: Callable[[], T], lane: Lane | None = None) -> T:
-        """Do something on a device's thread, between two passes."""
+    async def run_on_device(self, function: Callable[[], T], slot: ExecutorSlot | None = None) -> T:
+        """Run a function on an executor thread between two batches; DeviceLost if it takes too long."""
         try:
-            return await asyncio.wait_for(self._lanes.work(work, lane), self._hang_s)
+            return await asyncio.wait_for(self._executor.submit(function, slot), self._device_timeout_s)
         except TimeoutError as error:
-            raise DeviceLost(f"the device has not answered for {self._hang_s:.0f} s") from error
+            raise DeviceLost(f"the device has not answered for {self._device_timeout_s:.0f} s") from error
 
     async def _serve(self) -> None:
         try:
-            await self._passes()
-        except Exception as error:  # noqa: BLE001 - without this task nothing would ever be answered
-            self._lose(error)
+            await self._run_batches()
+        except Exception as error:  # noqa: BLE001 - without this task no request would ever be answered
+            self._lose_device(error)
 
-    async def _passes(self) -> None:
+    async def _run_batches(self) -> None:
         running = set[asyncio.Task[None]]()
-        while batch := await self._gather():
+        while batch := await self._next_batch():
             prepared = await self._prepare(batch)
-            while not self._lanes.free:
+            while not self._executor.has_free_slot:
                 await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            tokens = sum(entry.tokens for entry in batch)
-            lane = self._lanes.take(tokens, crowd=self._line.fresh >= self._share)
-            running = {one for one in running if not one.done()}
-            running.add(asyncio.create_task(self._pass(batch, prepared, lane)))
+            share_threads = self._queue.num_new_tokens >= self._slot_tokens
+            slot = self._executor.acquire(_count_tokens(batch), share_threads=share_threads)
+            running = {task for task in running if not task.done()}
+            running.add(asyncio.create_task(self._run_batch(batch, prepared, slot)))
         await asyncio.gather(*running)
 
     @property
-    def _share(self) -> int:
-        """What a lane takes at once of the tokens that all take together."""
-        return math.ceil(self._budget / len(self._lanes))
+    def _slot_tokens(self) -> int:
+        """New tokens of one slot's batch when all slots share the budget."""
+        return math.ceil(self._budget / len(self._executor))
 
-    def _portion(self) -> int:
-        """New tokens to take from the line now: a share for a crowd, all for few if nothing runs, or none.
+    def _max_new_tokens(self) -> int:
+        """Return the new tokens to take from the queue now: a slot's share, the whole budget, or 0 to wait.
 
-        Ahead of its turn nothing is taken but from a whole budget: answers to one prompt may still be coming.
+        A slot's share is taken if the queue fills it beside running batches, or fills the budget. The whole
+        budget is allowed if nothing runs. Before the device is free, less than a budget waits: more responses
+        to the same prompt may still arrive. While a batch runs, smaller batches wait until they fill one
+        thread's share.
         """
-        joining = self._lanes.shared and self._lanes.free
-        if self._line.fresh >= (self._share if joining else self._budget):
-            return self._share
-        return 0 if self._lanes.busy else self._budget
+        can_join = self._executor.shares_threads and self._executor.has_free_slot
+        if self._queue.num_new_tokens >= (self._slot_tokens if can_join else self._budget):
+            return self._slot_tokens
+        return 0 if self._executor.busy_slots else self._budget
 
-    async def _gather(self) -> list[Entry]:
-        """The next batch: at once when nothing runs, when full otherwise; empty at the end."""
+    async def _next_batch(self) -> list[QueuedJob]:
+        """Wait for the next batch: any if nothing runs, a full one otherwise; empty after closing."""
         while True:
-            if self._line.first() and (portion := self._portion()):
-                batch = next_batch(self._line, portion, self._budget)
-                self._note_line()
+            if self._queue.peek() and (max_new_tokens := self._max_new_tokens()):
+                batch = pop_batch(self._queue, max_new_tokens, self._budget)
+                self._measure_queue()
                 if batch:
                     return batch
-            elif self._closing and not self._line.first():
+            elif self._closing and not self._queue.peek():
                 return []
             else:
                 self._wake.clear()
                 await self._wake.wait()
 
-    async def _prepare(self, batch: list[Entry]) -> Any:
-        """The batch packed, or None if packing it failed."""
-        jobs = [entry.job for entry in batch]
+    async def _prepare(self, batch: list[QueuedJob]) -> Any:
+        """Pack the batch; return None if packing fails."""
+        jobs = [queued.job for queued in batch]
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self._packer, batch[0].device.prepare, jobs
+                self._packing_pool, batch[0].device.prepare, jobs
             )
         except Exception:  # noqa: BLE001 - whatever it was, the items are tried again in halves
             return None
 
-    async def _pass(self, batch: list[Entry], prepared: Any, lane: Lane) -> None:
-        started = time.monotonic()
+    async def _run_batch(self, batch: list[QueuedJob], prepared: Any, slot: ExecutorSlot) -> None:
+        started_at = time.monotonic()
         try:
-            results = await self._results(batch, prepared, lane)
-            for entry, result in list(zip(batch, results, strict=True)):
-                entry.settle(result, started)
-            self._measure(batch, results, (time.monotonic() - started) / len(self._lanes.busy))
-        except Exception as error:  # noqa: BLE001 - what is left is a lost device
-            self._lose(error, batch)
+            results = await self._verified_results(batch, prepared, slot)
+            for queued, result in list(zip(batch, results, strict=True)):
+                queued.resolve(result, started_at)
+            seconds = (time.monotonic() - started_at) / len(self._executor.busy_slots)
+            self._measure_batch(batch, results, seconds)
+        except Exception as error:  # noqa: BLE001 - every error of a single item is a result by now
+            self._lose_device(error, batch)
         finally:
-            self._lanes.give(lane)
+            self._executor.release(slot)
             self._wake.set()
 
-    async def _results(self, batch: list[Entry], prepared: Any, lane: Lane) -> Sequence[Result]:
-        if self.lost:
+    async def _verified_results(
+        self, batch: list[QueuedJob], prepared: Any, slot: ExecutorSlot
+    ) -> Sequence[ScoredItem | SparseRMError]:
+        """Score the batch; if no item could be scored, check the device with its probes."""
+        if self.device_lost:
             raise DeviceLost("the device is lost")
-        results = await self._tried(batch, prepared, lane)
+        results = await self._score(batch, prepared, slot)
         if not any(isinstance(result, ScoredItem) for result in results):
-            await self.on_device(batch[0].device.verify, lane)
+            await self.run_on_device(batch[0].device.verify, slot)
         return results
 
-    async def _tried(self, batch: list[Entry], prepared: Any, lane: Lane) -> Sequence[Result]:
+    async def _score(
+        self, batch: list[QueuedJob], prepared: Any, slot: ExecutorSlot
+    ) -> Sequence[ScoredItem | SparseRMError]:
+        device = batch[0].device
         try:
             if prepared is None:
-                prepared = batch[0].device.prepare([entry.job for entry in batch])
-            return await self.on_device(lambda: batch[0].device.run(prepared), lane)
+                prepared = device.prepare([queued.job for queued in batch])
+            return await self.run_on_device(lambda: device.run(prepared), slot)
         except DeviceLost:
             raise
-        except Exception as error:  # noqa: BLE001 - one item's fault, or too much at once: find out
-            return await self._rescued(batch, error, lane)
+        except Exception as error:  # noqa: BLE001 - caused by one item or by the size: halves tell
+            return await self._score_in_halves(batch, error, slot)
 
-    async def _rescued(self, batch: list[Entry], error: Exception, lane: Lane) -> Sequence[Result]:
-        """The batch in halves, down to the item that fails alone; that one is tried no more."""
-        self._metrics.retried.inc()
-        log.warning("a pass over %d items failed (%s)", len(batch), type(error).__name__)
-        if isinstance(error, MemoryError):
-            self._shrink(batch)
+    async def _score_in_halves(
+        self, batch: list[QueuedJob], error: Exception, slot: ExecutorSlot
+    ) -> Sequence[ScoredItem | SparseRMError]:
+        """Score a failed batch again in halves; an item that failed alone gets its error as the result."""
+        self._metrics.batches_retried.inc()
+        log.warning("a batch of %d items failed (%s)", len(batch), type(error).__name__)
+        out_of_memory = isinstance(error, MemoryError)
+        if out_of_memory:
+            self._shrink_budget(batch)
         if len(batch) == 1:
-            cause = "out_of_memory" if isinstance(error, MemoryError) else "device_error"
-            return [SparseRMError(f"scoring this item failed ({type(error).__name__})", code=cause)]
+            code = "out_of_memory" if out_of_memory else "device_error"
+            return [SparseRMError(f"scoring this item failed ({type(error).__name__})", code=code)]
         middle = len(batch) // 2
         halves = (batch[:middle], batch[middle:])
-        return [result for half in halves for result in await self._tried(half, None, lane)]
+        return [result for half in halves for result in await self._score(half, None, slot)]
 
-    def _shrink(self, batch: list[Entry]) -> None:
-        """What did not fit is not tried again; good passes widen the budget little by little."""
-        self._budget = max(LEAST_BUDGET, min(self._budget, sum(entry.tokens for entry in batch)) // 2)
-        log.warning("out of memory: passes of %d new tokens from now on", self._budget)
+    def _shrink_budget(self, batch: list[QueuedJob]) -> None:
+        """Halve the tokens of a batch after one did not fit; batches that succeed raise them again slowly."""
+        self._budget = max(MIN_BATCH_TOKENS, min(self._budget, _count_tokens(batch)) // 2)
+        log.warning("out of memory: batches have at most %d new tokens from now on", self._budget)
 
-    def _lose(self, error: Exception, batch: Sequence[Entry] = ()) -> None:
-        """Give the device up: a batch and whatever waits are sent elsewhere."""
-        if not self.lost:
-            self.lost = True
+    def _lose_device(self, error: Exception, batch: Sequence[QueuedJob] = ()) -> None:
+        """Give the device up; fail `batch` and all queued jobs, so that their callers send them elsewhere."""
+        if not self.device_lost:
+            self.device_lost = True
             log.critical("the device is lost (%s: %s)", type(error).__name__, error)
-            self._give_up()
-        gone = Closing("the device is lost; send this again", code="device_lost")
-        left = list(batch)
-        while self._line.first():
-            left.append(self._line.pop())
-        for entry in left:
-            entry.settle(gone, time.monotonic())
+            self._on_device_lost()
+        unavailable = ServiceUnavailable("the device is lost; send this again", code="device_lost")
+        remaining = list(batch)
+        while self._queue.peek():
+            remaining.append(self._queue.pop())
+        for queued in remaining:
+            queued.resolve(unavailable, time.monotonic())
 
-    def _measure(self, batch: list[Entry], results: Sequence[Result], seconds: float) -> None:
+    def _measure_batch(
+        self, batch: list[QueuedJob], results: Sequence[ScoredItem | SparseRMError], seconds: float
+    ) -> None:
         scored = [result for result in results if isinstance(result, ScoredItem)]
-        computed = sum(result.computed_tokens for result in scored)
+        computed_tokens = sum(item.computed_tokens for item in scored)
         self._metrics.batch_items.observe(len(batch))
-        self._metrics.batch_tokens.observe(computed)
-        self._metrics.non_finite.inc(sum(isinstance(result, NonFinite) for result in results))
+        self._metrics.batch_tokens.observe(computed_tokens)
+        self._metrics.non_finite.inc(sum(isinstance(result, NonFiniteScore) for result in results))
         if len(scored) == len(batch):
-            self._budget = min(self._full_budget, self._budget + round(REGROWTH * self._full_budget))
-            if self._line.items:
-                self.backlog.passed(sum(entry.tokens for entry in batch), seconds)
-            self._metrics.tokens_saved.inc(sum(entry.tokens for entry in batch) - computed)
-        self._metrics.budget.set(self._budget)
-        for result in scored[:1]:
-            self._metrics.stage_seconds.labels("forward").observe(result.forward_s)
-            self._metrics.stage_seconds.labels("head").observe(result.head_s)
+            self._budget = min(self._full_budget, self._budget + round(BUDGET_GROWTH * self._full_budget))
+            if self._queue.num_items:
+                self.admission.record_batch(_count_tokens(batch), seconds)
+            self._metrics.tokens_saved.inc(_count_tokens(batch) - computed_tokens)
+        self._metrics.batch_budget_tokens.set(self._budget)
+        for item in scored[:1]:
+            self._metrics.stage_seconds.labels("forward").observe(item.forward_s)
+            self._metrics.stage_seconds.labels("head").observe(item.head_s)
 
-    def _note_line(self) -> None:
-        self._metrics.queue_items.set(self._line.items)
-        self._metrics.queue_tokens.set(self._line.tokens)
+    def _measure_queue(self) -> None:
+        self._metrics.queue_items.set(self._queue.num_items)
+        self._metrics.queue_tokens.set(self._queue.num_tokens)
 
 
-def _give(room: Room, tokens: int, _: object) -> None:
-    room.give(tokens)
+def _count_tokens(batch: Sequence[QueuedJob]) -> int:
+    return sum(queued.num_tokens for queued in batch)
+
+
+def _release(reservation: Reservation, tokens: int, _: object) -> None:
+    reservation.release(tokens)

@@ -1,8 +1,8 @@
-"""Where passes run: side by side where many wait, each on its share of the threads; else one on all of them.
+"""The threads that run batches: several side by side, each on a share of the CPU threads, or one on all.
 
-A pass on several threads waits for the slowest of them at every product, and for one of them wherever only
-one has work. Passes side by side wait for nobody, but each takes longer: that pays where others would wait
-anyhow.
+A batch on several CPU threads waits at every matrix product for the slowest of them, and on one of them
+wherever the work is not parallel. Batches side by side do not wait for each other, but each takes longer, so
+that pays only while other items would have to wait anyway.
 """
 
 import asyncio
@@ -16,68 +16,75 @@ T = TypeVar("T")
 
 
 @dataclass(eq=False, slots=True)
-class Lane:
-    """A thread for passes, and the one there: how many tokens, since when, whether on all threads."""
+class ExecutorSlot:
+    """A thread that runs batches; `tokens`, `started_at` and `uses_all_threads` are of its current batch."""
 
-    thread: ThreadPoolExecutor
+    pool: ThreadPoolExecutor
+    busy: bool = False
     tokens: int = 0
-    since: float = 0.0
-    wide: bool = False
-    taken: bool = False
+    started_at: float = 0.0
+    uses_all_threads: bool = False
 
 
-class Lanes:
-    """As many lanes as passes may run side by side; `tell` tells a thread among how many the cores are."""
+class Executor:
+    """Runs up to `num_slots` batches side by side.
 
-    def __init__(self, count: int = 1, tell: Callable[[int], None] = lambda _: None) -> None:
-        self._lanes = [Lane(ThreadPoolExecutor(1, f"device-{number}")) for number in range(count)]
-        self._tell = tell
+    Before each call, `set_thread_share` is called on the slot's thread with the number of slots that the CPU
+    threads are divided among.
+    """
+
+    def __init__(self, num_slots: int = 1, set_thread_share: Callable[[int], None] = lambda _: None) -> None:
+        self._slots = [ExecutorSlot(ThreadPoolExecutor(1, f"device-{index}")) for index in range(num_slots)]
+        self._set_thread_share = set_thread_share
 
     def __len__(self) -> int:
-        return len(self._lanes)
+        return len(self._slots)
 
     @property
-    def busy(self) -> list[Lane]:
-        """Those with a pass."""
-        return [lane for lane in self._lanes if lane.taken]
+    def busy_slots(self) -> list[ExecutorSlot]:
+        """The slots that run a batch."""
+        return [slot for slot in self._slots if slot.busy]
 
     @property
-    def shared(self) -> bool:
-        """Whether passes run on their share of the threads."""
-        return any(not lane.wide for lane in self.busy)
+    def shares_threads(self) -> bool:
+        """Whether the running batches use a share of the CPU threads each."""
+        return any(not slot.uses_all_threads for slot in self.busy_slots)
 
     @property
-    def free(self) -> bool:
-        """Whether another pass may begin."""
-        return len(self.busy) < len(self._lanes) and not any(lane.wide for lane in self.busy)
+    def has_free_slot(self) -> bool:
+        """Whether another batch may start: a slot is free and no batch uses all CPU threads."""
+        busy = self.busy_slots
+        return len(busy) < len(self._slots) and not any(slot.uses_all_threads for slot in busy)
 
-    def take(self, tokens: int, *, crowd: bool) -> Lane:
-        """A lane for a pass of so many tokens; on all threads if nothing runs and no crowd waits."""
-        wide = not crowd and not self.busy
-        lane = next(lane for lane in self._lanes if not lane.taken)
-        lane.taken, lane.tokens, lane.since, lane.wide = True, tokens, time.monotonic(), wide
-        return lane
+    def acquire(self, tokens: int, *, share_threads: bool) -> ExecutorSlot:
+        """Take a free slot for a batch; it uses all CPU threads unless `share_threads` or if others run."""
+        uses_all_threads = not share_threads and not self.busy_slots
+        slot = next(slot for slot in self._slots if not slot.busy)
+        slot.busy, slot.tokens, slot.started_at = True, tokens, time.monotonic()
+        slot.uses_all_threads = uses_all_threads
+        return slot
 
-    def give(self, lane: Lane) -> None:
-        """Its pass has ended."""
-        lane.taken = False
+    def release(self, slot: ExecutorSlot) -> None:
+        """Free the slot after its batch."""
+        slot.busy = False
 
-    def work(self, work: Callable[[], T], lane: Lane | None = None) -> asyncio.Future[T]:
-        """Do something on a lane's thread, or on all threads between two passes of the first lane."""
-        among = 1 if lane is None or lane.wide else len(self._lanes)
+    def submit(self, function: Callable[[], T], slot: ExecutorSlot | None = None) -> asyncio.Future[T]:
+        """Run a function on the slot's thread; without a slot, on the first one's with all CPU threads."""
+        num_shares = 1 if slot is None or slot.uses_all_threads else len(self._slots)
 
-        def told() -> T:
-            self._tell(among)
-            return work()
+        def run() -> T:
+            self._set_thread_share(num_shares)
+            return function()
 
-        return asyncio.get_running_loop().run_in_executor((lane or self._lanes[0]).thread, told)
+        return asyncio.get_running_loop().run_in_executor((slot or self._slots[0]).pool, run)
 
-    def done(self, speed: float) -> float:
-        """Of the tokens that are worked on, those that are done by now at such a speed of all together."""
-        now, each = time.monotonic(), speed / max(len(self.busy), 1)
-        return sum(min(lane.tokens, each * (now - lane.since)) for lane in self.busy)
+    def processed_tokens(self, tokens_per_second: float) -> float:
+        """Estimate the computed tokens of the running batches, at this speed of all slots together."""
+        now, busy = time.monotonic(), self.busy_slots
+        slot_speed = tokens_per_second / max(len(busy), 1)
+        return sum(min(slot.tokens, slot_speed * (now - slot.started_at)) for slot in busy)
 
     def shutdown(self, *, wait: bool) -> None:
-        """No more work."""
-        for lane in self._lanes:
-            lane.thread.shutdown(wait=wait)
+        """Stop the threads; with `wait`, after what they run."""
+        for slot in self._slots:
+            slot.pool.shutdown(wait=wait)

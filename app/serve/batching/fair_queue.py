@@ -1,173 +1,198 @@
-"""Who is next: the line before the device.
+"""The queue of jobs that wait for the device: fair between requests and callers, and starvation-free.
 
-An item's place is the line's clock plus the work its request has put before it, times the requests its caller
-has in line. So ten thousand items of one request do not stand before another's single one, and a hundred
-requests of one caller not before another's one. Who was placed stays placed: nobody waits for ever. Answers
-to one prompt, whoever asks, have one place as far as a pass goes, so that it is read once for all of them.
+Weighted fair queueing: a job's priority is the queue's virtual time at its arrival, plus the tokens of its
+own request up to and including it, times the number of requests its caller has in the queue. So ten thousand
+items of one request do not delay a single item of another, and a hundred requests of one caller do not delay
+another caller's only one. Priority is fixed at arrival, so no request starves. Responses to one prompt, from
+any caller, share one priority up to MAX_GROUP_TOKENS, so that a batch computes the prompt once for all.
 """
 
 import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
-from app.backbone.packing import Ids, Trie
+from app.backbone.packing import PackedTokenCounter, TokenIds
 from app.errors import Overloaded, SparseRMError
-from app.types import RequestContext, ScoredItem, ScoreJob
+from app.types import EncodedItem, RequestContext, ScoredItem, ScoreJob
 
-URGENCY, TOGETHER = 16, 1024
-Result = ScoredItem | SparseRMError
+URGENT_WEIGHT = 16
+MAX_GROUP_TOKENS = 1024
 
 
-class Answer(NamedTuple):
-    """A job's result, and how long it waited for the device."""
+@dataclass(frozen=True, slots=True)
+class FailedItem:
+    """An item that was not scored, the error, and how long the item waited for the device."""
 
-    result: Result
-    wait_s: float
+    encoded: EncodedItem
+    error: SparseRMError
+    wait_s: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
-    """A job in line, the device it is for, and the caller that waits for its answer."""
+class QueuedJob:
+    """A job in the queue, the device that shall score it, and the future its caller awaits.
+
+    `dequeued` is set once the job is in a batch or its caller has gone.
+    """
 
     job: ScoreJob
     device: Any
-    future: asyncio.Future[Answer]
-    until: float
-    queued: float = field(default_factory=time.monotonic)
-    taken: bool = False
-    prompt: Ids = field(init=False)
+    future: asyncio.Future[ScoredItem | FailedItem]
+    deadline: float
+    queued_at: float = field(default_factory=time.monotonic)
+    dequeued: bool = False
+    prompt_ids: TokenIds = field(init=False)
 
     def __post_init__(self) -> None:
-        self.prompt = self.job.encoded.prompt
+        self.prompt_ids = self.job.encoded.prompt_ids
 
     @property
-    def tokens(self) -> int:
-        """Its full length, shared prefixes included."""
+    def num_tokens(self) -> int:
+        """The item's full length, shared prefixes included."""
         return len(self.job.encoded.ids)
 
     @property
-    def own(self) -> int:
-        """What it takes where its prompt is read anyhow."""
-        return self.tokens - len(self.prompt)
+    def num_unshared_tokens(self) -> int:
+        """The tokens the item adds to a batch that already computes its prompt."""
+        return self.num_tokens - len(self.prompt_ids)
 
-    def settle(self, result: Result, started: float) -> None:
-        """Its answer, from a pass that began at this time."""
-        if not self.future.done():
-            self.future.set_result(Answer(result, started - self.queued))
+    def resolve(self, result: ScoredItem | SparseRMError, started_at: float) -> None:
+        """Hand the result to the caller; `started_at` is when the job's batch began."""
+        if self.future.done():
+            return
+        wait_s = started_at - self.queued_at
+        if isinstance(result, ScoredItem):
+            self.future.set_result(replace(result, wait_s=wait_s))
+        else:
+            self.future.set_result(FailedItem(self.job.encoded, result, wait_s))
 
 
 @dataclass(slots=True)
-class Run:
-    """Answers to one prompt that are served one after the other: where they stand, and their tokens."""
+class PromptGroup:
+    """Responses to one prompt that are scored one after the other: their priority and their tokens."""
 
-    at: float
-    number: int
-    tokens: int
+    priority: float
+    sequence_number: int
+    num_tokens: int
 
 
-class Line:
-    """Entries in the order in which they are to be served; `fresh` are their tokens, each prompt's once."""
+class FairQueue:
+    """Jobs ordered by priority; `num_new_tokens` counts every prompt once, `num_tokens` once per response."""
 
     def __init__(self) -> None:
-        self.tokens, self.fresh, self.items = 0, 0, 0
-        self._waiting: Counter[Ids] = Counter()
-        self._runs: dict[Ids, Run] = {}
-        self._heap: list[tuple[float, int, int, Entry]] = []
-        self._clock = 0.0
-        self._asking: Counter[str] = Counter()
-        self._arrivals = count()
+        self.num_items = 0
+        self.num_tokens = 0
+        self.num_new_tokens = 0
+        self._jobs_per_prompt: Counter[TokenIds] = Counter()
+        self._groups: dict[TokenIds, PromptGroup] = {}
+        self._heap: list[tuple[float, int, int, QueuedJob]] = []
+        self._virtual_time = 0.0
+        self._requests_per_key: Counter[str] = Counter()
+        self._sequence_numbers = count()
 
-    def join(self, entries: Sequence[Entry], terms: RequestContext) -> None:
-        """Take a request in; `leave` ends it, whatever became of its entries."""
-        self._asking[terms.fairness_key] += 1
-        pace, place = self._pace(terms), self._clock
-        for entry in entries:
-            place += entry.tokens * pace
-            run = self._run(entry, place)
-            heappush(self._heap, (min(place, run.at), run.number, next(self._arrivals), entry))
-            self._count(entry, 1)
+    def add(self, jobs: Sequence[QueuedJob], context: RequestContext) -> None:
+        """Add the jobs of one request; call `remove` with the same jobs when the request ends."""
+        self._requests_per_key[context.fairness_key] += 1
+        cost_per_token, priority = self._cost_per_token(context), self._virtual_time
+        for job in jobs:
+            priority += job.num_tokens * cost_per_token
+            group = self._join_group(job, priority)
+            order = (min(priority, group.priority), group.sequence_number, next(self._sequence_numbers))
+            heappush(self._heap, (*order, job))
+            self._update_counts(job, 1)
 
-    def _run(self, entry: Entry, place: float) -> "Run":
-        """Where it stands: with others that wait for the same prompt, or at its own place."""
-        run = self._runs.get(entry.prompt)
-        if not run or run.tokens + entry.own > TOGETHER:
-            run = self._runs[entry.prompt] = Run(place, next(self._arrivals), len(entry.prompt))
-        run.tokens += entry.own
-        return run
+    def _join_group(self, job: QueuedJob, priority: float) -> PromptGroup:
+        """Add the job to the open group of its prompt, or open a new group with the job's own priority."""
+        group = self._groups.get(job.prompt_ids)
+        if not group or group.num_tokens + job.num_unshared_tokens > MAX_GROUP_TOKENS:
+            group = PromptGroup(priority, next(self._sequence_numbers), len(job.prompt_ids))
+            self._groups[job.prompt_ids] = group
+        group.num_tokens += job.num_unshared_tokens
+        return group
 
-    def leave(self, entries: Sequence[Entry], terms: RequestContext) -> int:
-        """Nobody waits for these any more; how many of them had not been taken."""
-        self._asking[terms.fairness_key] -= 1
-        if not self._asking[terms.fairness_key]:
-            del self._asking[terms.fairness_key]
-        left = [entry for entry in entries if not entry.taken]
-        for entry in left:
-            self._take(entry)
-        if 2 * self.items < len(self._heap):
-            self._heap = [placed for placed in self._heap if not placed[-1].taken]
+    def remove(self, jobs: Sequence[QueuedJob], context: RequestContext) -> int:
+        """End a request and drop its jobs that are still queued; return how many those were."""
+        self._requests_per_key[context.fairness_key] -= 1
+        if not self._requests_per_key[context.fairness_key]:
+            del self._requests_per_key[context.fairness_key]
+        dropped = [job for job in jobs if not job.dequeued]
+        for job in dropped:
+            self._dequeue(job)
+        if 2 * self.num_items < len(self._heap):
+            self._heap = [entry for entry in self._heap if not entry[-1].dequeued]
             heapify(self._heap)
-        return len(left)
+        return len(dropped)
 
-    def first(self) -> Entry | None:
-        """Who is served next."""
-        while self._heap and self._heap[0][-1].taken:
+    def peek(self) -> QueuedJob | None:
+        """Return the next job without taking it, or None if the queue is empty."""
+        while self._heap and self._heap[0][-1].dequeued:
             heappop(self._heap)
         return self._heap[0][-1] if self._heap else None
 
-    def pop(self) -> Entry:
-        """Take the one who is next."""
-        if self.first() is None:
-            raise IndexError("nobody is in line")
-        place, _, _, entry = heappop(self._heap)
-        self._clock = max(self._clock, place)
-        self._take(entry)
-        return entry
+    def pop(self) -> QueuedJob:
+        """Take the next job; IndexError if the queue is empty."""
+        if self.peek() is None:
+            raise IndexError("the queue is empty")
+        priority, _, _, job = heappop(self._heap)
+        self._virtual_time = max(self._virtual_time, priority)
+        self._dequeue(job)
+        return job
 
-    def ahead(self, tokens: int, terms: RequestContext) -> int:
-        """Tokens that would be served before the last of so many that came now."""
-        place = self._clock + tokens * self._pace(terms, coming=1)
-        return sum(entry.tokens for at, _, _, entry in self._heap if at < place and not entry.taken)
+    def tokens_ahead(self, tokens: int, context: RequestContext) -> int:
+        """Count queued tokens that come before the last token of a request of `tokens` that arrives now."""
+        priority = self._virtual_time + tokens * self._cost_per_token(context, arriving=1)
+        return sum(
+            job.num_tokens for before, _, _, job in self._heap if before < priority and not job.dequeued
+        )
 
-    def _pace(self, terms: RequestContext, *, coming: int = 0) -> float:
-        return (self._asking[terms.fairness_key] + coming) / (URGENCY if terms.urgent else 1)
+    def _cost_per_token(self, context: RequestContext, *, arriving: int = 0) -> float:
+        """How far each token moves a caller's job back; `arriving` requests are not in the queue yet."""
+        weight = URGENT_WEIGHT if context.urgent else 1
+        return (self._requests_per_key[context.fairness_key] + arriving) / weight
 
-    def _take(self, entry: Entry) -> None:
-        entry.taken = True
-        self._count(entry, -1)
+    def _dequeue(self, job: QueuedJob) -> None:
+        job.dequeued = True
+        self._update_counts(job, -1)
 
-    def _count(self, entry: Entry, more: int) -> None:
-        alone = self._waiting[entry.prompt] == max(0, -more)
-        self._waiting[entry.prompt] += more
-        if not self._waiting[entry.prompt]:
-            del self._waiting[entry.prompt], self._runs[entry.prompt]
-        self.items += more
-        self.tokens += more * entry.tokens
-        self.fresh += more * (entry.tokens if alone else entry.own)
+    def _update_counts(self, job: QueuedJob, change: int) -> None:
+        """Count a job in (+1) or out (-1); its prompt counts with the first job in and the last one out."""
+        is_only_job = self._jobs_per_prompt[job.prompt_ids] == max(0, -change)
+        self._jobs_per_prompt[job.prompt_ids] += change
+        if not self._jobs_per_prompt[job.prompt_ids]:
+            del self._jobs_per_prompt[job.prompt_ids], self._groups[job.prompt_ids]
+        self.num_items += change
+        self.num_tokens += change * job.num_tokens
+        self.num_new_tokens += change * (job.num_tokens if is_only_job else job.num_unshared_tokens)
 
 
-def next_batch(line: Line, share: int, budget: int) -> list[Entry]:
-    """Take entries in order until their new tokens fill a share; the first always fits.
+def pop_batch(queue: FairQueue, max_new_tokens: int, max_group_tokens: int) -> list[QueuedJob]:
+    """Take jobs in order until their new tokens reach `max_new_tokens`; the first job always fits.
 
-    Answers to the last prompt may go on as far as the whole budget does. A batch is for one device: while
-    models change, entries for the old and the new engine stay apart.
+    Further responses to the last prompt may fill the batch up to `max_group_tokens`. All jobs of a batch are
+    for one device: while models change, jobs of the old and of the new engine are not mixed. Jobs past their
+    deadline fail without being computed.
     """
-    batch: list[Entry] = []
-    trie = Trie()
+    batch: list[QueuedJob] = []
+    counter = PackedTokenCounter()
     now = time.monotonic()
-    while entry := line.first():
-        ids = entry.job.encoded.ids
-        if entry.until < now:
-            line.pop().settle(Overloaded("its time is over", code="deadline_exceeded"), now)
+    while job := queue.peek():
+        ids = job.job.encoded.ids
+        if job.deadline < now:
+            error = Overloaded("the timeout passed before this was scored", code="deadline_exceeded")
+            queue.pop().resolve(error, now)
             continue
         if batch:
-            room = budget if entry.prompt == batch[-1].prompt else share
-            if entry.device is not batch[0].device or trie.size + trie.cost(ids) > room:
+            limit = max_group_tokens if job.prompt_ids == batch[-1].prompt_ids else max_new_tokens
+            if (
+                job.device is not batch[0].device
+                or counter.num_tokens + counter.count_new_tokens(ids) > limit
+            ):
                 break
-        trie.add(ids)
-        batch.append(line.pop())
+        counter.add(ids)
+        batch.append(queue.pop())
     return batch

@@ -1,151 +1,173 @@
-"""The way of a request behind every dialect: exchanges in, scores out.
+"""The scoring of a request, shared by all APIs: reserve tokens, tokenize, wait in the queue, score.
 
-Rooms 2 to 5: room in the backlog, encode on threads, wait for a full pass, score. Timings are taken once,
-here. A request keeps the engine it began with, so no answer mixes two versions of a model.
+Timings are measured here once. A request keeps the engine it starts with, so no response mixes two versions
+of a model.
 """
 
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from app.errors import Closing, InvalidInput, Overloaded, SparseRMError
+from app.errors import InvalidInput, Overloaded, ServiceUnavailable
 from app.reward.engine import Engine
-from app.serve.api.request_schemas import Place
+from app.serve.api.request_schemas import InputLocation
 from app.serve.batching.batcher import Batcher
-from app.serve.batching.fair_queue import Answer
-from app.serve.drift import Drift
+from app.serve.batching.fair_queue import FailedItem
+from app.serve.drift import DriftMonitor
 from app.serve.metrics import Metrics
 from app.types import EncodedItem, Item, RequestContext, Score, ScoredItem, ScoreJob, ScoreOptions
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """Every exchange as it was read, what it scored or why it did not, and how long that took."""
+class ScoringResult:
+    """The results of one request; `encode_s` is the time it took to tokenize all of its items."""
 
     engine: Engine
-    encoded: list[EncodedItem]
-    results: list[ScoredItem | SparseRMError]
+    items: list[ScoredItem | FailedItem]
     encode_s: float
-    wait_s: float
 
     @property
-    def scored(self) -> list[ScoredItem]:
-        """Every item's scores, for answers that can carry nothing else: an item's failure is raised."""
-        for result in self.results:
-            if isinstance(result, SparseRMError):
-                raise result
-        return [result for result in self.results if isinstance(result, ScoredItem)]
+    def scored_items(self) -> list[ScoredItem]:
+        """The items that have scores."""
+        return [item for item in self.items if isinstance(item, ScoredItem)]
+
+    def raise_for_errors(self) -> list[ScoredItem]:
+        """Return every item's scores, or raise the first error: for formats without errors per item."""
+        for item in self.items:
+            if isinstance(item, FailedItem):
+                raise item.error
+        return self.scored_items
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, shared prefixes counted once per item."""
+        return sum(item.encoded.response_start for item in self.items)
+
+    @property
+    def response_tokens(self) -> int:
+        """Tokens of all responses, without the closing tokens."""
+        return sum(item.encoded.response_end - item.encoded.response_start for item in self.items)
 
     @property
     def computed_tokens(self) -> int:
-        """Tokens that really went through the backbone."""
-        return sum(one.computed_tokens for one in self.results if isinstance(one, ScoredItem))
+        """Tokens that went through the backbone, after sharing prefixes."""
+        return sum(item.computed_tokens for item in self.scored_items)
+
+    @property
+    def wait_s(self) -> float:
+        """The longest time that an item waited for the device."""
+        return max(item.wait_s for item in self.items)
 
     @property
     def device_s(self) -> float:
-        """The longest pass any of the items rode on."""
-        scored = [one for one in self.results if isinstance(one, ScoredItem)]
-        return max((one.forward_s + one.head_s for one in scored), default=0.0)
+        """The time of the slowest forward pass and heads that an item was part of."""
+        return max((item.forward_s + item.head_s for item in self.scored_items), default=0.0)
 
 
-class Scorer:
-    """Engine and batcher as one verb."""
+class ScoringService:
+    """Scores requests with the current engine, through the batcher."""
 
     def __init__(self, engine: Engine, batcher: Batcher, metrics: Metrics, *, max_items: int) -> None:
         self.engine = engine
-        self.drift = Drift(engine.models, metrics)
+        self.drift = DriftMonitor(engine.models, metrics)
         self._batcher = batcher
         self._metrics = metrics
         self._max_items = max_items
 
     @property
     def ready(self) -> bool:
-        """Whether a request sent now would be served."""
+        """Whether new requests are accepted."""
         return self._batcher.accepting
 
-    def turn_to(self, engine: Engine) -> None:
-        """From the next request on, score with this engine."""
+    def switch_engine(self, engine: Engine) -> None:
+        """Score later requests with this engine."""
         self.engine = engine
         self.drift.watch(engine.models)
 
     async def score(
         self,
-        placed: Sequence[tuple[Item, Place]],
-        ask: ScoreOptions,
-        terms: RequestContext,
+        located_items: Sequence[tuple[Item, InputLocation]],
+        options: ScoreOptions,
+        context: RequestContext,
         *,
         truncate: bool,
-    ) -> Outcome:
-        """Score exchanges; an error names the place its exchange came from."""
+    ) -> ScoringResult:
+        """Score items; errors name the request's field that the item came from."""
         engine = self.engine
-        engine.check(ask)
-        if len(placed) > self._max_items:
+        engine.validate_options(options)
+        if len(located_items) > self._max_items:
             raise InvalidInput(
-                f"{len(placed)} responses in one request; the limit is {self._max_items}",
-                placed[0][1].whole.partition("[")[0],
+                f"{len(located_items)} responses in one request; the limit is {self._max_items}",
+                located_items[0][1].item.partition("[")[0],
                 "too_many_items",
             )
-        started = time.perf_counter()
-        characters = [_characters(exchange) for exchange, _ in placed]
-        guess = sum(min(self._batcher.backlog.guess(n), engine.text.max_tokens) for n in characters)
-        with self._batcher.room(guess, terms) as room:
-            encoded = await _encoded(engine, placed, truncate=truncate)
-            tokens = sum(len(one.ids) for one in encoded)
-            if not any(one.truncated for one in encoded):
-                self._batcher.backlog.learn(sum(characters), tokens)
-            room.correct(tokens)
-            encode_s = time.perf_counter() - started
-            answers = await self._batcher.submit([ScoreJob(one, ask) for one in encoded], engine, room)
-        results = [_placed(answer, place) for answer, (_, place) in zip(answers, placed, strict=True)]
-        outcome = Outcome(engine, encoded, results, encode_s, max(answer.wait_s for answer in answers))
-        self._measure(outcome, terms.caller)
-        return outcome
+        started_at = time.perf_counter()
+        characters = [_count_characters(item) for item, _ in located_items]
+        with self._batcher.reserve(self._estimate_tokens(characters, engine), context) as reservation:
+            encoded_items = await _encode(engine, located_items, truncate=truncate)
+            tokens = sum(len(encoded.ids) for encoded in encoded_items)
+            if not any(encoded.truncated for encoded in encoded_items):
+                self._batcher.admission.update_token_ratio(sum(characters), tokens)
+            reservation.resize(tokens)
+            encode_s = time.perf_counter() - started_at
+            jobs = [ScoreJob(encoded, options) for encoded in encoded_items]
+            items = await self._batcher.submit(jobs, engine, reservation)
+        locations = [location for _, location in located_items]
+        located = [_locate_error(*pair) for pair in zip(items, locations, strict=True)]
+        result = ScoringResult(engine, located, encode_s)
+        self._measure(result, context.caller)
+        return result
 
-    def _measure(self, outcome: Outcome, caller: str) -> None:
+    def _estimate_tokens(self, characters: Sequence[int], engine: Engine) -> int:
+        estimate = self._batcher.admission.estimate_tokens
+        return sum(min(estimate(length), engine.text.max_tokens) for length in characters)
+
+    def _measure(self, result: ScoringResult, caller: str) -> None:
         metrics = self._metrics
-        metrics.stage_seconds.labels("encode").observe(outcome.encode_s)
-        metrics.stage_seconds.labels("wait").observe(outcome.wait_s)
-        for encoded in outcome.encoded:
-            metrics.input_tokens.observe(len(encoded.ids))
-        metrics.tokens.labels("prompt").inc(sum(one.start for one in outcome.encoded))
-        metrics.tokens.labels("response").inc(sum(one.stop - one.start for one in outcome.encoded))
-        metrics.truncated.inc(sum(one.truncated for one in outcome.encoded))
-        for result in outcome.results:
-            if isinstance(result, SparseRMError):
-                metrics.failed.labels(result.code).inc()
+        metrics.stage_seconds.labels("encode").observe(result.encode_s)
+        metrics.stage_seconds.labels("wait").observe(result.wait_s)
+        metrics.tokens.labels("prompt").inc(result.prompt_tokens)
+        metrics.tokens.labels("response").inc(result.response_tokens)
+        metrics.truncated.inc(sum(item.encoded.truncated for item in result.items))
+        for item in result.items:
+            metrics.input_tokens.observe(len(item.encoded.ids))
+            if isinstance(item, FailedItem):
+                metrics.items_failed.labels(item.error.code).inc()
                 continue
-            for score in result.scores:
+            for score in item.scores:
                 self._measure_score(score)
-                if outcome.engine is self.engine:
+                if result.engine is self.engine:
                     self.drift.observe(score, caller)
 
     def _measure_score(self, score: Score) -> None:
         self._metrics.scored.labels(score.model).inc()
-        self._metrics.rewards.labels(score.model).observe(score.reward)
-        for single in score.heads or (score,):
-            self._metrics.active.labels(single.model).observe(int((single.activations > 0).sum()))
+        self._metrics.reward.labels(score.model).observe(score.reward)
+        for head_score in score.part_scores or (score,):
+            active = int((head_score.activations > 0).sum())
+            self._metrics.active_features.labels(head_score.model).observe(active)
 
 
-async def _encoded(
-    engine: Engine, placed: Sequence[tuple[Item, Place]], *, truncate: bool
+async def _encode(
+    engine: Engine, located_items: Sequence[tuple[Item, InputLocation]], *, truncate: bool
 ) -> list[EncodedItem]:
+    """Tokenize the items on a thread; an error names the request's field."""
     try:
-        return await asyncio.to_thread(engine.encode, [exchange for exchange, _ in placed], truncate=truncate)
+        return await asyncio.to_thread(engine.encode, [item for item, _ in located_items], truncate=truncate)
     except InvalidInput as error:
-        place = placed[error.item or 0][1]
-        raise InvalidInput(error.message, place.of(error.param), error.code, error.item) from error
+        location = located_items[error.item or 0][1]
+        raise InvalidInput(error.message, location.field_for(error.param), error.code, error.item) from error
 
 
-def _placed(answer: Answer, place: Place) -> ScoredItem | SparseRMError:
-    """A result, or an item's failure with its place; what ends the whole request is raised."""
-    if isinstance(answer.result, ScoredItem):
-        return answer.result
-    failure = type(answer.result)(answer.result.message, place.whole, answer.result.code)
-    if isinstance(failure, Overloaded | Closing):
-        raise failure
-    return failure
+def _locate_error(item: ScoredItem | FailedItem, location: InputLocation) -> ScoredItem | FailedItem:
+    """Name the request's field in an item's error; raise an error that concerns the whole request."""
+    if isinstance(item, ScoredItem):
+        return item
+    error = type(item.error)(item.error.message, location.item, item.error.code)
+    if isinstance(error, Overloaded | ServiceUnavailable):
+        raise error
+    return replace(item, error=error)
 
 
-def _characters(exchange: Item) -> int:
-    return len(exchange.response) + sum(len(message.content) for message in exchange.messages)
+def _count_characters(item: Item) -> int:
+    return len(item.response) + sum(len(message.content) for message in item.messages)

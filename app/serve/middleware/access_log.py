@@ -1,16 +1,16 @@
-"""What the server says of itself: one JSON object a line, and never a word of what was sent to it."""
+"""Logging as one JSON object per line, without any text of a request."""
 
 import json
 import logging
 from datetime import UTC, datetime
 
 
-class Lines(logging.Formatter):
-    """Records as JSON; the facts of a request stand beside the time and the level."""
+class JsonFormatter(logging.Formatter):
+    """Formats log records as JSON; the fields of a request are added to time, level, logger and message."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
-        told = {
+        """Return the record as one line."""
+        fields = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -18,13 +18,13 @@ class Lines(logging.Formatter):
             **record.__dict__.get("facts", {}),
         }
         if record.exc_info and record.exc_info[0]:
-            told["error"] = record.exc_info[0].__name__
-        return json.dumps(told, ensure_ascii=True)
+            fields["error"] = record.exc_info[0].__name__
+        return json.dumps(fields, ensure_ascii=True)
 
 
-def begin(level: str) -> None:
-    """Say everything on stderr, from this level on."""
-    voice = logging.StreamHandler()
-    voice.setFormatter(Lines())
-    logging.basicConfig(level=level.upper(), handlers=[voice], force=True)
+def configure_logging(level: str) -> None:
+    """Log to stderr from this level on; httpx only warnings."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -18,23 +18,23 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import web
-from app.errors import Exposed, Forbidden, SparseRMError, Unauthorized
-from app.serve.api.error_handlers import envelope
+from app.errors import Forbidden, SparseRMError, Unauthorized, UnprotectedServer
+from app.serve.api.error_handlers import error_body
 from app.serve.metrics import Metrics
-from app.serve.middleware.api_keys import Keys, Role
-from app.serve.middleware.limits import Door
+from app.serve.middleware.api_keys import ApiKeys, Role
+from app.serve.middleware.limits import RequestLimits
 from app.settings import Settings
 
-OPEN = frozenset({"/health", "/ready", web.FRONT})
-ROLE = "sparserm.role"
-PATH_MODEL = "sparserm.model"
-SENT = "sparserm.sent"
+PUBLIC_PATHS = frozenset({"/health", "/ready", web.INDEX_PATH})
+ROLE_KEY = "sparserm.role"
+PATH_MODEL_KEY = "sparserm.model"
+RAW_PATH_KEY = "sparserm.sent"
 
 
-class Gate:
+class Authentication:
     """Middleware that reads the prefixes of a path and checks the key."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, keys: ApiKeys) -> None:
         self._app = app
         self._metrics = metrics
         self._keys = keys
@@ -46,28 +46,30 @@ class Gate:
             return
         path, named = _prefixes(scope["path"])
         given = [named["k"]] if "k" in named else _carried(Headers(scope=scope))
-        role = self._keys.role(given) if self._keys.any else Role.SCORE
+        role = self._keys.role_of(given) if self._keys.required else Role.SCORE
         if not _is_open(path) and (error := _refusal(role, path)):
             self._metrics.errors.labels(error.code).inc()
-            refusal = JSONResponse(envelope(error), error.status, {"WWW-Authenticate": "Bearer"})
+            refusal = JSONResponse(error_body(error), error.status, {"WWW-Authenticate": "Bearer"})
             await refusal(scope, receive, send)
             return
-        scope[SENT] = scope["raw_path"]
-        scope.update({"path": path, "raw_path": path.encode(), PATH_MODEL: named.get("m"), ROLE: role})
+        scope[RAW_PATH_KEY] = scope["raw_path"]
+        scope.update(
+            {"path": path, "raw_path": path.encode(), PATH_MODEL_KEY: named.get("m"), ROLE_KEY: role}
+        )
         await self._app(scope, receive, send)
 
 
-def admin_only(request: Request) -> None:
+def require_admin(request: Request) -> None:
     """For routes that change what is served; without keys there is no admin."""
-    if request.scope.get(ROLE) != Role.ADMIN:
+    if request.scope.get(ROLE_KEY) != Role.ADMIN:
         raise Forbidden("this wants an admin key (`sparserm keys new --role admin`)", code="forbidden")
 
 
-def guard(app: Starlette, settings: Settings, metrics: Metrics) -> None:
+def add_middleware(app: Starlette, settings: Settings, metrics: Metrics) -> None:
     """Put the door and, behind it, the gate before an app's routes."""
-    app.add_middleware(Gate, metrics=metrics, keys=Keys(settings.keys, settings.api_keys_file))
+    app.add_middleware(Authentication, metrics=metrics, keys=ApiKeys(settings.keys, settings.api_keys_file))
     app.add_middleware(
-        Door,
+        RequestLimits,
         metrics=metrics,
         max_body_bytes=settings.max_body_bytes,
         held_bytes=settings.max_buffered_bytes,
@@ -75,18 +77,18 @@ def guard(app: Starlette, settings: Settings, metrics: Metrics) -> None:
     )
 
 
-def refuse_exposure(settings: Settings) -> None:
+def require_keys_beyond_loopback(settings: Settings) -> None:
     """Beyond loopback there must be a key, unless it is said twice that there shall be none."""
     if settings.keys or settings.api_keys_file or settings.allow_no_keys or _is_loopback(settings.host):
         return
-    raise Exposed(
+    raise UnprotectedServer(
         f"{settings.host} can be reached by others: set SPARSERM_API_KEYS or SPARSERM_API_KEYS_FILE, "
         "or SPARSERM_ALLOW_NO_KEYS=true if everybody may ask"
     )
 
 
 def _is_open(path: str) -> bool:
-    return path in OPEN or path.startswith(web.PARTS)
+    return path in PUBLIC_PATHS or path.startswith(web.ASSET_PREFIX)
 
 
 def _refusal(role: Role | None, path: str) -> SparseRMError | None:

@@ -19,39 +19,45 @@ from app.serve.metrics import Metrics
 
 T = TypeVar("T")
 log = logging.getLogger("sparserm.request")
-NOTE = "sparserm.note"
-ID = "sparserm.id"
-ELSEWHERE = "sparserm.elsewhere"
-MANUALS = ("/docs", "/redoc")
+LOG_FIELDS_KEY = "sparserm.note"
+REQUEST_ID_KEY = "sparserm.id"
+FORWARDED_KEY = "sparserm.elsewhere"
+DOCS_PATHS = ("/docs", "/redoc")
 CDN = "https://cdn.jsdelivr.net"
-SEALED = "default-src 'none'; frame-ancestors 'none'"
-FOR_THE_PAGE = (
+NO_CONTENT_POLICY = "default-src 'none'; frame-ancestors 'none'"
+PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-FOR_MANUALS = (
+DOCS_POLICY = (
     f"default-src 'self'; script-src 'self' 'unsafe-inline' {CDN}; style-src 'self' 'unsafe-inline' {CDN}; "
     "img-src 'self' data: https://fastapi.tiangolo.com; frame-ancestors 'none'"
 )
-CAUTION = (
+SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
 )
 
 
-class Door:
+class RequestLimits:
     """Middleware around the whole app."""
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, *, max_body_bytes: int, held_bytes: int, slow_s: float
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        *,
+        max_body_bytes: int,
+        max_buffered_bytes: int,
+        client_timeout_s: float,
     ) -> None:
         self._app = app
         self._metrics = metrics
         self._limit = max_body_bytes
-        self._most_held = held_bytes
-        self._slow_s = slow_s
+        self._most_held = max_buffered_bytes
+        self._slow_s = client_timeout_s
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,8 +67,8 @@ class Door:
             return
         started, code = time.perf_counter(), 499
         request_id = _request_id(scope)
-        scope[ID] = request_id
-        body = Body(self, scope, receive)
+        scope[REQUEST_ID_KEY] = request_id
+        body = BodyReader(self, scope, receive)
 
         async def sent(message: Message) -> None:
             nonlocal code
@@ -92,7 +98,7 @@ class Door:
         self._held += size
 
     def _tell(self, scope: Scope, code: int, request_id: bytes, seconds: float) -> None:
-        if ELSEWHERE in scope:  # counted where it was answered
+        if FORWARDED_KEY in scope:  # counted where it was answered
             return
         route = getattr(scope.get("route"), "path", "none")
         self._metrics.requests.labels(route, scope["method"], str(code)).inc()
@@ -103,15 +109,15 @@ class Door:
             "route": route,
             "status": code,
             "ms": round(seconds * 1e3, 3),
-            **scope.get(NOTE, {}),
+            **scope.get(LOG_FIELDS_KEY, {}),
         }
         log.info("request", extra={"facts": facts})
 
 
-class Body:
+class BodyReader:
     """The body of one request as it comes in: counted, and waited for only so long."""
 
-    def __init__(self, door: Door, scope: Scope, receive: Receive) -> None:
+    def __init__(self, door: RequestLimits, scope: Scope, receive: Receive) -> None:
         self.bytes = 0
         self._door = door
         self._receive = receive
@@ -134,7 +140,7 @@ class Body:
         return message
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Do the work, or drop it as soon as nobody waits for the answer."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(request.receive())
@@ -151,14 +157,14 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 def _headers(scope: Scope, request_id: bytes) -> list[tuple[bytes, bytes]]:
     """What every answer carries."""
     policy = _policy(scope["path"])
-    return [(b"x-request-id", request_id), (b"content-security-policy", policy.encode()), *CAUTION]
+    return [(b"x-request-id", request_id), (b"content-security-policy", policy.encode()), *SECURITY_HEADERS]
 
 
 def _policy(path: str) -> str:
     """Pages may load what they are made of, everything else nothing."""
-    if path == web.FRONT:
-        return FOR_THE_PAGE
-    return FOR_MANUALS if path.startswith(MANUALS) else SEALED
+    if path == web.INDEX_PATH:
+        return PAGE_POLICY
+    return DOCS_POLICY if path.startswith(DOCS_PATHS) else NO_CONTENT_POLICY
 
 
 def _request_id(scope: Scope) -> bytes:

@@ -12,25 +12,25 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Tracer, get_current_span
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.serve.middleware.limits import NOTE
+from app.serve.middleware.limits import LOG_FIELDS_KEY
 
 STAGES = ("encode", "wait", "device")
 
 
-def exporting(endpoint: str) -> SpanProcessor:
+def create_exporter(endpoint: str) -> SpanProcessor:
     """Spans sent to a collector, many at once."""
     return BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint))
 
 
-def trace(app: FastAPI, processor: SpanProcessor) -> None:
+def add_tracing(app: FastAPI, processor: SpanProcessor) -> None:
     """Trace every request of an app; callers' trace contexts are taken up."""
     provider = TracerProvider(resource=Resource({"service.name": "sparserm", "service.version": app.version}))
     provider.add_span_processor(processor)
-    app.add_middleware(Stages, tracer=provider.get_tracer("sparserm"))
+    app.add_middleware(StageSpans, tracer=provider.get_tracer("sparserm"))
     app.add_middleware(OpenTelemetryMiddleware, tracer_provider=provider, exclude_spans=["receive", "send"])
 
 
-class Stages:
+class StageSpans:
     """Middleware that tells the request's span what was noted of it, and adds the stages."""
 
     def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
@@ -42,7 +42,7 @@ class Stages:
 
         async def told(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._tell(scope.get(NOTE, {}))
+                self._tell(scope.get(LOG_FIELDS_KEY, {}))
             await send(message)
 
         await self._app(scope, receive, told)

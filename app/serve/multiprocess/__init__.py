@@ -1,1 +1,1 @@
-"""One address for several server processes: gateway, workers, routing, merged metrics."""
+"""Several server processes behind one address: the gateway, its workers, request routing, merged metrics."""

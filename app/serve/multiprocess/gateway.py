@@ -1,7 +1,7 @@
-"""One address for several servers: most requests go to one of them, some to all.
+"""The HTTP gateway in front of several servers: most requests go to one of them, some to all.
 
-What is asked is read whole before it is passed on, and so is the answer: a server that ends meanwhile loses
-nothing, because another one is asked.
+A request is read completely before it is forwarded, and so is the response. If a server ends meanwhile, the
+request is sent to another one and nothing is lost.
 """
 
 import json
@@ -13,27 +13,32 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 
-from app.errors import Closing, SparseRMError
-from app.serve.api.error_handlers import answer_errors
+from app.errors import ServiceUnavailable, SparseRMError
+from app.serve.api.error_handlers import install_error_handlers
 from app.serve.metrics import Metrics
-from app.serve.middleware.auth import SENT, guard
-from app.serve.middleware.limits import ELSEWHERE, ID, unless_gone
-from app.serve.multiprocess.merged_metrics import Sums
+from app.serve.middleware.auth import RAW_PATH_KEY, add_middleware
+from app.serve.middleware.limits import FORWARDED_KEY, REQUEST_ID_KEY, cancel_on_disconnect
+from app.serve.multiprocess.merged_metrics import MergedMetrics
 from app.settings import Settings
 
 Headers = tuple[tuple[bytes, bytes], ...]
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 READY, LOAD, METRICS, DRIFT = "/ready", "/load", "/metrics", "/v1/models/{id}/drift"
-SHARED = frozenset({READY, LOAD, METRICS, DRIFT})
-OF_A_CONNECTION = frozenset({
+# Routes that every server answers and whose responses are merged.
+MERGED_ROUTES = frozenset({READY, LOAD, METRICS, DRIFT})
+# Request headers that belong to the caller's connection, or that the gateway sets itself.
+DROPPED_REQUEST_HEADERS = frozenset({
     b"connection", b"content-length", b"expect", b"host", b"keep-alive", b"te", b"trailer",
     b"transfer-encoding", b"upgrade", b"x-forwarded-for", b"x-forwarded-proto", b"x-request-id",
 })  # fmt: skip
-KEPT = frozenset({b"allow", b"content-type", b"etag", b"last-modified", b"location", b"retry-after"})
+# Response headers that are passed on; the gateway's middleware adds the headers of every response itself.
+FORWARDED_RESPONSE_HEADERS = frozenset({
+    b"allow", b"content-type", b"etag", b"last-modified", b"location", b"retry-after",
+})  # fmt: skip
 
 
-class Asked(NamedTuple):
-    """A request on its way; `target` is its path and query as they were sent."""
+class ProxiedRequest(NamedTuple):
+    """A request that is forwarded to a server; `target` is its path and query as they were sent."""
 
     method: str
     target: bytes
@@ -41,47 +46,52 @@ class Asked(NamedTuple):
     body: bytes = b""
 
 
-class Said(NamedTuple):
-    """What a server answers."""
+class UpstreamResponse(NamedTuple):
+    """The response of a server; header names are in lower case."""
 
     status: int
     headers: Headers
     body: bytes
 
-    @property
-    def response(self) -> Response:
-        """The same for the caller; what every answer carries is put on at the door."""
+    def to_response(self) -> Response:
+        """Return the response for the caller, with the headers that are passed on."""
         response = Response(self.body, self.status)
-        response.raw_headers += [(name, value) for name, value in self.headers if name in KEPT]
+        response.raw_headers += [
+            (name, value) for name, value in self.headers if name in FORWARDED_RESPONSE_HEADERS
+        ]
         return response
 
+    def json(self) -> Any:
+        """Return the parsed body."""
+        return json.loads(self.body)
 
-class Peers(Protocol):
-    """Servers that answer alike."""
 
-    def running(self) -> AbstractAsyncContextManager[None]:
-        """Keep them running, from the start of the app to its end."""
+class ServerPool(Protocol):
+    """Servers with the same models and settings, any of which can answer a request."""
+
+    def run(self) -> AbstractAsyncContextManager[None]:
+        """Keep the servers running until the block ends."""
 
     @property
-    def number(self) -> int:
-        """How many there should be."""
+    def size(self) -> int:
+        """How many servers there should be."""
 
-    async def one(self, asked: Asked) -> Said:
-        """The answer of whichever suits best."""
+    async def forward(self, request: ProxiedRequest) -> UpstreamResponse:
+        """Return the response of the server that suits the request best."""
 
-    async def each(self, asked: Asked) -> Mapping[str, Said]:
-        """The answers of all that are there, by their names."""
+    async def broadcast(self, request: ProxiedRequest) -> Mapping[str, UpstreamResponse]:
+        """Return the responses of all servers that are running, by server name."""
 
-    async def change(self, asked: Asked) -> Said:
-        """Have all of them change what they serve, and those that come later."""
+    async def change_models(self, request: ProxiedRequest) -> UpstreamResponse:
+        """Apply a request that changes the served models to all servers, and to those started later."""
 
 
-class Front:
-    """The routes before several servers."""
+class Gateway:
+    """The routes of the gateway."""
 
-    def __init__(self, peers: Peers, registry: CollectorRegistry) -> None:
-        self._peers = peers
-        self._sums = Sums(registry, SHARED)
+    def __init__(self, pool: ServerPool, registry: CollectorRegistry) -> None:
+        self._pool = pool
+        self._metrics = MergedMetrics(registry, MERGED_ROUTES)
         self.router = APIRouter()
         for path in ("/health", "/ping"):
             self.router.add_api_route(path, self.health)
@@ -93,101 +103,104 @@ class Front:
         ):
             self.router.add_api_route(path, route)
         for change in ("load", "reload", "unload"):
-            self.router.add_api_route(f"/v1/models/{{id}}/{change}", self.change, methods=["POST"])
-        self.router.add_api_route("/{path:path}", self.one, methods=METHODS)
+            path = f"/v1/models/{{id}}/{change}"
+            self.router.add_api_route(path, self.change_models, methods=["POST"])
+        self.router.add_api_route("/{path:path}", self.forward, methods=METHODS)
 
     async def health(self) -> dict[str, str]:
-        """The process is alive."""
+        """Return that the gateway's process is alive."""
         return {"status": "alive"}
 
     async def ready(self, request: Request) -> Response:
-        """All of them are ready."""
+        """Return a server's response if all servers are ready."""
 
-        def join(said: Mapping[str, Said]) -> Response:
-            if len(said) < self._peers.number:
-                raise Closing("a server is starting", code="not_ready")
-            return next(iter(said.values())).response
+        def merge(responses: Mapping[str, UpstreamResponse]) -> Response:
+            if len(responses) < self._pool.size:
+                raise ServiceUnavailable("a server is starting; try again later", code="not_ready")
+            return next(iter(responses.values())).to_response()
 
-        return await self._joined(request, join)
+        return await self._merge(request, merge)
 
     async def load(self, request: Request) -> Response:
-        """Requests being answered now, by all."""
+        """Return how many requests all servers are answering now."""
 
-        def join(said: Mapping[str, Said]) -> Response:
-            return JSONResponse({"server_load": sum(_read(one)["server_load"] for one in said.values())})
+        def merge(responses: Mapping[str, UpstreamResponse]) -> Response:
+            load = sum(response.json()["server_load"] for response in responses.values())
+            return JSONResponse({"server_load": load})
 
-        return await self._joined(request, join)
+        return await self._merge(request, merge)
 
     async def metrics(self, request: Request) -> Response:
-        """The series of all, as of one."""
+        """Return the metrics of all servers, merged as those of one."""
 
-        def join(said: Mapping[str, Said]) -> Response:
-            told = self._sums.told({name: one.body.decode() for name, one in said.items()})
-            return Response(told, media_type=CONTENT_TYPE_LATEST)
+        def merge(responses: Mapping[str, UpstreamResponse]) -> Response:
+            texts = {name: response.body.decode() for name, response in responses.items()}
+            return Response(self._metrics.merge(texts), media_type=CONTENT_TYPE_LATEST)
 
-        return await self._joined(request, join)
+        return await self._merge(request, merge)
 
     async def drift(self, request: Request) -> Response:
-        """Of each caller, what the server says that has heard most of it."""
+        """Return for each caller the drift that the server with most of its responses measured."""
 
-        def join(said: Mapping[str, Said]) -> Response:
-            first, *others = map(_read, said.values())
-            for caller, window in (item for other in others for item in other["callers"].items()):
-                known = first["callers"].get(caller)
-                if known is None or known["responses"] < window["responses"]:
-                    first["callers"][caller] = window
-            return JSONResponse(first)
+        def merge(responses: Mapping[str, UpstreamResponse]) -> Response:
+            merged, *others = (response.json() for response in responses.values())
+            callers = merged["callers"]
+            for caller, drift in (item for other in others for item in other["callers"].items()):
+                if caller not in callers or callers[caller]["responses"] < drift["responses"]:
+                    callers[caller] = drift
+            return JSONResponse(merged)
 
-        return await self._joined(request, join)
+        return await self._merge(request, merge)
 
-    async def change(self, request: Request) -> Response:
-        """All of them change."""
-        return await _elsewhere(request, self._peers.change(await _asked(request)))
+    async def change_models(self, request: Request) -> Response:
+        """Load, reload or unload a model on all servers."""
+        return await _respond(request, self._pool.change_models(await _read(request)))
 
-    async def one(self, request: Request) -> Response:
-        """Whatever else there is, one of them answers; what nobody waits for any more is dropped."""
-        return await _elsewhere(request, unless_gone(request, self._peers.one(await _asked(request))))
+    async def forward(self, request: Request) -> Response:
+        """Forward any other request to one server; it is cancelled when the caller disconnects."""
+        return await _respond(
+            request, cancel_on_disconnect(request, self._pool.forward(await _read(request)))
+        )
 
-    async def _joined(self, request: Request, join: Callable[[Mapping[str, Said]], Response]) -> Response:
-        """What all say, as one; or what is wrong with one of them."""
-        said = await self._peers.each(await _asked(request))
-        if not said:
-            raise Closing("no server is ready", code="not_ready")
-        wrong = (one.response for one in said.values() if one.status != 200)
-        return next(wrong, None) or join(said)
+    async def _merge(
+        self, request: Request, merge: Callable[[Mapping[str, UpstreamResponse]], Response]
+    ) -> Response:
+        """Return the merged responses of all servers, or the first one that is not 200."""
+        responses = await self._pool.broadcast(await _read(request))
+        if not responses:
+            raise ServiceUnavailable("no server is ready; try again later", code="not_ready")
+        failures = (response.to_response() for response in responses.values() if response.status != 200)
+        return next(failures, None) or merge(responses)
 
 
-def create_front(peers: Peers, settings: Settings) -> FastAPI:
-    """An app that passes on what it is asked; its lifespan runs the servers."""
+def create_gateway(pool: ServerPool, settings: Settings) -> FastAPI:
+    """Return the gateway's app; the pool runs as long as the app."""
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    app = FastAPI(openapi_url=None, lifespan=lambda _: peers.running())
-    app.include_router(Front(peers, registry).router)
-    guard(app, settings, metrics)
-    answer_errors(app, metrics)
-    app.state.lost = False
+    app = FastAPI(openapi_url=None, lifespan=lambda _: pool.run())
+    app.include_router(Gateway(pool, registry).router)
+    add_middleware(app, settings, metrics)
+    install_error_handlers(app, metrics)
+    app.state.device_lost = False
     return app
 
 
-async def _asked(request: Request) -> Asked:
+async def _read(request: Request) -> ProxiedRequest:
+    """Read a request completely; the caller's address and the request's id go along as headers."""
     scope = request.scope
     query = scope["query_string"]
-    target = scope[SENT] + (b"?" + query if query else b"")
+    target = scope[RAW_PATH_KEY] + (b"?" + query if query else b"")
     host = request.client.host if request.client else ""
-    headers = [item for item in request.headers.raw if item[0] not in OF_A_CONNECTION]
-    headers += [(b"x-request-id", scope[ID]), (b"x-forwarded-for", host.encode())]
-    return Asked(request.method, target, tuple(headers), await request.body())
+    headers = [header for header in request.headers.raw if header[0] not in DROPPED_REQUEST_HEADERS]
+    headers += [(b"x-request-id", scope[REQUEST_ID_KEY]), (b"x-forwarded-for", host.encode())]
+    return ProxiedRequest(request.method, target, tuple(headers), await request.body())
 
 
-async def _elsewhere(request: Request, work: Awaitable[Said]) -> Response:
-    """What is answered by a server is counted there, and only refusals are counted here."""
-    request.scope[ELSEWHERE] = True
+async def _respond(request: Request, response: Awaitable[UpstreamResponse]) -> Response:
+    """Return a server's response. The server counts the request; only the gateway's own errors count here."""
+    request.scope[FORWARDED_KEY] = True
     try:
-        return (await work).response
+        return (await response).to_response()
     except SparseRMError:
-        del request.scope[ELSEWHERE]
+        del request.scope[FORWARDED_KEY]
         raise
-
-
-def _read(said: Said) -> Any:
-    return json.loads(said.body)

@@ -1,6 +1,6 @@
-"""What several servers tell of themselves, as one: counts are added, also those of servers that are gone.
+"""Merges the /metrics of several servers into one, including the counts of servers that have ended.
 
-A sum that fell when a server ends would look to Prometheus as if everything had begun anew.
+Without these, a counter would fall when a server ends, which Prometheus takes for a restart of everything.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,82 +12,97 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-LEAST = frozenset({"sparserm_batch_budget_tokens", "process_start_time_seconds"})
-MOST = frozenset({"sparserm_requests_in_flight", "sparserm_drift_psi", "sparserm_model_info", "python_info"})
-LASTING = frozenset({"counter", "histogram"})
-BEGUN = "_created"
-Key = tuple[str, tuple[tuple[str, str], ...]]
+# Gauges whose merged value is the smallest or the largest; all other gauges are added.
+MIN_GAUGES = frozenset({"sparserm_batch_budget_tokens", "process_start_time_seconds"})
+MAX_GAUGES = frozenset({
+    "sparserm_requests_in_flight", "sparserm_drift_psi", "sparserm_model_info", "python_info",
+})  # fmt: skip
+# Types whose values count what a server has done, and stay true when it has ended.
+CUMULATIVE_TYPES = frozenset({"counter", "histogram"})
+# The suffix of the series that say when a counter was created.
+CREATED_SUFFIX = "_created"
+SampleKey = tuple[str, tuple[tuple[str, str], ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Told(Collector):
-    """Families of series, as one server tells them."""
+class MetricFamilies(Collector):
+    """The metric families of one server, by name."""
 
     families: Mapping[str, Metric]
 
     def collect(self) -> Iterator[Metric]:
-        """As a registry would."""
+        """Yield the families, as a registry's collector does."""
         yield from self.families.values()
 
 
-class Sums:
-    """One server's /metrics out of several; `own` counts what is answered before any of them.
+class MergedMetrics:
+    """Merges the metrics of servers with those of the gateway, which are in `own`.
 
-    Requests of the routes in `shared` reach every server at once and are counted here alone.
+    Requests of the routes in `shared_routes` reach every server, so only the gateway's own count of them is
+    used.
     """
 
-    def __init__(self, own: CollectorRegistry, shared: frozenset[str]) -> None:
+    def __init__(self, own: CollectorRegistry, shared_routes: frozenset[str]) -> None:
         self._own = own
-        self._shared = shared
-        self._last: dict[str, Told] = {}
-        self._gone = Told({})
+        self._shared_routes = shared_routes
+        self._latest: dict[str, MetricFamilies] = {}
+        self._ended = MetricFamilies({})
 
-    def told(self, texts: Mapping[str, str]) -> bytes:
-        """What the servers there are tell, by name, and what those have told that are there no more."""
-        for name in self._last.keys() - texts.keys():
-            self._gone = added(self._gone, _lasting(self._last.pop(name)))
-        self._last |= {name: self._without_shared(_parsed(text)) for name, text in texts.items()}
-        own = _parsed(generate_latest(self._own).decode())
-        return generate_latest(added(*self._last.values(), self._gone, own))
+    def merge(self, texts: Mapping[str, str]) -> bytes:
+        """Return the merged metrics in Prometheus' text format.
 
-    def _without_shared(self, told: Told) -> Told:
-        return _only(told, lambda _, sample: sample.labels.get("route") not in self._shared)
+        `texts` are the metrics of the servers that are running, by server name. A server that was there in an
+        earlier call and is not now has ended; its counts are kept.
+        """
+        for name in self._latest.keys() - texts.keys():
+            self._ended = merge_families(self._ended, _only_cumulative(self._latest.pop(name)))
+        self._latest |= {name: self._without_shared_routes(_parse(text)) for name, text in texts.items()}
+        own = _parse(generate_latest(self._own).decode())
+        return generate_latest(merge_families(*self._latest.values(), self._ended, own))
+
+    def _without_shared_routes(self, metrics: MetricFamilies) -> MetricFamilies:
+        return _filter_samples(
+            metrics, lambda _, sample: sample.labels.get("route") not in self._shared_routes
+        )
 
 
-def added(*several: Told) -> Told:
-    """All of them as one; what is no count is the least, the most or the sum, whichever says something."""
-    found: dict[str, Metric] = {}
-    values: dict[str, dict[Key, Sample]] = {}
-    for family in (family for told in several for family in told.collect()):
-        found.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-        samples = values.setdefault(family.name, {})
+def merge_families(*servers: MetricFamilies) -> MetricFamilies:
+    """Merge samples that have the same name and labels; only MIN_GAUGES and MAX_GAUGES are not added."""
+    families: dict[str, Metric] = {}
+    merged: dict[str, dict[SampleKey, Sample]] = {}
+    for family in (family for server in servers for family in server.collect()):
+        families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+        samples = merged.setdefault(family.name, {})
         for sample in family.samples:
             key = sample.name, tuple(sorted(sample.labels.items()))
-            samples[key] = _joined(family.name, samples[key], sample) if key in samples else sample
-    for name, family in found.items():
-        family.samples = list(values[name].values())
-    return Told(found)
+            samples[key] = _merge(family.name, samples[key], sample) if key in samples else sample
+    for name, family in families.items():
+        family.samples = list(merged[name].values())
+    return MetricFamilies(families)
 
 
-def _joined(family: str, one: Sample, other: Sample) -> Sample:
-    values = (one.value, other.value)
-    if family in LEAST or family.endswith(BEGUN):
-        return one._replace(value=min(filter(None, values), default=0.0))  # nought is: not known yet
-    return one._replace(value=max(values) if family in MOST else sum(values))
+def _merge(family: str, first: Sample, second: Sample) -> Sample:
+    values = (first.value, second.value)
+    if family in MIN_GAUGES or family.endswith(CREATED_SUFFIX):
+        return first._replace(value=min(filter(None, values), default=0.0))  # 0 means not known yet
+    return first._replace(value=max(values) if family in MAX_GAUGES else sum(values))
 
 
-def _parsed(text: str) -> Told:
-    return Told({family.name: family for family in text_string_to_metric_families(text)})
+def _parse(text: str) -> MetricFamilies:
+    return MetricFamilies({family.name: family for family in text_string_to_metric_families(text)})
 
 
-def _lasting(told: Told) -> Told:
-    """What a server has counted, without what it was like."""
-    return _only(told, lambda family, _: family.type in LASTING or family.name.endswith(BEGUN))
+def _only_cumulative(metrics: MetricFamilies) -> MetricFamilies:
+    """Return what a server has counted, without the gauges that describe its state."""
+    return _filter_samples(
+        metrics,
+        lambda family, _: family.type in CUMULATIVE_TYPES or family.name.endswith(CREATED_SUFFIX),
+    )
 
 
-def _only(told: Told, wanted: Callable[[Metric, Sample], bool]) -> Told:
-    found: dict[str, Metric] = {}
-    for family in told.collect():
-        found[family.name] = Metric(family.name, family.documentation, family.type)
-        found[family.name].samples = [sample for sample in family.samples if wanted(family, sample)]
-    return Told(found)
+def _filter_samples(metrics: MetricFamilies, accepts: Callable[[Metric, Sample], bool]) -> MetricFamilies:
+    families: dict[str, Metric] = {}
+    for family in metrics.collect():
+        families[family.name] = Metric(family.name, family.documentation, family.type)
+        families[family.name].samples = [sample for sample in family.samples if accepts(family, sample)]
+    return MetricFamilies(families)

@@ -1,7 +1,8 @@
-"""Which of several servers a request should meet: one that has read its texts, unless it is far busier.
+"""Routes a request to the server that has computed most of its text before, unless that one is far busier.
 
-Texts are known by chained hashes of their blocks: whatever begins alike is found, in every dialect, without
-reading JSON. What a server would have to read anew is weighed against the bytes that wait there.
+Texts are identified by chained hashes of their blocks, so requests with a common prefix are recognised in
+every adapter's format, without parsing JSON. The bytes that a server would have to compute anew are weighed
+against the bytes that wait there.
 """
 
 import re
@@ -9,75 +10,80 @@ from collections import Counter, OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-TEXT = re.compile(rb'"((?:[^"\\]++|\\.)*+)"?', re.DOTALL)
-HEAD, BLOCK, KEPT = 2**18, 32, 2**13
-STICKY = 4  # reading a text once more is as bad as waiting for four of its length
+STRING = re.compile(rb'"((?:[^"\\]++|\\.)*+)"?', re.DOTALL)  # a JSON string, maybe cut off at its end
+# How much of a body is hashed; longer ones are routed by their beginning.
+MAX_HASHED_BYTES = 2**18
+BLOCK_BYTES = 32
+# How many blocks are remembered of each server.
+MAX_BLOCKS_PER_SERVER = 2**13
+# Computing a text anew costs as much as waiting behind four texts of its length.
+RECOMPUTE_COST = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
-    """The length of a body, and a hash of all that its texts begin with, block by block."""
+class RequestTexts:
+    """The size of a request's body, and the chained hashes of the blocks of its strings."""
 
     size: int
     blocks: tuple[int, ...] = ()
 
 
-def texts(body: bytes) -> Texts:
-    """What a body holds; long ones are judged by their beginning."""
-    return Texts(
-        len(body) + 1, tuple(one for found in TEXT.finditer(body[:HEAD]) for one in _chain(found[1]))
-    )
+def hash_texts(body: bytes) -> RequestTexts:
+    """Return the size of a body and the hashes of its strings' blocks."""
+    blocks = (block for match in STRING.finditer(body[:MAX_HASHED_BYTES]) for block in _hash_blocks(match[1]))
+    return RequestTexts(len(body) + 1, tuple(blocks))
 
 
-class Affinity:
-    """What each server has read lately, and what it is busy with."""
+class PrefixRouter:
+    """Remembers which blocks each server has computed lately, and how many bytes it is busy with."""
 
     def __init__(self) -> None:
-        self._read: dict[str, OrderedDict[int, None]] = {}
+        self._computed: dict[str, OrderedDict[int, None]] = {}
         self._busy: Counter[str] = Counter()
-        self._given: Counter[str] = Counter()
+        self._assigned: Counter[str] = Counter()
 
-    def ranked(self, one: Texts, among: Collection[str]) -> list[str]:
-        """The servers, the best first; of equal ones the one that has had the least."""
-        costs = {name: self._busy[name] + STICKY * self._new(one, name) for name in among}
-        return sorted(among, key=lambda name: (costs[name], self._given[name]))
+    def rank(self, texts: RequestTexts, servers: Collection[str]) -> list[str]:
+        """Return the servers, the best first; of equal ones the one that was assigned least so far."""
+        costs = {name: self._busy[name] + RECOMPUTE_COST * self._new_bytes(texts, name) for name in servers}
+        return sorted(servers, key=lambda name: (costs[name], self._assigned[name]))
 
-    def begin(self, one: Texts, name: str) -> int:
-        """A server gets a request; how many bytes that keeps it busy with, until `end`."""
-        new = self._new(one, name)
-        self._busy[name] += new
-        self._given[name] += new
-        read = self._read.setdefault(name, OrderedDict())
-        for block in one.blocks:
-            read[block] = None
-            read.move_to_end(block)
-        while len(read) > KEPT:
-            read.popitem(last=False)
-        return new
+    def start_request(self, texts: RequestTexts, name: str) -> int:
+        """Assign a request to a server; return the bytes it is busy with until `finish_request`."""
+        new_bytes = self._new_bytes(texts, name)
+        self._busy[name] += new_bytes
+        self._assigned[name] += new_bytes
+        computed = self._computed.setdefault(name, OrderedDict())
+        for block in texts.blocks:
+            computed[block] = None
+            computed.move_to_end(block)
+        while len(computed) > MAX_BLOCKS_PER_SERVER:
+            computed.popitem(last=False)
+        return new_bytes
 
-    def end(self, name: str, new: int) -> None:
-        """A server has answered."""
-        self._busy[name] -= new
+    def finish_request(self, name: str, new_bytes: int) -> None:
+        """Record that a server has answered a request."""
+        self._busy[name] -= new_bytes
 
-    def keep(self, names: Collection[str]) -> None:
-        """These are all there are; a newcomer has had as little as anybody."""
-        for gone in self._given.keys() - set(names):
-            for noted in (self._read, self._busy, self._given):
-                noted.pop(gone, None)
-        least = min((self._given[name] for name in names if name in self._given), default=0)
+    def set_servers(self, names: Collection[str]) -> None:
+        """Forget the servers that are not in `names`; a new one counts as assigned as little as any other."""
+        for gone in self._assigned.keys() - set(names):
+            for state in (self._computed, self._busy, self._assigned):
+                state.pop(gone, None)
+        least = min((self._assigned[name] for name in names if name in self._assigned), default=0)
         for name in names:
-            self._given.setdefault(name, least)
+            self._assigned.setdefault(name, least)
 
-    def _new(self, one: Texts, name: str) -> int:
-        read: Mapping[int, None] = self._read.get(name, {})
-        return one.size - BLOCK * sum(block in read for block in one.blocks)
+    def _new_bytes(self, texts: RequestTexts, name: str) -> int:
+        """Return how many bytes of a request a server would have to compute anew."""
+        computed: Mapping[int, None] = self._computed.get(name, {})
+        return texts.size - BLOCK_BYTES * sum(block in computed for block in texts.blocks)
 
 
-def _chain(text: bytes) -> list[int]:
-    """A hash of every beginning of a text, in whole blocks."""
-    found: list[int] = []
-    before = 0
-    for at in range(0, len(text) - BLOCK + 1, BLOCK):
-        before = hash((before, text[at : at + BLOCK]))
-        found.append(before)
-    return found
+def _hash_blocks(text: bytes) -> list[int]:
+    """Return a hash of every prefix of a text that consists of whole blocks."""
+    hashes: list[int] = []
+    prefix_hash = 0
+    for start in range(0, len(text) - BLOCK_BYTES + 1, BLOCK_BYTES):
+        prefix_hash = hash((prefix_hash, text[start : start + BLOCK_BYTES]))
+        hashes.append(prefix_hash)
+    return hashes

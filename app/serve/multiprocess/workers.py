@@ -1,11 +1,10 @@
-"""Several processes on one host, each with a device, or a share of the cores, to itself.
+"""Worker processes on one host, each with a device, or a share of the CPU cores, to itself.
 
-They listen on sockets in a folder that only this user can open. One that ends, for whatever reason, is
-started again; what it was asked, another one is asked.
+Workers listen on sockets in a folder that only this user can open. A worker that ends, for any reason, is
+started again, and its requests are sent to another worker.
 """
 
 import asyncio
-import json
 import logging
 import multiprocessing
 import os
@@ -16,235 +15,253 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import httpx
 
-from app.errors import Closing, SourceError
-from app.serve.multiprocess.gateway import Asked, Said
-from app.serve.multiprocess.prefix_routing import Affinity, Texts, texts
+from app.errors import ServiceUnavailable, SourceError
+from app.serve.multiprocess.gateway import ProxiedRequest, UpstreamResponse
+from app.serve.multiprocess.prefix_routing import PrefixRouter, RequestTexts, hash_texts
 
 log = logging.getLogger("sparserm")
 SPAWN = multiprocessing.get_context("spawn")
-CONNECT_S, IDLE_S, LOOK_S, GRACE_S = 5.0, 0.5, 0.05, 10.0
-FIRST_PAUSE_S, LONGEST_PAUSE_S, SOUND_S = 0.1, 30.0, 60.0
-TRIES = 2  # a request that ends whoever reads it is not passed on for ever
-AWAY = 503
+CONNECT_TIMEOUT_S = 5.0
+KEEPALIVE_S = 0.5
+READY_POLL_S = 0.05
+# How long workers may take to end after the time they have to drain; then they are killed.
+KILL_GRACE_S = 10.0
+# The delay before an ended worker is started again doubles, unless the worker ran longer than STABLE_S.
+MIN_RESTART_DELAY_S = 0.1
+MAX_RESTART_DELAY_S = 30.0
+STABLE_S = 60.0
+# A request that ends every worker that reads it is not forwarded for ever.
+MAX_ATTEMPTS = 2
+UNAVAILABLE = 503
 
 
-class Place(NamedTuple):
-    """Which worker a process is, where it listens, and which models it serves, if that was changed."""
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """A worker's index, its socket, and the models it serves; no models: those of the settings."""
 
-    number: int
+    index: int
     socket: Path
     models: tuple[str, ...] = ()
 
 
-def attach() -> None:
-    """In a worker: stay apart from the terminal's signals, and end when the front has ended."""
+def detach_from_terminal() -> None:
+    """Called in a worker: ignore the terminal's signals, and end when the gateway's process has ended."""
     os.setsid()
-    threading.Thread(target=_follow, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 class Worker:
-    """A process that serves, and the way to it."""
+    """A worker process, and the transport to its socket."""
 
-    def __init__(self, serve: Callable[[Place], None], place: Place) -> None:
-        self.name = place.socket.name
+    def __init__(self, serve: Callable[[WorkerSpec], None], spec: WorkerSpec) -> None:
+        self.name = spec.socket.name
         self.ready = False
-        self.process = SPAWN.Process(target=serve, args=(place,), name=f"worker {place.number}")
-        self._socket = str(place.socket)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=IDLE_S)
-        self._way = httpx.AsyncHTTPTransport(uds=self._socket, limits=limits)
+        self.process = SPAWN.Process(target=serve, args=(spec,), name=f"worker {spec.index}")
+        self._socket = str(spec.socket)
+        limits = httpx.Limits(
+            max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_S
+        )
+        self._transport = httpx.AsyncHTTPTransport(uds=self._socket, limits=limits)
         self.process.start()
 
-    def look(self) -> bool:
-        """Whether it is ready by now; SourceError if it ended before it was."""
+    def check_ready(self) -> bool:
+        """Return whether the worker accepts connections; SourceError if it ended before it did."""
         if not self.process.is_alive():
             code = self.process.exitcode
-            raise SourceError(f"{self.process.name} ended with {code} before it was ready")
-        with socket.socket(socket.AF_UNIX) as way, suppress(OSError):
-            way.connect(self._socket)
+            raise SourceError(f"{self.process.name} ended with exit code {code} before it was ready")
+        with socket.socket(socket.AF_UNIX) as connection, suppress(OSError):
+            connection.connect(self._socket)
             self.ready = True
         return self.ready
 
-    async def ask(self, asked: Asked) -> Said:
-        """Its answer, or httpx.TransportError."""
-        request = httpx.Request(
-            asked.method,
-            "http://worker",
-            headers=list(asked.headers),
-            content=asked.body,
-            extensions={"timeout": {"connect": CONNECT_S}, "target": asked.target},
+    async def send(self, request: ProxiedRequest) -> UpstreamResponse:
+        """Return the worker's response to a request; raises httpx.TransportError if the worker ends."""
+        response = await self._transport.handle_async_request(
+            httpx.Request(
+                request.method,
+                "http://worker",
+                headers=list(request.headers),
+                content=request.body,
+                extensions={"timeout": {"connect": CONNECT_TIMEOUT_S}, "target": request.target},
+            )
         )
-        response = await self._way.handle_async_request(request)
         try:
             body = await response.aread()
         finally:
             await response.aclose()
         headers = tuple((name.lower(), value) for name, value in response.headers.raw)
-        return Said(response.status_code, headers, body)
+        return UpstreamResponse(response.status_code, headers, body)
 
-    async def ended(self) -> int | None:
-        """Wait until its process has ended; its exit status."""
-        loop, gone = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_reader(self.process.sentinel, gone.set)
+    async def wait_ended(self) -> int | None:
+        """Wait until the process has ended; return its exit code."""
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self.process.sentinel, ended.set)
         try:
-            await gone.wait()
+            await ended.wait()
         finally:
             loop.remove_reader(self.process.sentinel)
         self.ready = False
         self.process.join()
-        await self._way.aclose()
+        await self._transport.aclose()
         return self.process.exitcode
 
 
-class Workers:
-    """So many of them, as peers behind a front; `serve` is what a worker's process does."""
+class WorkerPool:
+    """A fixed number of workers, as a ServerPool for the gateway; `serve` is what a worker's process runs."""
 
-    def __init__(self, serve: Callable[[Place], None], number: int, *, drain_s: int) -> None:
+    def __init__(self, serve: Callable[[WorkerSpec], None], size: int, *, drain_s: int) -> None:
         self._serve = serve
-        self._number = number
+        self._size = size
         self._drain_s = drain_s
         self._workers: dict[int, Worker] = {}
         self._models: tuple[str, ...] = ()
-        self._affinity = Affinity()
-        self._changing = asyncio.Lock()
-        self._births = count()
+        self._router = PrefixRouter()
+        self._change_lock = asyncio.Lock()
+        self._starts = count()
 
     def __enter__(self) -> Self:
+        """Start all workers and wait until they are ready."""
         self._folder = tempfile.TemporaryDirectory(prefix="sparserm-")
         try:
-            for some in (range(1), range(1, self._number)):  # the first may have a backbone to fetch
-                _await(self._start(index) for index in some)
+            # The first one starts alone, because it may have to download the backbone.
+            for indices in (range(1), range(1, self._size)):
+                _wait_until_ready(self._start(index) for index in indices)
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End them all, unless the app has done so at its own end."""
+        """End all workers, unless `run` has already done so."""
         alive = [worker.process for worker in self._workers.values() if worker.process.is_alive()]
         for process in alive:
             process.terminate()
-        until = time.monotonic() + self._drain_s + GRACE_S
+        deadline = time.monotonic() + self._drain_s + KILL_GRACE_S
         for process in alive:
-            process.join(max(0.0, until - time.monotonic()))
+            process.join(max(0.0, deadline - time.monotonic()))
             process.kill()
             process.join()
         self._folder.cleanup()
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Whoever ends is started again; at the end of the app all are ended."""
-        keeping = [asyncio.create_task(self._keep(index)) for index in self._workers]
+    async def run(self) -> AsyncIterator[None]:
+        """Restart workers that end; end all of them when the block ends."""
+        tasks = [asyncio.create_task(self._restart_when_ended(index)) for index in self._workers]
         try:
             yield
         finally:
-            for task in keeping:
+            for task in tasks:
                 task.cancel()
             await asyncio.to_thread(self.__exit__)
 
     @property
-    def number(self) -> int:
-        """How many there should be."""
-        return self._number
+    def size(self) -> int:
+        """How many workers there should be."""
+        return self._size
 
-    async def one(self, asked: Asked) -> Said:
-        """The answer of the one that has read most of it, or has least to do; another one's if that ends."""
-        found, tried = texts(asked.body), set[str]()
-        said = None
-        while len(tried) < TRIES and (there := self._there.keys() - tried):
-            name = self._affinity.ranked(found, there)[0]
+    async def forward(self, request: ProxiedRequest) -> UpstreamResponse:
+        """Return the response of the worker that the router ranks first; of the next one if that one ends."""
+        texts, tried = hash_texts(request.body), set[str]()
+        response = None
+        while len(tried) < MAX_ATTEMPTS and (untried := self._ready.keys() - tried):
+            name = self._router.rank(texts, untried)[0]
             with suppress(httpx.TransportError):
-                said = await self._from(self._there[name], asked, found)
-                if said.status != AWAY:
-                    return said
+                response = await self._send(self._ready[name], request, texts)
+                if response.status != UNAVAILABLE:
+                    return response
             tried.add(name)
-        return said or _nobody()
+        return response or _raise_not_ready()
 
-    async def each(self, asked: Asked) -> Mapping[str, Said]:
-        """The answers of all that are there."""
-        return await _answers(self._there.values(), asked)
+    async def broadcast(self, request: ProxiedRequest) -> Mapping[str, UpstreamResponse]:
+        """Return the responses of all workers that are ready."""
+        return await _send_to_all(self._ready.values(), request)
 
-    async def change(self, asked: Asked) -> Said:
-        """First one of them; if that agrees the others, and whoever of them does not is started again."""
-        async with self._changing:
-            if len(self._there) < self._number:
-                raise Closing("a worker is starting; nothing was changed", code="not_ready")
-            first, *others = self._there.values()
-            said = (await _answers([first], asked)).get(first.name) or _nobody()
-            if said.status != 200:
-                return said
-            self._models = await _served(first, asked)
-            agreed = await _answers(others, asked)
+    async def change_models(self, request: ProxiedRequest) -> UpstreamResponse:
+        """Change the models of one worker and, if it succeeds, of the others; a worker that fails restarts."""
+        async with self._change_lock:
+            if len(self._ready) < self._size:
+                raise ServiceUnavailable("a worker is starting; nothing was changed", code="not_ready")
+            first, *others = self._ready.values()
+            response = (await _send_to_all([first], request)).get(first.name) or _raise_not_ready()
+            if response.status != 200:
+                return response
+            self._models = await _get_models(first, request)
+            responses = await _send_to_all(others, request)
             for worker in others:
-                if worker.name not in agreed or agreed[worker.name].status != 200:
+                if worker.name not in responses or responses[worker.name].status != 200:
                     worker.process.terminate()
-            return said
+            return response
 
     @property
-    def _there(self) -> dict[str, Worker]:
+    def _ready(self) -> dict[str, Worker]:
         return {worker.name: worker for worker in self._workers.values() if worker.ready}
 
-    async def _from(self, worker: Worker, asked: Asked, found: Texts) -> Said:
-        new = self._affinity.begin(found, worker.name)
+    async def _send(self, worker: Worker, request: ProxiedRequest, texts: RequestTexts) -> UpstreamResponse:
+        new_bytes = self._router.start_request(texts, worker.name)
         try:
-            return await worker.ask(asked)
+            return await worker.send(request)
         finally:
-            self._affinity.end(worker.name, new)
+            self._router.finish_request(worker.name, new_bytes)
 
-    async def _keep(self, index: int) -> None:
-        """Start a worker again whenever it has ended; later and later, if it always ends at once."""
-        pause, began = FIRST_PAUSE_S, time.monotonic()
+    async def _restart_when_ended(self, index: int) -> None:
+        """Restart a worker whenever it has ended, with increasing delay after repeated crashes."""
+        delay_s, started = MIN_RESTART_DELAY_S, time.monotonic()
         while True:
-            status = await self._workers[index].ended()
-            log.error("worker %d ended with %s; another one is started", index, status)
-            pause = FIRST_PAUSE_S if time.monotonic() - began > SOUND_S else pause
-            await asyncio.sleep(pause)
-            pause, began = min(2 * pause, LONGEST_PAUSE_S), time.monotonic()
-            async with self._changing:
+            code = await self._workers[index].wait_ended()
+            log.error("worker %d ended with exit code %s and is restarted", index, code)
+            delay_s = MIN_RESTART_DELAY_S if time.monotonic() - started > STABLE_S else delay_s
+            await asyncio.sleep(delay_s)
+            delay_s, started = min(2 * delay_s, MAX_RESTART_DELAY_S), time.monotonic()
+            async with self._change_lock:
                 worker = self._start(index)
             with suppress(SourceError):
-                while not worker.look():  # noqa: ASYNC110 - another process cannot set an event
-                    await asyncio.sleep(LOOK_S)
-            self._affinity.keep(self._there)
+                while not worker.check_ready():  # noqa: ASYNC110 - another process cannot set an event
+                    await asyncio.sleep(READY_POLL_S)
+            self._router.set_servers(self._ready)
 
     def _start(self, index: int) -> Worker:
-        path = Path(self._folder.name) / f"{index}-{next(self._births)}"
-        self._workers[index] = Worker(self._serve, Place(index, path, self._models))
+        path = Path(self._folder.name) / f"{index}-{next(self._starts)}"
+        self._workers[index] = Worker(self._serve, WorkerSpec(index, path, self._models))
         return self._workers[index]
 
 
-def _await(workers: Iterable[Worker]) -> None:
-    """Wait until all of them are ready."""
+def _wait_until_ready(workers: Iterable[Worker]) -> None:
     waiting = list(workers)
-    while waiting := [worker for worker in waiting if not worker.look()]:
-        time.sleep(LOOK_S)
+    while waiting := [worker for worker in waiting if not worker.check_ready()]:
+        time.sleep(READY_POLL_S)
 
 
-async def _answers(workers: Iterable[Worker], asked: Asked) -> dict[str, Said]:
-    """What each says, but for those that end meanwhile."""
-    asking = {worker.name: worker.ask(asked) for worker in workers}
-    heard = await asyncio.gather(*asking.values(), return_exceptions=True)
-    return {name: said for name, said in zip(asking, heard, strict=True) if isinstance(said, Said)}
+async def _send_to_all(workers: Iterable[Worker], request: ProxiedRequest) -> dict[str, UpstreamResponse]:
+    """Return the responses of the workers that did not end meanwhile, by worker name."""
+    sends = {worker.name: worker.send(request) for worker in workers}
+    responses = await asyncio.gather(*sends.values(), return_exceptions=True)
+    return {
+        name: response
+        for name, response in zip(sends, responses, strict=True)
+        if isinstance(response, UpstreamResponse)
+    }
 
 
-async def _served(worker: Worker, asked: Asked) -> tuple[str, ...]:
-    """The models of a worker, asked for as whoever asked for a change."""
-    target = asked.target.partition(b"/v1/models/")[0] + b"/v1/models"
-    cards = json.loads((await worker.ask(Asked("GET", target, asked.headers))).body)["data"]
-    return tuple(card["id"] for card in cards if "composite" not in card)
+async def _get_models(worker: Worker, request: ProxiedRequest) -> tuple[str, ...]:
+    """Return the models that a worker serves, without composites; `request` supplies the credentials."""
+    target = request.target.partition(b"/v1/models/")[0] + b"/v1/models"
+    response = await worker.send(ProxiedRequest("GET", target, request.headers))
+    return tuple(card["id"] for card in response.json()["data"] if "composite" not in card)
 
 
-def _nobody() -> Said:
-    raise Closing("no worker is ready", code="not_ready")
+def _raise_not_ready() -> UpstreamResponse:
+    raise ServiceUnavailable("no worker is ready; try again later", code="not_ready")
 
 
-def _follow() -> None:
-    front = multiprocessing.parent_process()
-    if front is not None:
-        front.join()
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
         os.kill(os.getpid(), signal.SIGTERM)

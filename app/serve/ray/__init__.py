@@ -1,1 +1,1 @@
-"""The server on Ray Serve."""
+"""The server on Ray Serve: deployments, request routing and scaling, and the connection to a cluster."""

@@ -1,8 +1,8 @@
-"""The same app on Ray Serve: replicas with an engine each, and one front that passes requests on to them.
+"""The server on Ray Serve: replicas with an engine each, and a gateway that forwards requests to them.
 
-Ray's proxy shows a router the head of a request, and a prompt stands in its body. So the front reads that,
-and Ray's own hook for routers sends what begins alike to the replica that has read it. The front is a
-deployment behind Ray's proxy, or, for `sparserm serve --ray`, this process itself.
+Ray's proxy shows a request router only the head of a request, but the prompt is in the body. So the gateway
+reads the body, and a request router of ours, which Ray calls, sends requests with a common prefix to the same
+replica. The gateway is a deployment behind Ray's proxy or, for `sparserm serve --ray`, this process itself.
 """
 
 import asyncio
@@ -24,25 +24,30 @@ from ray.serve.handle import DeploymentHandle
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app.backbone.runtime import memory, threads
-from app.errors import Closing, Conflict, DeviceLost, SourceError
+from app.errors import Conflict, DeviceLost, ServiceUnavailable, SourceError
 from app.serve import process
 from app.serve.middleware import access_log
-from app.serve.middleware.auth import refuse_exposure
-from app.serve.multiprocess.gateway import Asked, Said, create_front
-from app.serve.ray.cluster import joined
-from app.serve.ray.request_router import BACKLOG, ByBacklog, ByPrompt
+from app.serve.middleware.auth import require_keys_beyond_loopback
+from app.serve.multiprocess.gateway import ProxiedRequest, UpstreamResponse, create_gateway
+from app.serve.ray.cluster import connect
+from app.serve.ray.request_router import QUEUED_TOKENS, PrefixRequestRouter, QueuedTokensPolicy
 from app.settings import Settings
 
-NAME = "sparserm"
-MOST_ONGOING = 16_384  # the batcher says when it is too much
-TRIES, AWAY = 2, 503
-CONSTRUCTOR_TRIES = 3
+APPLICATION_NAME = "sparserm"
+# High, because admission control in the replica decides how many requests are too many.
+MAX_ONGOING_REQUESTS = 16_384
+# A request that ends every replica that reads it is not forwarded for ever.
+MAX_ATTEMPTS = 2
+UNAVAILABLE = 503
+MAX_CONSTRUCTOR_ATTEMPTS = 3
 
 
-class Plan(BaseModel):
-    """What stands under `args` in a Serve config; `settings` are those of docs/settings.md in small letters.
+class RayDeploymentConfig(BaseModel):
+    """The `args` of the application in a Serve config.
 
-    Where `most_replicas` is more than `replicas`, there is one for every `backlog_tokens` that wait.
+    `settings` are those of docs/settings.md in lower case and without prefix. If `most_replicas` is more than
+    `replicas`, the number of replicas varies between them: one for every `backlog_tokens` queued tokens.
+    `gpus` and `cpus` are those of each replica.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,7 +61,7 @@ class Plan(BaseModel):
 
 
 class Replica:
-    """An engine and the app around it."""
+    """The deployment that serves requests: an engine and the server's app."""
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc] # Ray awaits it
         threads.stay_awake_briefly()
@@ -64,151 +69,166 @@ class Replica:
         from app.reward import loading
         from app.serve.application import create_app
 
-        access_log.begin(settings.log_level)
-        engine = await asyncio.to_thread(threads.apart, lambda: loading.engine(settings, lambda *_: None))
+        access_log.configure_logging(settings.log_level)
+        engine = await asyncio.to_thread(
+            threads.apart, lambda: loading.load_engine(settings, lambda *_: None)
+        )
         self._app = create_app(engine, settings, CollectorRegistry())
         self._running = AsyncExitStack()
         await self._running.enter_async_context(self._app.router.lifespan_context(self._app))
-        heard: Any = ProxyHeadersMiddleware(cast("Any", self._app), trusted_hosts="*")
-        self._way = httpx.ASGITransport(heard, raise_app_exceptions=False)
+        with_caller: Any = ProxyHeadersMiddleware(cast("Any", self._app), trusted_hosts="*")
+        self._transport = httpx.ASGITransport(with_caller, raise_app_exceptions=False)
 
-    async def ask(self, asked: Asked) -> Said:
-        """What the app answers."""
-        url = httpx.URL("http://replica", raw_path=asked.target)
-        request = httpx.Request(asked.method, url, headers=list(asked.headers), content=asked.body)
-        response = await self._way.handle_async_request(request)
+    async def send(self, request: ProxiedRequest) -> UpstreamResponse:
+        """Return the app's response to a request."""
+        url = httpx.URL("http://replica", raw_path=request.target)
+        response = await self._transport.handle_async_request(
+            httpx.Request(request.method, url, headers=list(request.headers), content=request.body)
+        )
         headers = tuple((name.lower(), value) for name, value in response.headers.raw)
-        return Said(response.status_code, headers, await response.aread())
+        return UpstreamResponse(response.status_code, headers, await response.aread())
 
-    async def tell(self, asked: Asked) -> tuple[str, Said]:
-        """The same, and who says so."""
-        return serve.get_replica_context().replica_tag, await self.ask(asked)
+    async def send_with_name(self, request: ProxiedRequest) -> tuple[str, UpstreamResponse]:
+        """Return this replica's name and its response to a request."""
+        return serve.get_replica_context().replica_tag, await self.send(request)
 
     async def check_health(self) -> None:
-        """A replica whose device is lost is replaced."""
-        if self._app.state.lost:
+        """Raise if the device is lost, so that Ray replaces the replica."""
+        if self._app.state.device_lost:
             raise DeviceLost("the device is lost")
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What replicas are added and taken away by."""
-        found = self._app.state.registry.get_sample_value("sparserm_backlog_tokens")
-        return {BACKLOG: found or 0.0}
+        """Return the queued tokens, which decide how many replicas there are."""
+        tokens = self._app.state.registry.get_sample_value("sparserm_backlog_tokens")
+        return {QUEUED_TOKENS: tokens or 0.0}
 
     async def __del__(self) -> None:
         await self._running.aclose()
 
 
-class Replicas:
-    """Ray's replicas as peers behind the front."""
+class ReplicaPool:
+    """The replicas as a ServerPool for the gateway; Ray starts and replaces them."""
 
-    def __init__(self, handle: DeploymentHandle[Any], number: int) -> None:
+    def __init__(self, handle: DeploymentHandle[Any], size: int) -> None:
         self._handle = handle
-        self.number = number
+        self.size = size
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Ray runs them."""
+    async def run(self) -> AsyncIterator[None]:
+        """Do nothing: Ray runs the replicas."""
         yield
 
-    async def one(self, asked: Asked) -> Said:
-        """The answer of one of them; another one's if that ends meanwhile."""
-        said: Said | None = None
-        for _ in range(TRIES):
+    async def forward(self, request: ProxiedRequest) -> UpstreamResponse:
+        """Return the response of the replica that Ray's router chooses; of another one if that one ends."""
+        response: UpstreamResponse | None = None
+        for _ in range(MAX_ATTEMPTS):
             try:
-                said = await self._handle.ask.remote(asked)
+                response = await self._handle.send.remote(request)
             except RayActorError:
                 continue
-            if said.status != AWAY:
-                return said
-        if said is None:
-            raise Closing("no replica is ready", code="not_ready")
-        return said
+            if response.status != UNAVAILABLE:
+                return response
+        if response is None:
+            raise ServiceUnavailable("no replica is ready; try again later", code="not_ready")
+        return response
 
-    async def each(self, asked: Asked) -> Mapping[str, Said]:
-        """The answers of all that are there."""
-        told = await self._handle.broadcast("tell", asked).results_async(return_exceptions=True)
-        return dict(one for one in told if not isinstance(one, BaseException))
+    async def broadcast(self, request: ProxiedRequest) -> Mapping[str, UpstreamResponse]:
+        """Return the responses of all replicas that are running."""
+        call = self._handle.broadcast("send_with_name", request)
+        results = await call.results_async(return_exceptions=True)
+        return dict(result for result in results if not isinstance(result, BaseException))
 
-    async def change(self, asked: Asked) -> Said:  # noqa: ARG002 - as all peers are asked
-        """Replicas come and go, and each begins with what is deployed."""
-        raise Conflict("on Ray, models change by deploying again", "id", "wants_deployment")
+    async def change_models(self, request: ProxiedRequest) -> UpstreamResponse:  # noqa: ARG002 - as in ServerPool
+        """Refuse: Ray starts replicas at any time, and each serves the models that were deployed."""
+        raise Conflict("on Ray, models are changed by deploying again", "id", "wants_deployment")
 
 
 @serve.ingress()
-class Gateway:
-    """The front as a deployment."""
+class GatewayDeployment:
+    """The deployment of the gateway behind Ray's proxy."""
 
-    def __init__(self, replicas: DeploymentHandle[Any], settings: Settings, number: int) -> None:
-        access_log.begin(settings.log_level)
-        self._peers = Replicas(replicas, number)
+    def __init__(self, replicas: DeploymentHandle[Any], settings: Settings, size: int) -> None:
+        access_log.configure_logging(settings.log_level)
+        self._pool = ReplicaPool(replicas, size)
         self._settings = settings
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_front(self._peers, self._settings)
+        return create_gateway(self._pool, self._settings)
 
 
-def build(plan: Plan) -> serve.Application:
-    """The application that a Serve config names: `import_path: app.serve.ray.deployment:build`."""
-    settings = Settings(**plan.settings)
-    refuse_exposure(settings.model_copy(update={"host": "Ray's proxy"}))
-    return application(settings, plan)
+def build(config: RayDeploymentConfig) -> serve.Application:
+    """Return the application of a Serve config with `import_path: app.serve.ray.deployment:build`."""
+    settings = Settings(**config.settings)
+    require_keys_beyond_loopback(settings.model_copy(update={"host": "Ray's proxy"}))
+    return build_application(settings, config)
 
 
-def application(settings: Settings, plan: Plan) -> serve.Application:
-    """One front, and so many replicas behind it."""
-    front = serve.deployment(Gateway, name="front", ray_actor_options={"num_cpus": 0}, **_patient(settings))
-    return front.bind(replicas(settings, plan), settings, plan.replicas)
+def build_application(settings: Settings, config: RayDeploymentConfig) -> serve.Application:
+    """Return the gateway with the replicas behind it."""
+    gateway = serve.deployment(
+        GatewayDeployment, name="gateway", ray_actor_options={"num_cpus": 0}, **_request_limits(settings)
+    )
+    return gateway.bind(build_replicas(settings, config), settings, config.replicas)
 
 
-def replicas(settings: Settings, plan: Plan) -> serve.Application:
-    """So many replicas; each has as many threads as processors if it is not said."""
+def build_replicas(settings: Settings, config: RayDeploymentConfig) -> serve.Application:
+    """Return the replicas; each has as many threads as CPUs unless the settings say otherwise."""
     if not settings.threads:
-        settings = settings.model_copy(update={"threads": max(1, int(plan.cpus))})
+        settings = settings.model_copy(update={"threads": max(1, int(config.cpus))})
     replica = serve.deployment(
         Replica,
         name="replica",
-        ray_actor_options={"num_gpus": plan.gpus, "num_cpus": plan.cpus},
-        max_constructor_retry_count=CONSTRUCTOR_TRIES,
-        request_router_config=RequestRouterConfig(request_router_class=ByPrompt),
-        **_size(plan),
-        **_patient(settings),
+        ray_actor_options={"num_gpus": config.gpus, "num_cpus": config.cpus},
+        max_constructor_retry_count=MAX_CONSTRUCTOR_ATTEMPTS,
+        request_router_config=RequestRouterConfig(request_router_class=PrefixRequestRouter),
+        **_scaling(config),
+        **_request_limits(settings),
     )
     return replica.bind(settings)
 
 
 def run(settings: Settings) -> int:
-    """Serve until a signal; the exit status."""
+    """Serve with this process as the gateway until a signal; return the exit code."""
     cores = len(os.sched_getaffinity(0))
-    with joined(max(cores, settings.workers)):
+    with connect(max(cores, settings.workers)):
         serve.start(proxy_location=ProxyLocation.Disabled)
-        each = settings.model_copy(update={"threads": 0, "models_dir": settings.models_dir.absolute()})
+        update = {"threads": 0, "models_dir": settings.models_dir.absolute()}
+        replicas = build_replicas(settings.model_copy(update=update), _local_config(settings, cores))
         try:
-            handle = serve.run(replicas(each, _plan(settings, cores)), name=NAME, route_prefix=None)
+            handle = serve.run(replicas, name=APPLICATION_NAME, route_prefix=None)
         except RuntimeError as error:
             raise SourceError(f"Ray could not start the replicas: {error}") from error
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)  # uvicorn hears them, and passes them on when it has ended
-        status = process.run(create_front(Replicas(handle, settings.workers), settings), settings)
+            # uvicorn handles them, and raises them again after its shutdown; then they must do nothing.
+            signal.signal(number, lambda *_: None)
+        exit_code = process.run(create_gateway(ReplicaPool(handle, settings.workers), settings), settings)
         serve.shutdown()
-    return status
+    return exit_code
 
 
-def _patient(settings: Settings) -> dict[str, Any]:
-    """What our front and our batcher know better than Ray: how much is too much, and how long to wait."""
-    return {"max_ongoing_requests": MOST_ONGOING, "graceful_shutdown_timeout_s": settings.drain_timeout_s}
+def _request_limits(settings: Settings) -> dict[str, Any]:
+    """Return options that leave it to the server how many requests it takes and how long it drains."""
+    return {
+        "max_ongoing_requests": MAX_ONGOING_REQUESTS,
+        "graceful_shutdown_timeout_s": settings.drain_timeout_s,
+    }
 
 
-def _plan(settings: Settings, cores: int) -> Plan:
-    """A GPU a replica if there are any, else its share of the cores."""
+def _local_config(settings: Settings, cores: int) -> RayDeploymentConfig:
+    """Return the config for `workers` replicas: each with a GPU if there are any, else a share of the cores."""
     gpus = settings.device in ("auto", "cuda") and ray.cluster_resources().get("GPU", 0)
-    share = max(1, (settings.threads or cores) // settings.workers)
-    return Plan(replicas=settings.workers, gpus=1 if gpus else 0, cpus=share)
+    cpus = max(1, (settings.threads or cores) // settings.workers)
+    return RayDeploymentConfig(replicas=settings.workers, gpus=1 if gpus else 0, cpus=cpus)
 
 
-def _size(plan: Plan) -> dict[str, Any]:
-    """A number of replicas, or two between which Ray chooses."""
-    if plan.most_replicas <= plan.replicas:
-        return {"num_replicas": plan.replicas}
-    policy = AutoscalingPolicy(policy_function=ByBacklog, policy_kwargs={"tokens": plan.backlog_tokens})
-    config = AutoscalingConfig(min_replicas=plan.replicas, max_replicas=plan.most_replicas, policy=policy)
-    return {"autoscaling_config": config}
+def _scaling(config: RayDeploymentConfig) -> dict[str, Any]:
+    """Return the options for a fixed number of replicas, or for one that Ray varies."""
+    if config.most_replicas <= config.replicas:
+        return {"num_replicas": config.replicas}
+    policy = AutoscalingPolicy(
+        policy_function=QueuedTokensPolicy, policy_kwargs={"tokens_per_replica": config.backlog_tokens}
+    )
+    autoscaling = AutoscalingConfig(
+        min_replicas=config.replicas, max_replicas=config.most_replicas, policy=policy
+    )
+    return {"autoscaling_config": autoscaling}

@@ -62,14 +62,14 @@ PATTERNS = {
 QUOTED = re.compile("“([^”]+)”")
 
 
-def concepts() -> dict[str, re.Pattern[str]]:
+def compile_concepts() -> dict[str, re.Pattern[str]]:
     """Every concept as a pattern that a whole token matches."""
     words = {name: "|".join(map(re.escape, listed.split())) for name, listed in WORDS.items()}
     patterns = {name: re.compile(rf"\s*(?:{either})", re.IGNORECASE) for name, either in words.items()}
     return patterns | {name: re.compile(pattern) for name, pattern in PATTERNS.items()}
 
 
-def keywords(label: str) -> tuple[str, ...]:
+def find_keywords(label: str) -> tuple[str, ...]:
     """The words a label stands for; none where it means a kind of token or a place."""
     bare = label.removeprefix("after ").removeprefix("before ")
     return tuple(QUOTED.findall(bare)) or tuple(WORDS.get(bare, "").split())

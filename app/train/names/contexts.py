@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.backbone.packing import Packed, Trie, pack, passes
-from app.data.pairs import chance
-from app.train.feature_cache import Shelf
-from app.train.features import PASS_TOKENS, Reader
+from app.backbone.packing import PackedBatch, PackedTokenCounter, pack, split_into_batches
+from app.data.pairs import hash_to_unit_interval
+from app.train.feature_cache import TensorCache
+from app.train.features import MAX_BATCH_TOKENS, FeatureExtractor
 from app.types import EncodedItem, Pair
 
 TOKENS = 20_000
@@ -21,7 +21,7 @@ HALF = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Contexts:
+class TokenContexts:
     """Tokens one after the other: id, residual, and the stretch of text each stands in.
 
     `since` counts tokens from the start of the response, negative before it. Names are chosen on one half
@@ -29,23 +29,25 @@ class Contexts:
     """
 
     ids: NDArray[np.int64]
-    text: NDArray[np.int64]
-    since: NDArray[np.int64]
-    chosen_on: NDArray[np.bool_]
+    text_index: NDArray[np.int64]
+    response_offset: NDArray[np.int64]
+    in_selection_half: NDArray[np.bool_]
     residuals: Tensor
 
 
-def contexts(pairs: list[Pair], reader: Reader, cache: Path, report: Callable[[float], None]) -> Contexts:
+def collect_contexts(
+    pairs: list[Pair], reader: FeatureExtractor, cache: Path, report: Callable[[float], None]
+) -> TokenContexts:
     """The conversations of the first pairs, up to about 20,000 tokens, kept on the shelf."""
     groups, encoded = _sample(pairs, reader)
     rows = [one.ids for one in encoded]
     key = hashlib.sha256(repr(rows).encode()).hexdigest()[:32]
-    kind = f"contexts.{reader.kinds[f'residuals.{reader.layers[0]}']}"
-    shelf = Shelf(cache / "features.sqlite")
+    kind = f"contexts.{reader.cache_kinds[f'residuals.{reader.layers[0]}']}"
+    shelf = TensorCache(cache / "features.sqlite")
     found = shelf.get(kind, [key])
     if not found:
         parts = []
-        for some in passes(rows, PASS_TOKENS):
+        for some in split_into_batches(rows, MAX_BATCH_TOKENS):
             parts.append(_part([encoded[i] for i in some], [groups[i] for i in some], reader))
             report(sum(len(part["ids"]) for part in parts) / TOKENS)
         firsts = np.cumsum([0, *(int(part["text"].max()) + 1 for part in parts)])
@@ -54,19 +56,19 @@ def contexts(pairs: list[Pair], reader: Reader, cache: Path, report: Callable[[f
         found = {key: {name: torch.cat([part[name] for part in parts]) for name in parts[0]}}
         shelf.put([(kind, key, found[key])])
     kept = found[key]
-    return Contexts(
+    return TokenContexts(
         kept["ids"].numpy(), kept["text"].numpy(), kept["since"].numpy(), kept["half"].numpy(),
         kept["residuals"].float().to(reader.backbone.device),
     )  # fmt: skip
 
 
-def _sample(pairs: list[Pair], reader: Reader) -> tuple[list[str], list[EncodedItem]]:
+def _sample(pairs: list[Pair], reader: FeatureExtractor) -> tuple[list[str], list[EncodedItem]]:
     """Whole conversations and their prompt groups, until there are enough tokens."""
     groups: list[str] = []
     found: list[EncodedItem] = []
-    size = Trie()
+    size = PackedTokenCounter()
     for pair in pairs:
-        if size.size >= TOKENS:
+        if size.num_tokens >= TOKENS:
             break
         for encoded in reader.text.encode(list(pair.items)):
             groups.append(pair.group)
@@ -75,7 +77,7 @@ def _sample(pairs: list[Pair], reader: Reader) -> tuple[list[str], list[EncodedI
     return groups, found
 
 
-def _part(encoded: list[EncodedItem], groups: list[str], reader: Reader) -> dict[str, Tensor]:
+def _part(encoded: list[EncodedItem], groups: list[str], reader: FeatureExtractor) -> dict[str, Tensor]:
     packed = pack([one.ids for one in encoded])
     layer, *_ = reader.layers
     named = {
@@ -83,29 +85,31 @@ def _part(encoded: list[EncodedItem], groups: list[str], reader: Reader) -> dict
         "text": torch.from_numpy(_stretches(packed)),
         "since": torch.from_numpy(_since(packed, encoded)),
         "half": torch.from_numpy(_halves(packed, groups)),
-        "residuals": reader.backbone.residuals(packed, {layer: packed.everything})[layer].values.cpu().half(),
+        "residuals": reader.backbone.residuals(packed, {layer: packed.computed_rows})[layer]
+        .values.cpu()
+        .half(),
     }
     kept = torch.from_numpy(packed.positions > 0)
     return {name: tensor[kept] for name, tensor in named.items()}
 
 
-def _stretches(packed: Packed) -> NDArray[np.int64]:
+def _stretches(packed: PackedBatch) -> NDArray[np.int64]:
     return np.concatenate(
         [np.full(segment.stop - segment.start, i) for i, segment in enumerate(packed.segments)]
     )
 
 
-def _halves(packed: Packed, groups: list[str]) -> NDArray[np.bool_]:
+def _halves(packed: PackedBatch, groups: list[str]) -> NDArray[np.bool_]:
     half = np.zeros(len(packed.ids), dtype=bool)
     for item, group in enumerate(groups):
-        for start, stop in packed.paths[item]:
-            half[start:stop] = chance(f"half/{group}") < HALF
+        for start, stop in packed.item_ranges[item]:
+            half[start:stop] = hash_to_unit_interval(f"half/{group}") < HALF
     return half
 
 
-def _since(packed: Packed, encoded: list[EncodedItem]) -> NDArray[np.int64]:
+def _since(packed: PackedBatch, encoded: list[EncodedItem]) -> NDArray[np.int64]:
     since = np.zeros(len(packed.ids), dtype=np.int64)
     for item, one in enumerate(encoded):
         rows = packed.rows(item, 0, len(one.ids))
-        since[rows] = np.arange(len(rows)) - one.start
+        since[rows] = np.arange(len(rows)) - one.response_start
     return since

@@ -17,11 +17,11 @@ from torch import Tensor
 from app.backbone.backbone import Backbone
 from app.backbone.tokenization import Text
 from app.reward.directions import Dictionary
-from app.train.names.concepts import concepts, keywords
-from app.train.names.contexts import Contexts
+from app.train.names.concepts import compile_concepts, find_keywords
+from app.train.names.contexts import TokenContexts
 from app.types import Feature
 
-LEAST_SCORE = 0.70
+MIN_LABEL_SCORE = 0.70
 LEAST_FIRINGS, MOST_EXAMPLES = 20, 1000
 COMMON_IDS, COMMON_TOKENS = 6000, 600
 NEAR, OPENING, SPOKEN_FOR, KEYWORDS = 4, 4, 10, 3
@@ -51,16 +51,16 @@ class Lexicon:
     word: NDArray[np.int64]
 
 
-def name(
+def name_features(
     features: tuple[Feature, ...],
     dictionary: Dictionary,
-    contexts: Contexts,
+    contexts: TokenContexts,
     text: Text,
     backbone: Backbone,
     neuronpedia: str | None,
 ) -> tuple[Feature, ...]:
     """The features with names, scores, links, and how far the projection agrees with the latent."""
-    fired = (dictionary.activate(contexts.residuals) > 0).cpu().numpy()
+    fired = (dictionary.encode(contexts.residuals) > 0).cpu().numpy()
     projected = dictionary.project(contexts.residuals).cpu().numpy()
     lexicon = _lexicon(contexts, text)
     spoken = _spoken_for(dictionary.directions, backbone, contexts, text)
@@ -77,12 +77,12 @@ def _named(
     feature: Feature,
     fired: Mask,
     projected: NDArray[np.float32],
-    contexts: Contexts,
+    contexts: TokenContexts,
     names: tuple[Lexicon, list[Candidate]],
 ) -> Feature:
     lexicon, own = names
-    chosen_on = _examples(fired, projected, contexts.chosen_on)
-    scored_on = _examples(fired, projected, ~contexts.chosen_on)
+    chosen_on = _examples(fired, projected, contexts.in_selection_half)
+    scored_on = _examples(fired, projected, ~contexts.in_selection_half)
     if chosen_on is None or scored_on is None:
         return feature
     own = [*own, *_keywords(chosen_on, lexicon, contexts)]
@@ -92,10 +92,10 @@ def _named(
         key=lambda candidate: float(_balanced(candidate.mask, chosen_on)),
     )
     score = float(_balanced(best.mask, scored_on))
-    holds = score >= LEAST_SCORE and feature.tracks
+    holds = score >= MIN_LABEL_SCORE and feature.projection_predicts_firing
     if not holds:
         return feature
-    return replace(feature, label=best.name, label_score=round(score, 3), keywords=keywords(best.name))
+    return replace(feature, label=best.name, label_score=round(score, 3), keywords=find_keywords(best.name))
 
 
 def _examples(fired: Mask, projected: NDArray[np.float32], half: Mask) -> Examples | None:
@@ -117,10 +117,10 @@ def _balanced(masks: Mask, examples: Examples) -> NDArray[np.float64]:
     return guessed
 
 
-def _lexicon(contexts: Contexts, text: Text) -> Lexicon:
+def _lexicon(contexts: TokenContexts, text: Text) -> Lexicon:
     ids, place = np.unique(contexts.ids, return_inverse=True)
     texts = text.decode(ids.tolist())
-    counts = np.bincount(place[contexts.since >= 0], minlength=len(ids))
+    counts = np.bincount(place[contexts.response_offset >= 0], minlength=len(ids))
     common = [
         i for i in np.argsort(-counts) if counts[i] and ids[i] < COMMON_IDS and WORD.fullmatch(texts[i])
     ]
@@ -128,18 +128,21 @@ def _lexicon(contexts: Contexts, text: Text) -> Lexicon:
     word = np.full(len(ids), len(common))
     word[common] = np.arange(len(common))
     candidates = [
-        Candidate("the start of the response", (contexts.since >= -OPENING) & (contexts.since < OPENING)),
-        Candidate("the prompt", contexts.since < -OPENING),
-        Candidate("the response", contexts.since >= 0),
+        Candidate(
+            "the start of the response",
+            (contexts.response_offset >= -OPENING) & (contexts.response_offset < OPENING),
+        ),
+        Candidate("the prompt", contexts.response_offset < -OPENING),
+        Candidate("the response", contexts.response_offset >= 0),
     ]
-    for named, pattern in concepts().items():
+    for named, pattern in compile_concepts().items():
         here = np.array([pattern.fullmatch(one) is not None for one in texts])[place]
         candidates += _scopes(named, here, contexts)
     masks = np.stack([candidate.mask for candidate in candidates], axis=1)
     return Lexicon(candidates, masks, [texts[i].strip() for i in common], word[place])
 
 
-def _keywords(examples: Examples, lexicon: Lexicon, contexts: Contexts) -> list[Candidate]:
+def _keywords(examples: Examples, lexicon: Lexicon, contexts: TokenContexts) -> list[Candidate]:
     """The words that speak most for firing, by log-odds against tokens that do not fire, at them or after."""
     found: list[Candidate] = []
     for back in (0, 1):
@@ -158,19 +161,19 @@ def _keywords(examples: Examples, lexicon: Lexicon, contexts: Contexts) -> list[
     return found
 
 
-def _scopes(named: str, here: Mask, contexts: Contexts) -> list[Candidate]:
+def _scopes(named: str, here: Mask, contexts: TokenContexts) -> list[Candidate]:
     """At a token, and shortly after it in the same stretch of text."""
     lately = np.zeros_like(here)
     for back in range(1, NEAR + 1):
-        lately[back:] |= here[:-back] & (contexts.text[back:] == contexts.text[:-back])
+        lately[back:] |= here[:-back] & (contexts.text_index[back:] == contexts.text_index[:-back])
     return [Candidate(named, here), Candidate(f"after {named}", lately)]
 
 
 def _spoken_for(
-    directions: Tensor, backbone: Backbone, contexts: Contexts, text: Text
+    directions: Tensor, backbone: Backbone, contexts: TokenContexts, text: Text
 ) -> list[list[Candidate]]:
     """Before the tokens a direction raises most in the vocabulary, where the model ties its embeddings."""
-    logits = backbone.spoken(directions)
+    logits = backbone.project_to_vocabulary(directions)
     if logits is None:
         return [[] for _ in directions]
     following = np.append(contexts.ids[1:], -1)

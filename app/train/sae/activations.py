@@ -19,7 +19,7 @@ from torch import Tensor
 from app.backbone.backbone import Backbone
 from app.backbone.packing import pack
 from app.backbone.tokenization import Text
-from app.train.feature_cache import place
+from app.train.feature_cache import write_atomically
 from app.types import EncodedItem, Item
 
 PASS_TOKENS = 2048
@@ -27,14 +27,14 @@ FINAL_COPIES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class HarvestProgress:
     """How far a harvest has come."""
 
     documents: int = 0
     rows: int = 0
 
 
-class Store:
+class ActivationStore:
     """float16 rows in one flat file, and a note of how many are whole; one folder a choice of rows."""
 
     def __init__(self, folder: Path, width: int) -> None:
@@ -43,18 +43,22 @@ class Store:
         self._file = folder / "activations.f16"
         self._note = folder / "progress.json"
 
-    def progress(self) -> Progress:
+    def progress(self) -> HarvestProgress:
         """Where to go on."""
-        return Progress(**json.loads(self._note.read_text())) if self._note.exists() else Progress()
+        return (
+            HarvestProgress(**json.loads(self._note.read_text()))
+            if self._note.exists()
+            else HarvestProgress()
+        )
 
-    def append(self, rows: Tensor, progress: Progress) -> None:
+    def append(self, rows: Tensor, progress: HarvestProgress) -> None:
         """Add rows, then say so; rows that were written but not noted are overwritten next time."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._file.open("r+b" if self._file.exists() else "wb") as stream:
             stream.seek((progress.rows - len(rows)) * self.width * 2)
             stream.truncate()
             stream.write(rows.to(torch.float16).numpy().tobytes())
-        place(self._note, json.dumps(asdict(progress)))
+        write_atomically(self._note, json.dumps(asdict(progress)))
 
     def rows(self) -> NDArray[np.float16]:
         """All whole rows, memory-mapped."""
@@ -62,14 +66,14 @@ class Store:
         return np.memmap(self._file, np.float16, "r", shape=(count, self.width))
 
 
-def harvest(
+def harvest_activations(
     chats: Iterable[Item],
     *,
     backbone: Backbone,
     text: Text,
     layer: int,
     rows: int,
-    store: Store,
+    store: ActivationStore,
     report: Callable[[int], None],
 ) -> None:
     """Run chats through the backbone until the store holds `rows`."""
@@ -79,12 +83,12 @@ def harvest(
         if done.rows >= rows:
             return
         found = _residuals(batch, backbone, layer)
-        done = Progress(done.documents + documents, done.rows + len(found))
+        done = HarvestProgress(done.documents + documents, done.rows + len(found))
         store.append(found, done)
         report(done.rows)
 
 
-def mixed(sources: Sequence[Iterable[Item]]) -> Iterator[Item]:
+def interleave(sources: Sequence[Iterable[Item]]) -> Iterator[Item]:
     """One exchange of each source in turn, until all are empty."""
     rounds = chain.from_iterable(zip_longest(*sources))
     return (exchange for exchange in rounds if exchange is not None)
@@ -92,7 +96,7 @@ def mixed(sources: Sequence[Iterable[Item]]) -> Iterator[Item]:
 
 def _residuals(batch: list[EncodedItem], backbone: Backbone, layer: int) -> Tensor:
     packed = pack([one.ids for one in batch])
-    ends = [packed.rows(i, one.stop - 1, one.stop + 1) for i, one in enumerate(batch)]
+    ends = [packed.rows(i, one.response_end - 1, one.response_end + 1) for i, one in enumerate(batch)]
     rows = np.concatenate([np.flatnonzero(packed.positions > 0), *ends * (FINAL_COPIES - 1)])
     return backbone.residuals(packed, {layer: rows})[layer].at(rows).cpu().clamp(-65504, 65504)
 

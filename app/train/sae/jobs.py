@@ -24,7 +24,7 @@ LOSS_CHATS = 40
 
 
 @dataclass(frozen=True, slots=True)
-class SaeOrder:
+class SaeTrainingConfig:
     """Which SAE to make."""
 
     backbone: str
@@ -36,14 +36,16 @@ class SaeOrder:
     seed: int
 
 
-def make(what: SaeOrder, chats: list[str], out: Path, settings: Settings, report: Progress) -> dict[str, Any]:
+def train_and_measure(
+    what: SaeTrainingConfig, chats: list[str], out: Path, settings: Settings, report: Progress
+) -> dict[str, Any]:
     """Harvest activations, train an SAE on them, and measure it on conversations it has not seen."""
     short = settings.model_copy(update={"max_tokens": CHAT_TOKENS})
-    backbone, text = loading.resident(what.backbone, what.layer, short, report)
+    backbone, text = loading.load_backbone(what.backbone, what.layer, short, report)
     sources = {Path(chat).name: source_sha256(chat) for chat in chats}
     key = _key(backbone.digest, text.digest, what.layer, sources)
-    store = activations.Store(settings.cache / "activations" / key, backbone.width)
-    activations.harvest(
+    store = activations.ActivationStore(settings.cache / "activations" / key, backbone.hidden_size)
+    activations.harvest_activations(
         islice(_conversations(chats), HELD_OUT, None),
         backbone=backbone,
         text=text,
@@ -53,7 +55,7 @@ def make(what: SaeOrder, chats: list[str], out: Path, settings: Settings, report
         report=lambda rows: report("harvesting activations", rows / what.rows),
     )
     rows = store.rows()[: what.rows]
-    training.train(
+    training.train_sae(
         rows,
         out,
         width=what.width,
@@ -73,34 +75,36 @@ def make(what: SaeOrder, chats: list[str], out: Path, settings: Settings, report
         "harvested": len(rows),
         "sae_lens": version("sae-lens"),
     }
-    training.note(out, **facts)
-    return measure(out, chats, None, settings, report)
+    training.write_provenance(out, **facts)
+    return measure_sae(out, chats, None, settings, report)
 
 
-def measure(
+def measure_sae(
     folder: Path, chats: list[str], beside: Path | None, settings: Settings, report: Progress
 ) -> dict[str, Any]:
     """Measure an SAE on the first conversations of its chats, which training leaves out, and note it down."""
-    facts = provenance(folder)
+    facts = read_provenance(folder)
     short = settings.model_copy(update={"max_tokens": CHAT_TOKENS})
-    backbone, text = loading.resident(facts["backbone"], facts["layer"], short, report)
-    found = training.load(folder)
-    dictionary, bias = found.apart().to(backbone.device), found.bias.to(backbone.device)
+    backbone, text = loading.load_backbone(facts["backbone"], facts["layer"], short, report)
+    found = training.load_sae(folder)
+    dictionary, bias = found.independent_latents().to(backbone.device), found.bias.to(backbone.device)
     held_out = text.encode(list(islice(_conversations(chats), HELD_OUT)))
     heard = lambda done: report("held-out conversations", done / len(held_out))  # noqa: E731 # read once, below
-    quality = gauge.fidelity(held_out, backbone, facts["layer"], dictionary, bias, heard)
+    quality = gauge.measure_fidelity(held_out, backbone, facts["layer"], dictionary, bias, heard)
     report("what the language model loses", 0.0)
-    llm = loading.llm(facts["backbone"], settings, report)
+    llm = loading.load_full_llm(facts["backbone"], settings, report)
     some = held_out[:LOSS_CHATS]
-    quality["loss_recovered"] = gauge.recovered(some, llm, facts["layer"], gauge.rebuilding(dictionary, bias))
+    quality["loss_recovered"] = gauge.measure_loss_recovered(
+        some, llm, facts["layer"], gauge.make_reconstruct(dictionary, bias)
+    )
     if beside:
-        quality["seed_agreement"] = gauge.agreement(dictionary, training.load(beside).dictionary)
+        quality["seed_agreement"] = gauge.measure_agreement(dictionary, training.load_sae(beside).dictionary)
     facts["quality"] = {name: round(value, 4) for name, value in quality.items()}
-    training.note(folder, **facts)
+    training.write_provenance(folder, **facts)
     return facts
 
 
-def provenance(folder: Path) -> dict[str, Any]:
+def read_provenance(folder: Path) -> dict[str, Any]:
     """What is known about an SAE of ours."""
     file = folder / "provenance.json"
     if not file.exists():
@@ -110,7 +114,7 @@ def provenance(folder: Path) -> dict[str, Any]:
 
 
 def _conversations(chats: list[str]) -> Iterator[Item]:
-    return activations.mixed([read_chats(chat) for chat in chats])
+    return activations.interleave([read_chats(chat) for chat in chats])
 
 
 def _key(*parts: object) -> str:

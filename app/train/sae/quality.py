@@ -18,15 +18,17 @@ from app.reward.directions import Dictionary
 from app.types import EncodedItem
 
 SAME = 0.7
-Rebuild = Callable[[Tensor], Tensor]
+Reconstruct = Callable[[Tensor], Tensor]
 
 
-def rebuilding(dictionary: Dictionary, bias: Tensor) -> Rebuild:
+def make_reconstruct(dictionary: Dictionary, bias: Tensor) -> Reconstruct:
     """Residuals → what the dictionary makes of them."""
-    return lambda rows: (dictionary.activate(rows) @ dictionary.directions + bias) / dictionary.factor(rows)
+    return lambda rows: (
+        (dictionary.encode(rows) @ dictionary.directions + bias) / dictionary.input_scale(rows)
+    )
 
 
-def fidelity(
+def measure_fidelity(
     chats: list[EncodedItem],
     backbone: Backbone,
     layer: int,
@@ -36,13 +38,17 @@ def fidelity(
 ) -> dict[str, float]:
     """Explained variance, mean active latents, and the share of latents that never fire here."""
     rows = [_rows(chat, backbone, layer, report, i + 1) for i, chat in enumerate(chats)]
-    responses = torch.cat([row[chat.start : chat.stop] for row, chat in zip(rows, chats, strict=True)])
-    ends = torch.cat([row[chat.stop - 1 : chat.stop + 1] for row, chat in zip(rows, chats, strict=True)])
+    responses = torch.cat(
+        [row[chat.response_start : chat.response_end] for row, chat in zip(rows, chats, strict=True)]
+    )
+    ends = torch.cat(
+        [row[chat.response_end - 1 : chat.response_end + 1] for row, chat in zip(rows, chats, strict=True)]
+    )
     everything = torch.cat([row[1:] for row in rows])
-    rebuild = rebuilding(dictionary, bias)
-    fired = torch.stack(
-        [(dictionary.activate(part) > 0).any(0) for part in torch.split(everything, 4096)]
-    ).any(0)
+    rebuild = make_reconstruct(dictionary, bias)
+    fired = torch.stack([(dictionary.encode(part) > 0).any(0) for part in torch.split(everything, 4096)]).any(
+        0
+    )
     return {
         "explained_variance_response": _explained(responses, rebuild),
         "explained_variance_ends": _explained(ends, rebuild),
@@ -54,7 +60,9 @@ def fidelity(
     }
 
 
-def recovered(chats: list[EncodedItem], llm: PreTrainedModel, layer: int, rebuild: Rebuild) -> float:
+def measure_loss_recovered(
+    chats: list[EncodedItem], llm: PreTrainedModel, layer: int, rebuild: Reconstruct
+) -> float:
     """Share of the language model's loss kept by the reconstruction: 0 as with a zeroed layer, 1 lossless."""
     clean = _loss(chats, llm, layer, lambda rows: rows)
     rebuilt = _loss(chats, llm, layer, rebuild)
@@ -62,7 +70,7 @@ def recovered(chats: list[EncodedItem], llm: PreTrainedModel, layer: int, rebuil
     return (nothing - rebuilt) / (nothing - clean)
 
 
-def agreement(ours: Dictionary, theirs: Dictionary) -> float:
+def measure_agreement(ours: Dictionary, theirs: Dictionary) -> float:
     """Share of our directions that another seed found too (cosine above 0.7)."""
     a, b = (torch.nn.functional.normalize(d.directions, dim=1) for d in (ours, theirs))
     return float(((a @ b.T).amax(1) > SAME).float().mean())
@@ -72,22 +80,22 @@ def _rows(
     chat: EncodedItem, backbone: Backbone, layer: int, report: Callable[[int], None], number: int
 ) -> Tensor:
     packed = pack([chat.ids])
-    rows = backbone.residuals(packed, {layer: packed.everything})[layer].values
+    rows = backbone.residuals(packed, {layer: packed.computed_rows})[layer].values
     report(number)
     return rows
 
 
-def _explained(rows: Tensor, rebuild: Rebuild) -> float:
+def _explained(rows: Tensor, rebuild: Reconstruct) -> float:
     error = sum(float((part - rebuild(part)).pow(2).sum()) for part in torch.split(rows, 4096))
     return 1 - error / float((rows - rows.mean(0)).pow(2).sum())
 
 
 def _active(rows: Tensor, dictionary: Dictionary) -> float:
-    counts = [(dictionary.activate(part) > 0).sum(1) for part in torch.split(rows, 4096)]
+    counts = [(dictionary.encode(part) > 0).sum(1) for part in torch.split(rows, 4096)]
     return float(torch.cat(counts).float().mean())
 
 
-def _loss(chats: list[EncodedItem], llm: PreTrainedModel, layer: int, change: Rebuild) -> float:
+def _loss(chats: list[EncodedItem], llm: PreTrainedModel, layer: int, change: Reconstruct) -> float:
     """Mean next-token loss with the residuals after a layer changed, the first token's left alone."""
     total, tokens = 0.0, 0
     with torch.inference_mode(), _changed(llm, layer, change):
@@ -100,7 +108,7 @@ def _loss(chats: list[EncodedItem], llm: PreTrainedModel, layer: int, change: Re
 
 
 @contextmanager
-def _changed(llm: PreTrainedModel, layer: int, change: Rebuild) -> Iterator[None]:
+def _changed(llm: PreTrainedModel, layer: int, change: Reconstruct) -> Iterator[None]:
     def hook(_module: object, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> object:
         hidden = output[0] if isinstance(output, tuple) else output
         new = torch.cat([hidden[:, :1], change(hidden[0, 1:].float())[None].to(hidden.dtype)], dim=1)

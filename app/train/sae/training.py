@@ -31,7 +31,7 @@ KINDS = ("standard", "jumprelu", "gated", "topk")
 RESCALED = "constant_norm_rescale"
 
 
-def train(
+def train_sae(
     rows: NDArray[np.float16],
     out: Path,
     *,
@@ -132,7 +132,7 @@ def _last_checkpoint(folder: Path) -> Path | None:
     return max(whole, key=lambda checkpoint: int(checkpoint.name), default=None)
 
 
-class Loaded(NamedTuple):
+class LoadedSae(NamedTuple):
     """An SAE as plain tensors: its latents, what its decoder adds to them, and where it reads.
 
     `most` is the number of latents that fire at a token at most, where they compete for that.
@@ -142,31 +142,31 @@ class Loaded(NamedTuple):
     bias: Tensor
     kind: str
     hook: str
-    most: int | None
+    top_k: int | None
 
-    def apart(self) -> Dictionary:
+    def independent_latents(self) -> Dictionary:
         """The latents, if each can be read without the others."""
-        if self.most is not None:
+        if self.top_k is not None:
             raise SourceError(f"latents of a {self.kind} SAE compete; a recipe gives them a threshold first")
         return self.dictionary
 
     def activate(self, rows: Tensor) -> Tensor:
         """Activations of all latents, as the SAE itself has them."""
-        found = self.dictionary.activate(rows)
-        if self.most is None:
+        found = self.dictionary.encode(rows)
+        if self.top_k is None:
             return found
-        best = found.topk(self.most, dim=1)
+        best = found.topk(self.top_k, dim=1)
         return torch.zeros_like(found).scatter_(1, best.indices, best.values)
 
 
-def load(folder: Path) -> Loaded:
+def load_sae(folder: Path) -> LoadedSae:
     """An SAE that sae_lens saved."""
     from sae_lens import SAE
 
     return _plain(SAE.load_from_disk(folder, device="cpu", dtype="float32"), str(folder))
 
 
-def fetch(release: str, name: str) -> Loaded:
+def fetch_sae(release: str, name: str) -> LoadedSae:
     """An SAE of sae_lens's registry, or of any repository on the hub in its format."""
     from sae_lens import SAE
 
@@ -180,7 +180,7 @@ def fetch(release: str, name: str) -> Loaded:
     return _plain(sae, f"{release} {name}")
 
 
-def save(found: Loaded, folder: Path) -> None:
+def save_sae(found: LoadedSae, folder: Path) -> None:
     """Keep latents that do not compete as a JumpReLU SAE of sae_lens's."""
     from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
     from sae_lens.saes.sae import SAEMetadata
@@ -191,7 +191,7 @@ def save(found: Loaded, folder: Path) -> None:
         d_in=inputs,
         d_sae=width,
         apply_b_dec_to_input=False,
-        normalize_activations=RESCALED if latents.length else "none",
+        normalize_activations=RESCALED if latents.input_norm else "none",
         metadata=SAEMetadata(hook_name=found.hook),
     )
     with torch.device("meta"):
@@ -207,7 +207,7 @@ def save(found: Loaded, folder: Path) -> None:
     sae.save_model(folder)
 
 
-def _plain(sae: Any, place: str) -> Loaded:
+def _plain(sae: Any, place: str) -> LoadedSae:
     """Any kind as JumpReLU latents: what is not linear up to the threshold is refused by name."""
     kind, said = sae.cfg.architecture(), sae.cfg
     if kind not in KINDS:
@@ -232,13 +232,13 @@ def _plain(sae: Any, place: str) -> Loaded:
         bias=bias,
         threshold=weights.get("threshold", torch.zeros_like(bias)),
         directions=weights["W_dec"],
-        length=said.d_in**0.5 if said.normalize_activations == RESCALED else 0.0,
+        input_norm=said.d_in**0.5 if said.normalize_activations == RESCALED else 0.0,
     )
     hook = str(said.metadata.hook_name or "")
-    return Loaded(dictionary, weights["b_dec"], kind, hook, int(said.k) if kind == "topk" else None)
+    return LoadedSae(dictionary, weights["b_dec"], kind, hook, int(said.k) if kind == "topk" else None)
 
 
-def note(folder: Path, /, **facts: object) -> None:
+def write_provenance(folder: Path, /, **facts: object) -> None:
     """Write what is known about an SAE beside it."""
     (folder / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n")
 

@@ -3,25 +3,53 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
 from sparserm_client import _wire
+from sparserm_client._config import DEFAULT_URL, RETRIED_STATUSES, RetryPolicy, ServerConfig
+from sparserm_client._types import Reward, Sample
+
+MAX_CONNECTIONS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _PendingCall:
+    """Samples of one call that wait to be sent, and the future that gets their rewards."""
+
+    samples: list[Sample]
+    model: str | tuple[str, ...] | None
+    top_k: int
+    rewards: "asyncio.Future[list[list[Reward]]]"
+
+    @property
+    def model_count(self) -> int:
+        return len(self.model) if isinstance(self.model, tuple) else 1
 
 
 class AsyncClient:
-    """The same for asyncio; what tasks ask at the same time travels together."""
+    """The asyncio twin of `Client`: the same methods, awaited.
 
-    def __init__(self, url: str = _wire.HERE, **choices: Any) -> None:
-        self.server = _wire.Server(url, **choices)
-        self._http: httpx.AsyncClient | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._waiting: list[tuple[list[_wire.Ask], int, asyncio.Future[list[_wire.Reward]]]] = []
-        self._sending: set[asyncio.Task[None]] = set()
+    Calls that tasks make in the same iteration of the event loop are sent as one request. A client may be
+    used from several event loops one after the other, such as one `asyncio.run` after another; it opens new
+    connections on each.
+    """
 
-    async def __aenter__(self) -> Self:
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        model: str | None = None,
+        key: str | None = None,
+        timeout_s: float = 120.0,
+        retry_for_s: float = 300.0,
+    ) -> None:
+        self._initialize(ServerConfig(url, model, key, timeout_s, retry_for_s))
+
+    async def __aenter__(self) -> "AsyncClient":
         return self
 
     async def __aexit__(
@@ -29,79 +57,129 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    def __getstate__(self) -> _wire.Server:
-        return self.server
+    def __getstate__(self) -> ServerConfig:
+        return self.config
 
-    def __setstate__(self, server: _wire.Server) -> None:
-        self.__init__()  # type: ignore[misc] # as new, without connections
-        self.server = server
+    def __setstate__(self, config: ServerConfig) -> None:
+        self._initialize(config)
 
     async def close(self) -> None:
-        """Let the connections go."""
+        """Close the connections; a later request opens new ones."""
         if self._http is not None:
             await self._http.aclose()
             self._http = None
 
-    async def rewards(self, asks: Sequence[_wire.Ask], *, top_k: int = 0) -> list[_wire.Reward]:
-        """Score responses, in order; joined with whatever else is asked in this turn of the loop."""
-        self._settle()
-        future: asyncio.Future[list[_wire.Reward]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((list(asks), top_k, future))
-        if len(self._waiting) == 1:
-            sending = asyncio.ensure_future(self._send())
-            self._sending.add(sending)
-            sending.add_done_callback(self._sending.discard)
-        return await future
+    async def rewards(self, samples: Sequence[Sample], *, top_k: int = 0) -> list[Reward]:
+        """Score samples with one model, the client's or else the server's default; return them in order.
 
-    async def rendered(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> list[float]:
-        """Score texts that went through a policy's chat template."""
-        answer = await self.post("/get_reward", _wire.rendered(texts, prompts, self.server))
-        found: list[float] = answer["rewards"]
-        return found
+        `top_k` is how many features each reward lists.
+        """
+        return [rewards[0] for rewards in await self._score(samples, self.config.model, top_k)]
+
+    async def rewards_by_model(
+        self, samples: Sequence[Sample], models: Sequence[str], *, top_k: int = 0
+    ) -> list[dict[str, Reward]]:
+        """Score samples with several models in one forward pass.
+
+        Returns for each sample, in order, its reward by model name, as the names were given.
+        """
+        names = _wire.unique_models(models)
+        scored = await self._score(samples, names, top_k)
+        return [dict(zip(names, rewards, strict=True)) for rewards in scored]
+
+    async def rendered_rewards(
+        self, texts: Sequence[str], prompts: Sequence[str] | None = None
+    ) -> list[float]:
+        """Score texts that a policy's chat template has rendered: prompt and response with special tokens.
+
+        `prompts` are the rendered prompts that the texts begin with. Without them, the server finds the
+        response by the markup alone.
+        """
+        rewards: list[float] = []
+        for indices in _wire.split(range(len(texts))):
+            some_prompts = [prompts[i] for i in indices] if prompts else None
+            body = _wire.rendered_body([texts[i] for i in indices], some_prompts, self.config.model)
+            rewards += (await self.post("/get_reward", body))["rewards"]
+        return rewards
+
+    async def get(self, path: str) -> Any:
+        """Send GET to a path, with retries, and return the JSON body."""
+        return await self._request("GET", path)
 
     async def post(self, path: str, body: Any) -> Any:
-        """Send a body until there is an answer, as long as patience lasts."""
-        self._settle()
+        """Send a JSON body to a path, with retries, and return the JSON body of the response."""
+        return await self._request("POST", path, json.dumps(body))
+
+    def _initialize(self, config: ServerConfig) -> None:
+        self.config = config
+        self._http: httpx.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pending: list[_PendingCall] = []
+        self._send_tasks: set[asyncio.Task[None]] = set()
+
+    async def _score(
+        self, samples: Sequence[Sample], model: str | tuple[str, ...] | None, top_k: int
+    ) -> list[list[Reward]]:
+        self._adopt_running_loop()
+        future: asyncio.Future[list[list[Reward]]] = asyncio.get_running_loop().create_future()
+        self._pending.append(_PendingCall(list(samples), model, top_k, future))
+        if len(self._pending) == 1:
+            task = asyncio.ensure_future(self._send_pending())
+            self._send_tasks.add(task)
+            task.add_done_callback(self._send_tasks.discard)
+        return await future
+
+    async def _send_pending(self) -> None:
+        """Send what was called in this iteration of the loop, one group for each model and `top_k`."""
+        await asyncio.sleep(0)
+        pending, self._pending = self._pending, []
+        groups = dict.fromkeys((call.model, call.top_k) for call in pending)
+        await asyncio.gather(
+            *(
+                self._send_group([call for call in pending if (call.model, call.top_k) == group])
+                for group in groups
+            )
+        )
+
+    async def _send_group(self, calls: list[_PendingCall]) -> None:
+        """Score the samples of calls for the same model together, and give each call its part."""
+        samples = [sample for call in calls for sample in call.samples]
+        scored: list[list[Reward]] = []
+        try:
+            for some in _wire.split(samples):
+                body = _wire.rewards_body(some, calls[0].model, calls[0].top_k)
+                response = await self.post("/v1/rewards", body)
+                scored += _wire.parse_rewards(response, len(some), calls[0].model_count)
+        except Exception as error:  # noqa: BLE001 # raised in every waiting call
+            for call in calls:
+                if not call.rewards.done():
+                    call.rewards.set_exception(error)
+            return
+        start = 0
+        for call in calls:
+            stop = start + len(call.samples)
+            if not call.rewards.done():
+                call.rewards.set_result(scored[start:stop])
+            start = stop
+
+    async def _request(self, method: str, path: str, content: str | None = None) -> Any:
+        self._adopt_running_loop()
         if self._http is None:
-            limits = httpx.Limits(max_connections=64)
-            self._http = httpx.AsyncClient(**self.server.options, limits=limits)
-        patience = _wire.Patience(self.server.patience_s)
+            limits = httpx.Limits(max_connections=MAX_CONNECTIONS)
+            self._http = httpx.AsyncClient(**self.config.http_options(), limits=limits)
+        retries = RetryPolicy(self.config.retry_for_s)
         while True:
             try:
-                response = await self._http.post(path, content=json.dumps(body))
+                response = await self._http.request(method, path, content=content)
             except httpx.TransportError as error:
-                await asyncio.sleep(patience.wait(error=error))
+                await asyncio.sleep(retries.next_delay_s(error=error))
                 continue
-            if response.status_code not in _wire.PASSING:
-                return _wire.answered(response)
-            await asyncio.sleep(patience.wait(response))
+            if response.status_code not in RETRIED_STATUSES:
+                return _wire.parse_body(response)
+            await asyncio.sleep(retries.next_delay_s(response))
 
-    def _settle(self) -> None:
-        """Connections belong to a loop; on another one (a further asyncio.run) they are made anew."""
+    def _adopt_running_loop(self) -> None:
+        """Drop connections and waiting calls of an earlier event loop; they cannot be used on this one."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            self._loop, self._http, self._waiting = loop, None, []
-
-    async def _send(self) -> None:
-        await asyncio.sleep(0)
-        waiting, self._waiting = self._waiting, []
-        for top_k in {wanted for _, wanted, _ in waiting}:
-            together = [(asks, future) for asks, wanted, future in waiting if wanted == top_k]
-            try:
-                found = await self._rewards([ask for asks, _ in together for ask in asks], top_k)
-            except Exception as error:  # noqa: BLE001 # every caller hears of it
-                for _, future in together:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for asks, future in together:
-                mine, found = found[: len(asks)], found[len(asks) :]
-                if not future.done():
-                    future.set_result(mine)
-
-    async def _rewards(self, asks: list[_wire.Ask], top_k: int) -> list[_wire.Reward]:
-        found: list[_wire.Reward] = []
-        for some in _wire.portions(asks):
-            body = _wire.body(some, self.server.model, top_k)
-            found += _wire.rewards(await self.post("/v1/rewards", body), len(some))
-        return found
+            self._loop, self._http, self._pending = loop, None, []

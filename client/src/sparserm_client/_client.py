@@ -1,24 +1,39 @@
-"""The client that blocks."""
+"""The blocking client."""
 
 import json
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
 from sparserm_client import _wire
+from sparserm_client._config import DEFAULT_URL, RETRIED_STATUSES, RetryPolicy, ServerConfig
+from sparserm_client._types import Reward, Sample
 
 
 class Client:
-    """Blocking; threads may share it, and pickling leaves its connections behind."""
+    """A blocking client of one server.
 
-    def __init__(self, url: str = _wire.HERE, **choices: Any) -> None:
-        self.server = _wire.Server(url, **choices)
+    Threads may share it. It can be pickled: the copy has the same configuration and opens its own
+    connections. A request that meets an overloaded or absent server is sent again, with growing delays,
+    for `retry_for_s` seconds.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        model: str | None = None,
+        key: str | None = None,
+        timeout_s: float = 120.0,
+        retry_for_s: float = 300.0,
+    ) -> None:
+        self.config = ServerConfig(url, model, key, timeout_s, retry_for_s)
         self._http: httpx.Client | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Client":
         return self
 
     def __exit__(
@@ -26,55 +41,76 @@ class Client:
     ) -> None:
         self.close()
 
-    def __getstate__(self) -> _wire.Server:
-        return self.server
+    def __getstate__(self) -> ServerConfig:
+        return self.config
 
-    def __setstate__(self, server: _wire.Server) -> None:
-        self.server, self._http = server, None
+    def __setstate__(self, config: ServerConfig) -> None:
+        self.config, self._http = config, None
 
     def close(self) -> None:
-        """Let the connections go."""
+        """Close the connections; a later request opens new ones."""
         if self._http is not None:
             self._http.close()
             self._http = None
 
-    def rewards(self, asks: Sequence[_wire.Ask], *, top_k: int = 0) -> list[_wire.Reward]:
-        """Score responses, in order; `top_k` features come with each."""
-        found: list[_wire.Reward] = []
-        for some in _wire.portions(asks):
-            found += _wire.rewards(
-                self.post("/v1/rewards", _wire.body(some, self.server.model, top_k)), len(some)
-            )
-        return found
+    def rewards(self, samples: Sequence[Sample], *, top_k: int = 0) -> list[Reward]:
+        """Score samples with one model, the client's or else the server's default; return them in order.
 
-    def rendered(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> list[float]:
-        """Score texts that went through a policy's chat template."""
-        found: list[float] = []
-        for places in _wire.portions(range(len(texts))):
-            body = _wire.rendered(
-                [texts[i] for i in places], prompts and [prompts[i] for i in places], self.server
-            )
-            found += self.post("/get_reward", body)["rewards"]
-        return found
+        `top_k` is how many features each reward lists.
+        """
+        return [rewards[0] for rewards in self._score(samples, self.config.model, 1, top_k)]
+
+    def rewards_by_model(
+        self, samples: Sequence[Sample], models: Sequence[str], *, top_k: int = 0
+    ) -> list[dict[str, Reward]]:
+        """Score samples with several models in one forward pass.
+
+        Returns for each sample, in order, its reward by model name, as the names were given.
+        """
+        names = _wire.unique_models(models)
+        scored = self._score(samples, names, len(names), top_k)
+        return [dict(zip(names, rewards, strict=True)) for rewards in scored]
+
+    def rendered_rewards(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> list[float]:
+        """Score texts that a policy's chat template has rendered: prompt and response with special tokens.
+
+        `prompts` are the rendered prompts that the texts begin with. Without them, the server finds the
+        response by the markup alone.
+        """
+        rewards: list[float] = []
+        for indices in _wire.split(range(len(texts))):
+            some_prompts = [prompts[i] for i in indices] if prompts else None
+            body = _wire.rendered_body([texts[i] for i in indices], some_prompts, self.config.model)
+            rewards += self.post("/get_reward", body)["rewards"]
+        return rewards
 
     def get(self, path: str) -> Any:
-        """Read what a route says, with the same patience."""
-        return self._answer("GET", path)
+        """Send GET to a path, with retries, and return the JSON body."""
+        return self._request("GET", path)
 
     def post(self, path: str, body: Any) -> Any:
-        """Send a body until there is an answer, as long as patience lasts."""
-        return self._answer("POST", path, json.dumps(body))
+        """Send a JSON body to a path, with retries, and return the JSON body of the response."""
+        return self._request("POST", path, json.dumps(body))
 
-    def _answer(self, method: str, path: str, content: str | None = None) -> Any:
+    def _score(
+        self, samples: Sequence[Sample], model: str | Sequence[str] | None, model_count: int, top_k: int
+    ) -> list[list[Reward]]:
+        scored: list[list[Reward]] = []
+        for some in _wire.split(samples):
+            response = self.post("/v1/rewards", _wire.rewards_body(some, model, top_k))
+            scored += _wire.parse_rewards(response, len(some), model_count)
+        return scored
+
+    def _request(self, method: str, path: str, content: str | None = None) -> Any:
         if self._http is None:
-            self._http = httpx.Client(**self.server.options)
-        patience = _wire.Patience(self.server.patience_s)
+            self._http = httpx.Client(**self.config.http_options())
+        retries = RetryPolicy(self.config.retry_for_s)
         while True:
             try:
                 response = self._http.request(method, path, content=content)
             except httpx.TransportError as error:
-                time.sleep(patience.wait(error=error))
+                time.sleep(retries.next_delay_s(error=error))
                 continue
-            if response.status_code not in _wire.PASSING:
-                return _wire.answered(response)
-            time.sleep(patience.wait(response))
+            if response.status_code not in RETRIED_STATUSES:
+                return _wire.parse_body(response)
+            time.sleep(retries.next_delay_s(response))

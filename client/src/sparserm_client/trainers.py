@@ -1,68 +1,92 @@
-"""Rewards for trainers that call a Python function instead of a server: each shape once, ready to be named.
+"""Reward functions for trainers that call Python instead of a server, one for each trainer's signature.
 
-Functions that a trainer can only name read SPARSERM_URL, SPARSERM_MODEL and SPARSERM_KEY; docs/trainers.md
-has the flag or the YAML for each.
+TRL's are constructed with the server's address. All others can only be named in a trainer's configuration,
+so they read the environment variables SPARSERM_URL, SPARSERM_MODEL and SPARSERM_KEY.
 """
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sparserm_client import HERE, Ask, AsyncClient, Client, Reward, Share
+from sparserm_client._async_client import AsyncClient
+from sparserm_client._client import Client
+from sparserm_client._config import DEFAULT_URL
+from sparserm_client._types import FeatureShare, Reward, Sample
 
-TOP = 3
-_kept: dict[tuple[tuple[str, Any], ...], Client] = {}
+__all__ = [
+    "AsyncSwiftReward",
+    "AsyncTrlReward",
+    "RewardBenchPipeline",
+    "SwiftReward",
+    "TrlReward",
+    "close_clients",
+    "compute_score",
+    "custom_rm",
+    "reward_fn",
+    "reward_func",
+    "skyrl_env",
+]
+
+# How many features TRL's table of completions lists for each reward.
+LOGGED_FEATURES = 3
+# AReaL gives up on a reward function after 15 seconds and takes the reward for 0.
+AREAL_TIMEOUT_S = 10.0
+AREAL_RETRY_FOR_S = 12.0
+
+_clients: dict[tuple[tuple[str, Any], ...], Client] = {}
 
 
 class TrlReward:
-    """A reward function for TRL's GRPO, RLOO and online DPO trainers; it can be pickled.
+    """Reward function for TRL's GRPO, RLOO and online DPO trainers; can be pickled.
 
-    Where the trainer offers it, the features of each reward are logged beside the completions. A completion
-    that the server could not score gets None, which TRL leaves out.
+    `options` are those of `Client`. A completion that the server could not score gets None, which TRL
+    excludes. Where the trainer offers it, the largest features of each reward are logged beside the
+    completions, and mean uncertainty and distance as metrics.
     """
 
-    def __init__(self, url: str = HERE, **choices: Any) -> None:
-        self.client = Client(url, **choices)
-        self.__name__ = _name(self.client.server.model)
+    def __init__(self, url: str = DEFAULT_URL, **options: Any) -> None:
+        self.client = Client(url, **options)
+        self.__name__ = _metric_name(self.client.config.model)
 
     def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Any], **given: Any
+        self, prompts: Sequence[Any], completions: Sequence[Any], **arguments: Any
     ) -> list[float | None]:
-        """One reward a completion."""
-        found = self.client.rewards(_asks(prompts, completions), top_k=TOP)
-        _log(found, given)
-        return [None if one.error else one.reward for one in found]
+        """Return one reward per completion."""
+        rewards = self.client.rewards(_trl_samples(prompts, completions), top_k=LOGGED_FEATURES)
+        _log_to_trl(rewards, arguments)
+        return [None if reward.error else reward.reward for reward in rewards]
 
 
 class AsyncTrlReward:
-    """The same for trainers that await their reward functions."""
+    """The same as `TrlReward` for TRL's trainers that await reward functions: GRPO, RLOO and AsyncGRPO."""
 
-    def __init__(self, url: str = HERE, **choices: Any) -> None:
-        self.client = AsyncClient(url, **choices)
-        self.__name__ = _name(self.client.server.model)
+    def __init__(self, url: str = DEFAULT_URL, **options: Any) -> None:
+        self.client = AsyncClient(url, **options)
+        self.__name__ = _metric_name(self.client.config.model)
 
     async def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Any], **given: Any
+        self, prompts: Sequence[Any], completions: Sequence[Any], **arguments: Any
     ) -> list[float | None]:
-        """One reward a completion."""
-        found = await self.client.rewards(_asks(prompts, completions), top_k=TOP)
-        _log(found, given)
-        return [None if one.error else one.reward for one in found]
+        """Return one reward per completion."""
+        rewards = await self.client.rewards(_trl_samples(prompts, completions), top_k=LOGGED_FEATURES)
+        _log_to_trl(rewards, arguments)
+        return [None if reward.error else reward.reward for reward in rewards]
 
 
 class SwiftReward:
-    """An outcome reward for ms-swift: `orms["sparserm"] = SwiftReward` in a plugin."""
+    """Outcome reward for ms-swift: write `orms["sparserm"] = SwiftReward` in a plugin."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        self.client = _client()
+        self.client = _shared_client()
 
     def __call__(self, completions: Sequence[str], messages: Sequence[Any] = (), **_: Any) -> list[float]:
-        """One reward a completion; the prompt is what stands before it in `messages`."""
-        return [one.known for one in self.client.rewards(_swift_asks(completions, messages))]
+        """Return one reward per completion; the prompt is what precedes the completion in `messages`."""
+        rewards = self.client.rewards(_swift_samples(completions, messages))
+        return [reward.raise_for_error().reward for reward in rewards]
 
 
 class AsyncSwiftReward:
-    """The same, awaited."""
+    """The same as `SwiftReward`, awaited."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -70,130 +94,156 @@ class AsyncSwiftReward:
     async def __call__(
         self, completions: Sequence[str], messages: Sequence[Any] = (), **_: Any
     ) -> list[float]:
-        """One reward a completion; every step has a loop of its own, so connections end with it."""
-        async with AsyncClient(**_environment()) as client:
-            return [one.known for one in await client.rewards(_swift_asks(completions, messages))]
+        """Return one reward per completion.
+
+        ms-swift runs each step in a new event loop, so the connections are closed after each call.
+        """
+        async with AsyncClient(**_client_options()) as client:
+            rewards = await client.rewards(_swift_samples(completions, messages))
+        return [reward.raise_for_error().reward for reward in rewards]
 
 
 class RewardBenchPipeline:
-    """Texts rendered by a chat template in, scores out, as RewardBench calls a classifier."""
+    """Stands in for the text classification pipeline that RewardBench calls with rendered conversations."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        self.client = _client()
+        self.client = _shared_client()
 
     def __call__(self, samples: Sequence[str], **_: Any) -> list[dict[str, Any]]:
-        """One score a text."""
-        return [{"label": "LABEL_0", "score": score} for score in self.client.rendered(samples)]
+        """Return one classification result per text, its score being the reward."""
+        return [{"label": "LABEL_0", "score": reward} for reward in self.client.rendered_rewards(samples)]
 
 
 def compute_score(
     data_source: str, solution_str: str, ground_truth: Any, extra_info: Mapping[str, Any] | None = None,
-    **choices: Any,
+    **options: Any,
 ) -> dict[str, float]:  # fmt: skip
-    """Verl's custom reward function; the prompt is looked for in `extra_info["prompt"]`.
+    """Score one response for verl's `custom_reward_function`.
 
-    `choices` come from `reward_kwargs`: url, model, key, timeout_s, patience_s.
+    verl does not pass the prompt; the data set must have it in `extra_info["prompt"]`. `options` come from
+    `reward_kwargs` and are those of `Client`: url, model, key, timeout_s, retry_for_s.
     """
     prompt = (extra_info or {}).get("prompt", "")
-    [found] = _client(**choices).rewards([Ask(prompt, solution_str)])
-    return {"score": found.known, "uncertainty": found.uncertainty, "distance": found.distance}
+    [reward] = _shared_client(**options).rewards([Sample(prompt, solution_str)])
+    score = reward.raise_for_error().reward
+    return {"score": score, "uncertainty": reward.uncertainty, "distance": reward.distance}
 
 
 def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Any, **_: Any) -> dict[str, Any]:
-    """OpenRLHF's own Python hook (`--reward.remote_url FILE.py` that imports this)."""
+    """Score rendered texts for OpenRLHF's `--reward.remote_url FILE.py`, a file that imports this function."""
     import torch
 
-    rewards = torch.tensor(_client().rendered(queries, prompts))
+    rewards = torch.tensor(_shared_client().rendered_rewards(queries, prompts))
     return {"rewards": rewards, "scores": torch.sigmoid(rewards), "extra_logs": {}}
 
 
 async def custom_rm(args: Any, sample: Any, **_: Any) -> Any:
-    """Slime's and miles' `--custom-rm-path sparserm_client.trainers.custom_rm`; one sample or a list of them."""
+    """Score one sample or a list of them for slime's and miles' `--custom-rm-path`.
+
+    The server is `--rm-url`, or SPARSERM_URL without it. Prompts that are strings count as rendered by the
+    policy's chat template.
+    """
     samples = sample if isinstance(sample, list) else [sample]
-    async with AsyncClient(**_environment(url=getattr(args, "rm_url", None))) as client:
-        if all(isinstance(one.prompt, str) for one in samples):
-            texts = [one.prompt + one.response for one in samples]
-            found = await client.rendered(texts, [one.prompt for one in samples])
+    async with AsyncClient(**_client_options(url=getattr(args, "rm_url", None))) as client:
+        if all(isinstance(sample.prompt, str) for sample in samples):
+            texts = [sample.prompt + sample.response for sample in samples]
+            rewards = await client.rendered_rewards(texts, [sample.prompt for sample in samples])
         else:
-            rewards = await client.rewards([Ask(one.prompt, one.response) for one in samples])
-            found = [one.known for one in rewards]
-    return found if isinstance(sample, list) else found[0]
+            scored = await client.rewards([Sample(sample.prompt, sample.response) for sample in samples])
+            rewards = [reward.raise_for_error().reward for reward in scored]
+    return rewards if isinstance(sample, list) else rewards[0]
 
 
 def reward_fn(prompt: str, completions: str, prompt_ids: Any, completion_ids: Any, **_: Any) -> float:
-    """AReaL's reward function, on texts decoded with their special tokens."""
-    return _client(timeout_s=10.0, patience_s=12.0).rendered([prompt + completions], [prompt])[0]
+    """Score one response for AReaL, which decodes prompt and response with their special tokens."""
+    client = _shared_client(timeout_s=AREAL_TIMEOUT_S, retry_for_s=AREAL_RETRY_FOR_S)
+    return client.rendered_rewards([prompt + completions], [prompt])[0]
 
 
 def skyrl_env(base: type) -> type:
-    """An environment of one turn on SkyRL's BaseTextEnv, whose reward is ours."""
+    """Return a SkyRL environment of one turn whose reward is the server's; `base` is SkyRL's BaseTextEnv."""
 
-    class SparseRMEnv(base):  # type: ignore[misc] # its base is only known when SkyRL is there
-        """Scores the first thing the policy says."""
+    class SparseRMEnv(base):  # type: ignore[misc] # the base class is only known at run time
+        """Scores the policy's first response and ends the episode."""
 
         def init(self, prompt: Any) -> tuple[Any, dict[str, Any]]:
-            """Keep the prompt."""
+            """Store the prompt, and return it unchanged."""
             self.prompt = prompt
             return prompt, {}
 
         def step(self, action: str) -> dict[str, Any]:
-            """The reward of a response, and the end."""
-            [found] = _client().rewards([Ask(self.prompt, action)])
-            facts = {"uncertainty": found.uncertainty, "distance": found.distance}
-            return {"observations": [], "reward": found.known, "done": True, "metadata": facts}
+            """Return the reward of the response `action`."""
+            [reward] = _shared_client().rewards([Sample(self.prompt, action)])
+            score = reward.raise_for_error().reward
+            metadata = {"uncertainty": reward.uncertainty, "distance": reward.distance}
+            return {"observations": [], "reward": score, "done": True, "metadata": metadata}
 
     return SparseRMEnv
 
 
-def forget() -> None:
-    """Close the connections that functions have kept."""
-    while _kept:
-        _kept.popitem()[1].close()
+def close_clients() -> None:
+    """Close the connections of the clients that the functions of this module share."""
+    while _clients:
+        _clients.popitem()[1].close()
 
 
-def _client(**choices: Any) -> Client:
-    """One client for each way to ask, kept with its connections."""
-    given = _environment(**choices)
-    return _kept.setdefault(tuple(sorted(given.items())), Client(**given))
+def _shared_client(**options: Any) -> Client:
+    """Return the client with these options; there is one for each combination, with open connections."""
+    given = _client_options(**options)
+    return _clients.setdefault(tuple(sorted(given.items())), Client(**given))
 
 
-def _environment(**choices: Any) -> dict[str, Any]:
-    named = {name: os.environ.get(f"SPARSERM_{name.upper()}") for name in ("url", "model", "key")}
-    given = {name: value for name, value in choices.items() if value is not None}
-    return {name: value for name, value in {**named, **given}.items() if value}
+def _client_options(**options: Any) -> dict[str, Any]:
+    """Return options of a client: those given, else those of the environment."""
+    environment = {name: os.environ.get(f"SPARSERM_{name.upper()}") for name in ("url", "model", "key")}
+    given = {name: value for name, value in options.items() if value is not None}
+    return {name: value for name, value in {**environment, **given}.items() if value}
 
 
-def _name(model: str | None) -> str:
+def _metric_name(model: str | None) -> str:
+    """Return the name under which TRL logs the reward."""
     return f"sparserm_{model}" if model else "sparserm"
 
 
-def _asks(prompts: Sequence[Any], completions: Sequence[Any]) -> list[Ask]:
-    return [Ask(prompt, _text(said)) for prompt, said in zip(prompts, completions, strict=True)]
-
-
-def _text(completion: str | Sequence[Mapping[str, str]]) -> str:
-    return completion if isinstance(completion, str) else "".join(turn["content"] for turn in completion)
-
-
-def _swift_asks(completions: Sequence[str], messages: Sequence[Any]) -> list[Ask]:
-    before: Sequence[Any] = messages or [[{"role": "user", "content": ""}]] * len(completions)
+def _trl_samples(prompts: Sequence[Any], completions: Sequence[Any]) -> list[Sample]:
     return [
-        Ask([t for t in turns if t["role"] != "assistant" or t is not turns[-1]], said)
-        for turns, said in zip(before, completions, strict=True)
+        Sample(prompt, _completion_text(completion))
+        for prompt, completion in zip(prompts, completions, strict=True)
     ]
 
 
-def _log(found: Sequence[Reward], given: Mapping[str, Any]) -> None:
-    extra: Callable[[str, list[Any]], None] | None = given.get("log_extra")
-    metric: Callable[[str, float], None] | None = given.get("log_metric")
-    if extra:
-        extra("features", [", ".join(_shown(share) for share in one.features) for one in found])
-        extra("uncertainty", [one.uncertainty for one in found])
-    scored = [one for one in found if not one.error]
-    if metric and scored:
-        metric("uncertainty", sum(one.uncertainty for one in scored) / len(scored))
-        metric("distance", sum(one.distance for one in scored) / len(scored))
+def _completion_text(completion: str | Sequence[Mapping[str, str]]) -> str:
+    if isinstance(completion, str):
+        return completion
+    return "".join(message["content"] for message in completion)
 
 
-def _shown(share: Share) -> str:
+def _swift_samples(completions: Sequence[str], conversations: Sequence[Any]) -> list[Sample]:
+    """Return samples whose prompts are the conversations without the final assistant message."""
+    if not conversations:
+        conversations = [[{"role": "user", "content": ""}]] * len(completions)
+    return [
+        Sample(_without_completion(messages), completion)
+        for messages, completion in zip(conversations, completions, strict=True)
+    ]
+
+
+def _without_completion(messages: Sequence[Any]) -> Sequence[Any]:
+    return messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
+
+
+def _log_to_trl(rewards: Sequence[Reward], arguments: Mapping[str, Any]) -> None:
+    """Log features and uncertainty through the callbacks that TRL passes, where it does."""
+    log_extra: Callable[[str, list[Any]], None] | None = arguments.get("log_extra")
+    log_metric: Callable[[str, float], None] | None = arguments.get("log_metric")
+    if log_extra:
+        log_extra("features", [", ".join(map(_format_share, reward.features)) for reward in rewards])
+        log_extra("uncertainty", [reward.uncertainty for reward in rewards])
+    scored = [reward for reward in rewards if not reward.error]
+    if log_metric and scored:
+        log_metric("uncertainty", sum(reward.uncertainty for reward in scored) / len(scored))
+        log_metric("distance", sum(reward.distance for reward in scored) / len(scored))
+
+
+def _format_share(share: FeatureShare) -> str:
     return f"{share.label or share.id} {share.contribution:+.2f}"

@@ -9,7 +9,7 @@ import torch
 
 from app.backbone.runtime import cuda_graphs
 from app.backbone.runtime.cuda_graphs import Steps
-from app.errors import NonFinite
+from app.errors import NonFiniteScore
 from app.reward import loading
 from app.reward.engine import Engine
 from app.settings import Settings
@@ -20,10 +20,10 @@ ALL = ScoreOptions(tuple(tiny.MODELS), Explain.TOKENS, top_k=tiny.K)
 CLOSE = 1e-5
 
 
-@pytest.fixture(scope="module", params=tiny.KINDS)
+@pytest.fixture(scope="module", params=tiny.ARCHITECTURES)
 def settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Every kind of backbone."""
-    return tiny.world(tmp_path_factory.mktemp(request.param), request.param)
+    return tiny.build_models(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -36,14 +36,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def launched(settings: Settings) -> Engine:
     """An engine that takes no steps and remembers nothing."""
-    return loading.engine(settings.model_copy(update={"prefix_cache_mib": 0}), lambda *_: None)
+    return loading.load_engine(settings.model_copy(update={"prefix_cache_mib": 0}), lambda *_: None)
 
 
 @pytest.fixture
 def stepping(settings: Settings) -> Engine:
     """One that takes steps, and remembers prompts."""
-    engine = loading.engine(settings, lambda *_: None)
-    engine.backbone.steps = Steps(engine.backbone.stack, engine.backbone.start)
+    engine = loading.load_engine(settings, lambda *_: None)
+    engine.backbone.cuda_graphs = Steps(engine.backbone.layers, engine.backbone.embed)
     return engine
 
 
@@ -60,8 +60,8 @@ def worth(engine: Engine, exchanges: list[Item], ask: ScoreOptions = ALL) -> lis
 
 
 def steps_of(engine: Engine) -> Steps:
-    assert engine.backbone.steps
-    return engine.backbone.steps
+    assert engine.backbone.cuda_graphs
+    return engine.backbone.cuda_graphs
 
 
 def test_steps_say_the_same_whatever_was_played_before(stepping: Engine, launched: Engine) -> None:
@@ -69,7 +69,7 @@ def test_steps_say_the_same_whatever_was_played_before(stepping: Engine, launche
     system = "seven maple orbit violet " * 6
     for count in (1, 14, 2, 5, 1, 8, 3):
         some = [
-            tiny.exchange(
+            tiny.make_item(
                 system * rng.randint(0, 2) + rng.choice(tiny.WORDS), " ".join(rng.choices(tiny.WORDS, k=9))
             )
             for _ in range(count)
@@ -83,13 +83,13 @@ def test_steps_say_the_same_whatever_was_played_before(stepping: Engine, launche
 
 
 def test_what_overflows_leaves_nothing_behind(stepping: Engine, launched: Engine) -> None:
-    some = tiny.babble(3)
+    some = tiny.random_items(3)
     weight = stepping.backbone.embedding.weight
     token = stepping.encode(some)[0].ids[-2]
     healthy = weight[token].clone()
     weight[token] = float("nan")
     assert any(
-        isinstance(one, NonFinite)
+        isinstance(one, NonFiniteScore)
         for one in stepping.score([ScoreJob(one, ALL) for one in stepping.encode(some)])
     )
     weight[token] = healthy
@@ -98,7 +98,7 @@ def test_what_overflows_leaves_nothing_behind(stepping: Engine, launched: Engine
 
 def test_what_is_too_large_is_launched(stepping: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graphs, "SIZES", (8,))
-    some = tiny.babble(40)
+    some = tiny.random_items(40)
     assert len(worth(stepping, some)) == 40
     assert not steps_of(stepping).taken
 
@@ -112,11 +112,13 @@ def test_where_steps_cannot_be_recorded_passes_are_launched(
     monkeypatch.setattr(cuda_graphs, "recorded", broken)
     with caplog.at_level(logging.WARNING, "sparserm"):
         for _ in range(2):
-            assert np.allclose(worth(stepping, tiny.babble(1)), worth(launched, tiny.babble(1)), atol=CLOSE)
+            assert np.allclose(
+                worth(stepping, tiny.random_items(1)), worth(launched, tiny.random_items(1)), atol=CLOSE
+            )
     assert len([record for record in caplog.records if "no graphs here" in record.message]) == 1
     assert not steps_of(stepping).able
 
 
 def test_steps_are_not_for_cpus(launched: Engine) -> None:
-    assert launched.backbone.steps is None
+    assert launched.backbone.cuda_graphs is None
     assert launched.backbone.device == torch.device("cpu")

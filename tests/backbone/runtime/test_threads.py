@@ -41,7 +41,7 @@ def test_somebody_else_may_decide_how_threads_wait(monkeypatch: pytest.MonkeyPat
 
 def test_a_server_that_is_ready_has_no_team_but_that_of_its_passes(tmp_path: Path) -> None:
     """In a process of its own, where nobody has computed before."""
-    settings = tiny.world(tmp_path).model_copy(update={"threads": 2, "max_batch_tokens": 0})
+    settings = tiny.build_models(tmp_path).model_copy(update={"threads": 2, "max_batch_tokens": 0})
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         left, mine = pool.submit(_teams, settings).result()
     assert (left, mine) == (0, 1)
@@ -54,7 +54,7 @@ def _teams(settings: Settings) -> tuple[int, int]:
     before = _unknown()
 
     async def begun() -> int:
-        engine = threads.apart(lambda: loading.engine(settings, lambda *_: None))
+        engine = threads.apart(lambda: loading.load_engine(settings, lambda *_: None))
         app = create_app(engine, settings, CollectorRegistry())
         async with app.router.lifespan_context(app):
             return _settled(before) - before

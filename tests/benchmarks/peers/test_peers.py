@@ -13,20 +13,27 @@ import pytest
 
 from app.reward.engine import Engine
 from app.settings import Settings
-from benchmarks import pictures, report
-from benchmarks.journal import Bare, Gate, Header, Journal, Point, Start
-from benchmarks.load import calling
+from benchmarks import plots, report
+from benchmarks.load_generator import open_client
 from benchmarks.peers import catalogue, install
-from benchmarks.peers.course import Runner, course, environment, interpreter, wanted
-from benchmarks.peers.gate import Gatekeeper
+from benchmarks.peers.correctness_check import Gatekeeper
 from benchmarks.peers.launch.padded import Padded
 from benchmarks.peers.launch.padded_naive import create_app
 from benchmarks.peers.measure import Bench
 from benchmarks.peers.peer import Depth, Place
-from benchmarks.reference import Reference, reference
+from benchmarks.peers.schedule import Runner, course, environment, interpreter, wanted
+from benchmarks.reference import Reference, load_reference
 from benchmarks.report import Results
-from benchmarks.workloads import Query, Words, Workload
-from tests.benchmarks.test_load import block
+from benchmarks.results_log import (
+    BareForward,
+    CorrectnessResult,
+    LoadPoint,
+    ResultsLog,
+    RunHeader,
+    ServerStart,
+)
+from benchmarks.workloads import Query, TextGenerator, Workload
+from tests.benchmarks.test_load_generator import block
 
 HEAD = [1.0, 0.5]
 PLACE = Place(Path("/venv/bin/python"), Path("/checkpoint"), 8123, 4)
@@ -36,18 +43,18 @@ KNOWN = catalogue.peers(["alpha", "beta"], HEAD)
 @pytest.fixture(scope="module")
 def ground(settings: Settings, engine: Engine) -> Reference:
     assert engine.models
-    return reference(settings)
+    return load_reference(settings)
 
 
 @pytest.fixture(scope="module")
-def words(ground: Reference) -> Words:
-    return Words(ground.text)
+def words(ground: Reference) -> TextGenerator:
+    return TextGenerator(ground.text)
 
 
 @pytest.fixture(scope="module")
-def query(words: Words) -> Query:
+def query(words: TextGenerator) -> Query:
     """Two responses to one prompt, and one to another."""
-    return (*words.group(Random(0), 2, 60, 80), *words.group(Random(1), 1, 60, 70))
+    return (*words.generate_group(Random(0), 2, 60, 80), *words.generate_group(Random(1), 1, 60, 70))
 
 
 ANSWERS: dict[str, list[Any]] = {
@@ -138,7 +145,7 @@ def test_the_checkpoint_says_what_the_reference_says(ground: Reference, query: Q
     for depth in Depth:
         folder = ground.checkpoint(depth, tmp_path)
         assert ground.checkpoint(depth, tmp_path) == folder
-        padded, expected = Padded(str(folder)), ground.scores(depth, query)
+        padded, expected = Padded(str(folder)), ground.classifier_scores(depth, query)
         assert padded.texts([pair.text for pair in query]) == pytest.approx(expected, abs=1e-5)
         assert padded.ids([list(pair.ids) for pair in query]) == pytest.approx(expected, abs=1e-5)
         assert len({round(score, 6) for score in expected}) == 3
@@ -160,7 +167,7 @@ async def test_the_gate_lets_those_pass_who_say_what_they_should(
 ) -> None:
     peer = catalogue.peers(list(ground.models), HEAD)["ours"]
     keeper = Gatekeeper(ground, query)
-    async with calling(peer, [address], patience_s=60) as caller:
+    async with open_client(peer, [address], patience_s=60) as caller:
         right = await keeper.check(peer, caller, 0)
         wrong = await keeper.check(replace(peer, judge="beta"), caller, 0)
     assert right.passed
@@ -177,7 +184,9 @@ async def test_the_naive_server_answers_as_trainers_expect(
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         (request,) = KNOWN["naive"].ask(query)
         answer = await http.post(request.path, json=request.body)
-        assert KNOWN["naive"].read(answer.json()) == pytest.approx(ground.scores(Depth.CUT, query), abs=1e-5)
+        assert KNOWN["naive"].read(answer.json()) == pytest.approx(
+            ground.classifier_scores(Depth.CUT, query), abs=1e-5
+        )
         assert (await http.get(KNOWN["naive"].server.ready)).is_success
 
 
@@ -202,46 +211,46 @@ async def test_servers_are_started_gated_measured_and_stopped(
 ) -> None:  # fmt: skip
     for name in ("models_dir", "cache_dir", "max_tokens"):
         monkeypatch.setenv(f"SPARSERM_{name.upper()}", str(getattr(settings, name)))
-    known = catalogue.peers(list(ground.models), ground.head())
+    known = catalogue.peers(list(ground.models), ground.score_head())
     twice = replace(known["naive"], server=replace(known["naive"].server, copies=2))
     liar = replace(known["naive"], name="liar", read=lambda answer: [r + 1 for r in answer["rewards"]])
     workloads = (
         Workload("unique-1", "", 2, (64, 64)),
-        Workload("open", "", 2, (64, 64), arrivals=True),
+        Workload("open", "", 2, (64, 64), open_loop=True),
     )
-    bench = Bench(ground, Words(ground.text), 0.3, 2.0, Workload("warm", "", 1, (56, 120)))
-    journal = Journal(tmp_path / "results.jsonl", Header({"slo_s": "2"}))
+    bench = Bench(ground, TextGenerator(ground.text), 0.3, 2.0, Workload("warm", "", 1, (56, 120)))
+    journal = ResultsLog(tmp_path / "results.jsonl", RunHeader({"slo_s": "2"}))
     said: list[str] = []
     gatekeeper = Gatekeeper(ground, query)
     runner = Runner(bench, gatekeeper, journal, tmp_path, said.append, together=how == "together")
     todo = [*wanted([known["ours"]], workloads, named=True), (twice, workloads[0]), (liar, workloads[0])]
-    assert await runner.run(course(todo, 1, journal.has))
-    assert {one.peer: one.passed for one in journal.entries if isinstance(one, Gate)} == {
+    assert await runner.run(course(todo, 1, journal.has_steady))
+    assert {one.peer: one.passed for one in journal.entries if isinstance(one, CorrectnessResult)} == {
         "ours": True, "naive": True, "liar": False,
     }  # fmt: skip
-    measured = {(one.peer, one.workload): one for one in journal.blocks}
+    measured = {(one.peer, one.workload): one for one in journal.measurements}
     assert measured.keys() == {("ours", "unique-1"), ("ours", "open"), ("naive", "unique-1")}
     for one in measured.values():
-        assert set(one.fates) == {"good"}
-        assert one.speed > 0
+        assert set(one.outcomes) == {"good"}
+        assert one.tokens_per_s > 0
         assert one.shares["server"] > 0
     assert measured["ours", "open"].curve
-    assert {one.server: one.ready_s > 0 for one in journal.entries if isinstance(one, Start)} == {
+    assert {one.server: one.ready_s > 0 for one in journal.entries if isinstance(one, ServerStart)} == {
         "ours": True, "naive": True,
     }  # fmt: skip
-    assert sum(isinstance(one, Bare) for one in journal.entries) == 1
+    assert sum(isinstance(one, BareForward) for one in journal.entries) == 1
     assert "NOT TIMED" in "".join(said)
 
 
 def results(tmp_path: Path, entries: Sequence[Any]) -> Results:
-    journal = Journal(tmp_path / "results.jsonl", Header({"cores": "2", "slo_s": "2"}))
+    journal = ResultsLog(tmp_path / "results.jsonl", RunHeader({"cores": "2", "slo_s": "2"}))
     for entry in entries:
         journal.append(entry)
     return Results(journal)
 
 
 def test_a_report_shows_medians_ratios_and_what_was_not_steady(tmp_path: Path) -> None:
-    point = Point(2.0, 0.75, {"good": 3, "refused": 1}, {0.5: 0.2})
+    point = LoadPoint(2.0, 0.75, {"good": 3, "refused": 1}, {0.5: 0.2})
     found = results(
         tmp_path,
         [
@@ -252,7 +261,7 @@ def test_a_report_shows_medians_ratios_and_what_was_not_steady(tmp_path: Path) -
             block(workload="groups-8-75", round=1, tokens=3000, gflops=None),
             block(workload="unique-1", steady=False, latencies=(0.3,)),
             block(workload="open", curve=(point,)),
-            Start("vllm", 0, 90.0, 3900.0), Bare(0, 0.2),
+            ServerStart("vllm", 0, 90.0, 3900.0), BareForward(0, 0.2),
         ],
     )  # fmt: skip
     text = report.markdown(found)
@@ -263,7 +272,7 @@ def test_a_report_shows_medians_ratios_and_what_was_not_steady(tmp_path: Path) -
     assert "| vllm | 90.0 [90.0-90.0] | 3,900 [3,900-3,900] |" in text
     assert "| ours | 2.00 | 0.750 | 200 |  |  |  | 3 good, 1 refused |" in text
     assert json.loads(json.dumps(report.as_json(found)))["blocks"][0]["speed"] == 500
-    pictures.draw(found, tmp_path / "peers.svg")
+    plots.draw(found, tmp_path / "peers.svg")
     drawn = (tmp_path / "peers.svg").read_text()
     assert "unique-16" in drawn
     assert "median and range, n = " in drawn

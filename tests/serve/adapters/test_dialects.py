@@ -18,7 +18,7 @@ import pytest
 from app.errors import SourceError
 from app.reward import loading
 from app.reward.engine import Engine
-from app.serve.adapters import DIALECTS, spoken
+from app.serve.adapters import DIALECTS, select_routers
 from app.settings import Settings
 from tests.support import paths, tiny
 from tests.support.servers import server
@@ -248,7 +248,7 @@ async def test_dialects_can_be_switched_off(engine: Engine, settings: Settings) 
         assert (await client.post("/get_reward", json={"query": []})).status_code == 200
         assert (await client.post("/slime", json={"prompt": "a", "response": "b"})).status_code == 404
     with pytest.raises(SourceError, match="no dialect 'klingon'"):
-        spoken(("klingon",))
+        select_routers(("klingon",))
 
 
 def alike(left: Any, right: Any) -> bool:
@@ -264,8 +264,8 @@ def alike(left: Any, right: Any) -> bool:
 
 async def _rewrite() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        settings = tiny.world(Path(folder))
-        async with server(loading.engine(settings, lambda *_: None), settings) as client:
+        settings = tiny.build_models(Path(folder))
+        async with server(loading.load_engine(settings, lambda *_: None), settings) as client:
             for file in GOLDEN:
                 golden = json.loads(await asyncio.to_thread(file.read_text))
                 answer = await client.request(golden["method"], golden["path"], json=golden["request"])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sparserm_client import Ask, Client
+from sparserm_client import Client, Sample
 from sparserm_client.trainers import AsyncTrlReward, TrlReward
 
 from tests.support import tiny
@@ -44,7 +44,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def wanted(address: str) -> list[float]:
     with Client(address) as client:
-        return [one.reward for one in client.rewards([Ask(PROMPT, said) for said in SAID])]
+        return [one.reward for one in client.rewards([Sample(PROMPT, said) for said in SAID])]
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import httpx
 import pytest
 import torch
 
-from app.backbone.prefix_cache import Recall
+from app.backbone.prefix_cache import PrefixCache
 from app.reward.engine import Engine
 from app.settings import Settings
 from app.types import Explain, ScoreOptions
-from benchmarks.server import samples
+from benchmarks.server import parse_samples
 from tests.support import tiny
 from tests.support.servers import server
 
@@ -55,7 +55,7 @@ async def test_five_features_by_default_largest_first(client: httpx.AsyncClient)
 async def test_every_form_of_input_scores_the_same(
     client: httpx.AsyncClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "recall", Recall(0))
+    monkeypatch.setattr(engine, "recall", PrefixCache(0))
     user = {"role": "user", "content": "amber river"}
     forms = [
         PAIR,
@@ -65,9 +65,9 @@ async def test_every_form_of_input_scores_the_same(
         {"messages": [user], "responses": ["quiet stone"]},
     ]
     answer = await rewards(client, inputs=forms)
-    offline = tiny.scores(engine, [tiny.exchange("amber river", "quiet stone")], ScoreOptions(("alpha",)))[0][
-        0
-    ].reward
+    offline = tiny.score_items(
+        engine, [tiny.make_item("amber river", "quiet stone")], ScoreOptions(("alpha",))
+    )[0][0].reward
     assert [row["reward"] for row in answer["data"]] == pytest.approx([offline] * len(forms), abs=1e-5)
     assert answer["usage"]["computed_tokens"] == answer["usage"]["prompt_tokens"] // 5 + (
         answer["usage"]["response_tokens"] // 5 + 1
@@ -154,7 +154,7 @@ async def test_a_feature_tells_how_its_projections_spread(client: httpx.AsyncCli
     listed = (await client.get("/v1/models/beta/features")).json()["data"]
     model = engine.models["beta"]
     spread = torch.tensor([feature["deciles"] for feature in listed], dtype=torch.float64)
-    assert torch.allclose(model.head.standardise(spread.T).T, model.calibration.projections)
+    assert torch.allclose(model.head.standardise(spread.T).T, model.calibration.standardised_deciles)
     assert (spread.diff(dim=1) > 0).all()
 
 
@@ -255,14 +255,16 @@ async def test_errors_never_repeat_the_text(client: httpx.AsyncClient) -> None:
 async def test_concurrent_requests_share_passes_and_keep_their_scores(
     client: httpx.AsyncClient, engine: Engine
 ) -> None:
-    exchanges = tiny.babble(48)
-    offline = [s[0].reward for s in tiny.scores(engine, exchanges, ScoreOptions(("alpha",), Explain.NONE))]
+    exchanges = tiny.random_items(48)
+    offline = [
+        s[0].reward for s in tiny.score_items(engine, exchanges, ScoreOptions(("alpha",), Explain.NONE))
+    ]
     bodies = [{"inputs": [{"prompt": e.messages[0].content, "response": e.response}]} for e in exchanges]
     answers = await asyncio.gather(*(client.post("/v1/rewards", json=body) for body in bodies))
     served = [answer.json()["data"][0]["reward"] for answer in answers]
     assert served == pytest.approx(offline, abs=1e-5)
     text = (await client.get("/metrics")).text
-    [passes] = [sample.value for sample in samples(text, "sparserm_batch_items_count")]
+    [passes] = [sample.value for sample in parse_samples(text, "sparserm_batch_items_count")]
     assert passes < len(exchanges)
 
 

@@ -1,4 +1,4 @@
-"""The batcher alone, before a device that can be held, broken and watched."""
+"""The batcher alone, in front of a device that can be paused, broken and inspected."""
 
 import asyncio
 import threading
@@ -6,309 +6,319 @@ from collections.abc import Sequence
 
 import pytest
 
-from app.backbone.packing import Trie, pack
-from app.errors import Closing, InvalidInput, NonFinite, Overloaded, SparseRMError
-from app.serve.batching.executor import Lanes
-from app.serve.batching.fair_queue import next_batch
+from app.backbone.packing import PackedTokenCounter, pack
+from app.errors import InvalidInput, NonFiniteScore, Overloaded, ServiceUnavailable, SparseRMError
+from app.serve.batching.executor import Executor
+from app.serve.batching.fair_queue import FailedItem, pop_batch
 from app.types import EncodedItem, RequestContext, ScoredItem, ScoreJob, ScoreOptions
 from tests.support.controlled_device import (
-    DEATH,
-    HUGE,
-    POISON,
-    Bench,
-    batcher,
-    job,
-    lined,
+    FAILING_ID,
+    FATAL_ID,
+    OUT_OF_MEMORY_ID,
+    ControlledDevice,
+    create_batcher,
+    create_job,
+    queue_jobs,
     wait_for,
 )
 
 pytestmark = pytest.mark.anyio
-CROWD, SINGLE = RequestContext("crowd"), RequestContext("single")
+LARGE_REQUEST, SMALL_REQUEST = RequestContext("large"), RequestContext("small")
 
 
-async def test_answers_come_in_order() -> None:
-    async with batcher(Bench()) as one:
-        answers = await one.ask([job(n) for n in (5, 3, 9)])
-    assert [a.result.forward_s for a in answers if isinstance(a.result, ScoredItem)] == [5, 3, 9]
+async def test_results_come_in_order() -> None:
+    async with create_batcher(ControlledDevice()) as batcher:
+        results = await batcher.score([create_job(n) for n in (5, 3, 9)])
+    assert [item.forward_s for item in results if isinstance(item, ScoredItem)] == [5, 3, 9]
 
 
-async def test_an_idle_device_is_used_at_once_and_a_busy_one_gathers() -> None:
-    bench = Bench()
-    async with batcher(bench) as one:
-        with bench.held():
-            first = asyncio.create_task(one.ask([job(1)]))
-            await wait_for(bench.entered)
-            rest = [asyncio.create_task(one.ask([job(n)])) for n in range(2, 9)]
+async def test_an_idle_device_starts_at_once_and_a_busy_one_collects_a_batch() -> None:
+    device = ControlledDevice()
+    async with create_batcher(device) as batcher:
+        with device.paused():
+            first = asyncio.create_task(batcher.score([create_job(1)]))
+            await wait_for(device.started)
+            others = [asyncio.create_task(batcher.score([create_job(n)])) for n in range(2, 9)]
             await asyncio.sleep(0.05)
-        await asyncio.gather(first, *rest)
-    assert bench.batches == [[1], [2, 3, 4, 5, 6, 7, 8]]
+        await asyncio.gather(first, *others)
+    assert device.batches == [[1], [2, 3, 4, 5, 6, 7, 8]]
 
 
-async def test_a_full_batch_is_sealed_ahead_and_later_items_wait_for_the_next() -> None:
-    bench = Bench()
-    async with batcher(bench, batch_tokens=8) as one:
-        with bench.held():
-            first = asyncio.create_task(one.ask([job(1)]))
-            await wait_for(bench.entered)
-            rest = [asyncio.create_task(one.ask([job(n)])) for n in range(2, 7)]
+async def test_a_full_batch_is_taken_ahead_and_later_items_wait_for_the_next() -> None:
+    device = ControlledDevice()
+    async with create_batcher(device, batch_tokens=8) as batcher:
+        with device.paused():
+            first = asyncio.create_task(batcher.score([create_job(1)]))
+            await wait_for(device.started)
+            others = [asyncio.create_task(batcher.score([create_job(n)])) for n in range(2, 7)]
             await asyncio.sleep(0.05)
-        await asyncio.gather(first, *rest)
-    assert bench.batches == [[1], [2, 3], [4, 5], [6]]
+        await asyncio.gather(first, *others)
+    assert device.batches == [[1], [2, 3], [4, 5], [6]]
 
 
-class Abreast(Bench):
-    """A device whose passes wait for another one at the same time."""
+class ConcurrentDevice(ControlledDevice):
+    """A device whose batches wait until another one runs at the same time."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.met = threading.Barrier(2)
+        self.barrier = threading.Barrier(2)
 
-    def run(self, prepared: Sequence[ScoreJob]) -> list[ScoredItem | NonFinite]:
-        self.met.wait(10)
+    def run(self, prepared: Sequence[ScoreJob]) -> list[ScoredItem | NonFiniteScore]:
+        self.barrier.wait(10)
         return super().run(prepared)
 
 
-async def test_a_crowd_runs_side_by_side() -> None:
-    bench, told = Abreast(), list[int]()
-    async with batcher(bench, batch_tokens=16, lanes=Lanes(2, told.append)) as one:
-        answers = await one.ask([job(n) for n in range(8)])
-    assert [answer.result.forward_s for answer in answers if isinstance(answer.result, ScoredItem)] == [
-        *range(8)
-    ]
-    assert sorted(bench.batches) == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    assert told == [2, 2, 2, 2]
+async def test_many_items_run_in_concurrent_batches() -> None:
+    device, shares = ConcurrentDevice(), list[int]()
+    async with create_batcher(device, batch_tokens=16, executor=Executor(2, shares.append)) as batcher:
+        results = await batcher.score([create_job(n) for n in range(8)])
+    assert [item.forward_s for item in results if isinstance(item, ScoredItem)] == [*range(8)]
+    assert sorted(device.batches) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert shares == [2, 2, 2, 2]
 
 
-async def test_what_a_crowd_leaves_over_runs_on_all_threads() -> None:
-    bench, told = Bench(), list[int]()
-    async with batcher(bench, batch_tokens=16, lanes=Lanes(2, told.append)) as one:
-        await one.ask([job(n) for n in range(5)])
-    assert bench.batches == [[0, 1], [2, 3], [4]]
-    assert told == [2, 2, 1]
+async def test_the_last_batch_of_many_items_runs_on_all_threads() -> None:
+    device, shares = ControlledDevice(), list[int]()
+    async with create_batcher(device, batch_tokens=16, executor=Executor(2, shares.append)) as batcher:
+        await batcher.score([create_job(n) for n in range(5)])
+    assert device.batches == [[0, 1], [2, 3], [4]]
+    assert shares == [2, 2, 1]
 
 
-async def test_one_poison_item_fails_alone() -> None:
-    bench = Bench()
-    async with batcher(bench) as one:
-        with bench.held():
-            first = asyncio.create_task(one.ask([job(1)]))
-            await wait_for(bench.entered)
-            mixed = asyncio.create_task(one.ask([job(2), job(POISON), job(3)]))
+async def test_a_failing_item_fails_alone() -> None:
+    device = ControlledDevice()
+    async with create_batcher(device) as batcher:
+        with device.paused():
+            first = asyncio.create_task(batcher.score([create_job(1)]))
+            await wait_for(device.started)
+            mixed = asyncio.create_task(batcher.score([create_job(2), create_job(FAILING_ID), create_job(3)]))
             await asyncio.sleep(0.05)
         await first
-        results = [answer.result for answer in await mixed]
+        results = await mixed
     assert [isinstance(result, ScoredItem) for result in results] == [True, False, True]
-    assert isinstance(results[1], SparseRMError)
-    assert "poison" not in str(results[1])
+    assert isinstance(results[1], FailedItem)
+    assert isinstance(results[1].error, SparseRMError)
+    assert "poison" not in str(results[1].error)
 
 
-async def test_a_device_that_answers_nonsense_is_given_up() -> None:
-    class Mute(Bench):
-        def run(self, prepared: Sequence[ScoreJob]) -> list[ScoredItem | NonFinite]:
+async def test_a_device_that_returns_too_few_results_is_given_up() -> None:
+    class ShortDevice(ControlledDevice):
+        def run(self, prepared: Sequence[ScoreJob]) -> list[ScoredItem | NonFiniteScore]:
             return super().run(prepared)[1:]
 
-    async with batcher(Mute()) as one:
-        answers = await asyncio.wait_for(one.ask([job(1), job(2)]), 10)
-    assert [type(answer.result) for answer in answers] == [Closing, Closing]
-    assert one.lost
+    async with create_batcher(ShortDevice()) as batcher:
+        results = await asyncio.wait_for(batcher.score([create_job(1), create_job(2)]), 10)
+    errors = [type(item.error) for item in results if isinstance(item, FailedItem)]
+    assert errors == [ServiceUnavailable, ServiceUnavailable]
+    assert batcher.device_lost
 
 
-async def test_items_of_a_caller_that_left_are_dropped() -> None:
-    bench = Bench()
-    async with batcher(bench) as one:
-        with bench.held():
-            first = asyncio.create_task(one.ask([job(1)]))
-            await wait_for(bench.entered)
-            gone = asyncio.create_task(one.ask([job(2)]))
-            stays = asyncio.create_task(one.ask([job(3)]))
+async def test_items_of_a_cancelled_request_are_dropped() -> None:
+    device = ControlledDevice()
+    async with create_batcher(device) as batcher:
+        with device.paused():
+            first = asyncio.create_task(batcher.score([create_job(1)]))
+            await wait_for(device.started)
+            cancelled = asyncio.create_task(batcher.score([create_job(2)]))
+            other = asyncio.create_task(batcher.score([create_job(3)]))
             await asyncio.sleep(0.05)
-            gone.cancel()
-        await asyncio.gather(first, stays)
-    assert bench.batches == [[1], [3]]
+            cancelled.cancel()
+        await asyncio.gather(first, other)
+    assert device.batches == [[1], [3]]
 
 
-async def test_a_full_queue_says_not_now_and_an_impossible_request_never() -> None:
-    bench = Bench()
-    async with batcher(bench, queue_tokens=10) as one:
+async def test_a_full_queue_refuses_for_now_and_a_request_over_the_limit_for_good() -> None:
+    device = ControlledDevice()
+    async with create_batcher(device, queue_tokens=10) as batcher:
         with pytest.raises(InvalidInput, match="this server holds 10"):
-            await one.ask([job(1, 11)])
-        with bench.held():
-            first = asyncio.create_task(one.ask([job(1)]))
-            await wait_for(bench.entered)
-            second = asyncio.create_task(one.ask([job(2, 6)]))
+            await batcher.score([create_job(1, 11)])
+        with device.paused():
+            first = asyncio.create_task(batcher.score([create_job(1)]))
+            await wait_for(device.started)
+            second = asyncio.create_task(batcher.score([create_job(2, 6)]))
             await asyncio.sleep(0.05)
             with pytest.raises(Overloaded):
-                await one.ask([job(3)])
+                await batcher.score([create_job(3)])
         await asyncio.gather(first, second)
 
 
-async def test_closing_answers_what_waits_and_refuses_the_rest() -> None:
-    bench = Bench()
-    one = batcher(bench)
-    async with one:
-        waiting = [asyncio.create_task(one.ask([job(n)])) for n in range(1, 5)]
+async def test_closing_scores_what_is_queued_and_refuses_new_requests() -> None:
+    device = ControlledDevice()
+    batcher = create_batcher(device)
+    async with batcher:
+        queued = [asyncio.create_task(batcher.score([create_job(n)])) for n in range(1, 5)]
         await asyncio.sleep(0)
-    answers = await asyncio.gather(*waiting)
-    assert all(isinstance(answer.result, ScoredItem) for (answer,) in answers)
-    with pytest.raises(Closing):
-        await one.ask([job(9)])
+    results = await asyncio.gather(*queued)
+    assert all(isinstance(item, ScoredItem) for (item,) in results)
+    with pytest.raises(ServiceUnavailable):
+        await batcher.score([create_job(9)])
 
 
-async def test_a_batch_that_does_not_fit_is_halved_and_passes_become_smaller() -> None:
-    bench = Bench()
-    async with batcher(bench, batch_tokens=1024) as one:
-        with bench.held():
-            first = asyncio.create_task(one.ask([job(1)]))
-            await wait_for(bench.entered)
-            rest = asyncio.create_task(one.ask([job(n, 128) for n in (2, 3, 4, 5, 6, HUGE, 8, 9)]))
+async def test_a_batch_that_does_not_fit_is_halved_and_later_batches_are_smaller() -> None:
+    device = ControlledDevice()
+    async with create_batcher(device, batch_tokens=1024) as batcher:
+        with device.paused():
+            first = asyncio.create_task(batcher.score([create_job(1)]))
+            await wait_for(device.started)
+            ids = (2, 3, 4, 5, 6, OUT_OF_MEMORY_ID, 8, 9)
+            large = asyncio.create_task(batcher.score([create_job(n, 128) for n in ids]))
             await asyncio.sleep(0.05)
         await first
-        assert all(isinstance(answer.result, ScoredItem) for answer in await rest)
-        assert one.told("batch_budget_tokens") < 1024
+        assert all(isinstance(item, ScoredItem) for item in await large)
+        assert batcher.metric("batch_budget_tokens") < 1024
         for _ in range(200):
-            await one.ask([job(1)])
-        assert one.told("batch_budget_tokens") == 1024
+            await batcher.score([create_job(1)])
+        assert batcher.metric("batch_budget_tokens") == 1024
 
 
-async def test_a_device_that_fails_at_everything_is_given_up() -> None:
-    bench, given_up = Bench(), []
-    one = batcher(bench, give_up=lambda: given_up.append(1))
-    async with one:
-        await one.ask([job(1)])
-        with bench.held():
-            bench.entered.clear()
-            dying = asyncio.create_task(one.ask([job(DEATH), job(2)]))
-            await wait_for(bench.entered)
-            waiting = asyncio.create_task(one.ask([job(3)]))
+async def test_a_device_that_fails_on_everything_is_given_up() -> None:
+    device, calls = ControlledDevice(), []
+    batcher = create_batcher(device, on_device_lost=lambda: calls.append(1))
+    async with batcher:
+        await batcher.score([create_job(1)])
+        with device.paused():
+            device.started.clear()
+            fatal = asyncio.create_task(batcher.score([create_job(FATAL_ID), create_job(2)]))
+            await wait_for(device.started)
+            queued = asyncio.create_task(batcher.score([create_job(3)]))
             await asyncio.sleep(0.05)
-        answers = [*await dying, *await waiting]
-        assert all(isinstance(answer.result, Closing) for answer in answers)
-        assert given_up == [1]
-        assert not one.accepting
-        with pytest.raises(Closing, match="lost"):
-            await one.ask([job(4)])
+        results = [*await fatal, *await queued]
+        assert all(
+            isinstance(item, FailedItem) and isinstance(item.error, ServiceUnavailable) for item in results
+        )
+        assert calls == [1]
+        assert not batcher.accepting
+        with pytest.raises(ServiceUnavailable, match="lost"):
+            await batcher.score([create_job(4)])
 
 
-async def test_one_hopeless_item_does_not_condemn_the_device() -> None:
-    bench = Bench()
-    async with batcher(bench) as one:
-        [answer] = await one.ask([job(POISON)])
-        assert isinstance(answer.result, SparseRMError)
-        assert bench.verified == 1
-        [after] = await one.ask([job(1)])
-    assert isinstance(after.result, ScoredItem)
+async def test_a_failing_item_alone_in_its_batch_does_not_lose_the_device() -> None:
+    device = ControlledDevice()
+    async with create_batcher(device) as batcher:
+        [failed] = await batcher.score([create_job(FAILING_ID)])
+        assert isinstance(failed, FailedItem)
+        assert isinstance(failed.error, SparseRMError)
+        assert device.verify_calls == 1
+        [scored] = await batcher.score([create_job(1)])
+    assert isinstance(scored, ScoredItem)
 
 
 async def test_a_device_that_hangs_is_given_up() -> None:
-    bench, given_up = Bench(), []
-    one = batcher(bench, hang_s=0.2, give_up=lambda: given_up.append(1))
-    async with one:
-        with bench.held():
-            [answer] = await one.ask([job(1)])
-            assert isinstance(answer.result, Closing)
-        assert given_up == [1]
+    device, calls = ControlledDevice(), []
+    batcher = create_batcher(device, device_timeout_s=0.2, on_device_lost=lambda: calls.append(1))
+    async with batcher:
+        with device.paused():
+            [failed] = await batcher.score([create_job(1)])
+            assert isinstance(failed, FailedItem)
+            assert isinstance(failed.error, ServiceUnavailable)
+        assert calls == [1]
 
 
-async def test_what_is_late_is_not_computed() -> None:
-    bench = Bench()
-    async with batcher(bench) as one:
-        with bench.held():
-            first = asyncio.create_task(one.ask([job(1)]))
-            await wait_for(bench.entered)
-            late = asyncio.create_task(one.ask([job(2)], RequestContext(timeout_s=0.05)))
-            stays = asyncio.create_task(one.ask([job(3)]))
+async def test_items_past_their_deadline_are_not_computed() -> None:
+    device = ControlledDevice()
+    async with create_batcher(device) as batcher:
+        with device.paused():
+            first = asyncio.create_task(batcher.score([create_job(1)]))
+            await wait_for(device.started)
+            late = asyncio.create_task(batcher.score([create_job(2)], RequestContext(timeout_s=0.05)))
+            other = asyncio.create_task(batcher.score([create_job(3)]))
             await asyncio.sleep(0.1)
-        await asyncio.gather(first, stays)
-        [answer] = await late
-    assert isinstance(answer.result, Overloaded)
-    assert bench.batches == [[1], [3]]
+        await asyncio.gather(first, other)
+        [failed] = await late
+    assert isinstance(failed, FailedItem)
+    assert isinstance(failed.error, Overloaded)
+    assert device.batches == [[1], [3]]
 
 
-async def test_a_promise_counts_whole_passes() -> None:
-    """Of a pass nobody is answered before its end."""
-    bench = Bench()
-    async with batcher(bench, batch_tokens=8) as one:
-        one.backlog.passed(10, 1.0)
-        with bench.held():
-            before = [asyncio.create_task(one.ask([job(n, 8)])) for n in (1, 2)]
-            await wait_for(bench.entered)
-            with pytest.raises(Overloaded), one.room(4, RequestContext(timeout_s=2.75)):
+async def test_the_estimated_completion_counts_whole_batches() -> None:
+    """No item of a batch is scored before the batch ends."""
+    device = ControlledDevice()
+    async with create_batcher(device, batch_tokens=8) as batcher:
+        batcher.admission.record_batch(10, 1.0)
+        with device.paused():
+            earlier = [asyncio.create_task(batcher.score([create_job(n, 8)])) for n in (1, 2)]
+            await wait_for(device.started)
+            with pytest.raises(Overloaded), batcher.reserve(4, RequestContext(timeout_s=2.75)):
                 pass
-            with one.room(4, RequestContext(timeout_s=3.25)):
+            with batcher.reserve(4, RequestContext(timeout_s=3.25)):
                 pass
-        await asyncio.gather(*before)
+        await asyncio.gather(*earlier)
 
 
 async def test_a_single_item_does_not_wait_behind_ten_thousand() -> None:
-    bench, many = Bench(), [job(1)] * 10_000
-    async with batcher(bench, batch_tokens=8, queue_tokens=10**6) as one:
-        with bench.held():
-            crowd = asyncio.create_task(one.ask(many, CROWD))
-            await wait_for(bench.entered)
-            single = asyncio.create_task(one.ask([job(2)], SINGLE))
+    device, many = ControlledDevice(), [create_job(1)] * 10_000
+    async with create_batcher(device, batch_tokens=8, queue_tokens=10**6) as batcher:
+        with device.paused():
+            large = asyncio.create_task(batcher.score(many, LARGE_REQUEST))
+            await wait_for(device.started)
+            small = asyncio.create_task(batcher.score([create_job(2)], SMALL_REQUEST))
             await asyncio.sleep(0.05)
-        await single
-        assert sum(2 in batch for batch in bench.batches) == 1
-        assert len(bench.batches) < 20
-        crowd.cancel()
-        await asyncio.gather(crowd, return_exceptions=True)
+        await small
+        assert sum(2 in batch for batch in device.batches) == 1
+        assert len(device.batches) < 20
+        large.cancel()
+        await asyncio.gather(large, return_exceptions=True)
 
 
 async def test_a_batch_never_mixes_two_engines() -> None:
-    old, new = Bench(), Bench()
-    async with batcher(old) as one:
-        with old.held():
-            first = asyncio.create_task(one.ask([job(1)]))
-            await wait_for(old.entered)
-            rest = [asyncio.create_task(one.ask([job(n)], bench=(old, new)[n % 2])) for n in range(2, 8)]
+    old, new = ControlledDevice(), ControlledDevice()
+    async with create_batcher(old) as batcher:
+        with old.paused():
+            first = asyncio.create_task(batcher.score([create_job(1)]))
+            await wait_for(old.started)
+            others = [
+                asyncio.create_task(batcher.score([create_job(n)], device=(old, new)[n % 2]))
+                for n in range(2, 8)
+            ]
             await asyncio.sleep(0.05)
-        await asyncio.gather(first, *rest)
+        await asyncio.gather(first, *others)
     assert sorted(n for batch in new.batches for n in batch) == [3, 5, 7]
     assert sorted(n for batch in old.batches for n in batch) == [1, 2, 4, 6]
 
 
-async def test_room_comes_back_whatever_becomes_of_a_request() -> None:
-    bench = Bench()
-    async with batcher(bench) as one:
-        await one.ask([job(1), job(POISON)])
-        with bench.held():
-            bench.entered.clear()
-            first = asyncio.create_task(one.ask([job(1)]))
-            await wait_for(bench.entered)
-            gone = asyncio.create_task(one.ask([job(2), job(3)]))
+async def test_a_reservation_is_released_however_the_request_ends() -> None:
+    device = ControlledDevice()
+    async with create_batcher(device) as batcher:
+        await batcher.score([create_job(1), create_job(FAILING_ID)])
+        with device.paused():
+            device.started.clear()
+            first = asyncio.create_task(batcher.score([create_job(1)]))
+            await wait_for(device.started)
+            cancelled = asyncio.create_task(batcher.score([create_job(2), create_job(3)]))
             await asyncio.sleep(0.05)
-            assert one.backlog.tokens == 12
-            gone.cancel()
+            assert batcher.admission.reserved_tokens == 12
+            cancelled.cancel()
             await asyncio.sleep(0)
-            assert one.backlog.tokens == 4
+            assert batcher.admission.reserved_tokens == 4
         await first
-        assert one.backlog.tokens == 0
-        assert one.told("queue_tokens") == 0
+        assert batcher.admission.reserved_tokens == 0
+        assert batcher.metric("queue_tokens") == 0
 
 
-async def test_next_batch_counts_new_tokens_only() -> None:
+async def test_pop_batch_counts_new_tokens_only() -> None:
     shared = tuple(range(50))
-    line = lined(*(ScoreJob(EncodedItem((*shared, 100 + n), 50), ScoreOptions(("m",))) for n in range(10)))
-    assert len(next_batch(line, 55, 55)) == 5
-    assert line.items == 5
+    options = ScoreOptions(("m",))
+    queue = queue_jobs(*(ScoreJob(EncodedItem((*shared, 100 + n), 50), options) for n in range(10)))
+    assert len(pop_batch(queue, 55, 55)) == 5
+    assert queue.num_items == 5
 
 
-async def test_next_batch_reads_a_prompt_once_though_its_answers_are_more_than_a_share() -> None:
+async def test_pop_batch_computes_a_prompt_once_if_its_responses_exceed_a_slots_share() -> None:
     jobs = [
         ScoreJob(EncodedItem((prompt,) * 20 + (n,), 20), ScoreOptions(("m",)))
         for prompt in (1, 2)
         for n in range(10)
     ]
-    line = lined(*jobs)
+    queue = queue_jobs(*jobs)
     sizes = []
-    while batch := next_batch(line, 22, 28):
-        sizes.append((batch[0].prompt[0], len(batch)))
+    while batch := pop_batch(queue, 22, 28):
+        sizes.append((batch[0].prompt_ids[0], len(batch)))
     assert sizes == [(1, 8), (1, 2), (2, 8), (2, 2)]
 
 
-def test_the_trie_counts_what_packing_computes() -> None:
+def test_the_token_counter_counts_what_packing_computes() -> None:
     items = [(1, 2, 3), (1, 2, 4), (1, 2), (5,), (1, 2, 3)]
-    trie = Trie()
+    counter = PackedTokenCounter()
     for item in items:
-        trie.add(item)
-    assert trie.size == len(pack(items).ids) == 5
+        counter.add(item)
+    assert counter.num_tokens == len(pack(items).ids) == 5

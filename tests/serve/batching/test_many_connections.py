@@ -1,4 +1,4 @@
-"""Like OpenRLHF since 0.9.1: hundreds of one-item requests at once, each on a connection of its own."""
+"""Hundreds of one-item requests at once, each on its own connection, as OpenRLHF sends them since 0.9.1."""
 
 import asyncio
 from random import Random
@@ -14,46 +14,49 @@ from tests.support.servers import listening
 SAMPLES = 300
 
 
-def texts(turn: int) -> list[str]:
-    """Rendered conversations that share nothing but the template, of a usual length."""
-    random = Random(turn)
-    head = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}"
-    words = [" ".join(random.choices(tiny.WORDS, k=18)) for _ in range(2 * SAMPLES)]
-    return [head.format(asked, said) for asked, said in zip(words[::2], words[1::2], strict=True)]
+def random_queries(seed: int) -> list[str]:
+    """Conversations in chat markup of a usual length that share nothing but the template."""
+    random = Random(seed)
+    template = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}"
+    texts = [" ".join(random.choices(tiny.WORDS, k=18)) for _ in range(2 * SAMPLES)]
+    pairs = zip(texts[::2], texts[1::2], strict=True)
+    return [template.format(prompt, response) for prompt, response in pairs]
 
 
-async def storm(address: str, queries: list[str]) -> list[float]:
-    """One request a sample, all at once."""
+async def score_separately(address: str, queries: list[str]) -> list[float]:
+    """Send one request per query, all at once; return the rewards."""
 
-    async def ask(query: str) -> float:
+    async def score(query: str) -> float:
         async with httpx.AsyncClient(timeout=180) as client:
-            answer = await client.post(f"{address}/get_reward", json={"query": [query]})
-            answer.raise_for_status()
-            return float(answer.json()["rewards"][0])
+            response = await client.post(f"{address}/get_reward", json={"query": [query]})
+            response.raise_for_status()
+            return float(response.json()["rewards"][0])
 
-    return await asyncio.gather(*(ask(query) for query in queries))
+    return await asyncio.gather(*(score(query) for query in queries))
 
 
-def batches(address: str) -> tuple[float, float]:
-    """Items and passes so far."""
+def read_batch_counts(address: str) -> tuple[float, float]:
+    """Return the numbers of items and batches so far."""
     lines = dict(
         line.rsplit(" ", 1) for line in httpx.get(f"{address}/metrics").text.splitlines() if line[0] != "#"
     )
     return float(lines["sparserm_batch_items_sum"]), float(lines["sparserm_batch_items_count"])
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_a_storm_of_single_samples_is_batched_and_loses_nothing(
-    engine: Engine, settings: Settings, lanes: int
+@pytest.mark.parametrize("concurrent_batches", [1, 2])
+def test_many_one_item_requests_are_batched_and_none_is_lost(
+    engine: Engine, settings: Settings, concurrent_batches: int
 ) -> None:
-    """Whether one pass of 1,024 tokens runs at a time or two."""
-    chosen = settings.model_copy(update={"concurrent_batches": lanes, "max_batch_tokens": 1024 * lanes})
-    with listening(engine, chosen) as address:
-        before = batches(address)
-        queries = texts(0)
-        stormed = asyncio.run(storm(address, queries))
-        items, passes = (after - start for after, start in zip(batches(address), before, strict=True))
-        together = httpx.post(f"{address}/get_reward", json={"query": queries}, timeout=180).json()["rewards"]
+    """With one batch of 1,024 tokens at a time, and with two."""
+    changes = {"concurrent_batches": concurrent_batches, "max_batch_tokens": 1024 * concurrent_batches}
+    with listening(engine, settings.model_copy(update=changes)) as address:
+        before = read_batch_counts(address)
+        queries = random_queries(0)
+        separate = asyncio.run(score_separately(address, queries))
+        after = read_batch_counts(address)
+        items, batches = (after[0] - before[0], after[1] - before[1])
+        response = httpx.post(f"{address}/get_reward", json={"query": queries}, timeout=180)
+        together = response.json()["rewards"]
     assert items == SAMPLES
-    assert items / passes > 8
-    assert stormed == pytest.approx(together, abs=1e-5)
+    assert items / batches > 8
+    assert separate == pytest.approx(together, abs=1e-5)

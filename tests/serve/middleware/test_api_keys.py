@@ -10,11 +10,11 @@ from starlette.routing import BaseRoute, Route
 from typer.testing import CliRunner
 
 from app import cli
-from app.errors import Exposed
+from app.errors import UnprotectedServer
 from app.reward.engine import Engine
 from app.serve.application import create_app
 from app.serve.middleware import api_keys
-from app.serve.middleware.api_keys import Keys, Role
+from app.serve.middleware.api_keys import ApiKeys, Role
 from app.settings import Settings
 from tests.support.servers import server
 
@@ -34,11 +34,11 @@ def write(file: Path, *lines: str) -> None:
 
 
 def test_each_role_opens_what_stands_before_it() -> None:
-    known = Keys(("worker", "score=other", "metrics=watcher", "admin=boss=1"))
-    assert known.role(["worker"]) is known.role(["other"]) is Role.SCORE
-    assert known.role(["watcher"]) is Role.METRICS
-    assert known.role(["watcher", "boss=1"]) is Role.ADMIN
-    assert known.role(["boss"]) is known.role([]) is known.role([""]) is None
+    known = ApiKeys(("worker", "score=other", "metrics=watcher", "admin=boss=1"))
+    assert known.role_of(["worker"]) is known.role_of(["other"]) is Role.SCORE
+    assert known.role_of(["watcher"]) is Role.METRICS
+    assert known.role_of(["watcher", "boss=1"]) is Role.ADMIN
+    assert known.role_of(["boss"]) is known.role_of([]) is known.role_of([""]) is None
     assert Role.METRICS < Role.SCORE < Role.ADMIN
 
 
@@ -46,26 +46,26 @@ def test_a_file_is_read_again_and_a_broken_one_changes_nothing(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(api_keys, "LOOK_AGAIN_S", 0)
-    first, line = api_keys.new(Role.SCORE, "run 7")
-    second, other = api_keys.new(Role.ADMIN)
+    first, line = api_keys.generate_key(Role.SCORE, "run 7")
+    second, other = api_keys.generate_key(Role.ADMIN)
     write(file, line)
-    known = Keys((), file)
-    assert known.any
-    assert known.role([first]) is Role.SCORE
+    known = ApiKeys((), file)
+    assert known.required
+    assert known.role_of([first]) is Role.SCORE
     assert first not in file.read_text()
     write(file, other)
-    assert known.role([first]) is None
-    assert known.role([second]) is Role.ADMIN
+    assert known.role_of([first]) is None
+    assert known.role_of([second]) is Role.ADMIN
     write(file, "score not-a-digest")
-    assert known.role([second]) is Role.ADMIN
+    assert known.role_of([second]) is Role.ADMIN
     file.unlink()
-    assert known.role([second]) is Role.ADMIN
+    assert known.role_of([second]) is Role.ADMIN
 
 
 def test_a_bad_line_is_named_and_its_content_is_not(file: Path) -> None:
     write(file, "score my-secret-in-plain")
-    with pytest.raises(Exposed, match="line 3") as raised:
-        Keys((), file)
+    with pytest.raises(UnprotectedServer, match="line 3") as raised:
+        ApiKeys((), file)
     assert "my-secret" not in str(raised.value)
 
 
@@ -73,7 +73,7 @@ def test_the_command_makes_a_line_that_opens(file: Path) -> None:
     made = CliRunner().invoke(cli.app, ["keys", "new", "--role", "metrics", "--name", "prometheus"])
     write(file, made.stdout.strip())
     key = made.stderr.rpartition(": ")[2].strip()
-    assert Keys((), file).role([key]) is Role.METRICS
+    assert ApiKeys((), file).role_of([key]) is Role.METRICS
     assert CliRunner().invoke(cli.app, ["keys", "new", "--role", "king"]).exit_code == 2
 
 
@@ -93,7 +93,7 @@ def _walk(routes: list[BaseRoute]) -> Iterator[tuple[str, str]]:
 
 
 # The page asks for a key itself; test_gate holds that it is nothing but its own files.
-OPEN = {("GET", "/health"), ("GET", "/ready"), ("GET", "/"), ("GET", "/page/{name}")}
+OPEN = {("GET", "/health"), ("GET", "/ready"), ("GET", "/"), ("GET", "/page/{name:path}")}
 PREFIXES = ("", "/m/alpha", "/k/wrong", "/k/wrong/m/alpha", "/m/alpha/k/wrong", "//", "/k", "/m/k")
 
 

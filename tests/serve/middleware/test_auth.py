@@ -10,9 +10,9 @@ from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from app import cli
-from app.errors import Exposed
+from app.errors import UnprotectedServer
 from app.reward.engine import Engine
-from app.serve.middleware.auth import refuse_exposure
+from app.serve.middleware.auth import require_keys_beyond_loopback
 from app.settings import Settings
 from tests.support.servers import server
 
@@ -103,10 +103,10 @@ def test_beyond_loopback_there_must_be_a_key_or_a_second_word() -> None:
         ("127.0.0.1", "", False), ("::1", "", False), ("localhost", "", False),
         ("0.0.0.0", "k", False), ("0.0.0.0", "", True),  # noqa: S104 # that is what is tested
     ):  # fmt: skip
-        refuse_exposure(Settings(host=host, api_keys=SecretStr(keys), allow_no_keys=without))
+        require_keys_beyond_loopback(Settings(host=host, api_keys=SecretStr(keys), allow_no_keys=without))
     for host in ("0.0.0.0", "192.168.1.4", "my.host"):  # noqa: S104 # that is what is tested
-        with pytest.raises(Exposed, match="SPARSERM_API_KEYS"):
-            refuse_exposure(Settings(host=host))
+        with pytest.raises(UnprotectedServer, match="SPARSERM_API_KEYS"):
+            require_keys_beyond_loopback(Settings(host=host))
 
 
 def test_serve_refuses_before_it_loads_anything() -> None:

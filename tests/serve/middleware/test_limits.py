@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from app.reward.engine import Engine
-from app.serve.middleware.access_log import Lines
+from app.serve.middleware.access_log import JsonFormatter
 from app.settings import Settings
 from tests.support.servers import server
 
@@ -65,7 +65,7 @@ async def test_one_line_a_request_with_its_stages_and_without_its_text(
         await client.post("/v1/rewards", json={"inputs": [{"prompt": "secret", "response": 3}]})
         await client.get("/secret")
     ours = [record for record in caplog.records if record.name != "httpx"]  # the client's own voice
-    lines = [json.loads(Lines().format(record)) for record in ours]
+    lines = [json.loads(JsonFormatter().format(record)) for record in ours]
     assert "secret" not in json.dumps(lines)
     told = [line for line in lines if line["logger"] == "sparserm.request"]
     assert [line["status"] for line in told] == [200, 200, 422, 404]

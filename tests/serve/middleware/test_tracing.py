@@ -20,7 +20,7 @@ async def test_a_request_is_a_span_with_its_stages_and_without_its_text(
 ) -> None:
     kept = InMemorySpanExporter()
     app = create_app(engine, settings, CollectorRegistry())
-    tracing.trace(app, SimpleSpanProcessor(kept))
+    tracing.add_tracing(app, SimpleSpanProcessor(kept))
     async with serving(app) as client:
         headers = {"traceparent": f"00-{CALLER}-00f067aa0ba902b7-01"}
         body = {"inputs": [{"prompt": "amber secret", "response": "quiet"}]}

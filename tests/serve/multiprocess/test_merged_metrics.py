@@ -1,13 +1,13 @@
-"""What several servers count, told as one; and who gets which request."""
+"""The merged metrics of several servers, and the routing of requests by prefix and load."""
 
 from prometheus_client import CollectorRegistry, generate_latest
 
 from app.serve.metrics import Metrics
-from app.serve.multiprocess.merged_metrics import Sums
-from app.serve.multiprocess.prefix_routing import Affinity, texts
+from app.serve.multiprocess.merged_metrics import MergedMetrics
+from app.serve.multiprocess.prefix_routing import PrefixRouter, hash_texts
 
 
-def told(scored: int, *, budget: int = 0, queue: int = 0, shared: int = 0) -> str:
+def make_metrics(scored: int, *, budget: int = 0, queue: int = 0, shared: int = 0) -> str:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     metrics.scored.labels("alpha").inc(scored)
@@ -19,75 +19,75 @@ def told(scored: int, *, budget: int = 0, queue: int = 0, shared: int = 0) -> st
     return generate_latest(registry).decode()
 
 
-def lines(text: bytes) -> dict[str, float]:
-    found = (line.rsplit(" ", 1) for line in text.decode().splitlines() if line[0] != "#")
-    return {name: float(value) for name, value in found}
+def parse_values(text: bytes) -> dict[str, float]:
+    lines = (line.rsplit(" ", 1) for line in text.decode().splitlines() if line[0] != "#")
+    return {name: float(value) for name, value in lines}
 
 
-def test_counts_are_added_and_gauges_make_sense() -> None:
+def test_counts_are_added_and_gauges_merged() -> None:
     own = CollectorRegistry()
     Metrics(own).requests.labels("/metrics", "GET", "200").inc(3)
-    sums = Sums(own, frozenset({"/metrics"}))
-    found = lines(
-        sums.told({"a": told(3, budget=1024, queue=2, shared=9), "b": told(4, budget=64, queue=5, shared=9)})
-    )
-    assert found['sparserm_scored_total{model="alpha"}'] == 7
-    assert found['sparserm_request_seconds_bucket{le="0.25",route="/v1/rewards"}'] == 2
-    assert found['sparserm_requests_total{code="200",method="GET",route="/metrics"}'] == 3
-    assert found["sparserm_batch_budget_tokens"] == 64
-    assert found["sparserm_queue_items"] == 7
-    assert sum(value for name, value in found.items() if name.startswith("sparserm_model_info")) == 1
+    merged = MergedMetrics(own, frozenset({"/metrics"}))
+    first = make_metrics(3, budget=1024, queue=2, shared=9)
+    second = make_metrics(4, budget=64, queue=5, shared=9)
+    values = parse_values(merged.merge({"a": first, "b": second}))
+    assert values['sparserm_scored_total{model="alpha"}'] == 7
+    assert values['sparserm_request_seconds_bucket{le="0.25",route="/v1/rewards"}'] == 2
+    assert values['sparserm_requests_total{code="200",method="GET",route="/metrics"}'] == 3
+    assert values["sparserm_batch_budget_tokens"] == 64
+    assert values["sparserm_queue_items"] == 7
+    assert sum(value for name, value in values.items() if name.startswith("sparserm_model_info")) == 1
 
 
-def test_what_an_ended_server_counted_stays_and_its_gauges_go() -> None:
-    sums = Sums(CollectorRegistry(), frozenset())
-    sums.told({"a": told(3, queue=2), "b": told(4, queue=5)})
+def test_the_counts_of_an_ended_server_stay_and_its_gauges_go() -> None:
+    merged = MergedMetrics(CollectorRegistry(), frozenset())
+    merged.merge({"a": make_metrics(3, queue=2), "b": make_metrics(4, queue=5)})
     for name in ("c", "d"):
-        found = lines(sums.told({"a": told(3, queue=1), name: told(1)}))
-    assert found['sparserm_scored_total{model="alpha"}'] == 3 + 4 + 1 + 1
-    assert found["sparserm_queue_items"] == 1
+        values = parse_values(merged.merge({"a": make_metrics(3, queue=1), name: make_metrics(1)}))
+    assert values['sparserm_scored_total{model="alpha"}'] == 3 + 4 + 1 + 1
+    assert values["sparserm_queue_items"] == 1
 
 
-def body(prompt: str, response: str) -> bytes:
+def make_body(prompt: str, response: str) -> bytes:
     return f'{{"inputs": [{{"prompt": "{prompt}", "response": "{response}"}}]}}'.encode()
 
 
-def test_what_begins_alike_meets_until_one_is_far_behind() -> None:
-    affinity = Affinity()
-    asked = [texts(body("amber river " * 40, f"stone {n}")) for n in range(60)]
-    places = []
-    for one in asked:
-        places.append(affinity.ranked(one, ("a", "b"))[0])
-        affinity.begin(one, places[-1])
-    assert places[:8] == [places[0]] * 8
-    assert 20 <= places.count("a") <= 40
+def test_a_common_prefix_goes_to_one_server_until_that_is_far_busier() -> None:
+    router = PrefixRouter()
+    requests = [hash_texts(make_body("amber river " * 40, f"stone {n}")) for n in range(60)]
+    chosen = []
+    for texts in requests:
+        chosen.append(router.rank(texts, ("a", "b"))[0])
+        router.start_request(texts, chosen[-1])
+    assert chosen[:8] == [chosen[0]] * 8
+    assert 20 <= chosen.count("a") <= 40
 
 
-def test_what_shares_nothing_is_spread_evenly_whether_it_waits_or_not() -> None:
-    for waits in (True, False):
-        affinity, places = Affinity(), []
+def test_requests_without_common_text_are_spread_evenly() -> None:
+    for requests_wait in (True, False):
+        router, chosen = PrefixRouter(), []
         for n in range(40):
-            one = texts(body(f"{n} amber " * 30, f"{n} stone"))
-            places.append(affinity.ranked(one, ("a", "b"))[0])
-            new = affinity.begin(one, places[-1])
-            if not waits:
-                affinity.end(places[-1], new)
-        assert 18 <= places.count("a") <= 22
+            texts = hash_texts(make_body(f"{n} amber " * 30, f"{n} stone"))
+            chosen.append(router.rank(texts, ("a", "b"))[0])
+            new_bytes = router.start_request(texts, chosen[-1])
+            if not requests_wait:
+                router.finish_request(chosen[-1], new_bytes)
+        assert 18 <= chosen.count("a") <= 22
 
 
-def test_texts_are_found_wherever_they_stand_in_a_body() -> None:
+def test_texts_are_recognised_anywhere_in_a_body() -> None:
     prompt = r"maple \"orbit\" " * 20
-    first = texts(f'{{"index": 7, "prompt": "{prompt}", "response": "x"}}'.encode()).blocks
-    second = texts(f'{{"response": "glass", "index": 8, "prompt": "{prompt} and more"}}'.encode()).blocks
+    first = hash_texts(f'{{"index": 7, "prompt": "{prompt}", "response": "x"}}'.encode()).blocks
+    second = hash_texts(f'{{"response": "glass", "index": 8, "prompt": "{prompt} and more"}}'.encode()).blocks
     assert len(first) > 5
     assert set(first) <= set(second)
-    assert texts(b"not json").blocks == texts(b'"cut in the mid').blocks == ()
+    assert hash_texts(b"not json").blocks == hash_texts(b'"cut in the mid').blocks == ()
 
 
-def test_a_newcomer_has_had_as_little_as_anybody() -> None:
-    affinity = Affinity()
+def test_a_new_server_counts_as_assigned_as_little_as_any_other() -> None:
+    router = PrefixRouter()
     for name in ("a", "b"):
-        affinity.end(name, affinity.begin(texts(b"x" * 1000), name))
-    affinity.keep(("b", "c"))
-    affinity.end("c", affinity.begin(texts(b"x"), "c"))
-    assert affinity.ranked(texts(b""), ("b", "c"))[0] == "b"
+        router.finish_request(name, router.start_request(hash_texts(b"x" * 1000), name))
+    router.set_servers(("b", "c"))
+    router.finish_request("c", router.start_request(hash_texts(b"x"), "c"))
+    assert router.rank(hash_texts(b""), ("b", "c"))[0] == "b"

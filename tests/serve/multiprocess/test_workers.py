@@ -32,8 +32,8 @@ def busy(served: Served) -> list[float]:
 
 
 def test_scores_are_those_of_one_server(served: Served, engine: Engine) -> None:
-    exchanges = tiny.babble(12)
-    alone = [scores[0].reward for scores in tiny.scores(engine, exchanges, ScoreOptions(("beta",)))]
+    exchanges = tiny.random_items(12)
+    alone = [scores[0].reward for scores in tiny.score_items(engine, exchanges, ScoreOptions(("beta",)))]
     apart = [served.rewards([one], model="beta")[0] for one in inputs(exchanges)]
     assert apart == pytest.approx(alone, abs=1e-5)
 
@@ -70,7 +70,7 @@ def test_a_group_meets_on_one_worker(served: Served) -> None:
 def test_metrics_are_the_sum_of_all(served: Served) -> None:
     scored = served.metric("sparserm_scored_total")
     asked = served.metric("sparserm_requests_total", route="/metrics")
-    for one in inputs(tiny.babble(6, seed=9)):
+    for one in inputs(tiny.random_items(6, seed=9)):
         served.rewards([one])
     assert served.metric("sparserm_scored_total") == scored + 6
     assert served.metric("sparserm_requests_total", route="/metrics") == asked + 2
@@ -103,7 +103,7 @@ def test_keys_open_what_they_always_do(served: Served) -> None:
 
 
 def test_a_killed_worker_loses_no_request_and_comes_back_as_the_others_are(served: Served) -> None:
-    items = inputs(tiny.babble(120, seed=3))
+    items = inputs(tiny.random_items(120, seed=3))
     expected = served.rewards(items)
     assert served.client.post("/v1/models/gamma/unload").status_code == 200
     assert served.client.post("/v1/models/nobody/load").status_code == 404

@@ -22,7 +22,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import ServeDeploySchema
 
-from app.errors import Exposed
+from app.errors import UnprotectedServer
 from app.reward.engine import Engine
 from app.serve.multiprocess.gateway import Asked
 from app.serve.ray.cluster import joined
@@ -63,7 +63,7 @@ def test_the_cluster_is_one_of_the_pinned_version_with_a_gpu_a_worker() -> None:
 
 
 def test_a_config_without_keys_is_refused_unless_it_says_so() -> None:
-    with pytest.raises(Exposed, match="SPARSERM_API_KEYS"):
+    with pytest.raises(UnprotectedServer, match="SPARSERM_API_KEYS"):
         build(Plan())
     assert build(Plan(settings={"allow_no_keys": True}))
 
@@ -121,9 +121,11 @@ def score(source: Path, out: Path, env: dict[str, str], *options: str) -> "subpr
 def test_a_file_scored_on_ray_and_killed_on_the_way_is_the_same_file(
     settings: Settings, tmp_path: Path
 ) -> None:
-    source = offline_runs.write(tmp_path / "rows.jsonl", offline_runs.mixed(offline_runs.responses(1500)))
+    source = offline_runs.write_rows(
+        tmp_path / "rows.jsonl", offline_runs.insert_bad_rows(offline_runs.make_response_rows(1500))
+    )
     root = settings.models_dir.parent
-    one = {**os.environ, **offline_runs.environ(root), "SPARSERM_THREADS": "1"}
+    one = {**os.environ, **offline_runs.make_environment(root), "SPARSERM_THREADS": "1"}
     two = {**one, "SPARSERM_THREADS": "2", "SPARSERM_WORKERS": "2"}
     assert score(source, tmp_path / "alone.jsonl", one).wait() == 0
     broken = score(source, tmp_path / "spread.jsonl", two, "--ray")
@@ -145,7 +147,7 @@ def test_replicas_come_as_tokens_wait_and_deploying_again_fails_nobody(
     settings: Settings, free_tcp_port: int
 ) -> None:
     plan = Plan(replicas=1, most_replicas=2, backlog_tokens=300)
-    items = inputs(tiny.babble(40))
+    items = inputs(tiny.random_items(40))
     over, codes = threading.Event(), Counter[int]()
     with joined(3), ThreadPoolExecutor(4) as pool:
         serve.start(http_options=HTTPOptions(host="127.0.0.1", port=free_tcp_port))
@@ -193,8 +195,8 @@ def served(settings: Settings, free_tcp_port_factory: Any) -> Iterator[Served]:
 @pytest.mark.heavy
 @pytest.mark.timeout(600)
 def test_two_replicas_are_one_server_and_a_killed_one_loses_nothing(served: Served, engine: Engine) -> None:
-    exchanges = tiny.babble(120, seed=3)
-    alone = [scores[0].reward for scores in tiny.scores(engine, exchanges, ScoreOptions(("beta",)))]
+    exchanges = tiny.random_items(120, seed=3)
+    alone = [scores[0].reward for scores in tiny.score_items(engine, exchanges, ScoreOptions(("beta",)))]
     with ThreadPoolExecutor(8) as pool:
         coming = [pool.submit(served.rewards, [one], model="beta") for one in inputs(exchanges)]
         coming[10].result()

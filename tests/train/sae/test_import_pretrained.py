@@ -35,18 +35,18 @@ def test_every_kind_reads_as_in_sae_lens(
 ) -> None:
     conventions = {**more, "apply_b_dec_to_input": subtracted}
     theirs = tiny_saes.made(kind, **conventions)
-    ours = training.load(tiny_saes.on_disk(tmp_path, kind, **conventions))
+    ours = training.load_sae(tiny_saes.on_disk(tmp_path, kind, **conventions))
     z = rows(64)
     with torch.no_grad():
         latents = theirs.encode(z)
         rebuilt = theirs.decode(latents)
     assert 0 < float((latents > 0).float().mean()) < 0.9
     assert close(ours.activate(z), latents)
-    if ours.most is None:
-        assert close(quality.rebuilding(ours.dictionary, ours.bias)(z), rebuilt)
+    if ours.top_k is None:
+        assert close(quality.make_reconstruct(ours.dictionary, ours.bias)(z), rebuilt)
     else:
         assert close(ours.activate(z) @ ours.dictionary.directions + ours.bias, rebuilt)
-    assert (ours.kind, ours.hook, ours.most) == (
+    assert (ours.kind, ours.hook, ours.top_k) == (
         kind,
         tiny_saes.HOOK,
         tiny_saes.MOST if kind == "topk" else None,
@@ -57,15 +57,15 @@ def test_every_kind_reads_as_in_sae_lens(
 @pytest.mark.parametrize("kind", ["standard", "jumprelu", "gated"])
 def test_slices_and_copies_are_exact(kind: str, normalised: str, tmp_path: Path) -> None:
     theirs = tiny_saes.made(kind, normalize_activations=normalised)
-    ours = training.load(tiny_saes.on_disk(tmp_path / "theirs", kind, normalize_activations=normalised))
-    training.save(ours, tmp_path / "ours")
-    again = training.load(tmp_path / "ours")
+    ours = training.load_sae(tiny_saes.on_disk(tmp_path / "theirs", kind, normalize_activations=normalised))
+    training.save_sae(ours, tmp_path / "ours")
+    again = training.load_sae(tmp_path / "ours")
     chosen, z = torch.tensor([5, 90, 17]), rows(64)
     with torch.no_grad():
         expected = theirs.encode(z)[:, chosen]
     assert again.kind == "jumprelu"
     for found in (ours, again):
-        assert close(found.apart().select(chosen).activate(z), expected)
+        assert close(found.independent_latents().select(chosen).encode(z), expected)
 
 
 @pytest.mark.parametrize(
@@ -82,11 +82,14 @@ def test_what_sae_lens_trains_reads_as_what_it_saves(kind: str, tmp_path: Path) 
     if hasattr(trained, "topk_threshold"):
         trained.topk_threshold.fill_(0.7)
     trained.save_inference_model(str(tmp_path))
-    theirs, ours, z = SAE.load_from_disk(tmp_path), training.load(tmp_path), rows(64)
+    theirs, ours, z = SAE.load_from_disk(tmp_path), training.load_sae(tmp_path), rows(64)
     with torch.no_grad():
         latents = theirs.encode(z)
         assert close(ours.activate(z), latents)
-        assert close(quality.rebuilding(ours.dictionary, ours.bias)(z), theirs.decode(latents)) or ours.most
+        assert (
+            close(quality.make_reconstruct(ours.dictionary, ours.bias)(z), theirs.decode(latents))
+            or ours.top_k
+        )
 
 
 @pytest.mark.parametrize(
@@ -102,13 +105,13 @@ def test_kinds_that_cannot_be_sliced_are_refused_by_name(
     kind: str, conventions: dict[str, Any], tmp_path: Path
 ) -> None:
     with pytest.raises(SourceError, match=f"holds a {kind} SAE; there are: standard, jumprelu, gated, topk"):
-        training.load(tiny_saes.on_disk(tmp_path, kind, **conventions))
+        training.load_sae(tiny_saes.on_disk(tmp_path, kind, **conventions))
 
 
 @pytest.mark.parametrize("how", ["expected_average_only_in", "layer_norm", "covariance_whitening"])
 def test_normalisation_that_is_not_in_the_weights_is_refused(how: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=f"normalize_activations is {how}"):
-        training.load(tiny_saes.on_disk(tmp_path, "jumprelu", normalize_activations=how))
+        training.load_sae(tiny_saes.on_disk(tmp_path, "jumprelu", normalize_activations=how))
 
 
 def test_normalisation_that_was_folded_is_not(tmp_path: Path) -> None:
@@ -118,26 +121,26 @@ def test_normalisation_that_was_folded_is_not(tmp_path: Path) -> None:
         before = theirs.encode(z * 0.4)
     theirs.fold_activation_norm_scaling_factor(0.4)
     theirs.save_model(tmp_path)
-    assert close(training.load(tmp_path).activate(z), before)
+    assert close(training.load_sae(tmp_path).activate(z), before)
 
 
 def test_heads_of_attention_are_refused(tmp_path: Path) -> None:
     tiny_saes.on_disk(tmp_path, "standard", reshape_activations="hook_z", hook="blocks.1.attn.hook_z")
     with pytest.raises(SourceError, match="reshape_activations is hook_z"):
-        training.load(tmp_path)
+        training.load_sae(tmp_path)
 
 
 def test_latents_that_compete_get_a_threshold_and_a_measure(tmp_path: Path) -> None:
-    found = training.load(tiny_saes.on_disk(tmp_path, "topk"))
+    found = training.load_sae(tiny_saes.on_disk(tmp_path, "topk"))
     with pytest.raises(SourceError, match="latents of a topk SAE compete"):
-        found.apart()
-    bounded, firing = import_pretrained.settle(found, rows(4000))
+        found.independent_latents()
+    bounded, firing = import_pretrained.fit_threshold(found, rows(4000))
     unseen = rows(4000)[2000:]
-    theirs, ours = found.activate(unseen) > 0, bounded.apart().activate(unseen) > 0
+    theirs, ours = found.activate(unseen) > 0, bounded.independent_latents().encode(unseen) > 0
     assert firing.l0 == pytest.approx(tiny_saes.MOST, rel=0.05)
     assert firing.l0 == pytest.approx(float(ours.sum(1).float().mean()), abs=0.01)
-    assert firing.right == pytest.approx(float((theirs & ours).sum() / ours.sum()), abs=1e-4)
-    assert firing.found == pytest.approx(float((theirs & ours).sum() / theirs.sum()), abs=1e-4)
-    assert 0.5 < firing.right < 1
+    assert firing.precision == pytest.approx(float((theirs & ours).sum() / ours.sum()), abs=1e-4)
+    assert firing.recall == pytest.approx(float((theirs & ours).sum() / theirs.sum()), abs=1e-4)
+    assert 0.5 < firing.precision < 1
     agreed = theirs & ours
-    assert close(bounded.apart().activate(unseen)[agreed], found.activate(unseen)[agreed])
+    assert close(bounded.independent_latents().encode(unseen)[agreed], found.activate(unseen)[agreed])

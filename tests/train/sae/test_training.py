@@ -21,19 +21,19 @@ def test_the_sae_on_disk_is_what_sae_lens_saved(made_sae: Path) -> None:
     from sae_lens import SAE
 
     theirs = SAE.load_from_disk(made_sae, device="cpu")
-    loaded = training.load(made_sae)
-    ours, bias = loaded.apart(), loaded.bias
+    loaded = training.load_sae(made_sae)
+    ours, bias = loaded.independent_latents(), loaded.bias
     z = torch.randn(64, tiny.WIDTH)
     with torch.no_grad():
         latents = theirs.encode(z)
-        assert torch.allclose(ours.activate(z), latents, atol=1e-5)
-        assert torch.allclose(gauge.rebuilding(ours, bias)(z), theirs.decode(latents), atol=1e-5)
+        assert torch.allclose(ours.encode(z), latents, atol=1e-5)
+        assert torch.allclose(gauge.make_reconstruct(ours, bias)(z), theirs.decode(latents), atol=1e-5)
     assert theirs.cfg.architecture() == "jumprelu"
 
 
 def test_an_sae_is_measured_on_what_it_never_saw(workshop: Settings, made_sae: Path) -> None:
     chats = [str(workshop.models_dir.parent / "chats.jsonl")]
-    facts = jobs.measure(made_sae, chats, made_sae, workshop, quiet)
+    facts = jobs.measure_sae(made_sae, chats, made_sae, workshop, quiet)
     quality = facts["quality"]
     assert 0.3 < quality["explained_variance_response"] <= 1
     assert quality["seed_agreement"] == 1
@@ -43,21 +43,21 @@ def test_an_sae_is_measured_on_what_it_never_saw(workshop: Settings, made_sae: P
 
 def test_a_perfect_reconstruction_recovers_the_whole_loss(workshop: Settings) -> None:
     folder = str(workshop.models_dir.parent / "backbone")
-    _, text = loading.resident(folder, 3, workshop, quiet)
-    llm = loading.llm(folder, workshop, quiet)
-    chats = text.encode(tiny.babble(6))
-    assert gauge.recovered(chats, llm, 3, lambda rows: rows) == pytest.approx(1)
-    assert gauge.recovered(chats, llm, 3, torch.zeros_like) == pytest.approx(0)
+    _, text = loading.load_backbone(folder, 3, workshop, quiet)
+    llm = loading.load_full_llm(folder, workshop, quiet)
+    chats = text.encode(tiny.random_items(6))
+    assert gauge.measure_loss_recovered(chats, llm, 3, lambda rows: rows) == pytest.approx(1)
+    assert gauge.measure_loss_recovered(chats, llm, 3, torch.zeros_like) == pytest.approx(0)
 
 
 def test_an_interrupted_harvest_goes_on(workshop: Settings, tmp_path: Path) -> None:
     root = workshop.models_dir.parent
-    backbone, text = loading.resident(str(root / "backbone"), 3, workshop, quiet)
-    stores = [activations.Store(tmp_path / name, tiny.WIDTH) for name in ("straight", "broken")]
+    backbone, text = loading.load_backbone(str(root / "backbone"), 3, workshop, quiet)
+    stores = [activations.ActivationStore(tmp_path / name, tiny.WIDTH) for name in ("straight", "broken")]
 
-    def harvest(store: activations.Store, rows: int) -> None:
+    def harvest(store: activations.ActivationStore, rows: int) -> None:
         chats = read_chats(root / "chats.jsonl")
-        activations.harvest(
+        activations.harvest_activations(
             chats, backbone=backbone, text=text, layer=3, rows=rows, store=store, report=quiet
         )
 
@@ -70,17 +70,19 @@ def test_an_interrupted_harvest_goes_on(workshop: Settings, tmp_path: Path) -> N
 
 
 def test_ends_of_turns_count_several_times(workshop: Settings, tmp_path: Path) -> None:
-    backbone, text = loading.resident(str(workshop.models_dir.parent / "backbone"), 3, workshop, quiet)
-    store = activations.Store(tmp_path, tiny.WIDTH)
-    talk = [tiny.exchange("river?", "amber stone")]
-    activations.harvest(talk, backbone=backbone, text=text, layer=3, rows=10**6, store=store, report=quiet)
+    backbone, text = loading.load_backbone(str(workshop.models_dir.parent / "backbone"), 3, workshop, quiet)
+    store = activations.ActivationStore(tmp_path, tiny.WIDTH)
+    talk = [tiny.make_item("river?", "amber stone")]
+    activations.harvest_activations(
+        talk, backbone=backbone, text=text, layer=3, rows=10**6, store=store, report=quiet
+    )
     (encoded,) = text.encode(talk)
     assert len(store.rows()) == len(encoded.ids) - 1 + 2 * (activations.FINAL_COPIES - 1)
 
 
 def test_sources_take_turns() -> None:
-    a, b = tiny.babble(3, seed=1), tiny.babble(1, seed=2)
-    assert list(activations.mixed([a, b])) == [a[0], b[0], a[1], a[2]]
+    a, b = tiny.random_items(3, seed=1), tiny.random_items(1, seed=2)
+    assert list(activations.interleave([a, b])) == [a[0], b[0], a[1], a[2]]
 
 
 def test_sae_training_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
@@ -88,7 +90,7 @@ def test_sae_training_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     batch = training.BATCH
 
     def run(name: str, report: Any) -> bytes:
-        training.train(
+        training.train_sae(
             rows, tmp_path / name, width=64, k=4, samples=batch * 40, hook="model.layers.1", seed=0,
             device=torch.device("cpu"), checkpoints=tmp_path / f"{name}.checkpoints", report=report,
         )  # fmt: skip

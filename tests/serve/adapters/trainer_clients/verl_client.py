@@ -11,7 +11,11 @@ hollow("ray", "tensordict", "omegaconf")
 
 from verl.trainer.ppo.reward import get_custom_reward_fn
 
-chosen = {"path": "pkg://app.trainers", "name": "compute_score", "reward_kwargs": {"url": sys.argv[1]}}
+chosen = {
+    "path": "pkg://sparserm_client.trainers",
+    "name": "compute_score",
+    "reward_kwargs": {"url": sys.argv[1]},
+}
 compute = get_custom_reward_fn(SimpleNamespace(reward={"custom_reward_function": chosen}))
 scores = [
     compute(data_source="x", solution_str=said, ground_truth="", extra_info={"prompt": sys.argv[2]})

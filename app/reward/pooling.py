@@ -1,0 +1,39 @@
+"""Pooling: which tokens of a response are pooled, how, and which tokens get credit.
+
+To add a pooling, add a member to `app.types.Pooling` and handle it in each function here. Training computes
+the pooled residuals of every pooling at once, in app/train/features.py.
+"""
+
+import torch
+from torch import Tensor
+
+from app.types import EncodedItem, Pooling
+
+
+def pooled_span(pooling: Pooling, encoded: EncodedItem) -> tuple[int, int]:
+    """Return [start, end) of the tokens whose residuals are pooled."""
+    match pooling:
+        case Pooling.MEAN:
+            return encoded.response_start, encoded.response_end
+        case Pooling.LAST:
+            return encoded.response_end - 1, encoded.response_end
+        case Pooling.END:
+            return encoded.response_end, encoded.response_end + 1
+
+
+def credited_span(pooling: Pooling, encoded: EncodedItem) -> tuple[int, int]:
+    """Return [start, end) of the tokens that get credit: the response, and the closing token if pooled."""
+    return encoded.response_start, encoded.response_end + (pooling is Pooling.END)
+
+
+def mean_pool(values: Tensor, lengths: list[int]) -> Tensor:
+    """Return the mean of each response's rows; `values` are the rows of all responses, concatenated."""
+    return torch.stack([rows.mean(0) for rows in torch.split(values, lengths)])
+
+
+def pool_prefixes(pooling: Pooling, projections: Tensor) -> Tensor:
+    """Return for each token the pooled projections if the response ended there."""
+    if pooling is not Pooling.MEAN:
+        return projections
+    counts = torch.arange(1, len(projections) + 1, device=projections.device)[:, None]
+    return projections.cumsum(0) / counts

@@ -1,0 +1,108 @@
+// Compares two responses: the margin, and each feature's contribution to it.
+
+import { stepRow, waterfallSteps } from "../charts/waterfall.js";
+import { h, number, responseLetter, showMoreButton, signed } from "../lib/dom.js";
+import { createScale } from "../lib/scale.js";
+import { hasChanged, rivalOf } from "../lib/state.js";
+
+const FIRST_STEPS = 14;
+
+export function contrastView(store, actions) {
+  let shown = FIRST_STEPS;
+  const firstSelect = responseSelect("First response", (value) => store.set({ response: value }));
+  const secondSelect = responseSelect("Second response", (value) => store.set({ rival: value }));
+  const body = h("div");
+  const showMore = showMoreButton(() => {
+    shown *= 3;
+    redraw();
+  });
+  const controls = h("div", { class: "versus" }, firstSelect, h("span", { class: "muted" }, "vs."), secondSelect);
+  const element = h("div", { class: "contrast" }, controls, body, showMore);
+  const redraw = () => {
+    const { comparison } = store.state;
+    const isCurrent = isComparisonCurrent(store.state);
+    body.replaceChildren(...(isCurrent ? comparisonParts(store, comparison, shown) : pendingParts(store.state)));
+    const { error, features } = isCurrent ? comparison.result : {};
+    showMore.hidden = !isCurrent || Boolean(error) || features.length <= shown;
+  };
+  const draw = (state, previous) => {
+    const count = state.scored?.responses.length ?? 0;
+    controls.hidden = showMore.hidden = count < 2;
+    if (count < 2) return body.replaceChildren(h("p", { class: "muted" }, "Add a second response and score again."));
+    if (!previous || hasChanged(state, previous, "scored", "response", "rival", "model")) {
+      fillOptions(firstSelect, state.scored.responses, state.response);
+      fillOptions(secondSelect, state.scored.responses, rivalOf(state));
+      actions.loadFeatures(state.model);
+      actions.compare();
+    }
+    redraw();
+  };
+  return { element, draw };
+}
+
+function isComparisonCurrent({ comparison, model, response, rival }) {
+  return (
+    comparison?.model === model && comparison.response === response && comparison.rival === rivalOf({ response, rival })
+  );
+}
+
+function pendingParts({ problem }) {
+  return [h("p", { class: problem ? "problem" : "muted" }, problem ?? "Comparing…")];
+}
+
+function comparisonParts(store, { model, response, rival, result }, shown) {
+  if (result.error) return [h("p", { class: "problem" }, result.error.message)];
+  const [first, second] = [responseLetter(response), responseLetter(rival)];
+  const margin = { ...result, baseline_reward: 0, reward: result.margin };
+  const steps = waterfallSteps(margin, result.features, shown).map((step) => ({ ...step, from: 0 }));
+  const { position } = createScale(steps.flatMap(({ value }) => [value, -value]));
+  const isSteered = Object.values(store.state.steer[model] ?? {}).some((factor) => factor !== 1);
+  return [
+    h("p", { class: "verdict" }, verdictText(result, first, second)),
+    h(
+      "p",
+      { class: "muted small" },
+      "The contributions below sum to the margin.",
+      isSteered && " Steering is not applied here.",
+    ),
+    h(
+      "div",
+      { class: "sides", "aria-hidden": "true" },
+      h("span", { class: "minus" }, `← for ${second}`),
+      h("span", { class: "plus" }, `for ${first} →`),
+    ),
+    h(
+      "ol",
+      { class: "waterfall flat" },
+      steps.map((step) => stepRow(store, step, position)),
+    ),
+  ];
+}
+
+function verdictText(result, first, second) {
+  const { margin, probability, uncertainty, chosen_reward: firstReward, rejected_reward: secondReward } = result;
+  const parts = [
+    `${first} is ${margin < 0 ? "behind" : "ahead of"} ${second} by `,
+    number(margin),
+    ` ±${uncertainty.toFixed(2)} (${signed(firstReward)} against ${signed(secondReward)})`,
+  ];
+  if (probability === null) return [...parts, "."];
+  return [
+    ...parts,
+    `; people prefer ${first} with probability `,
+    h("data", { value: String(probability) }, probability.toFixed(2)),
+    ".",
+  ];
+}
+
+function responseSelect(label, onSelect) {
+  return h("select", { "aria-label": label, onchange: (event) => onSelect(Number(event.target.value)) });
+}
+
+function fillOptions(select, responses, selected) {
+  select.replaceChildren(
+    ...responses.map((text, i) =>
+      h("option", { value: i, selected: i === selected }, `${responseLetter(i)}: ${text.slice(0, 40)}`),
+    ),
+  );
+}

@@ -1,0 +1,77 @@
+"""The samples a caller sends, the rewards it gets back, and the error of a failed request."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Messages = Sequence[Mapping[str, str]]
+
+
+class RequestFailed(Exception):
+    """The server rejected a request, or did not answer in time.
+
+    `status` is the HTTP status of the last response, or None if there was no response.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One response to score, and the prompt (a string, or chat messages) that it answers."""
+
+    prompt: str | Messages
+    response: str
+
+    def as_input(self) -> dict[str, Any]:
+        """Return the sample as an element of `inputs` in POST /v1/rewards.
+
+        The server rejects an empty response; trainers send one when a policy stops at once. It is sent as a
+        blank line, which is also what the server's own routes for trainers score in that case.
+        """
+        response = self.response or "\n"
+        if isinstance(self.prompt, str):
+            return {"prompt": self.prompt, "response": response}
+        return {"messages": [dict(message) for message in self.prompt], "response": response}
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureShare:
+    """The part of a reward that comes from one feature; `label` is None for a feature without a name."""
+
+    id: int
+    label: str | None
+    contribution: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """The score that one model gives to one response.
+
+    * `reward`: in standard deviations of the rewards of training responses; 0 is typical.
+    * `uncertainty`: disagreement of the model's heads, in the same unit.
+    * `percentile`: rank among held-out training responses, 0 to 100; None for a composite model.
+    * `distance`: rank of the distance from the training data, 0 to 100; near 100 the reward means little.
+    * `model`: the model that gave the score.
+    * `features`: the largest contributions, as many as `top_k` asked for.
+    * `truncated`: whether old text was cut from the prompt to fit the model.
+    * `error`: None, or why the server could not score this response although the request was valid; all
+      numbers are NaN then.
+    """
+
+    reward: float
+    uncertainty: float
+    percentile: float | None
+    distance: float
+    model: str
+    features: tuple[FeatureShare, ...]
+    truncated: bool
+    error: str | None = None
+
+    def raise_for_error(self) -> "Reward":
+        """Return this reward, or raise RequestFailed if the response could not be scored."""
+        if self.error is not None:
+            raise RequestFailed(self.error, 500)
+        return self
