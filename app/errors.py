@@ -121,3 +121,7 @@ class SourceError(SparseRMError):
 
 class DataError(SparseRMError):
     """A row of a data file is invalid. The message names the file and line."""
+
+
+class MissingExtra(SparseRMError):
+    """A package of an optional extra is not installed. The message names the package and the extra."""

@@ -237,8 +237,8 @@ class Score:
 class ScoredItem:
     """One scored item: one score per requested model, and what computing them took.
 
-    `computed_tokens` are the item's tokens that went through the backbone, after sharing prefixes. `forward_s`
-    and `head_s` are the times of its whole batch; `wait_s` is the time it waited for the device.
+    `computed_tokens` are the item's tokens that went through the backbone, after sharing prefixes.
+    `forward_s` and `head_s` are the times of its whole batch; `wait_s` is the time it waited for the device.
     """
 
     encoded: EncodedItem

@@ -139,9 +139,9 @@ def _groups(rng: random.Random, vocabulary: int) -> list[tuple[int, ...]]:
 
 def _padded(engine: Engine, settings: Settings) -> Callable[[list[tuple[int, ...]]], None]:
     """The same cut weights in transformers' own attention, right-padded, eight at a time."""
-    source = model_sources.find(engine.backbone.name, settings.models_dir)
-    place = model_sources.pull(
-        source, layers=engine.backbone.num_layers, cache=settings.cache, progress=lambda *_: None
+    source = model_sources.find_source(engine.backbone.name, settings.models_dir)
+    place = model_sources.fetch_checkpoint(
+        source, num_layers=engine.backbone.num_layers, cache=settings.cache, progress=lambda *_: None
     )
     model = AutoModel.from_pretrained(
         place.path, num_hidden_layers=engine.backbone.num_layers, dtype=engine.backbone.dtype

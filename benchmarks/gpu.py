@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from app.backbone.attention import RowIndices, SegmentedMask
 from app.backbone.backbone import Backbone
 from app.backbone.packing import PackedBatch, TokenIds, pack
-from app.backbone.runtime.cuda_graphs import Steps
+from app.backbone.runtime.cuda_graphs import CudaGraphRunner
 
 ROUNDS, BATCH = 5, 16
 TRUE: dict[str, dict[str, Any]] = {
@@ -80,8 +80,10 @@ def measured(
         decoder = AutoModel.from_config(config, dtype=dtype).eval()
     items = {(load, size): _items(load, size) for load in ("mixed", "groups") for size in sizes}
     padded = {key: timed(partial(_padded, decoder, rows), device) for key, rows in items.items()}
-    backbone = Backbone(decoder, name=name, digest="", num_parameters=0, total_layers=config.num_hidden_layers)
-    backbone.cuda_graphs = Steps(backbone.layers, backbone.embed)
+    backbone = Backbone(
+        decoder, name=name, digest="", num_parameters=0, total_layers=config.num_hidden_layers
+    )
+    backbone.cuda_graphs = CudaGraphRunner(backbone.layers, backbone.embed)
     peak = gemm_peak(device, dtype)
     rows = []
     for (load, size), some in items.items():

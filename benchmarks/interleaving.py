@@ -1,4 +1,4 @@
-"""Servers that share a machine in turns: who does not have the turn is stopped altogether."""
+"""Lets several servers share a machine by turns: all processes of the others are suspended (SIGSTOP) meanwhile."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -12,28 +12,28 @@ Servers = Sequence[ServerProcess]
 
 @contextmanager
 def suspended(starting: AbstractContextManager[Servers]) -> Iterator[Servers]:
-    """Start servers, and stop all of their processes for as long as they are not awake."""
+    """Start servers and suspend all their processes, except inside `resumed`."""
     with starting as servers:
-        _tell(servers, psutil.Process.suspend)
+        _for_each_process(servers, psutil.Process.suspend)
         try:
             yield servers
         finally:
-            _tell(servers, psutil.Process.resume)
+            _for_each_process(servers, psutil.Process.resume)
 
 
 @contextmanager
 def resumed(servers: Servers) -> Iterator[Servers]:
-    """The turn of these."""
-    _tell(servers, psutil.Process.resume)
+    """Let suspended servers run until the block ends."""
+    _for_each_process(servers, psutil.Process.resume)
     try:
         yield servers
     finally:
-        _tell(servers, psutil.Process.suspend)
+        _for_each_process(servers, psutil.Process.suspend)
 
 
-def _tell(servers: Servers, what: Callable[[psutil.Process], None]) -> None:
+def _for_each_process(servers: Servers, action: Callable[[psutil.Process], None]) -> None:
     for server in servers:
         root = psutil.Process(server.pid)
         for process in (root, *root.children(recursive=True)):
             with suppress(psutil.NoSuchProcess):
-                what(process)
+                action(process)

@@ -1,7 +1,8 @@
-"""Drives a server over HTTP and notes what became of every request.
+"""Sends requests to a server over HTTP and records the outcome and latency of each.
 
-Closed loop: each voice asks again when it has heard, which finds the peak. Open loop: requests go out at
-random moments whether or not earlier ones were answered; latency counts from when one was meant to go out.
+Closed loop: each client sends its next burst after all responses to the last one, which measures the peak rate.
+Open loop: requests are sent at random times, whether or not earlier ones were answered; latency counts from the
+scheduled send time.
 """
 
 import asyncio
@@ -20,12 +21,13 @@ import httpx
 from benchmarks.peers.peer import Peer
 from benchmarks.workloads import Burst, Query, Workload
 
-REFUSALS = (429, 503)
-KEPT_S = 2.0  # servers let go of idle connections after five seconds; a request must not meet that moment
+REFUSED_STATUSES = (429, 503)
+# Servers close idle connections after five seconds; a request must not be sent at that moment.
+KEEPALIVE_S = 2.0
 
 
 class Outcome(StrEnum):
-    """What became of a request."""
+    """How a request ended: scored, refused by the server, lost in transport, or answered incorrectly."""
 
     GOOD = "good"
     REFUSED = "refused"
@@ -35,7 +37,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """What became of one request, how long after it was meant to go out, and the lengths of its pairs."""
+    """One request: its outcome, its latency from the scheduled send time, and the token counts of its items."""
 
     outcome: Outcome
     latency_s: float
@@ -44,7 +46,7 @@ class RequestRecord:
 
 @dataclass(frozen=True, slots=True)
 class LoadRun:
-    """Everything that was heard, and the time from the first question to the last answer."""
+    """The records of a run, and the seconds from the first request to the last response."""
 
     records: tuple[RequestRecord, ...]
     seconds: float
@@ -54,7 +56,7 @@ SendQuery = Callable[[Query], Awaitable[Outcome]]
 
 
 class LoadClient:
-    """Asks the servers of one peer, every one of them the same."""
+    """Sends the same queries to all servers of one peer."""
 
     def __init__(self, peer: Peer, urls: Sequence[str], http: httpx.AsyncClient) -> None:
         self._peer = peer
@@ -62,11 +64,11 @@ class LoadClient:
         self._http = http
 
     async def send(self, query: Query) -> Outcome:
-        """What becomes of a request."""
+        """Send a query and return its outcome."""
         try:
             await self.scores(query)
         except httpx.HTTPStatusError as error:
-            return Outcome.REFUSED if error.response.status_code in REFUSALS else Outcome.WRONG
+            return Outcome.REFUSED if error.response.status_code in REFUSED_STATUSES else Outcome.WRONG
         except httpx.TransportError:
             return Outcome.LOST
         except (ValueError, LookupError, TypeError):
@@ -74,16 +76,22 @@ class LoadClient:
         return Outcome.GOOD
 
     async def scores(self, query: Query) -> list[float]:
-        """A score for every pair, as the first server says it; the others must have said something too."""
-        said = await asyncio.gather(*(self._scores(url, query) for url in self._urls))
-        return said[0]
+        """The first server's score of every item; the other servers must have answered correctly too."""
+        scores_by_server = await asyncio.gather(*(self._scores(url, query) for url in self._urls))
+        return scores_by_server[0]
 
     async def _scores(self, url: str, query: Query) -> list[float]:
-        requests = self._peer.ask(query)
-        answers = await asyncio.gather(*(self._http.post(url + one.path, json=one.body) for one in requests))
-        scores = [score for one in answers for score in self._peer.read(one.raise_for_status().json())]
+        requests = self._peer.build_requests(query)
+        responses = await asyncio.gather(
+            *(self._http.post(url + request.path, json=request.body) for request in requests)
+        )
+        scores = [
+            score
+            for response in responses
+            for score in self._peer.read_scores(response.raise_for_status().json())
+        ]
         if len(scores) != len(query) or not all(map(math.isfinite, scores)):
-            raise ValueError("not a finite score for every pair")
+            raise ValueError(f"expected {len(query)} finite scores, got {scores}")
         return scores
 
 
@@ -91,11 +99,11 @@ class LoadClient:
 async def open_client(
     peer: Peer, urls: Sequence[str], *, timeout_s: float, own_connections: bool = False
 ) -> AsyncIterator[LoadClient]:
-    """A caller that waits so long, over connections that are kept or made for each request."""
+    """Open a client; with `own_connections` every request uses a new connection."""
     headers = {"Connection": "close"} if own_connections else {}
-    if peer.patience:
-        headers[peer.patience] = str(timeout_s)
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEPT_S)
+    if peer.timeout_header:
+        headers[peer.timeout_header] = str(timeout_s)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_S)
     async with httpx.AsyncClient(
         headers=headers, timeout=timeout_s, limits=limits, verify=ssl.create_default_context()
     ) as http:
@@ -103,51 +111,51 @@ async def open_client(
 
 
 async def run_closed_loop(
-    ask: SendQuery, turns: Iterator[Burst], workload: Workload, *, seconds: float, rng: Random
+    send: SendQuery, bursts: Iterator[Burst], workload: Workload, *, seconds: float, rng: Random
 ) -> LoadRun:
-    """Every voice sends a turn, waits for all of it, and begins no other after so many seconds."""
-    heard: list[RequestRecord] = []
-    first = list(islice(turns, workload.clients))
+    """Run `workload.clients` clients; each sends bursts one after the other, and starts none after `seconds`."""
+    records: list[RequestRecord] = []
+    first_bursts = list(islice(bursts, workload.clients))
     started = time.perf_counter()
 
-    async def one(query: Query) -> None:
+    async def send_query(query: Query) -> None:
         await asyncio.sleep(rng.uniform(0, workload.spread_s))
-        heard.append(await _heard(ask, query, time.perf_counter()))
+        records.append(await _send_and_record(send, query, time.perf_counter()))
 
-    async def voice(turn: Burst) -> None:
-        await asyncio.gather(*(one(query) for query in turn))
+    async def run_client(burst: Burst) -> None:
+        await asyncio.gather(*(send_query(query) for query in burst))
         while time.perf_counter() < started + seconds:
-            await asyncio.gather(*(one(query) for query in next(turns)))
+            await asyncio.gather(*(send_query(query) for query in next(bursts)))
 
-    await asyncio.gather(*(voice(turn) for turn in first))
-    return LoadRun(tuple(heard), time.perf_counter() - started)
+    await asyncio.gather(*(run_client(burst) for burst in first_bursts))
+    return LoadRun(tuple(records), time.perf_counter() - started)
 
 
 async def run_open_loop(
-    ask: SendQuery, turns: Iterator[Burst], *, rate: float, seconds: float, rng: Random
+    send: SendQuery, bursts: Iterator[Burst], *, rate: float, seconds: float, rng: Random
 ) -> LoadRun:
-    """Requests at random moments, `rate` of them a second on average; seconds are those of asking."""
-    plan = [(moment, query) for moment in poisson_arrivals(rng, rate, seconds) for query in next(turns)]
+    """Send requests at random times, on average `rate` per second; the run's seconds are those of sending."""
+    arrivals = [(moment, query) for moment in poisson_arrivals(rng, rate, seconds) for query in next(bursts)]
     started = time.perf_counter()
 
-    async def one(moment: float, query: Query) -> RequestRecord:
+    async def send_at(moment: float, query: Query) -> RequestRecord:
         await asyncio.sleep(started + moment - time.perf_counter())
-        return await _heard(ask, query, started + moment)
+        return await _send_and_record(send, query, started + moment)
 
-    heard = await asyncio.gather(*(one(*planned) for planned in plan))
-    return LoadRun(tuple(heard), seconds)
+    records = await asyncio.gather(*(send_at(*arrival) for arrival in arrivals))
+    return LoadRun(tuple(records), seconds)
 
 
-def pregenerate(turns: Iterator[Burst], tokens: int) -> Iterator[Burst]:
-    """The same turns, the first of them written beforehand: writing must not cost time while measuring."""
+def pregenerate(bursts: Iterator[Burst], tokens: int) -> Iterator[Burst]:
+    """The same bursts, with the first `tokens` tokens generated now, so that it costs no time while measuring."""
     first: list[Burst] = []
-    while sum(len(pair.ids) for turn in first for query in turn for pair in query) < tokens:
-        first.append(next(turns))
-    return chain(first, turns)
+    while sum(len(item.ids) for burst in first for query in burst for item in query) < tokens:
+        first.append(next(bursts))
+    return chain(first, bursts)
 
 
 def poisson_arrivals(rng: Random, rate: float, seconds: float) -> list[float]:
-    """Moments of a Poisson process."""
+    """The times of a Poisson process."""
     moments, moment = [], rng.expovariate(rate)
     while moment < seconds:
         moments.append(moment)
@@ -155,6 +163,6 @@ def poisson_arrivals(rng: Random, rate: float, seconds: float) -> list[float]:
     return moments
 
 
-async def _heard(ask: SendQuery, query: Query, meant: float) -> RequestRecord:
-    fate = await ask(query)
-    return RequestRecord(fate, time.perf_counter() - meant, tuple(len(pair.ids) for pair in query))
+async def _send_and_record(send: SendQuery, query: Query, scheduled: float) -> RequestRecord:
+    outcome = await send(query)
+    return RequestRecord(outcome, time.perf_counter() - scheduled, tuple(len(item.ids) for item in query))

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from app.backbone.packing import split_into_batches
-from app.backbone.runtime.threads import apart
+from app.backbone.runtime.threads import run_in_temporary_thread
 from app.offline import run
 from app.offline.chunks import DEFAULT_BATCH_TOKENS
 from app.offline.local import LocalScorer
@@ -46,7 +46,7 @@ def main() -> None:
                 "max_batch_tokens": settings.max_batch_tokens or DEFAULT_BATCH_TOKENS,
             }
         )
-        engine = apart(lambda: loading.load_engine(settings, lambda *_: None))
+        engine = run_in_temporary_thread(lambda: loading.load_engine(settings, lambda *_: None))
         exchanges = _written(Path(folder) / "rows.jsonl", given.rows, tiny.WORDS if given.tiny else WORDS)
         name, load = next(iter(engine.models)), os.getloadavg()[0]
         print(f"{given.rows:,} rows, {name}, load average {load:.2f}, {torch.get_num_threads()} threads")
@@ -71,7 +71,7 @@ def main() -> None:
 def _timed(turn: Callable[[], None]) -> tuple[float, float]:
     """Seconds it took, and seconds of processor time of all threads."""
     wall, core = time.perf_counter(), time.process_time()
-    apart(turn)
+    run_in_temporary_thread(turn)
     return time.perf_counter() - wall, time.process_time() - core
 
 
@@ -82,7 +82,7 @@ def _whole(engine: Engine, folder: Path, name: str, settings: Settings) -> None:
         SCORE, question, str(folder / "rows.jsonl"), folder / "out.jsonl", fresh=True
     )
     judge = nullcontext(LocalScorer(engine, question, settings))
-    run.run(order, judge, lambda *_: None, batch_tokens=settings.max_batch_tokens)
+    run.run_offline(order, judge, lambda *_: None, batch_tokens=settings.max_batch_tokens)
 
 
 def _alone(engine: Engine, exchanges: list[Item], name: str, budget: int) -> None:

@@ -1,7 +1,8 @@
-"""How long requests wait: replicas that gather while they compute, simulated.
+"""A simulation of how long requests wait at replicas that batch what arrives while they compute.
 
-A pass takes a moment and so much a token that is new to it; what arrives meanwhile waits, and the next pass
-takes the oldest that its budget holds. A prompt that is remembered, or that shares the pass, is not new.
+A forward pass takes a constant time plus a time per new token. Requests that arrive meanwhile wait; the next pass
+takes the oldest ones that fit its token budget. A prompt that is cached, or that is already in the batch, adds no
+new tokens.
 """
 
 import heapq
@@ -13,18 +14,18 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
-    """What a pass and a token take, what a pass may hold, how many tokens of prompts are remembered."""
+class ReplicaSpeed:
+    """Seconds per forward pass and per new token, the token budget, and the size of the prompt cache."""
 
-    pass_s: float
+    forward_pass_s: float
     token_s: float
-    budget: int
-    memory: int = 0
+    max_batch_tokens: int
+    cached_prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One response to score: when it comes, its tokens, and the prompt it answers."""
+class SimulatedRequest:
+    """One response to score: arrival time, token counts, and the prompt it belongs to (`group`)."""
 
     at: float
     prompt: int
@@ -33,102 +34,111 @@ class Request:
 
 
 @dataclass(slots=True)
-class Replica:
-    """One server: what waits, what it computes, which prompts it remembers."""
+class SimulatedReplica:
+    """One server: the indices of waiting and running requests, its pending tokens and its prompt cache."""
 
-    speed: Speed
+    speed: ReplicaSpeed
     waiting: deque[int] = field(default_factory=deque)
     running: tuple[int, ...] = ()
     tokens: int = 0
-    known: OrderedDict[int, int] = field(default_factory=OrderedDict)
+    cache: OrderedDict[int, int] = field(default_factory=OrderedDict)
 
-    def start(self, now: float, requests: Sequence[Request]) -> float:
-        """Take the next pass; when it ends."""
+    def start_pass(self, now: float, requests: Sequence[SimulatedRequest]) -> float:
+        """Move the next batch from waiting to running and return when its forward pass ends."""
         batch: list[int] = []
-        fresh: set[int] = set()
-        new = 0
+        batch_groups: set[int] = set()
+        new_tokens = 0
         while self.waiting:
             request = requests[self.waiting[0]]
             cost = request.response
-            if request.group not in self.known and request.group not in fresh:
+            if request.group not in self.cache and request.group not in batch_groups:
                 cost += request.prompt
-            if batch and new + cost > self.speed.budget:
+            if batch and new_tokens + cost > self.speed.max_batch_tokens:
                 break
-            new += cost
-            fresh.add(request.group)
+            new_tokens += cost
+            batch_groups.add(request.group)
             batch.append(self.waiting.popleft())
         self.running = tuple(batch)
         for i in batch:
-            self._remember(requests[i])
-        return now + self.speed.pass_s + new * self.speed.token_s
+            self._cache_prompt(requests[i])
+        return now + self.speed.forward_pass_s + new_tokens * self.speed.token_s
 
-    def _remember(self, request: Request) -> None:
-        self.known[request.group] = request.prompt
-        self.known.move_to_end(request.group)
-        while sum(self.known.values()) > self.speed.memory:
-            self.known.popitem(last=False)
-
-
-Route = Callable[[Request, Sequence[Replica]], Replica]
+    def _cache_prompt(self, request: SimulatedRequest) -> None:
+        self.cache[request.group] = request.prompt
+        self.cache.move_to_end(request.group)
+        while sum(self.cache.values()) > self.speed.cached_prompt_tokens:
+            self.cache.popitem(last=False)
 
 
-def shortest(_: Request, replicas: Sequence[Replica]) -> Replica:
-    """To whoever has the fewest tokens to do."""
-    return min(replicas, key=lambda one: one.tokens)
+Route = Callable[[SimulatedRequest, Sequence[SimulatedReplica]], SimulatedReplica]
 
 
-def by_prompt(request: Request, replicas: Sequence[Replica]) -> Replica:
-    """Responses to one prompt meet, whatever waits there."""
+def route_to_fewest_tokens(_: SimulatedRequest, replicas: Sequence[SimulatedReplica]) -> SimulatedReplica:
+    """The replica with the fewest pending tokens."""
+    return min(replicas, key=lambda replica: replica.tokens)
+
+
+def route_by_prompt(request: SimulatedRequest, replicas: Sequence[SimulatedReplica]) -> SimulatedReplica:
+    """The same replica for all responses to a prompt, whatever its queue."""
     return replicas[hash((request.group,)) % len(replicas)]
 
 
-def simulate(requests: Sequence[Request], speed: Speed, count: int, route: Route = shortest) -> list[float]:
-    """Seconds from coming to answer of every request, which come in order of time."""
-    replicas = [Replica(speed) for _ in range(count)]
-    took = [math.nan] * len(requests)
-    ends: list[tuple[float, int]] = []
+def simulate(
+    requests: Sequence[SimulatedRequest],
+    speed: ReplicaSpeed,
+    count: int,
+    route: Route = route_to_fewest_tokens,
+) -> list[float]:
+    """The latency of every request at `count` replicas; requests must be ordered by arrival time."""
+    replicas = [SimulatedReplica(speed) for _ in range(count)]
+    latencies = [math.nan] * len(requests)
+    pass_ends: list[tuple[float, int]] = []
 
-    def begin(at: int, now: float) -> None:
-        heapq.heappush(ends, (replicas[at].start(now, requests), at))
+    def start_pass(index: int, now: float) -> None:
+        heapq.heappush(pass_ends, (replicas[index].start_pass(now, requests), index))
 
-    def end() -> None:
-        now, at = heapq.heappop(ends)
-        for i in replicas[at].running:
-            took[i] = now - requests[i].at
-            replicas[at].tokens -= requests[i].prompt + requests[i].response
-        replicas[at].running = ()
-        if replicas[at].waiting:
-            begin(at, now)
+    def finish_pass() -> None:
+        now, index = heapq.heappop(pass_ends)
+        for i in replicas[index].running:
+            latencies[i] = now - requests[i].at
+            replicas[index].tokens -= requests[i].prompt + requests[i].response
+        replicas[index].running = ()
+        if replicas[index].waiting:
+            start_pass(index, now)
 
     for i, request in enumerate(requests):
-        while ends and ends[0][0] <= request.at:
-            end()
-        chosen = route(request, replicas)
-        chosen.waiting.append(i)
-        chosen.tokens += request.prompt + request.response
-        if not chosen.running:
-            begin(replicas.index(chosen), request.at)
-    while ends:
-        end()
-    return took
+        while pass_ends and pass_ends[0][0] <= request.at:
+            finish_pass()
+        replica = route(request, replicas)
+        replica.waiting.append(i)
+        replica.tokens += request.prompt + request.response
+        if not replica.running:
+            start_pass(replicas.index(replica), request.at)
+    while pass_ends:
+        finish_pass()
+    return latencies
 
 
-def poisson(rate: float, seconds: float, prompt: int, response: int, *, seed: int = 0) -> list[Request]:
-    """Requests at random moments, each with a prompt of its own."""
+def poisson_requests(
+    rate: float, seconds: float, prompt: int, response: int, *, seed: int = 0
+) -> list[SimulatedRequest]:
+    """Requests at random times, each with its own prompt."""
     rng = random.Random(seed)
-    found: list[Request] = []
+    requests: list[SimulatedRequest] = []
     now = rng.expovariate(rate)
     while now < seconds:
-        found.append(Request(now, prompt, response, len(found)))
+        requests.append(SimulatedRequest(now, prompt, response, len(requests)))
         now += rng.expovariate(rate)
-    return found
+    return requests
 
 
-def steps(every_s: float, count: int, groups: int, responses: int, prompt: int, tokens: int) -> list[Request]:
-    """What an RLHF trainer sends: at every step all responses to so many prompts at once."""
+def training_step_requests(
+    every_s: float, steps: int, groups: int, responses: int, prompt: int, tokens: int
+) -> list[SimulatedRequest]:
+    """The requests of an RLHF trainer: at every step all responses to `groups` prompts at once."""
     return [
-        Request(step * every_s, prompt, tokens, step * groups + group)
-        for step in range(count)
+        SimulatedRequest(step * every_s, prompt, tokens, step * groups + group)
+        for step in range(steps)
         for group in range(groups)
         for _ in range(responses)
     ]

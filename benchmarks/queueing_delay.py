@@ -66,7 +66,7 @@ def _speed(ground: Ground, servers: Servers, seconds: float) -> Speed:
 
 def _closed(ground: Ground, servers: Servers, voices: int, seconds: float) -> list[LoadRun]:
     """All servers at once, each with so many voices."""
-    workload = replace(SPREAD, voices=voices * len(servers))
+    workload = replace(SPREAD, clients=voices * len(servers))
     return asked(ground, servers, workload, Tally(seconds), seed=voices)
 
 
@@ -75,7 +75,7 @@ async def _measured(ground: Ground, server: ServerProcess, rate: float, seconds:
     turns = pregenerate(
         ground.sized(SPREAD).generate_bursts(ground.words, Random(f"words at {rate}")), WRITTEN
     )
-    async with open_client(ground.peer, [server.url], patience_s=PATIENCE_S) as caller:
+    async with open_client(ground.peer, [server.url], timeout_s=PATIENCE_S) as caller:
         run = await run_open_loop(caller.send, turns, rate=rate, seconds=seconds, rng=Random(f"{rate}"))
     return [heard.latency_s for heard in run.records]
 

@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from app.backbone.tokenization import Text
+from app.backbone.tokenization import ChatTokenizer
 from app.errors import BundleError
 from app.reward import bundle, loading
 from app.reward.pooling import mean_pool, pooled_span
@@ -43,7 +43,7 @@ class Reference:
 
     folder: Path
     config: Any
-    text: Text
+    text: ChatTokenizer
     models: Mapping[str, RewardModel]
     layers: Mapping[Depth, int]
 
@@ -55,7 +55,7 @@ class Reference:
             scratch = Path(tempfile.mkdtemp(dir=root))
             self._classifier(depth).save_pretrained(scratch)
             tokenizer = AutoTokenizer.from_pretrained(self.folder, model_max_length=self.text.max_tokens)
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(self.text.padding)
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(self.text.padding_token)
             tokenizer.save_pretrained(scratch)
             _for_older_readers(scratch)
             scratch.replace(final)
@@ -112,7 +112,7 @@ class Reference:
         config = decoder.config
         config.id2label = dict(enumerate(LABELS))
         config.label2id = {label: i for i, label in config.id2label.items()}
-        config.pad_token_id, config.problem_type = self.text.padding, "regression"
+        config.pad_token_id, config.problem_type = self.text.padding_token, "regression"
         made = AutoModelForSequenceClassification.from_config(config).eval()
         made.base_model.load_state_dict(decoder.state_dict())
         with torch.no_grad():
@@ -138,7 +138,7 @@ def load_reference(settings: Settings) -> Reference:
         raise BundleError(f"{len(backbones)} backbones in {settings.models_dir}; one is needed")
     folder = loading.fetch_full_backbone(backbones.pop(), settings, lambda *_: None)
     config = AutoConfig.from_pretrained(folder)
-    text = Text(AutoTokenizer.from_pretrained(folder), max_tokens=settings.max_tokens)
+    text = ChatTokenizer(AutoTokenizer.from_pretrained(folder), max_tokens=settings.max_tokens)
     cut = max(model.card.layer for model in models.values())
     return Reference(folder, config, text, models, {Depth.CUT: cut, Depth.FULL: config.num_hidden_layers})
 

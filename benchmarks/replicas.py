@@ -108,7 +108,7 @@ def asked(ground: Ground, servers: Servers, workload: Workload, tally: Tally, *,
 
     async def one(server: ServerProcess, rng: Random) -> LoadRun:
         turns = pregenerate(part.generate_bursts(ground.words, rng), WRITTEN)
-        async with open_client(ground.peer, [server.url], patience_s=PATIENCE_S) as caller:
+        async with open_client(ground.peer, [server.url], timeout_s=PATIENCE_S) as caller:
             ask = partial(tally.ask, caller.send)
             return await run_closed_loop(ask, turns, part, seconds=tally.seconds, rng=rng)
 

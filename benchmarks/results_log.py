@@ -1,6 +1,7 @@
-"""What was measured, line by line in a file: a run that was cut short goes on where it stood.
+"""The results file of a benchmark run: one JSON entry a line, so that an interrupted run can continue.
 
-The first line says on what machine, with what code and by which plan; another one's lines are never mixed in.
+The first line describes the machine, the code and the settings; a file with another description is refused, so
+results of different machines or versions are never mixed. The JSON keys are a stable format (docs/peers.json).
 """
 
 import os
@@ -14,7 +15,7 @@ from pydantic import Field, TypeAdapter
 
 @dataclass(frozen=True, slots=True)
 class RunHeader:
-    """What figures depend on."""
+    """Facts that the measured values depend on: machine, code version, settings."""
 
     facts: Mapping[str, str]
     kind: Literal["header"] = "header"
@@ -22,7 +23,7 @@ class RunHeader:
 
 @dataclass(frozen=True, slots=True)
 class ServerStart:
-    """A server was started: seconds until it was ready, and the memory it held once it had answered."""
+    """One start of a server: seconds until it was ready, and its memory after the first answers."""
 
     server: str
     round: int
@@ -33,7 +34,7 @@ class ServerStart:
 
 @dataclass(frozen=True, slots=True)
 class BareForward:
-    """What one pair of 256 tokens takes in transformers itself, cut, while no server runs."""
+    """Seconds that transformers, cut at the same layer, takes for one item of 256 tokens, with no server running."""
 
     round: int
     seconds: float
@@ -42,7 +43,7 @@ class BareForward:
 
 @dataclass(frozen=True, slots=True)
 class CorrectnessResult:
-    """How far a peer's scores are from the reference."""
+    """The largest difference between a peer's scores and the reference."""
 
     peer: str
     round: int
@@ -52,17 +53,17 @@ class CorrectnessResult:
 
     @property
     def passed(self) -> bool:
-        """Whether it may be timed."""
+        """Whether the peer's scores are correct, so that it may be timed."""
         return self.worst <= self.tolerance
 
 
 @dataclass(frozen=True, slots=True)
 class LoadPoint:
-    """Requests at random moments at one rate."""
+    """The result of an open loop at one request rate."""
 
     rate: float
     share_in_time: float
-    outcomes: Mapping[str, int]
+    outcomes: Annotated[Mapping[str, int], Field(alias="fates")]
     quantiles: Mapping[float, float]
 
 
@@ -71,7 +72,7 @@ class Measurement:
     """One peer under one workload in one round."""
 
     peer: str
-    compared_with: str
+    compared_with: Annotated[str, Field(alias="against")]
     workload: str
     round: int
     seed: int
@@ -80,7 +81,7 @@ class Measurement:
     peaks: tuple[float, float]
     steady: bool
     seconds: float
-    outcomes: Mapping[str, int]
+    outcomes: Annotated[Mapping[str, int], Field(alias="fates")]
     pairs: int
     tokens: int
     gflops: float | None
@@ -94,17 +95,17 @@ class Measurement:
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens of answered pairs a second, whether computed or shared."""
+        """Tokens of scored items per second, including tokens that were not computed because of sharing."""
         return self.tokens / self.seconds
 
     @property
     def cpu_s_per_1000_tokens(self) -> float | None:
-        """Seconds of a core the server used for a thousand tokens."""
+        """Core-seconds that the server used per 1,000 tokens."""
         return 1000 * self.shares["server"] * self.cores * self.seconds / self.tokens if self.tokens else None
 
     @property
     def share_of_peak(self) -> float | None:
-        """Useful operations a second as a share of what matrix products reached meanwhile."""
+        """Useful FLOP/s as a share of the matrix-product peak measured before and after."""
         return None if self.gflops is None else self.gflops / self.seconds / (sum(self.peaks) / 2)
 
 
@@ -113,7 +114,7 @@ ENTRY: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="ki
 
 
 class ResultsLog:
-    """The entries of one run, in memory and on disk."""
+    """The entries of one run, in memory and in its file."""
 
     def __init__(self, file: Path, header: RunHeader) -> None:
         self._file = file
@@ -122,35 +123,39 @@ class ResultsLog:
         if not self.entries:
             self.append(header)
         elif self.entries[0] != header:
-            raise ValueError(f"{file} holds a run of another machine, code or plan; use --fresh or --results")
+            raise ValueError(
+                f"{file} holds results of another machine, code version or settings; "
+                "use --fresh to overwrite it or --results to write another file"
+            )
 
     def append(self, entry: Entry) -> None:
-        """Keep an entry; it is on disk when this returns."""
+        """Add an entry; it is flushed to disk when this returns."""
         self.entries.append(entry)
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._file.open("ab") as out:
-            out.write(ENTRY.dump_json(entry) + b"\n")
+            out.write(ENTRY.dump_json(entry, by_alias=True) + b"\n")
             out.flush()
             os.fsync(out.fileno())
 
     @property
     def measurements(self) -> list[Measurement]:
-        """What was measured."""
-        return [one for one in self.entries if isinstance(one, Measurement)]
+        """All measurements, in the order they were made."""
+        return [entry for entry in self.entries if isinstance(entry, Measurement)]
 
     def has_steady(self, peer: str, workload: str, round_: int) -> bool:
-        """Whether this was measured while the machine was steady."""
+        """Whether there is a measurement of this combination made while the machine was steady."""
+        key = (peer, workload, round_)
         return any(
-            (one.peer, one.workload, one.round) == (peer, workload, round_) and one.steady
-            for one in self.measurements
+            (measurement.peer, measurement.workload, measurement.round) == key and measurement.steady
+            for measurement in self.measurements
         )
 
 
 def _complete_lines(file: Path) -> list[bytes]:
-    """Lines of a file; the end of one that was cut short is taken off the file, too."""
+    """The complete lines of a file; an incomplete last line is also removed from the file."""
     if not file.exists():
         return []
-    whole, _, rest = file.read_bytes().rpartition(b"\n")
-    if rest:
-        os.truncate(file, file.stat().st_size - len(rest))
-    return whole.splitlines()
+    complete, _, incomplete = file.read_bytes().rpartition(b"\n")
+    if incomplete:
+        os.truncate(file, file.stat().st_size - len(incomplete))
+    return complete.splitlines()

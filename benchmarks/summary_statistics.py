@@ -1,4 +1,4 @@
-"""From what was heard to figures: rates, quantiles where there are enough answers, medians over rounds."""
+"""Summary statistics of load runs: latency quantiles, outcome counts, and medians over rounds."""
 
 import statistics
 from collections import Counter
@@ -15,7 +15,7 @@ MIN_LATENCIES_BEYOND = 10
 
 @dataclass(frozen=True, slots=True)
 class MedianAndRange:
-    """A median over rounds, and the least and the most."""
+    """The median, minimum and maximum over rounds."""
 
     median: float
     minimum: float
@@ -23,45 +23,48 @@ class MedianAndRange:
     rounds: int
 
     def __format__(self, spec: str) -> str:
-        """As in 1,108 [1,090-1,120]."""
+        """Format as `1,108 [1,090-1,120]`."""
         return f"{self.median:{spec}} [{self.minimum:{spec}}-{self.maximum:{spec}}]"
 
 
 def median_and_range(values: Iterable[float]) -> MedianAndRange | None:
-    """Of one value a round; None where nothing was measured."""
-    found = list(values)
-    if not found:
+    """Summarise one value per round; None if there is no value."""
+    rounds = list(values)
+    if not rounds:
         return None
-    return MedianAndRange(statistics.median(found), min(found), max(found), len(found))
+    return MedianAndRange(statistics.median(rounds), min(rounds), max(rounds), len(rounds))
 
 
 def ratio_by_round(ours: dict[int, float], theirs: dict[int, float]) -> MedianAndRange | None:
-    """Ours over theirs, round by round."""
+    """Summarise ours / theirs over the rounds that both have."""
     return median_and_range(ours[n] / theirs[n] for n in sorted(ours.keys() & theirs.keys()) if theirs[n])
 
 
 def latency_quantiles(seconds: Sequence[float]) -> dict[float, float]:
-    """Those quantiles beyond which at least ten answers lie, and the median of however few."""
+    """The quantiles with at least ten latencies beyond them; with fewer latencies only the median."""
     known = [q for q in QUANTILES if len(seconds) * (1 - q) >= MIN_LATENCIES_BEYOND - 1e-9]
-    wanted = known or QUANTILES[:1] if seconds else []
-    return {q: float(np.quantile(seconds, q)) for q in wanted}
+    shown = known or QUANTILES[:1] if seconds else []
+    return {q: float(np.quantile(seconds, q)) for q in shown}
 
 
 def good_latencies(run: LoadRun) -> list[float]:
-    """Seconds each good answer took."""
-    return [one.latency_s for one in run.records if one.outcome is Outcome.GOOD]
+    """The latency of each successful request, in seconds."""
+    return [record.latency_s for record in run.records if record.outcome is Outcome.GOOD]
 
 
 def count_outcomes(run: LoadRun) -> dict[str, int]:
-    """How many requests came to which end."""
-    return dict(Counter(str(one.outcome) for one in run.records))
+    """The number of requests per outcome."""
+    return dict(Counter(str(record.outcome) for record in run.records))
 
 
 def scored_lengths(run: LoadRun) -> list[int]:
-    """Tokens of every pair that got its score."""
-    return [tokens for one in run.records if one.outcome is Outcome.GOOD for tokens in one.item_lengths]
+    """The token count of every item that was scored."""
+    return [
+        tokens for record in run.records if record.outcome is Outcome.GOOD for tokens in record.item_lengths
+    ]
 
 
-def share_in_time(run: LoadRun, slo: float) -> float:
-    """Share of all requests that had a good answer within so many seconds."""
-    return sum(took <= slo for took in good_latencies(run)) / len(run.records) if run.records else 0.0
+def share_in_time(run: LoadRun, slo_s: float) -> float:
+    """The share of all requests that succeeded within `slo_s` seconds."""
+    in_time = sum(latency <= slo_s for latency in good_latencies(run))
+    return in_time / len(run.records) if run.records else 0.0

@@ -1,4 +1,4 @@
-"""Fixtures every test file shares; the hub is never asked."""
+"""Fixtures shared by all tests. The Hugging Face hub is never contacted."""
 
 import os
 
@@ -13,71 +13,70 @@ from playwright.sync_api import Browser, Page
 from app.reward import loading
 from app.reward.engine import Engine
 from app.settings import Settings
-from tests.support import browsers, page_models, tiny
-from tests.support import training_setup as workshops
-from tests.support.servers import listening
+from tests.support import browsers, page_models, tiny, training_setup
+from tests.support.servers import run_server
 
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
-    """What runs async tests."""
+    """Event loop that runs async tests."""
     return "asyncio"
 
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny backbone and three bundles; not to be changed."""
+    """Folder with a tiny backbone and three bundles. Tests must not change it."""
     return tmp_path_factory.mktemp("tiny")
 
 
 @pytest.fixture(scope="session")
 def settings(root: Path) -> Settings:
-    """Settings of the tiny world."""
+    """Settings for the tiny models."""
     return tiny.build_models(root)
 
 
 @pytest.fixture(scope="session")
 def engine(settings: Settings) -> Engine:
-    """A tiny engine with three models at three depths."""
+    """Tiny engine with three models that use three different layers."""
     return loading.load_engine(settings, lambda *_: None)
 
 
 @pytest.fixture(scope="session")
 def address(engine: Engine, settings: Settings) -> Iterator[str]:
-    """A tiny server on a socket of its own."""
-    with listening(engine, settings) as found:
-        yield found
+    """URL of a tiny server with its own socket."""
+    with run_server(engine, settings) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """A tiny backbone, chats and pairs to train on."""
-    return workshops.build(tmp_path_factory.mktemp("workshop"))
+def training_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings of a folder with a tiny backbone, and chats and pairs to train on."""
+    return training_setup.build(tmp_path_factory.mktemp("training"))
 
 
 @pytest.fixture(scope="session")
-def made_sae(workshop: Settings) -> Path:
-    """An SAE of the tiny backbone."""
-    return workshops.build_sae(workshop)
+def trained_sae(training_settings: Settings) -> Path:
+    """Folder of an SAE trained on the tiny backbone."""
+    return training_setup.build_sae(training_settings)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A browser; it goes when the module ends, because its event loop would stand in the way of others."""
-    with browsers.launch_chromium() as found:
-        yield found
+    """A browser, closed when the module ends, because its event loop would block other async tests."""
+    with browsers.launch_chromium() as value:
+        yield value
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server worth looking at."""
-    engine, settings = page_models.build_models(tmp_path_factory.mktemp("gallery"))
-    with listening(engine, settings) as found:
-        yield found
+def page_server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a server whose models have labels, a profile and a composite."""
+    engine, settings = page_models.build_models(tmp_path_factory.mktemp("page"))
+    with run_server(engine, settings) as url:
+        yield url
 
 
 @pytest.fixture
-def page(browser: Browser, world: str) -> Iterator[Page]:
-    """The page at that server, scored for the first time."""
-    with browsers.open_scored_page(browser, world) as found:
-        yield found
+def page(browser: Browser, page_server_url: str) -> Iterator[Page]:
+    """The web page of that server after the first scoring."""
+    with browsers.open_scored_page(browser, page_server_url) as page:
+        yield page

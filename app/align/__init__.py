@@ -1,1 +1,1 @@
-"""Online DPO: aligning a policy with a reward model, round by round."""
+"""Online DPO: aligns a language model with a reward model in rounds of sampling and training."""

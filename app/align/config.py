@@ -36,7 +36,9 @@ class AlignmentConfig(BaseModel):
     )
     epochs: int = Field(3, ge=1, description="Epochs over the pairs of a round.")
     lr: float = Field(1e-4, gt=0, description="Learning rate of DPO.")
-    beta: float = Field(0.1, gt=0, description="KL penalty: higher keeps the policy closer to the initial one.")
+    beta: float = Field(
+        0.1, gt=0, description="KL penalty: higher keeps the policy closer to the initial one."
+    )
     batch: int = Field(16, ge=1, description="Pairs per optimizer step.")
     step: int = Field(4, ge=1, description="Pairs per forward pass; gradients are accumulated up to `batch`.")
     rank: int = Field(16, ge=1, description="Rank of LoRA.")

@@ -1,4 +1,4 @@
-"""Who prefers which of two responses: the policy itself, the data, or the reward."""
+"""Labelling: which of two responses is preferred, by the policy itself, the data, or the reward."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from app.align.policy.logprobs import SequenceLogprobs
 from app.align.policy.model import Completion, Conversation
-from app.align.reward_scoring import Scorer
+from app.align.reward_functions import RewardFunction
 from app.types import Item, Message, Pair
 
 ANSWER_LETTERS = ("A", "B")
@@ -14,7 +14,7 @@ ANSWER_LETTERS = ("A", "B")
 
 @dataclass(frozen=True, slots=True)
 class LabelledPair:
-    """Two responses to a prompt, the preferred one first, and by how much whoever prefers it does."""
+    """Two responses to a prompt, the preferred one first, and the lead by which the labeller prefers it."""
 
     messages: Conversation
     chosen: Completion
@@ -23,88 +23,98 @@ class LabelledPair:
 
     @property
     def items(self) -> tuple[Item, Item]:
-        """The preferred exchange, then the other."""
+        """The item with the preferred response, then the item with the rejected one."""
         return Item(self.messages, self.chosen.response), Item(self.messages, self.rejected.response)
 
     @property
     def row(self) -> dict[str, Any]:
-        """As it is kept."""
+        """The pair as a JSON row."""
         return asdict(self)
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "LabelledPair":
-        """As it was kept."""
-        turns = tuple(Message(**turn) for turn in row["messages"])
-        return cls(turns, Completion(**row["chosen"]), Completion(**row["rejected"]), row["lead"])
+        """Return the pair that a JSON row describes."""
+        messages = tuple(Message(**message) for message in row["messages"])
+        return cls(messages, Completion(**row["chosen"]), Completion(**row["rejected"]), row["lead"])
 
 
 def label_by_data(pairs: Sequence[Pair]) -> list[LabelledPair]:
-    """As people preferred."""
+    """Return the pairs of the data set; all of their responses count as finished."""
     return [
-        LabelledPair(one.messages, Completion(one.chosen, True), Completion(one.rejected, True), 0.0)
-        for one in pairs
-    ]  # both were ended
+        LabelledPair(
+            pair.messages,
+            Completion(pair.chosen, finished=True),
+            Completion(pair.rejected, finished=True),
+            lead=0.0,
+        )
+        for pair in pairs
+    ]
 
 
 def label_by_reward(
-    scored: Scorer, prompts: Sequence[Conversation], said: Sequence[Sequence[Completion]]
+    compute_rewards: RewardFunction,
+    prompts: Sequence[Conversation],
+    completions: Sequence[Sequence[Completion]],
 ) -> list[LabelledPair]:
-    """The best of each prompt's responses against the worst; none where all are alike."""
-    exchanges = [[Item(turns, one.response) for one in some] for turns, some in _each(prompts, said)]
-    verdicts = iter(scored([one for row in exchanges for one in row]))
-    found = []
-    for turns, some in _each(prompts, said):
-        rewards = [next(verdicts).reward for _ in some]
+    """Return each prompt's response with the highest reward against that with the lowest.
+
+    Prompts whose responses are all the same give no pair.
+    """
+    items = [
+        Item(prompt, completion.response)
+        for prompt, candidates in zip(prompts, completions, strict=True)
+        for completion in candidates
+    ]
+    item_rewards = iter(compute_rewards(items))
+    pairs = []
+    for prompt, candidates in zip(prompts, completions, strict=True):
+        rewards = [next(item_rewards).reward for _ in candidates]
         best, worst = rewards.index(max(rewards)), rewards.index(min(rewards))
-        if some[best].response != some[worst].response:
-            found.append(LabelledPair(turns, some[best], some[worst], rewards[best] - rewards[worst]))
-    return found
+        if candidates[best].response != candidates[worst].response:
+            lead = rewards[best] - rewards[worst]
+            pairs.append(LabelledPair(prompt, candidates[best], candidates[worst], lead))
+    return pairs
 
 
 def label_by_policy(
-    judge: SequenceLogprobs,
+    policy: SequenceLogprobs,
     prompts: Sequence[Conversation],
-    said: Sequence[Sequence[Completion]],
+    completions: Sequence[Sequence[Completion]],
     *,
     criterion: str,
-    report: Callable[[float], None],
+    progress: Callable[[float], None],
 ) -> list[LabelledPair]:
-    """Responses two by two, as the policy answers when it is asked which one is better.
+    """Compare each prompt's responses two by two by asking the policy which one fulfils the criterion.
 
-    It is asked in both orders, so that a liking for the first letter cancels out.
+    It is asked in both orders, so that a bias for the first letter cancels out.
     """
-    couples = [
-        (turns, one, other)
-        for turns, some in _each(prompts, said)
-        for one, other in zip(some[::2], some[1::2], strict=False)
-        if one.response != other.response
+    comparisons = [
+        (prompt, first, second)
+        for prompt, candidates in zip(prompts, completions, strict=True)
+        for first, second in zip(candidates[::2], candidates[1::2], strict=False)
+        if first.response != second.response
     ]
-    asked = [
-        Item((Message("user", _question(turns, first.response, second.response, criterion)),), letter)
-        for turns, one, other in couples
-        for first, second in ((one, other), (other, one))
+    answers = [
+        Item((Message("user", _format_question(prompt, a.response, b.response, criterion)),), letter)
+        for prompt, first, second in comparisons
+        for a, b in ((first, second), (second, first))
         for letter in ANSWER_LETTERS
     ]
-    chances = iter(float(tokens[:-1].sum()) for tokens in judge.compute(asked, report))
-    found = []
-    for turns, one, other in couples:
-        a, b, swapped_a, swapped_b = (next(chances) for _ in range(4))
+    logprobs = iter(float(tokens[:-1].sum()) for tokens in policy.compute(answers, progress))
+    pairs = []
+    for prompt, first, second in comparisons:
+        a, b, swapped_a, swapped_b = (next(logprobs) for _ in range(4))
         lead = (a - b + swapped_b - swapped_a) / 2
-        chosen, rejected = (one, other) if lead >= 0 else (other, one)
-        found.append(LabelledPair(turns, chosen, rejected, abs(lead)))
-    return found
+        chosen, rejected = (first, second) if lead >= 0 else (second, first)
+        pairs.append(LabelledPair(prompt, chosen, rejected, abs(lead)))
+    return pairs
 
 
-def _each(
-    prompts: Sequence[Conversation], said: Sequence[Sequence[Completion]]
-) -> Sequence[tuple[Conversation, Sequence[Completion]]]:
-    return list(zip(prompts, said, strict=True))
-
-
-def _question(turns: Conversation, first: str, second: str, criterion: str) -> str:
-    """What the policy is asked about two responses."""
-    talk = turns[0].content if len(turns) == 1 else "\n".join(f"{t.role}: {t.content}" for t in turns)
+def _format_question(prompt: Conversation, first: str, second: str, criterion: str) -> str:
+    """Return the question that the policy is asked about two responses."""
+    lines = [f"{message.role}: {message.content}" for message in prompt]
+    conversation = prompt[0].content if len(prompt) == 1 else "\n".join(lines)
     return (
-        f"Somebody was asked:\n\n{talk}\n\nAnswer A:\n{first}\n\nAnswer B:\n{second}\n\n"
+        f"Somebody was asked:\n\n{conversation}\n\nAnswer A:\n{first}\n\nAnswer B:\n{second}\n\n"
         f"Which answer is {criterion}? Reply with A or B and nothing else."
     )

@@ -1,6 +1,7 @@
-"""Online alignment: draw → label → filter → DPO → measure, round by round, until it is done or goes wrong.
+"""The alignment loop: sample, label, filter, train by DPO and evaluate, round by round.
 
-Every product of a round is kept in the run's folder, and what is there is not made again.
+It ends after the configured rounds or at an alarm. Every artifact of a round is stored in the run's folder,
+and existing artifacts are not computed again.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,211 +9,234 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from app.align import labelling, metrics, reward_hacking
-from app.align import report as chronicle
+from app.align import labelling, metrics, report, reward_hacking
 from app.align.artifacts import JsonRow, RunArtifacts
 from app.align.config import AlignmentConfig
 from app.align.labelling import LabelledPair
-from app.align.metrics import Exam
+from app.align.metrics import EvaluationSet
 from app.align.policy import dpo
 from app.align.policy.logprobs import SequenceLogprobs
 from app.align.policy.model import Completion, Conversation, Policy, SamplingConfig, sample_completions
-from app.align.reward_scoring import Scorer
+from app.align.reward_functions import RewardFunction
 from app.data.pairs import hash_to_unit_interval
 from app.errors import DataError
-from app.types import Item, Pair
+from app.types import Item, Pair, Progress
 
-Report = Callable[[str, float], None]
-Sieve = Callable[[Sequence[LabelledPair], int], list[float]]
-Refresh = Callable[[int], None]
+MarginFunction = Callable[[Sequence[LabelledPair], int], list[float]]
+RoundCallback = Callable[[int], None]
 EVALUATION_SEED_OFFSET = 7919
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """What a run works with: where it starts, its data, and whoever says what is good.
+class AlignmentInputs:
+    """The initial policy, the data and the rewards of a run.
 
-    `sieve` gives each pair of a round the margin by which it agrees; `scorers` measure, by the names of
-    `vigil`; `refresh` is told of every round that ends.
+    `compute_margins` returns the margin of each pair of a round, by which pairs are filtered.
+    `reward_functions` are keyed by the names in `reward_hacking`. `on_round_end` is called with the number of
+    every round that ends without an alarm.
     """
 
-    start: Policy
+    initial_policy: Policy
     prompts: Sequence[Conversation]
     pairs: Sequence[Pair]
-    exam: Exam
-    sieve: Sieve
-    scorers: dict[str, Scorer]
-    refresh: Refresh
+    evaluation: EvaluationSet
+    compute_margins: MarginFunction
+    reward_functions: dict[str, RewardFunction]
+    on_round_end: RoundCallback
 
 
-def filtering(scored: Scorer) -> Sieve:
-    """The margin of the preferred response in a reward: the paper's filter."""
+def make_margin_function(compute_rewards: RewardFunction) -> MarginFunction:
+    """Return a function that computes the reward margin of each pair, the filter of the SparseRM paper."""
 
-    def sieve(pairs: Sequence[LabelledPair], _: int) -> list[float]:
-        rewards = [one.reward for one in scored([side for pair in pairs for side in pair.items])]
+    def compute_margins(pairs: Sequence[LabelledPair], _: int) -> list[float]:
+        rewards = [item.reward for item in compute_rewards([item for pair in pairs for item in pair.items])]
         return [chosen - rejected for chosen, rejected in zip(rewards[::2], rewards[1::2], strict=True)]
 
-    return sieve
+    return compute_margins
 
 
-class Loop:
+class AlignmentLoop:
     """One run in its folder."""
 
-    def __init__(self, plan: AlignmentConfig, parts: Parts, folder: Path, report: Report) -> None:
-        self.plan, self.parts = plan, parts
-        self.stages = RunArtifacts(folder)
-        self._report = report
+    def __init__(
+        self, config: AlignmentConfig, inputs: AlignmentInputs, folder: Path, progress: Progress
+    ) -> None:
+        self.config, self.inputs = config, inputs
+        self.artifacts = RunArtifacts(folder)
+        self._progress = progress
 
-    def run(self, facts: JsonRow) -> JsonRow:
-        """All rounds, or those that are left; what was found is in report.json and returned."""
-        self.stages.record_config(facts)
-        policy = self.parts.start
-        rounds = [self._measured(policy, 0)]
-        for number in range(1, self.plan.rounds + 1):
-            policy = self._round(policy, number)
-            rounds.append(self._measured(policy, number) | {"pairs": self._counts(number)})
-            rounds[-1]["alarms"] = self._alarms(rounds, number)
-            if rounds[-1]["alarms"] and self.plan.watch:
+    def run(self, recorded_config: JsonRow) -> JsonRow:
+        """Run all rounds, or the remaining ones; write the report and return it.
+
+        A folder that holds a run with another `recorded_config` is refused.
+        """
+        self.artifacts.record_config(recorded_config)
+        policy = self.inputs.initial_policy
+        rounds = [self._evaluate(policy, 0)]
+        for number in range(1, self.config.rounds + 1):
+            policy = self._run_round(policy, number)
+            rounds.append(self._evaluate(policy, number) | {"pairs": self._count_pairs(number)})
+            rounds[-1]["alarms"] = self._find_alarms(rounds, number)
+            if rounds[-1]["alarms"] and self.config.watch:
                 break
-            self._refresh(number)
-        return chronicle.write(self.stages.folder, self.plan, rounds)
+            self._finish_round(number)
+        return report.write_report(self.artifacts.folder, self.config, rounds)
 
     @cached_property
-    def _start(self) -> SequenceLogprobs:
-        return SequenceLogprobs(self.parts.start)
+    def _initial_logprobs(self) -> SequenceLogprobs:
+        return SequenceLogprobs(self.inputs.initial_policy)
 
-    def _round(self, policy: Policy, number: int) -> Policy:
-        """One round of drawing, labelling, filtering and learning."""
-        stages = self.stages.subfolder(f"round-{number}")
-        prompts = self._prompts(number)
-        pairs = [
-            LabelledPair.from_row(row)
-            for row in stages.load_or_create_rows("pairs", lambda: self._pairs(stages, policy, prompts, number))
-        ]
-        margins = stages.load_or_create_json("margins", lambda: self.parts.sieve(pairs, number))
-        kept = [pair for pair, margin in zip(pairs, margins, strict=True) if margin >= self.plan.min_margin]
-        where = f"round {number}"
+    def _run_round(self, policy: Policy, number: int) -> Policy:
+        """Sample, label and filter pairs, train on them, and return the policy with the new adapter."""
+        artifacts = self.artifacts.subfolder(f"round-{number}")
+        rows = artifacts.load_or_create_rows("pairs", lambda: self._create_pairs(policy, number))
+        pairs = [LabelledPair.from_row(row) for row in rows]
+        margins = artifacts.load_or_create_json("margins", lambda: self.inputs.compute_margins(pairs, number))
+        kept = [pair for pair, margin in zip(pairs, margins, strict=True) if margin >= self.config.min_margin]
+        stage = f"round {number}"
 
-        def learn(folder: Path) -> None:
-            rows = dpo.build_rows(kept, self._start, self._told(f"{where}: reference"))
-            dpo.train_adapter(
-                policy, rows, self.plan, self._seed(number), folder, self._told(f"{where}: DPO")
-            )
+        def train(folder: Path) -> None:
+            rows = dpo.build_rows(kept, self._initial_logprobs, self._stage_progress(f"{stage}: reference"))
+            progress = self._stage_progress(f"{stage}: DPO")
+            dpo.train_adapter(policy, rows, self.config, self._seed(number), folder, progress)
 
-        return replace(policy, adapter=stages.load_or_create_folder("adapter", learn))
+        return replace(policy, adapter=artifacts.load_or_create_folder("adapter", train))
 
-    def _prompts(self, number: int) -> list[Conversation]:
-        """The share of a round: prompts in an order the seed decides, from the front again at the end."""
-        keys = {turns: hash_to_unit_interval(f"{self.plan.seed}/{turns}") for turns in self.parts.prompts}
+    def _select_prompts(self, number: int) -> list[Conversation]:
+        """Return the prompts of a round: the next ones in an order that the seed determines, cyclically."""
+        keys = {
+            prompt: hash_to_unit_interval(f"{self.config.seed}/{prompt}") for prompt in self.inputs.prompts
+        }
         order = sorted(keys, key=keys.__getitem__)
-        first = (number - 1) * self.plan.per_round
-        count = min(self.plan.per_round, len(order))
-        return [order[at % len(order)] for at in range(first, first + count)]
+        first = (number - 1) * self.config.per_round
+        count = min(self.config.per_round, len(order))
+        return [order[index % len(order)] for index in range(first, first + count)]
 
-    def _pairs(self, stages: RunArtifacts, policy: Policy, prompts: list[Conversation], number: int) -> list[JsonRow]:
-        """The round's labelled pairs as rows."""
-        where = f"round {number}"
-        if self.plan.labels == "data":
-            known = set(prompts)
-            found = labelling.label_by_data([pair for pair in self.parts.pairs if pair.messages in known])
+    def _create_pairs(self, policy: Policy, number: int) -> list[JsonRow]:
+        """Return the labelled pairs of a round as rows."""
+        prompts = self._select_prompts(number)
+        if self.config.labels == "data":
+            selected = set(prompts)
+            pairs = labelling.label_by_data([p for p in self.inputs.pairs if p.messages in selected])
         else:
-            said = self._said(stages, "candidates", policy, prompts, self._drawing(number), where)
-            if self.plan.labels == "reward":
-                found = labelling.label_by_reward(self.parts.scorers[reward_hacking.REWARD], prompts, said)
-            else:
-                found = labelling.label_by_policy(
-                    SequenceLogprobs(policy), prompts, said,
-                    criterion=self.plan.criterion, report=self._told(f"{where}: judging"),
-                )  # fmt: skip
-        if not found:
-            raise DataError(f"{where}: not one pair of different responses")
-        return [one.row for one in found]
+            pairs = self._label_samples(policy, prompts, number)
+        if not pairs:
+            raise DataError(f"round {number}: no prompt has two different responses to compare")
+        return [pair.row for pair in pairs]
 
-    def _measured(self, policy: Policy, number: int) -> JsonRow:
-        """What the policy is like, and everything it was found by."""
+    def _label_samples(self, policy: Policy, prompts: list[Conversation], number: int) -> list[LabelledPair]:
+        """Sample responses from the policy and label them by the reward or by the policy itself."""
+        stage, config = f"round {number}", self.config
+        sampling = SamplingConfig(
+            config.candidates, config.new_tokens, config.temperature, self._seed(number)
+        )
+        completions = self._sample("candidates", policy, prompts, sampling, number, stage)
+        if config.labels == "reward":
+            compute_rewards = self.inputs.reward_functions[reward_hacking.REWARD]
+            return labelling.label_by_reward(compute_rewards, prompts, completions)
+        return labelling.label_by_policy(
+            SequenceLogprobs(policy), prompts, completions,
+            criterion=config.criterion, progress=self._stage_progress(f"{stage}: labelling"),
+        )  # fmt: skip
 
-        def made() -> JsonRow:
-            exam, where = self.parts.exam, f"round {number}: measuring"
-            exchanges, finished = self._answers(policy, number)
-            now = SequenceLogprobs(policy) if number else self._start
-            found = metrics.likelihoods(now, exam, self._told(f"{where}, pairs"))
-            start = self._measured(self.parts.start, 0)["likelihoods"] if number else found
-            told = metrics.answers(exchanges, finished, now, self._start, self._told(f"{where}, answers"))
-            rows = [a | b for a, b in zip(told, metrics.rated(exchanges, self.parts.scorers), strict=True)]
-            agreed = metrics.agreement(exam, found, start)
+    def _evaluate(self, policy: Policy, number: int) -> JsonRow:
+        """Return the metrics of the policy after a round, and the measurements behind them."""
+
+        def measure() -> JsonRow:
+            evaluation, stage = self.inputs.evaluation, f"round {number}: evaluation"
+            items, finished = self._answer_test_prompts(policy, number)
+            current = SequenceLogprobs(policy) if number else self._initial_logprobs
+            logprobs = metrics.sum_logprobs(current, evaluation, self._stage_progress(f"{stage}, pairs"))
+            initial = self._evaluate(self.inputs.initial_policy, 0)["likelihoods"] if number else logprobs
+            progress = self._stage_progress(f"{stage}, responses")
+            measured = metrics.measure_responses(items, finished, current, self._initial_logprobs, progress)
+            rewards = metrics.score_responses(items, self.inputs.reward_functions)
+            responses = [a | b for a, b in zip(measured, rewards, strict=True)]
+            agreement = metrics.measure_agreement(evaluation, logprobs, initial)
             return {
-                "summary": metrics.summary(exam, agreed, rows),
-                "agreement": agreed, "answers": rows, "likelihoods": found, "before": self._before(number),
+                "summary": metrics.summarize(evaluation, agreement, responses),
+                "agreement": agreement, "answers": responses, "likelihoods": logprobs,
+                "before": self._score_previous_answers(number),
             }  # fmt: skip
 
-        found: JsonRow = self.stages.subfolder(f"round-{number}").load_or_create_json("measures", made)
-        return found
+        artifacts = self.artifacts.subfolder(f"round-{number}")
+        row: JsonRow = artifacts.load_or_create_json("measures", measure)
+        return row
 
-    def _answers(self, policy: Policy, number: int) -> tuple[list[Item], list[bool]]:
-        """One answer to each test prompt, and whether the policy ended it."""
-        plan, prompts = self.plan, self.parts.exam.prompts
-        once = SamplingConfig(1, plan.new_tokens, plan.temperature, plan.seed + EVALUATION_SEED_OFFSET)
-        stages = self.stages.subfolder(f"round-{number}")
-        said = self._said(stages, "answers", policy, prompts, once, f"round {number}: measuring")
-        exchanges = [Item(turns, one.response) for turns, (one,) in zip(prompts, said, strict=True)]
-        return exchanges, [one.finished for (one,) in said]
+    def _answer_test_prompts(self, policy: Policy, number: int) -> tuple[list[Item], list[bool]]:
+        """Return one response to each test prompt, and whether the policy finished it."""
+        config, prompts = self.config, self.inputs.evaluation.prompts
+        seed = config.seed + EVALUATION_SEED_OFFSET
+        sampling = SamplingConfig(1, config.new_tokens, config.temperature, seed)
+        stage = f"round {number}: evaluation"
+        completions = self._sample("answers", policy, prompts, sampling, number, stage)
+        items = [
+            Item(prompt, completion.response)
+            for prompt, (completion,) in zip(prompts, completions, strict=True)
+        ]
+        return items, [completion.finished for (completion,) in completions]
 
-    def _before(self, number: int) -> list[JsonRow]:
-        """The answers of the round before by the rewards of now, which a refresh may have changed."""
+    def _score_previous_answers(self, number: int) -> list[JsonRow]:
+        """Return the rewards of the previous round's answers under the current reward models.
+
+        They may differ from those measured in that round, since `on_round_end` may have retrained a model.
+        """
         if not number:
             return []
-        exchanges, _ = self._answers(self.parts.start, number - 1)  # kept already; nobody speaks here
-        return metrics.rated(exchanges, self.parts.scorers)
+        # The answers are stored already, so the policy passed here generates nothing.
+        items, _ = self._answer_test_prompts(self.inputs.initial_policy, number - 1)
+        return metrics.score_responses(items, self.inputs.reward_functions)
 
-    def _said(
+    def _sample(
         self,
-        stages: RunArtifacts,
         name: str,
         policy: Policy,
         prompts: Sequence[Conversation],
-        how: SamplingConfig,
-        where: str,
+        sampling: SamplingConfig,
+        number: int,
+        stage: str,
     ) -> list[list[Completion]]:
-        """Responses to prompts, kept as rows."""
+        """Return sampled responses to the prompts, stored as rows of the round's artifact `name`."""
 
-        def made() -> list[JsonRow]:
-            said = sample_completions(policy, prompts, how, self._told(f"{where}: drawing"))
+        def sample() -> list[JsonRow]:
+            progress = self._stage_progress(f"{stage}: sampling")
+            completions = sample_completions(policy, prompts, sampling, progress)
             return [
                 {
-                    "messages": [{"role": turn.role, "content": turn.content} for turn in turns],
-                    "responses": [one.response for one in some],
-                    "finished": [one.finished for one in some],
+                    "messages": [{"role": message.role, "content": message.content} for message in prompt],
+                    "responses": [completion.response for completion in group],
+                    "finished": [completion.finished for completion in group],
                 }
-                for turns, some in zip(prompts, said, strict=True)
+                for prompt, group in zip(prompts, completions, strict=True)
             ]
 
-        rows = stages.load_or_create_rows(name, made)
-        return [[Completion(*one) for one in zip(r["responses"], r["finished"], strict=True)] for r in rows]
+        rows = self.artifacts.subfolder(f"round-{number}").load_or_create_rows(name, sample)
+        return [
+            [Completion(*pair) for pair in zip(row["responses"], row["finished"], strict=True)]
+            for row in rows
+        ]
 
-    def _counts(self, number: int) -> JsonRow:
-        margins = self.stages.subfolder(f"round-{number}").load_or_create_json("margins", list)
-        kept = sum(margin >= self.plan.min_margin for margin in margins)
+    def _count_pairs(self, number: int) -> JsonRow:
+        margins = self.artifacts.subfolder(f"round-{number}").load_or_create_json("margins", list)
+        kept = sum(margin >= self.config.min_margin for margin in margins)
         return {"labelled": len(margins), "kept": kept}
 
-    def _alarms(self, rounds: list[JsonRow], number: int) -> list[str]:
-        found = [one["summary"] for one in (rounds[0], rounds[number])]
-        return reward_hacking.alarms(self.plan, rounds[number]["before"], rounds[number]["answers"], *found)
+    def _find_alarms(self, rounds: list[JsonRow], number: int) -> list[str]:
+        initial, current = (row["summary"] for row in (rounds[0], rounds[number]))
+        before, after = rounds[number]["before"], rounds[number]["answers"]
+        return reward_hacking.find_alarms(self.config, before, after, initial, current)
 
-    def _refresh(self, number: int) -> None:
-        """Once after each round."""
+    def _finish_round(self, number: int) -> None:
+        """Call `on_round_end`; a resumed run does not repeat a call that was completed."""
 
-        def made() -> JsonRow:
-            self.parts.refresh(number)
+        def call() -> JsonRow:
+            self.inputs.on_round_end(number)
             return {"round": number}
 
-        self.stages.subfolder(f"round-{number}").load_or_create_json("refreshed", made)
-
-    def _drawing(self, number: int) -> SamplingConfig:
-        plan = self.plan
-        return SamplingConfig(plan.candidates, plan.new_tokens, plan.temperature, self._seed(number))
+        self.artifacts.subfolder(f"round-{number}").load_or_create_json("refreshed", call)
 
     def _seed(self, number: int) -> int:
-        return self.plan.seed * 1000 + number
+        return self.config.seed * 1000 + number
 
-    def _told(self, stage: str) -> Callable[[float], None]:
-        return lambda share: self._report(stage, share)
+    def _stage_progress(self, stage: str) -> Callable[[float], None]:
+        return lambda share: self._progress(stage, share)

@@ -1,7 +1,7 @@
-"""What a policy is like after a round: whom it agrees with, what it says, how far it has gone.
+"""Metrics of a policy after a round: agreement with people, rewards of its responses, KL, response length.
 
-Its implicit reward is what it finds likelier than the start does. Questions that came with several right and
-wrong answers are asked as multiple choice. Test prompts are answered, and the answers rewarded and measured.
+The implicit reward of a response is how much its log-probability has risen since the initial policy. Test
+questions that have several right and wrong reference answers are also evaluated as multiple choice.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ import numpy as np
 
 from app.align.policy.logprobs import SequenceLogprobs
 from app.align.policy.model import Conversation
-from app.align.reward_scoring import Scorer
+from app.align.reward_functions import RewardFunction
 from app.evaluate.accuracy import Float64Array, bootstrap_mean
 from app.types import Item, Pair
 
@@ -20,8 +20,8 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """A question with its right answers, the best one of them first, and its wrong ones."""
+class MultipleChoiceQuestion:
+    """A question with its right answers, the best one first, and its wrong answers."""
 
     group: str
     right: tuple[Item, ...]
@@ -29,120 +29,134 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Exam:
-    """What is measured after every round: the same pairs, questions and prompts each time."""
+class EvaluationSet:
+    """The pairs, questions and prompts that every round is evaluated on."""
 
     pairs: tuple[Pair, ...]
-    choices: tuple[Choice, ...]
+    questions: tuple[MultipleChoiceQuestion, ...]
     prompts: tuple[Conversation, ...]
 
     @property
-    def exchanges(self) -> list[Item]:
-        """Everything whose likelihood is asked for."""
-        sides = [one for pair in self.pairs for one in pair.items]
-        return [*sides, *(one for choice in self.choices for one in choice.right + choice.wrong)]
+    def items(self) -> list[Item]:
+        """The items whose log-probabilities are needed: both sides of all pairs, then all answers."""
+        pair_items = [item for pair in self.pairs for item in pair.items]
+        return [
+            *pair_items, *(item for question in self.questions for item in question.right + question.wrong),
+        ]  # fmt: skip
 
 
-def exam(pairs: Sequence[Pair], compared: int, answered: int) -> Exam:
-    """From test pairs: whole prompts until there are so many pairs, and the first so many prompts."""
-    prompts = tuple(dict.fromkeys(pair.messages for pair in pairs))
-    of: dict[Conversation, list[Pair]] = {turns: [] for turns in prompts}
-    for pair in pairs:
-        of[pair.messages].append(pair)
-    taken: list[Pair] = []
-    for turns in prompts:
-        taken += of[turns] if len(taken) < compared else []
-    return Exam(tuple(taken), tuple(_choices(taken)), prompts[:answered])
+def build_evaluation_set(pairs: Sequence[Pair], compared: int, answered: int) -> EvaluationSet:
+    """Build the evaluation set from test pairs.
 
-
-def likelihoods(policy: SequenceLogprobs, exam: Exam, report: Callable[[float], None]) -> list[float]:
-    """Of every exchange of an exam."""
-    return [float(tokens.sum()) for tokens in policy.compute(exam.exchanges, report)]
-
-
-def agreement(exam: Exam, now: Sequence[float], start: Sequence[float]) -> dict[str, list[float]]:
-    """Item by item, whom the policy agrees with.
-
-    Of each test pair: how much likelier the preferred response has become than the other. Of each question:
-    whether its best answer is the likeliest of it and the wrong ones (MC1), and which share of the likelihood
-    of all its answers falls on right ones (MC2).
+    It takes all pairs of one prompt after another until there are at least `compared` pairs, and the first
+    `answered` prompts.
     """
-    sides = np.array(now)[: 2 * len(exam.pairs)] - np.array(start)[: 2 * len(exam.pairs)]
-    found = {"implicit": (sides[::2] - sides[1::2]).tolist(), "mc1": [], "mc2": []}
-    rest = iter(now[2 * len(exam.pairs) :])
-    for choice in exam.choices:
-        right = np.array([next(rest) for _ in choice.right])
-        wrong = np.array([next(rest) for _ in choice.wrong])
-        found["mc1"].append(float(right[0] > wrong.max()))
-        everything = np.exp(np.concatenate([right, wrong]) - max(right.max(), wrong.max()))
-        found["mc2"].append(float(everything[: len(right)].sum() / everything.sum()))
-    return found
+    prompts = tuple(dict.fromkeys(pair.messages for pair in pairs))
+    pairs_by_prompt: dict[Conversation, list[Pair]] = {prompt: [] for prompt in prompts}
+    for pair in pairs:
+        pairs_by_prompt[pair.messages].append(pair)
+    selected: list[Pair] = []
+    for prompt in prompts:
+        selected += pairs_by_prompt[prompt] if len(selected) < compared else []
+    return EvaluationSet(tuple(selected), tuple(_build_questions(selected)), prompts[:answered])
 
 
-def answers(
-    exchanges: Sequence[Item],
+def sum_logprobs(
+    policy: SequenceLogprobs, evaluation: EvaluationSet, progress: Callable[[float], None]
+) -> list[float]:
+    """Return the log-probability of the response of every item of the evaluation set."""
+    return [float(tokens.sum()) for tokens in policy.compute(evaluation.items, progress)]
+
+
+def measure_agreement(
+    evaluation: EvaluationSet, current: Sequence[float], initial: Sequence[float]
+) -> dict[str, list[float]]:
+    """Return the agreement with people, one value per pair ("implicit") and per question ("mc1", "mc2").
+
+    "implicit" is the implicit reward of the preferred minus that of the rejected response. "mc1" is 1 if the
+    best answer of a question has a higher log-probability than all wrong ones. "mc2" is the share of the
+    probability of all answers that falls on right ones.
+    """
+    count = 2 * len(evaluation.pairs)
+    implicit_rewards = np.array(current)[:count] - np.array(initial)[:count]
+    margins = (implicit_rewards[::2] - implicit_rewards[1::2]).tolist()
+    agreement: dict[str, list[float]] = {"implicit": margins, "mc1": [], "mc2": []}
+    logprobs = iter(current[count:])
+    for question in evaluation.questions:
+        right = np.array([next(logprobs) for _ in question.right])
+        wrong = np.array([next(logprobs) for _ in question.wrong])
+        agreement["mc1"].append(float(right[0] > wrong.max()))
+        probabilities = np.exp(np.concatenate([right, wrong]) - max(right.max(), wrong.max()))
+        agreement["mc2"].append(float(probabilities[: len(right)].sum() / probabilities.sum()))
+    return agreement
+
+
+def measure_responses(
+    items: Sequence[Item],
     finished: Sequence[bool],
-    now: SequenceLogprobs,
-    start: SequenceLogprobs,
-    report: Callable[[float], None],
+    current: SequenceLogprobs,
+    initial: SequenceLogprobs,
+    progress: Callable[[float], None],
 ) -> list[Row]:
-    """Of each answer to a test prompt: its tokens, and how much likelier it has become.
+    """Return the token count of each response, and the gain of its log-probability over the initial policy.
 
-    Where it was cut off, its end was nobody's choice and does not count.
+    The closing token of a response that was cut off is not counted, since the policy did not generate it.
     """
     gains = [
-        late - early
-        for late, early in zip(now.compute(exchanges, report), start.compute(exchanges), strict=True)
+        after - before
+        for after, before in zip(current.compute(items, progress), initial.compute(items), strict=True)
     ]
     return [
-        {"tokens": len(gain) - 1, "gain": float(gain[: len(gain) - (not whole)].sum())}
-        for whole, gain in zip(finished, gains, strict=True)
+        {"tokens": len(gain) - 1, "gain": float(gain[: len(gain) - (not complete)].sum())}
+        for complete, gain in zip(finished, gains, strict=True)
     ]
 
 
-def rated(exchanges: Sequence[Item], scorers: Mapping[str, Scorer]) -> list[Row]:
-    """Every reward of every answer, and its distance where that is known."""
-    rows: list[Row] = [{} for _ in exchanges]
-    for name, scored in scorers.items():
-        for row, verdict in zip(rows, scored(exchanges), strict=True):
-            row[name] = verdict.reward
-            if verdict.distance is not None:
-                row[f"{name} distance"] = verdict.distance
+def score_responses(items: Sequence[Item], reward_functions: Mapping[str, RewardFunction]) -> list[Row]:
+    """Return every reward of every response, and its distance if it is known."""
+    rows: list[Row] = [{} for _ in items]
+    for name, compute_rewards in reward_functions.items():
+        for row, item_reward in zip(rows, compute_rewards(items), strict=True):
+            row[name] = item_reward.reward
+            if item_reward.distance is not None:
+                row[f"{name} distance"] = item_reward.distance
     return rows
 
 
-def summary(exam: Exam, agreed: dict[str, list[float]], answered: list[Row]) -> Row:
-    """Means with intervals by bootstrap over prompts; KL is a token's, estimated from the answers."""
-    groups = [pair.group for pair in exam.pairs]
-    found: Row = {"implicit accuracy": _mean((np.sign(agreed["implicit"]) + 1) / 2, groups)}
+def summarize(evaluation: EvaluationSet, agreement: dict[str, list[float]], responses: list[Row]) -> Row:
+    """Return means with bootstrap intervals over prompts, and the KL per token as estimated from responses."""
+    groups = [pair.group for pair in evaluation.pairs]
+    summary: Row = {"implicit accuracy": _mean((np.sign(agreement["implicit"]) + 1) / 2, groups)}
+    question_groups = [question.group for question in evaluation.questions]
     for name in ("mc1", "mc2"):
-        if exam.choices:
-            found[name] = _mean(np.array(agreed[name]), [choice.group for choice in exam.choices])
-    tokens = np.array([row["tokens"] for row in answered], dtype=float)
-    numbers = [str(at) for at in range(len(answered))]
-    for name in answered[0]:
+        if evaluation.questions:
+            summary[name] = _mean(np.array(agreement[name]), question_groups)
+    token_counts = np.array([row["tokens"] for row in responses], dtype=float)
+    response_groups = [str(index) for index in range(len(responses))]
+    for name in responses[0]:
         if name != "gain":
-            found[name] = _mean(np.array([row[name] for row in answered], dtype=float), numbers)
-    found["kl"] = sum(row["gain"] for row in answered) / max(float(tokens.sum()), 1.0)
-    return found
+            values = np.array([row[name] for row in responses], dtype=float)
+            summary[name] = _mean(values, response_groups)
+    summary["kl"] = sum(row["gain"] for row in responses) / max(float(token_counts.sum()), 1.0)
+    return summary
 
 
 def _mean(values: Float64Array, groups: list[str]) -> Row:
-    found = asdict(bootstrap_mean(values, groups))
-    return {"mean": found.pop("accuracy"), **found}
+    row = asdict(bootstrap_mean(values, groups))
+    return {"mean": row.pop("accuracy"), **row}
 
 
-def _choices(pairs: Sequence[Pair]) -> list[Choice]:
-    """Questions of rows that say they hold reference answers, and which of them is the best."""
-    found: dict[Conversation, tuple[str, dict[Item, bool], dict[Item, None]]] = {}
+def _build_questions(pairs: Sequence[Pair]) -> list[MultipleChoiceQuestion]:
+    """Return a question for each prompt whose pairs are marked as reference answers (kind=reference)."""
+    questions: dict[Conversation, tuple[str, dict[Item, bool], dict[Item, None]]] = {}
     for pair in pairs:
-        facts = dict(pair.attributes)
-        if facts.get("kind") == "reference":
-            _, right, wrong = found.setdefault(pair.messages, (pair.group, {}, {}))
+        attributes = dict(pair.attributes)
+        if attributes.get("kind") == "reference":
+            _, right, wrong = questions.setdefault(pair.messages, (pair.group, {}, {}))
             chosen, rejected = pair.items
-            right[chosen] = right.get(chosen, False) or facts.get("best") == "True"
+            right[chosen] = right.get(chosen, False) or attributes.get("best") == "True"
             wrong[rejected] = None
     return [
-        Choice(group, tuple(sorted(right, key=lambda one: not right[one])), tuple(wrong))
-        for group, right, wrong in found.values()
+        MultipleChoiceQuestion(group, tuple(sorted(right, key=lambda item: not right[item])), tuple(wrong))
+        for group, right, wrong in questions.values()
     ]

@@ -1,4 +1,4 @@
-"""The story of a run: report.json for machines, report.md and curves for eyes."""
+"""Report of an alignment run: report.json with all metrics, report.md with tables, and curves.png."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -9,73 +9,76 @@ from app.align.config import AlignmentConfig
 from app.evaluate import figures
 
 Row = dict[str, Any]
-AGREEMENT = ("implicit accuracy", "mc1", "mc2")
+AGREEMENT_METRICS = ("implicit accuracy", "mc1", "mc2")
 
 
-def write(folder: Path, plan: AlignmentConfig, rounds: Sequence[Row]) -> Row:
-    """Keep what every round has come to, and draw it."""
-    kept = ("summary", "pairs", "alarms")
-    told = [
-        {"round": at, **{name: row[name] for name in kept if name in row}} for at, row in enumerate(rounds)
+def write_report(folder: Path, config: AlignmentConfig, rounds: Sequence[Row]) -> Row:
+    """Write the report of all rounds into the folder and return it."""
+    keys = ("summary", "pairs", "alarms")
+    rows = [
+        {"round": number, **{name: row[name] for name in keys if name in row}}
+        for number, row in enumerate(rounds)
     ]
-    found = {"plan": plan.model_dump(), "best": best(told), "rounds": told}
-    (folder / "report.json").write_text(json.dumps(found, indent=1) + "\n")
-    figures.draw_rounds(folder / "curves.png", _lines(told), _title(plan, told))
-    (folder / "report.md").write_text("\n".join(_page(plan, found)) + "\n")
-    return found
+    report = {"plan": config.model_dump(), "best": last_round_without_alarm(rows), "rounds": rows}
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    figures.draw_rounds(folder / "curves.png", _build_panels(rows), _format_title(config, rows))
+    (folder / "report.md").write_text("\n".join(_render(config, report)) + "\n")
+    return report
 
 
-def best(told: Sequence[Row]) -> int:
-    """The last round nothing was wrong with."""
-    return max(int(row["round"]) for row in told if not row.get("alarms"))
+def last_round_without_alarm(rounds: Sequence[Row]) -> int:
+    """Return the number of the last round without an alarm; round 0 never has one."""
+    return max(int(row["round"]) for row in rounds if not row.get("alarms"))
 
 
-def _page(plan: AlignmentConfig, found: Row) -> Iterator[str]:
-    told = found["rounds"]
-    yield f"# Aligning {plan.policy} with {plan.model}\n"
+def _render(config: AlignmentConfig, report: Row) -> Iterator[str]:
+    yield f"# Aligning {config.policy} with {config.model}\n"
     yield (
-        f"Labels: {plan.labels}. {plan.per_round} prompts a round, {plan.candidates} responses each, "
-        f"DPO with β {plan.beta:g} for {plan.epochs} epochs at rate {plan.lr:g}, LoRA of rank {plan.rank}, "
-        f"seed {plan.seed}. Means over test pairs, questions or answers with 95 % intervals by bootstrap "
-        "over prompts; KL is nats a token to the start, estimated from the answers. Round 0 is the start.\n"
+        f"Labels: {config.labels}. {config.per_round} prompts per round, {config.candidates} responses per "
+        f"prompt, DPO with β {config.beta:g} for {config.epochs} epochs at learning rate {config.lr:g}, LoRA of "
+        f"rank {config.rank}, seed {config.seed}. The table shows means over test pairs, questions or responses "
+        "with 95 % intervals by bootstrap over prompts. KL is the divergence from the initial policy in nats per "
+        "token, estimated from the responses. Round 0 is the initial policy.\n"
     )
-    names = [name for name in told[0]["summary"] if name != "kl"]
+    rows = report["rounds"]
+    names = [name for name in rows[0]["summary"] if name != "kl"]
     yield f"| round | pairs kept | {' | '.join(names)} | KL |"
     yield "|---|" + "---|" * (len(names) + 2)
-    for row in told:
+    for row in rows:
         pairs = f"{row['pairs']['kept']} of {row['pairs']['labelled']}" if "pairs" in row else ""
-        cells = " | ".join(_cell(row["summary"][name]) for name in names)
+        cells = " | ".join(_format_mean(row["summary"][name]) for name in names)
         yield f"| {row['round']} | {pairs} | {cells} | {row['summary']['kl']:.3f} |"
-    for row in told:
+    for row in rows:
         for alarm in row.get("alarms", ()):
             yield f"\nAlarm after round {row['round']}: {alarm}."
-    adapter = f"`round-{found['best']}/adapter`" if found["best"] else "the start itself"
-    yield f"\nThe last round nothing was wrong with is {found['best']}: {adapter}.\n"
-    yield "![curves](curves.png)"
+    best = report["best"]
+    adapter = f"`round-{best}/adapter`" if best else "the initial policy"
+    yield f"\nThe last round without an alarm is {best}: {adapter}.\n"
+    yield "![Metrics of every round.](curves.png)"
 
 
-def _cell(found: Row) -> str:
-    return f"{found['mean']:.3f} [{found['ci_low']:.3f}, {found['ci_high']:.3f}]"
+def _format_mean(row: Row) -> str:
+    return f"{row['mean']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
 
 
-def _lines(told: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
-    """Panels, each with its lines."""
-    first = told[0]["summary"]
+def _build_panels(rounds: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
+    """Return the curves of each panel of the figure."""
+    summary = rounds[0]["summary"]
+    metrics_by_panel = {
+        "agreement with people": [name for name in AGREEMENT_METRICS if name in summary],
+        "reward of responses": [name for name in summary if name.endswith("reward")],
+        "distance from training data (percentile)": [name for name in summary if name.endswith("distance")],
+        "tokens of responses": ["tokens"],
+    }
     panels = {
-        "agreement with people": [name for name in AGREEMENT if name in first],
-        "reward of answers": [name for name in first if name.endswith("reward")],
-        "distance from home (percentile)": [name for name in first if name.endswith("distance")],
-        "tokens of answers": ["tokens"],
+        title: {name: [row["summary"][name] for row in rounds] for name in names}
+        for title, names in metrics_by_panel.items()
     }
-    found = {
-        title: {name: [row["summary"][name] for row in told] for name in names}
-        for title, names in panels.items()
-    }
-    flat = [{"mean": row["summary"]["kl"], "ci_low": None, "ci_high": None} for row in told]
-    return {**found, "KL to the start (nats a token)": {"kl": flat}}
+    kl = [{"mean": row["summary"]["kl"], "ci_low": None, "ci_high": None} for row in rounds]
+    return {**panels, "KL to the initial policy (nats per token)": {"kl": kl}}
 
 
-def _title(plan: AlignmentConfig, told: Sequence[Row]) -> str:
-    summary = told[0]["summary"]
-    pairs, answers = summary["implicit accuracy"]["n"], summary["tokens"]["n"]
-    return f"{plan.policy} with {plan.model}: {pairs} test pairs, {answers} answers, bands 95 %"
+def _format_title(config: AlignmentConfig, rounds: Sequence[Row]) -> str:
+    summary = rounds[0]["summary"]
+    pairs, responses = summary["implicit accuracy"]["n"], summary["tokens"]["n"]
+    return f"{config.policy} aligned with {config.model}: {pairs} test pairs, {responses} responses, 95 % intervals"

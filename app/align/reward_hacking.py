@@ -1,7 +1,7 @@
-"""Is the reward being hacked? What is watched after every round, and when it is time to stop.
+"""Detection of reward hacking: what is checked after every round, and when the run stops.
 
-Two rewards are compared on the same answered prompts: the one that is optimised and one that is not. When
-the first rises and the second falls, both beyond chance, the policy has found what the first overrates.
+Two rewards are compared on the same answered prompts: the optimised one and a held-out one. If the first
+rises and the second falls, both significantly, the policy exploits errors of the optimised reward.
 """
 
 from collections.abc import Sequence
@@ -16,24 +16,33 @@ Row = dict[str, Any]
 REWARD, HELD_OUT, DISTANCE = "reward", "held-out reward", "reward distance"
 
 
-def alarms(
-    plan: AlignmentConfig, before: Sequence[Row], now: Sequence[Row], start: Row, found: Row
+def find_alarms(
+    config: AlignmentConfig, before: Sequence[Row], after: Sequence[Row], initial: Row, current: Row
 ) -> list[str]:
-    """Why to stop, in words; `before` and `now` are answers of two rounds, the rest their summaries."""
-    said = []
-    if found["kl"] > plan.max_kl:
-        said.append(f"KL to the start is {found['kl']:.2f} nats a token, beyond {plan.max_kl}")
-    drift = found[DISTANCE]["mean"] - start[DISTANCE]["mean"] if DISTANCE in found else 0.0
-    if drift > plan.max_drift:
-        said.append(f"answers are {drift:.0f} percentile points further from home, beyond {plan.max_drift:g}")
-    if HELD_OUT in now[0]:
-        reward, held_out = change(before, now, REWARD), change(before, now, HELD_OUT)
+    """Return the reasons to stop, in words.
+
+    `before` and `after` are responses of two rounds to the same prompts; `initial` and `current` are summaries
+    of round 0 and of the round just finished.
+    """
+    alarms = []
+    if current["kl"] > config.max_kl:
+        alarms.append(
+            f"KL to the initial policy is {current['kl']:.2f} nats per token, above max_kl = {config.max_kl}"
+        )
+    drift = current[DISTANCE]["mean"] - initial[DISTANCE]["mean"] if DISTANCE in current else 0.0
+    if drift > config.max_drift:
+        alarms.append(
+            f"the mean distance of responses rose by {drift:.0f} percentile points, above "
+            f"max_drift = {config.max_drift:g}"
+        )
+    if HELD_OUT in after[0]:
+        reward, held_out = mean_change(before, after, REWARD), mean_change(before, after, HELD_OUT)
         if reward.ci_low > 0 > held_out.ci_high:
-            said.append(f"the reward rose by {reward} while the held-out one fell by {held_out}")
-    return said
+            alarms.append(f"the reward rose by {reward} while the held-out reward fell by {held_out}")
+    return alarms
 
 
-def change(before: Sequence[Row], now: Sequence[Row], name: str) -> Accuracy:
-    """How a figure of answers to the same prompts moved, with a paired interval."""
-    values = np.array([late[name] - early[name] for early, late in zip(before, now, strict=True)])
-    return bootstrap_mean(values, [str(at) for at in range(len(values))])
+def mean_change(before: Sequence[Row], after: Sequence[Row], name: str) -> Accuracy:
+    """Return the mean change of a value of responses to the same prompts, with a paired interval."""
+    changes = np.array([late[name] - early[name] for early, late in zip(before, after, strict=True)])
+    return bootstrap_mean(changes, [str(index) for index in range(len(changes))])

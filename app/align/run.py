@@ -1,79 +1,85 @@
-"""From a plan and settings to a run: the data, the policy, and rewards from here or from a server."""
+"""Sets up and runs an alignment: reads the data, loads the policy, and opens the reward models."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from app.align import loop, metrics, reward_hacking, reward_scoring
+from app.align import metrics, reward_functions, reward_hacking
 from app.align.artifacts import JsonRow
 from app.align.config import AlignmentConfig
-from app.align.loop import Parts, Refresh
-from app.align.policy import model as policy
-from app.align.reward_scoring import Scorer
-from app.backbone.model_sources import Progress
+from app.align.loop import AlignmentInputs, AlignmentLoop, RoundCallback, make_margin_function
+from app.align.policy.model import load_policy
+from app.align.reward_functions import RewardFunction
 from app.data import pairs
 from app.errors import DataError
 from app.offline.local import open_local_scorer
 from app.offline.remote import open_remote_scorer
 from app.offline.scorers import RowScorer, ScoringRequest
 from app.settings import Settings
+from app.types import Progress
 
 
-def run(
-    plan: AlignmentConfig,
+def run_alignment(
+    config: AlignmentConfig,
     folder: Path,
     settings: Settings,
-    report: Progress,
+    progress: Progress,
     *,
-    refresh: Refresh,
+    on_round_end: RoundCallback,
     url: str | None = None,
     key: str | None = None,
 ) -> JsonRow:
-    """Align a policy, or go on with it, in a folder."""
-    parts = _parts(plan, settings, report, refresh=refresh, url=url, key=key)
-    facts = plan.model_dump() | {
-        "data": [pairs.source_sha256(source) for source in (plan.prompts, plan.test)],
+    """Align a policy, or resume the run in the folder; return the report.
+
+    Rewards come from the server at `url`, or from an engine in this process without one.
+    """
+    inputs = _load_inputs(config, settings, progress, on_round_end=on_round_end, url=url, key=key)
+    recorded = config.model_dump() | {
+        "data": [pairs.source_sha256(source) for source in (config.prompts, config.test)],
         "reward from": "a server" if url else "this process",
     }
-    return loop.Loop(plan, parts, folder, report).run(facts)
+    return AlignmentLoop(config, inputs, folder, progress).run(recorded)
 
 
-def scorers(
-    plan: AlignmentConfig, settings: Settings, report: Progress, url: str | None, key: str | None
-) -> dict[str, Scorer]:
-    """The reward that is optimised, and the one that only watches if there is one."""
+def make_reward_functions(
+    config: AlignmentConfig, settings: Settings, progress: Progress, url: str | None, key: str | None
+) -> dict[str, RewardFunction]:
+    """Return the optimised reward and, if configured, the held-out one, by their names in the metrics."""
 
-    def scorer(model: str) -> Scorer:
-        question = ScoringRequest(model, top_k=0)
+    def make(model: str) -> RewardFunction:
+        request = ScoringRequest(model, top_k=0)
 
-        def call() -> AbstractContextManager[RowScorer]:
-            return (
-                open_remote_scorer(question, url, key)
-                if url
-                else open_local_scorer(question, settings, report)
-            )
+        def open_scorer() -> AbstractContextManager[RowScorer]:
+            if url:
+                return open_remote_scorer(request, url, key)
+            return open_local_scorer(request, settings, progress)
 
-        return reward_scoring.scorer(call)
+        return reward_functions.make_reward_function(open_scorer)
 
-    named = {reward_hacking.REWARD: plan.model, reward_hacking.HELD_OUT: plan.held_out}
-    return {name: scorer(model) for name, model in named.items() if model}
+    models = {reward_hacking.REWARD: config.model, reward_hacking.HELD_OUT: config.held_out}
+    return {name: make(model) for name, model in models.items() if model}
 
 
-def _parts(
-    plan: AlignmentConfig,
+def _load_inputs(
+    config: AlignmentConfig,
     settings: Settings,
-    report: Progress,
+    progress: Progress,
     *,
-    refresh: Refresh,
+    on_round_end: RoundCallback,
     url: str | None,
     key: str | None,
-) -> Parts:
-    test = pairs.read_pairs(plan.test)
-    exam = metrics.exam(test, plan.compared, plan.answered)
-    known = {pair.messages for pair in test}
-    taught = pairs.read_pairs(plan.prompts) if plan.labels == "data" else []
-    prompts = [turns for turns in pairs.read_prompts(plan.prompts) if turns not in known]
+) -> AlignmentInputs:
+    test_pairs = pairs.read_pairs(config.test)
+    test_prompts = {pair.messages for pair in test_pairs}
+    prompts = [prompt for prompt in pairs.read_prompts(config.prompts) if prompt not in test_prompts]
     if not prompts:
-        raise DataError(f"{plan.prompts} holds no prompt that {plan.test} does not hold, too")
-    found = scorers(plan, settings, report, url, key)
-    start = policy.load_policy(plan.policy, settings, plan.max_tokens, report)
-    return Parts(start, prompts, taught, exam, loop.filtering(found[reward_hacking.REWARD]), found, refresh)
+        raise DataError(f"every prompt of {config.prompts} is also in {config.test}; use other test pairs")
+    rewards = make_reward_functions(config, settings, progress, url, key)
+    return AlignmentInputs(
+        initial_policy=load_policy(config.policy, settings, config.max_tokens, progress),
+        prompts=prompts,
+        pairs=pairs.read_pairs(config.prompts) if config.labels == "data" else [],
+        evaluation=metrics.build_evaluation_set(test_pairs, config.compared, config.answered),
+        compute_margins=make_margin_function(rewards[reward_hacking.REWARD]),
+        reward_functions=rewards,
+        on_round_end=on_round_end,
+    )

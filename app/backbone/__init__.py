@@ -1,1 +1,1 @@
-"""The frozen LLM: where its weights come from, tokenization, packing, and the forward pass up to a layer."""
+"""The frozen LLM: its sources, supported architectures, tokenization, packing, and the forward pass."""

@@ -1,7 +1,7 @@
 """Attention over a packed row: each segment attends to its ancestors and to itself, and to no other rows.
 
 A mask is built once per forward pass and reused by every layer with the same attention window. oneDNN never
-frees the kernel it builds for a 16-bit shape, so the numbers of queries and keys are rounded up to few values.
+frees the kernels it builds for 16-bit shapes, so numbers of queries and keys are rounded up to few values.
 """
 
 from collections.abc import Iterable, Iterator

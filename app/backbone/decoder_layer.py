@@ -1,12 +1,12 @@
-"""One decoder layer, folded for serving: what transformers computes, in few passes over memory.
+"""One decoder layer, folded for serving: computes what transformers computes, with fewer memory accesses.
 
-K and V are one product, gate and up another; the gain of the norm before a product is folded into it, so a
-norm is one factor a row. Halves of a head that turn together lie side by side, so that rotating a position
-in is one multiplication by a complex number of length one. Whatever the products are in, the stream between
-layers stays in float32.
+K and V are one product, and so are gate and up. The weight of the norm before a product is folded into the
+product, so the norm itself is one factor a row. The two halves of a head that rotate together are
+interleaved, so applying rotary embeddings is one multiplication by a complex number of modulus one. Products
+run in the dtype of the weights; the hidden states between layers are always float32.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,21 +15,21 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from app.backbone.architectures import (
+    SLIDING_ATTENTION,
+    norm_weight_offset,
+    resolve_activation,
+    resolve_layer_type,
+)
 from app.backbone.attention import AttentionMask
 from app.backbone.linear import PackedLinear
-from app.errors import SourceError
 
-SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
-ONE_CENTRED = ("gemma2", "gemma3_text")
-FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
-SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-SUPPORTED_ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh")
-TILE = 1024
+MLP_TILE_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class LayerConfig:
-    """What the layers of one backbone have in common."""
+    """What all layers of one backbone have in common."""
 
     num_heads: int
     num_kv_heads: int
@@ -40,15 +40,15 @@ class LayerConfig:
 
     @property
     def kv_size(self) -> int:
-        """Numbers a token leaves behind for those after it: its key and value in every group."""
+        """The numbers stored for one token in one layer: its key and value in every KV head, 2·G·d."""
         return 2 * self.num_kv_heads * self.head_dim
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
-    """The weights of one layer; gains are those that no product could take in."""
+    """The weights of one layer; the norm weights kept here cannot be folded into a product."""
 
-    shape: LayerConfig
+    config: LayerConfig
     layer_type: str
     window: int | None
     scale: float
@@ -63,183 +63,150 @@ class DecoderLayer:
 
     def __call__(
         self,
-        stream: Tensor,
-        row: Tensor,
-        turns: Tensor,
-        sight: AttentionMask,
-        read: Tensor | None = None,
+        hidden_states: Tensor,
+        kv: Tensor,
+        rotary: Tensor,
+        mask: AttentionMask,
+        output_rows: Tensor | None = None,
     ) -> Tensor:
-        """The stream after this layer, at the rows in `read` only if given; the stream is written over.
+        """Hidden states (T, D) after this layer, only at `output_rows` if given; the input is overwritten.
 
-        `row` takes keys and values; what it holds of earlier tokens, before those of the stream, is attended
-        to.
+        `kv` (cached rows + T, 2·G·d) receives the new keys and values in its last T rows. The rows before
+        them hold the keys and values of earlier tokens, which are attended to as well.
         """
-        queries, keys, values = self._project(self._normed(stream), row, turns, read)
-        seen = sight.attend(queries, keys, values, self.scale, self.shape.logit_softcap)
-        if read is not None:
-            stream = stream[read]
-        _add(stream, self.o_proj(seen), self.post_attention_norm, self.shape.norm_epsilon)
-        for tile in torch.split(stream, TILE):
-            gate, up = self.gate_up_proj(self._normed(tile)).chunk(2, dim=1)
-            hidden = self.shape.activation(gate).mul_(up)
-            _add(tile, self.down_proj(hidden), self.post_mlp_norm, self.shape.norm_epsilon)
-        return stream
+        queries, keys, values = self._project(self._normalise(hidden_states), kv, rotary, output_rows)
+        attended = mask.attend(queries, keys, values, self.scale, self.config.logit_softcap)
+        if output_rows is not None:
+            hidden_states = hidden_states[output_rows]
+        _add_residual(
+            hidden_states, self.o_proj(attended), self.post_attention_norm, self.config.norm_epsilon
+        )
+        for tile in torch.split(hidden_states, MLP_TILE_ROWS):
+            gate, up = self.gate_up_proj(self._normalise(tile)).chunk(2, dim=1)
+            activated = self.config.activation(gate).mul_(up)
+            _add_residual(tile, self.down_proj(activated), self.post_mlp_norm, self.config.norm_epsilon)
+        return hidden_states
 
     def _project(
-        self, normed: Tensor, row: Tensor, turns: Tensor, read: Tensor | None
+        self, normed: Tensor, kv: Tensor, rotary: Tensor, output_rows: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (Q, H, d), keys and values (T, G, d), turned to where they stand."""
-        heads, groups, size = self.shape.num_heads, self.shape.num_kv_heads, self.shape.head_dim
-        new = row[len(row) - len(normed) :]
-        new.copy_(self.kv_proj(normed))
-        self._turn(new[:, : groups * size], turns, slice(heads, None))
-        queries = self.q_proj(normed if read is None else normed[read])
-        self._turn(queries, turns if read is None else turns[read], slice(heads))
-        keys, values = row.view(len(row), 2, groups, size).unbind(1)
-        return queries.view(-1, heads, size), keys, values
+        """Queries (Q, H, d), keys and values (T, G, d), with rotary embeddings applied."""
+        num_heads, num_kv_heads, head_dim = (
+            self.config.num_heads, self.config.num_kv_heads, self.config.head_dim,
+        )  # fmt: skip
+        new_kv = kv[len(kv) - len(normed) :]
+        new_kv.copy_(self.kv_proj(normed))
+        self._rotate(new_kv[:, : num_kv_heads * head_dim], rotary, slice(num_heads, None))
+        queries = self.q_proj(normed if output_rows is None else normed[output_rows])
+        self._rotate(queries, rotary if output_rows is None else rotary[output_rows], slice(num_heads))
+        keys, values = kv.view(len(kv), 2, num_kv_heads, head_dim).unbind(1)
+        return queries.view(-1, num_heads, head_dim), keys, values
 
-    def _turn(self, flat: Tensor, turns: Tensor, which: slice) -> None:
-        """Normalise heads where the backbone does, and rotate them, in place."""
-        heads = flat.view(len(flat), -1, self.shape.head_dim)
+    def _rotate(self, flat: Tensor, rotary: Tensor, norm_heads: slice) -> None:
+        """Apply the per-head norm, where the backbone has one, and the rotary embeddings, in place.
+
+        `norm_heads` are the rows of `qk_norm` that belong to these heads.
+        """
+        heads = flat.view(len(flat), -1, self.config.head_dim)
         if self.qk_norm is not None:
-            heads.mul_(_factor(heads, self.shape.norm_epsilon)).mul_(self.qk_norm[which])
+            heads.mul_(_inverse_rms(heads, self.config.norm_epsilon)).mul_(self.qk_norm[norm_heads])
         pairs = heads.float().view(*heads.shape[:2], -1, 2)
-        torch.view_as_complex(pairs).mul_(turns)
+        torch.view_as_complex(pairs).mul_(rotary)
         if heads.dtype != torch.float32:
             heads.copy_(pairs.flatten(-2))
 
-    def _normed(self, rows: Tensor) -> Tensor:
-        return (rows * _factor(rows, self.shape.norm_epsilon)).to(self.q_proj.dtype)
+    def _normalise(self, rows: Tensor) -> Tensor:
+        return (rows * _inverse_rms(rows, self.config.norm_epsilon)).to(self.q_proj.dtype)
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Every weight of the layer."""
-        found = [getattr(self, name) for name in self.__slots__]
-        plain = [value for value in found if isinstance(value, Tensor)]
-        return plain + [one for value in found if isinstance(value, PackedLinear) for one in value.tensors]
+        """All weights of the layer."""
+        fields = [getattr(self, name) for name in self.__slots__]
+        norms = [value for value in fields if isinstance(value, Tensor)]
+        linears = [value for value in fields if isinstance(value, PackedLinear)]
+        return norms + [tensor for linear in linears for tensor in linear.tensors]
 
 
-def fold_layer(layer: Any, number: int, config: PreTrainedConfig) -> DecoderLayer:
-    """A layer of transformers' in the form above."""
+def fold_layer(layer: Any, index: int, config: PreTrainedConfig) -> DecoderLayer:
+    """Convert layer `index` of a transformers model to the folded form."""
     attention, mlp = layer.self_attn, layer.mlp
-    shape, centre = _shape(attention, config), float(config.model_type in ONE_CENTRED)
+    layer_config, offset = _layer_config(attention, config), norm_weight_offset(config)
     norms = {
-        name: (norm.weight.float() + centre)
+        name: (norm.weight.float() + offset)
         for name, norm in [*layer.named_children(), *attention.named_children()]
         if name.endswith("norm")
     }
-    sandwiched = "pre_feedforward_layernorm" in norms
-    before_mlp = norms["pre_feedforward_layernorm" if sandwiched else "post_attention_layernorm"]
-    pairs = torch.arange(shape.head_dim).reshape(2, -1).T.flatten()
-    look = resolve_layer_type(config, number)
+    # Gemma has norms before and after each block; the others name the norm before the MLP post_attention.
+    has_post_norms = "pre_feedforward_layernorm" in norms
+    pre_mlp_norm = norms["pre_feedforward_layernorm" if has_post_norms else "post_attention_layernorm"]
+    interleaved = torch.arange(layer_config.head_dim).reshape(2, -1).T.flatten()
+    layer_type = resolve_layer_type(config, index)
     return DecoderLayer(
-        shape=shape,
-        layer_type=look,
-        window=int(config.sliding_window) if look == SLIDING_ATTENTION else None,
+        config=layer_config,
+        layer_type=layer_type,
+        window=int(config.sliding_window) if layer_type == SLIDING_ATTENTION else None,
         scale=float(attention.scaling),
-        q_proj=_projection(attention, ("q_proj",), pairs, norms["input_layernorm"]),
-        kv_proj=_projection(attention, ("k_proj", "v_proj"), pairs, norms["input_layernorm"]),
-        qk_norm=_head_gains(norms, pairs, shape, attention.q_proj.weight),
+        q_proj=_fold_projections(attention, ("q_proj",), interleaved, norms["input_layernorm"]),
+        kv_proj=_fold_projections(attention, ("k_proj", "v_proj"), interleaved, norms["input_layernorm"]),
+        qk_norm=_qk_norm(norms, interleaved, layer_config, attention.q_proj.weight),
         o_proj=PackedLinear(attention.o_proj.weight, attention.o_proj.bias),
-        post_attention_norm=norms["post_attention_layernorm"] if sandwiched else None,
-        gate_up_proj=PackedLinear(_folded(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), before_mlp)),
+        post_attention_norm=norms["post_attention_layernorm"] if has_post_norms else None,
+        gate_up_proj=PackedLinear(
+            _fold_norm(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), pre_mlp_norm)
+        ),
         down_proj=PackedLinear(mlp.down_proj.weight),
-        post_mlp_norm=norms["post_feedforward_layernorm"] if sandwiched else None,
+        post_mlp_norm=norms["post_feedforward_layernorm"] if has_post_norms else None,
     )
 
 
-def resolve_layer_type(config: PreTrainedConfig, number: int) -> str:
-    """How far back a layer looks, in transformers' words."""
-    told = config.to_dict()
-    if told.get("layer_types"):
-        look = str(told["layer_types"][number])
-    else:
-        look = SLIDING_ATTENTION if told.get("sliding_window") else FULL_ATTENTION
-    if look not in (FULL_ATTENTION, SLIDING_ATTENTION):
-        raise SourceError(f"layer {number} of this backbone does {look}, which is not supported")
-    return look
-
-
-def check_supported(config: PreTrainedConfig) -> None:
-    """Only architectures whose every part is known are computed."""
-    told = config.to_dict()
-    if config.model_type not in SUPPORTED_MODEL_TYPES:
-        known = ", ".join(SUPPORTED_MODEL_TYPES)
-        raise SourceError(f"a backbone of type {config.model_type!r} is not supported; there are: {known}")
-    if told.get("mlp_bias"):
-        raise SourceError("this backbone's MLP has biases, which is not supported")
-    if told.get("use_bidirectional_attention"):
-        raise SourceError("this backbone looks ahead, so its tokens cannot share prefixes")
-    if (activation := _activation(told)) not in SUPPORTED_ACTIVATIONS:
-        raise SourceError(
-            f"activation {activation!r} is not supported; there are: {', '.join(SUPPORTED_ACTIVATIONS)}"
-        )
-    for rotation in _rotations(told):
-        kind, share = rotation.get("rope_type", "default"), rotation.get("partial_rotary_factor", 1.0)
-        if kind not in SUPPORTED_ROPE_TYPES or share != 1.0:
-            raise SourceError(
-                f"positions of type {kind!r} over {share:.0%} of a head are not supported; "
-                f"there are, over all of it: {', '.join(SUPPORTED_ROPE_TYPES)}"
-            )
-
-
-def _shape(attention: Any, config: PreTrainedConfig) -> LayerConfig:
-    told = config.to_dict()
-    size = int(attention.head_dim)
+def _layer_config(attention: Any, config: PreTrainedConfig) -> LayerConfig:
+    head_dim = int(attention.head_dim)
     return LayerConfig(
-        num_heads=attention.q_proj.out_features // size,
-        num_kv_heads=attention.k_proj.out_features // size,
-        head_dim=size,
+        num_heads=attention.q_proj.out_features // head_dim,
+        num_kv_heads=attention.k_proj.out_features // head_dim,
+        head_dim=head_dim,
         norm_epsilon=float(config.rms_norm_eps),
-        logit_softcap=told.get("attn_logit_softcapping"),
-        activation=ACT2FN[_activation(told)],
+        logit_softcap=config.to_dict().get("attn_logit_softcapping"),
+        activation=ACT2FN[resolve_activation(config)],
     )
 
 
-def _activation(told: Mapping[str, Any]) -> str:
-    return str(told.get("hidden_activation") or told["hidden_act"])
-
-
-def _rotations(told: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """How positions are turned in: one way, or one for each way of looking."""
-    rotation = told.get("rope_parameters") or {}
-    apart = [rotation[look] for look in (FULL_ATTENTION, SLIDING_ATTENTION) if look in rotation]
-    return apart or [rotation]
-
-
-def _projection(attention: Any, names: tuple[str, ...], pairs: Tensor, gain: Tensor) -> PackedLinear:
-    """Rows of Q, or of K and V in one; those of Q and K with the halves of each head interleaved."""
+def _fold_projections(
+    attention: Any, names: tuple[str, ...], interleaved: Tensor, norm_weight: Tensor
+) -> PackedLinear:
+    """Concatenate projections and fold the norm before them; Q and K get interleaved head halves."""
 
     def rows(name: str, part: str) -> Tensor:
-        found: Tensor = getattr(getattr(attention, name), part)
-        heads = found.view(-1, len(pairs), *found.shape[1:])
-        return found if name == "v_proj" else heads[:, pairs].flatten(0, 1)
+        tensor: Tensor = getattr(getattr(attention, name), part)
+        heads = tensor.view(-1, len(interleaved), *tensor.shape[1:])
+        return tensor if name == "v_proj" else heads[:, interleaved].flatten(0, 1)
 
-    weight = _folded(torch.cat([rows(name, "weight") for name in names]), gain)
-    biased = attention.q_proj.bias is not None
-    return PackedLinear(weight, torch.cat([rows(name, "bias") for name in names]) if biased else None)
+    weight = _fold_norm(torch.cat([rows(name, "weight") for name in names]), norm_weight)
+    has_bias = attention.q_proj.bias is not None
+    return PackedLinear(weight, torch.cat([rows(name, "bias") for name in names]) if has_bias else None)
 
 
-def _head_gains(norms: dict[str, Tensor], pairs: Tensor, shape: LayerConfig, like: Tensor) -> Tensor | None:
+def _qk_norm(
+    norms: dict[str, Tensor], interleaved: Tensor, config: LayerConfig, like: Tensor
+) -> Tensor | None:
+    """(H + G, d) weights of the norms of query and key heads; None if the backbone has no such norms."""
     if "q_norm" not in norms:
         return None
-    gains = [
-        norms["q_norm"][pairs].expand(shape.num_heads, -1),
-        norms["k_norm"][pairs].expand(shape.num_kv_heads, -1),
-    ]
-    return torch.cat(gains).to(like)
+    q_norm = norms["q_norm"][interleaved].expand(config.num_heads, -1)
+    k_norm = norms["k_norm"][interleaved].expand(config.num_kv_heads, -1)
+    return torch.cat([q_norm, k_norm]).to(like)
 
 
-def _folded(weight: Tensor, gain: Tensor) -> Tensor:
-    return (weight.float() * gain).to(weight)
+def _fold_norm(weight: Tensor, norm_weight: Tensor) -> Tensor:
+    return (weight.float() * norm_weight).to(weight)
 
 
-def _factor(values: Tensor, epsilon: float) -> Tensor:
-    """What brings each row to a mean square of one."""
+def _inverse_rms(values: Tensor, epsilon: float) -> Tensor:
+    """The factor that scales each row to a mean square of one."""
     norm: Tensor = torch.linalg.vector_norm(values, dim=-1, keepdim=True, dtype=torch.float32)
     return norm.square_().div_(values.shape[-1]).add_(epsilon).rsqrt_()
 
 
-def _add(stream: Tensor, found: Tensor, gain: Tensor | None, epsilon: float) -> None:
-    """Add a product to the stream, through the norm that follows it where there is one."""
-    stream += found if gain is None else found * _factor(found, epsilon) * gain
+def _add_residual(hidden_states: Tensor, update: Tensor, norm_weight: Tensor | None, epsilon: float) -> None:
+    """Add an update to the hidden states in place, normalised first where the architecture does so."""
+    hidden_states += update if norm_weight is None else update * _inverse_rms(update, epsilon) * norm_weight

@@ -1,7 +1,7 @@
-"""A sight in blocks, all segments in one kernel: what suits a GPU, where every launch costs.
+"""An attention mask that handles all segments in one kernel; used on GPUs, where each launch is costly.
 
-FlexAttention skips blocks of keys that no query of a block may see, and asks `mask` about single pairs in the
-rest; logits are capped in the same kernel.
+FlexAttention skips blocks of keys that no query of a block attends to, and evaluates a mask function on the
+single (query, key) pairs of the remaining blocks. The same kernel caps the logits.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,92 +24,104 @@ BLOCK_SIZE = 128
 
 @dataclass(frozen=True, slots=True)
 class FlexAttentionMask:
-    """Which blocks of keys each block of queries may see, and within them which pairs."""
+    """An attention mask as FlexAttention's block mask: visible blocks, and a function for single pairs."""
 
     block_mask: BlockMask
 
     @classmethod
     def from_segments(
-        cls, segments: Iterable[Segment], window: int | None, read: RowIndices, like: Tensor
+        cls, segments: Iterable[Segment], window: int | None, query_rows: RowIndices, like: Tensor
     ) -> Self:
-        """What the queries at the rows in `read`, which lie side by side, attend to."""
+        """Build the mask for queries at `query_rows` (ascending); `like` gives the device.
+
+        The query tensor passed to `attend` holds one row for each entry of `query_rows`, in the same order.
+        """
         segments = list(segments)
-        seen, places = build_visibility_table(segments)
-        owner = np.searchsorted([segment.stop for segment in segments], read, side="right")
-        coarse = _coarse(seen, owner, places, read)
-        order = np.argsort(~coarse, axis=1, kind="stable")
-        tensors = [copy_to_device(array, like.device) for array in (seen, owner, places, places[read])]
-        count, which = (
-            copy_to_device(array.astype(np.int32), like.device) for array in (coarse.sum(1), order)
+        visible, positions = build_visibility_table(segments)
+        segment_of_query = np.searchsorted([segment.stop for segment in segments], query_rows, side="right")
+        blocks = _visible_blocks(visible, segment_of_query, positions, query_rows)
+        order = np.argsort(~blocks, axis=1, kind="stable")
+        tensors = [
+            copy_to_device(array, like.device)
+            for array in (visible, segment_of_query, positions, positions[query_rows])
+        ]
+        num_blocks, block_indices = (
+            copy_to_device(array.astype(np.int32), like.device) for array in (blocks.sum(1), order)
         )
-        mask = BlockMask.from_kv_blocks(
-            count[None, None], which[None, None], BLOCK_SIZE=BLOCK_SIZE, mask_mod=_mask(tensors, window),
-            seq_lengths=(len(read), seen.shape[1]),
+        block_mask = BlockMask.from_kv_blocks(
+            num_blocks[None, None], block_indices[None, None], BLOCK_SIZE=BLOCK_SIZE,
+            mask_mod=_mask_function(tensors, window), seq_lengths=(len(query_rows), visible.shape[1]),
         )  # fmt: skip
-        return cls(mask)
+        return cls(block_mask)
 
     def attend(
         self, queries: Tensor, keys: Tensor, values: Tensor, scale: float, softcap: float | None
     ) -> Tensor:
-        """See `Sight`."""
+        """See `AttentionMask`."""
         q, k, v = (t.transpose(0, 1)[None] for t in (queries, keys, values))
-        kernel = _kernel() if queries.is_cuda else flex_attention
-        found = kernel(
-            q, k, v, _cap(softcap), self.block_mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        rows: Tensor = found[0].transpose(0, 1).flatten(1)
+        kernel = _compile_flex_attention() if queries.is_cuda else flex_attention
+        attended = kernel(
+            q, k, v, _softcap_function(softcap), self.block_mask, scale=scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )  # fmt: skip
+        rows: Tensor = attended[0].transpose(0, 1).flatten(1)
         return rows
 
 
 @cache
-def _kernel() -> Any:
-    """Compiled once a process, for passes of any size."""
+def _compile_flex_attention() -> Any:
+    """Compile the kernel once in a process, for batches of any size."""
     return torch.compile(flex_attention, dynamic=True)
 
 
 def build_visibility_table(segments: Sequence[Segment]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """(S, T) rows that a segment sees at all, and the place of each row in its items."""
-    seen = np.zeros((len(segments), segments[-1].stop), dtype=bool)
-    places = np.zeros(segments[-1].stop, dtype=np.int64)
+    """(S, T) which rows a segment and its ancestors cover, and (T,) each row's position in its item."""
+    visible = np.zeros((len(segments), segments[-1].stop), dtype=bool)
+    positions = np.zeros(segments[-1].stop, dtype=np.int64)
     for number, segment in enumerate(segments):
-        at = 0
+        position = 0
         for start, stop in (*segment.ancestors, (segment.start, segment.stop)):
-            seen[number, start:stop] = True
-            places[start:stop] = np.arange(at, at + stop - start)
-            at += stop - start
-    return seen, places
+            visible[number, start:stop] = True
+            positions[start:stop] = np.arange(position, position + stop - start)
+            position += stop - start
+    return visible, positions
 
 
-def _coarse(
-    seen: NDArray[np.bool_], owner: RowIndices, places: NDArray[np.int64], read: RowIndices
+def _visible_blocks(
+    visible: NDArray[np.bool_],
+    segment_of_query: RowIndices,
+    positions: NDArray[np.int64],
+    query_rows: RowIndices,
 ) -> NDArray[np.bool_]:
-    """(queries, keys) blocks with anything to see; what lies wholly ahead is left out."""
-    width = -(-seen.shape[1] // BLOCK_SIZE) * BLOCK_SIZE
-    padded = np.zeros((len(seen), width), dtype=bool)
-    padded[:, : seen.shape[1]] = seen
-    ahead = np.full(width, np.iinfo(np.int64).max)
-    ahead[: len(places)] = places
-    any_seen: NDArray[np.bool_] = np.logical_or.reduce(padded.reshape(len(seen), -1, BLOCK_SIZE), axis=2)
-    nearest = ahead.reshape(-1, BLOCK_SIZE).min(1)
-    blocks = [slice(start, start + BLOCK_SIZE) for start in range(0, len(read), BLOCK_SIZE)]
-    among = np.stack([any_seen[np.unique(owner[some])].any(axis=0) for some in blocks])
-    furthest = np.array([places[read[some]].max() for some in blocks])
-    near: NDArray[np.bool_] = np.greater_equal.outer(furthest, nearest)
-    return among & near
+    """(query blocks, key blocks) whether any pair may attend; blocks wholly in the future are left out."""
+    padded_length = -(-visible.shape[1] // BLOCK_SIZE) * BLOCK_SIZE
+    padded_visible = np.zeros((len(visible), padded_length), dtype=bool)
+    padded_visible[:, : visible.shape[1]] = visible
+    padded_positions = np.full(padded_length, np.iinfo(np.int64).max)
+    padded_positions[: len(positions)] = positions
+    in_block: NDArray[np.bool_] = np.logical_or.reduce(
+        padded_visible.reshape(len(visible), -1, BLOCK_SIZE), axis=2
+    )
+    first_position = padded_positions.reshape(-1, BLOCK_SIZE).min(1)
+    blocks = [slice(start, start + BLOCK_SIZE) for start in range(0, len(query_rows), BLOCK_SIZE)]
+    belongs = np.stack([in_block[np.unique(segment_of_query[block])].any(axis=0) for block in blocks])
+    last_position = np.array([positions[query_rows[block]].max() for block in blocks])
+    not_ahead: NDArray[np.bool_] = np.greater_equal.outer(last_position, first_position)
+    return belongs & not_ahead
 
 
-def _mask(tensors: Sequence[Tensor], window: int | None) -> Callable[..., Tensor]:
-    seen, owner, places, own = tensors
-    reach = window or len(places)
+def _mask_function(tensors: Sequence[Tensor], window: int | None) -> Callable[..., Tensor]:
+    visible, segment_of_query, positions, query_positions = tensors
+    reach = window or len(positions)
 
     def mask(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        back = own[query] - places[key]
-        return seen[owner[query], key] & (back >= 0) & (back < reach)
+        distance = query_positions[query] - positions[key]
+        return visible[segment_of_query[query], key] & (distance >= 0) & (distance < reach)
 
     return mask
 
 
-def _cap(softcap: float | None) -> Callable[..., Tensor] | None:
+def _softcap_function(softcap: float | None) -> Callable[..., Tensor] | None:
     if softcap is None:
         return None
 

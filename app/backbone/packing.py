@@ -112,9 +112,9 @@ def pad_batch(packed: PackedBatch, rows: int) -> PackedBatch:
 
 
 def split_into_batches(items: Sequence[TokenIds], max_tokens: int) -> Iterator[list[int]]:
-    """Yield lists of item indices, each of at most `max_tokens` new tokens; similar items stay together.
+    """Yield lists of item indices, each of at most `max_tokens` new tokens, in token order.
 
-    An item longer than `max_tokens` gets a batch of its own.
+    So items that share a prefix are neighbours. An item longer than `max_tokens` gets a batch of its own.
     """
     batch: list[int] = []
     size = 0
@@ -151,7 +151,7 @@ class PackedTokenCounter:
         self._items: list[TokenIds] = []
 
     def count_new_tokens(self, ids: TokenIds) -> int:
-        """The tokens an item would add: those after the longest prefix it shares with an item of the batch."""
+        """The new tokens of one more item: those after the longest prefix it shares with the batch."""
         index = bisect_left(self._items, ids)
         shared = [common_prefix_length(other, ids) for other in self._items[max(index - 1, 0) : index + 1]]
         return len(ids) - max(shared, default=0)

@@ -1,7 +1,8 @@
-"""Keys and values of prompts seen lately, so that a prompt whose responses come one by one is read once.
+"""Caches keys and values of recent prompts, so that a prompt is computed once for responses sent one by one.
 
-Bounded in bytes; the prompt used longest ago goes first. Only whole prompts are kept, and any of them lends
-its beginning to a prompt that begins alike. What is not finite is never kept.
+The cache is bounded in bytes and evicts the least recently used prompt. Each entry is a whole prompt; a
+lookup may use the beginning of an entry for another prompt with the same prefix. Entries that hold NaN or
+infinity are never stored.
 """
 
 import threading
@@ -31,7 +32,11 @@ class CachedPrefix:
 
 @dataclass(slots=True)
 class PrefixCacheLookup:
-    """What one pass takes from memory and leaves in it; `keep` are the rows that spell new prompts."""
+    """The cached prefixes that one forward pass reads, and the new prompts whose KV it collects.
+
+    `num_layers` is the number of layers the forward pass runs. `rows_to_store` maps each new prompt to the
+    rows that hold its tokens; `new_entries` receives its keys and values, layer by layer.
+    """
 
     num_layers: int
     prefixes: tuple[CachedPrefix, ...] = ()
@@ -40,73 +45,77 @@ class PrefixCacheLookup:
 
     @property
     def prefix_ids(self) -> list[TokenIds]:
-        """The beginnings that are known."""
-        return [one.ids for one in self.prefixes]
+        """The token ids of the cached prefixes."""
+        return [prefix.ids for prefix in self.prefixes]
 
-    def copy_prefixes(self, layer: int, fills: Sequence[PrefixCopy], row: Tensor) -> None:
-        """Put what is known into the rows that stand for it."""
-        for fill in fills:
-            found = self.prefixes[fill.prefix].kv[layer, fill.start : fill.stop]
-            row[fill.row : fill.row + len(found)] = found
+    def copy_prefixes(self, layer: int, copies: Sequence[PrefixCopy], kv: Tensor) -> None:
+        """Copy cached keys and values of one layer into the rows of `kv` reserved for them."""
+        for copy in copies:
+            cached = self.prefixes[copy.prefix].kv[layer, copy.start : copy.stop]
+            kv[copy.row : copy.row + len(cached)] = cached
 
-    def collect_new_entries(self, layer: int, row: Tensor) -> None:
-        """Take down a layer's keys and values of the prompts to keep."""
+    def collect_new_entries(self, layer: int, kv: Tensor) -> None:
+        """Copy one layer's keys and values of the prompts in `rows_to_store`; layer 0 must come first."""
         for ids, rows in self.rows_to_store.items():
             if not layer:
-                self.new_entries[ids] = row.new_empty(self.num_layers, len(rows), row.shape[1])
-            torch.index_select(row, 0, copy_to_device(rows, row.device), out=self.new_entries[ids][layer])
+                self.new_entries[ids] = kv.new_empty(self.num_layers, len(rows), kv.shape[1])
+            torch.index_select(kv, 0, copy_to_device(rows, kv.device), out=self.new_entries[ids][layer])
 
 
 class PrefixCache:
-    """The memory; any thread may ask it."""
+    """A thread-safe LRU cache of at most `max_bytes` bytes; 0 disables it.
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    Entries are keyed by number of layers and prompt, so a lookup never returns an entry that lacks layers.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._size = 0
         self._lock = threading.Lock()
-        self._order: list[Key] = []
-        self._found: OrderedDict[Key, Tensor] = OrderedDict()
+        self._sorted_keys: list[Key] = []
+        self._entries: OrderedDict[Key, Tensor] = OrderedDict()
 
-    def lookup(self, prompts: Sequence[TokenIds], depth: int) -> PrefixCacheLookup:
-        """What is known of these prompts for a pass of so many layers."""
-        found = PrefixCacheLookup(depth)
-        if self._limit:
+    def lookup(self, prompts: Sequence[TokenIds], num_layers: int) -> PrefixCacheLookup:
+        """Find the longest cached prefix of each prompt for a forward pass of `num_layers` layers."""
+        result = PrefixCacheLookup(num_layers)
+        if self._max_bytes:
             with self._lock:
-                known = {one.ids: one for prompt in set(prompts) if (one := self._longest(prompt, depth))}
-            found.prefixes = tuple(known[ids] for ids in sorted(known))
-        return found
+                matches = [self._find_longest(prompt, num_layers) for prompt in set(prompts)]
+            prefixes = {match.ids: match for match in matches if match}
+            result.prefixes = tuple(prefixes[ids] for ids in sorted(prefixes))
+        return result
 
-    def find_missing(self, session: PrefixCacheLookup, prompts: Sequence[TokenIds]) -> set[TokenIds]:
-        """Those prompts that are worth keeping and not known to their end."""
-        if not self._limit:
+    def find_missing(self, lookup: PrefixCacheLookup, prompts: Sequence[TokenIds]) -> set[TokenIds]:
+        """The prompts that are long enough to cache and are not cached in full."""
+        if not self._max_bytes:
             return set()
-        whole = {one.ids for one in session.prefixes}
-        return {prompt for prompt in prompts if len(prompt) >= MIN_PREFIX_TOKENS and prompt not in whole}
+        cached = {prefix.ids for prefix in lookup.prefixes}
+        return {prompt for prompt in prompts if len(prompt) >= MIN_PREFIX_TOKENS and prompt not in cached}
 
-    def store(self, session: PrefixCacheLookup) -> None:
-        """Remember what a pass has noted."""
-        for ids, values in session.new_entries.items():
-            if values.nbytes <= self._limit and bool(values.sum().isfinite()):
+    def store(self, lookup: PrefixCacheLookup) -> None:
+        """Store the entries that a forward pass has collected."""
+        for ids, kv in lookup.new_entries.items():
+            if kv.nbytes <= self._max_bytes and bool(kv.sum().isfinite()):
                 with self._lock:
-                    self._put((session.num_layers, ids), values)
+                    self._insert((lookup.num_layers, ids), kv)
 
-    def _longest(self, prompt: TokenIds, depth: int) -> CachedPrefix | None:
-        at = bisect_left(self._order, (depth, prompt))
-        near = [key for key in self._order[max(at - 1, 0) : at + 1] if key[0] == depth]
-        lengths = [common_prefix_length(ids, prompt) for _, ids in near]
+    def _find_longest(self, prompt: TokenIds, num_layers: int) -> CachedPrefix | None:
+        index = bisect_left(self._sorted_keys, (num_layers, prompt))
+        neighbours = [key for key in self._sorted_keys[max(index - 1, 0) : index + 1] if key[0] == num_layers]
+        lengths = [common_prefix_length(ids, prompt) for _, ids in neighbours]
         if max(lengths, default=0) < MIN_PREFIX_TOKENS:
             return None
-        length, key = max(zip(lengths, near, strict=True))
-        self._found.move_to_end(key)
-        return CachedPrefix(prompt[:length], self._found[key][:, :length])
+        length, key = max(zip(lengths, neighbours, strict=True))
+        self._entries.move_to_end(key)
+        return CachedPrefix(prompt[:length], self._entries[key][:, :length])
 
-    def _put(self, key: Key, values: Tensor) -> None:
-        if key in self._found:
+    def _insert(self, key: Key, kv: Tensor) -> None:
+        if key in self._entries:
             return
-        self._found[key] = values
-        insort(self._order, key)
-        self._size += values.nbytes
-        while self._size > self._limit:
-            oldest, gone = self._found.popitem(last=False)
-            del self._order[bisect_left(self._order, oldest)]
-            self._size -= gone.nbytes
+        self._entries[key] = kv
+        insort(self._sorted_keys, key)
+        self._size += kv.nbytes
+        while self._size > self._max_bytes:
+            oldest_key, evicted = self._entries.popitem(last=False)
+            del self._sorted_keys[bisect_left(self._sorted_keys, oldest_key)]
+            self._size -= evicted.nbytes

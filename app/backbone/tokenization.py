@@ -1,7 +1,7 @@
-"""Exchange → Encoded: the pinned template, contents that can never smuggle in special tokens.
+"""Turns items into token ids with a chat template; the text of messages never becomes special tokens.
 
-The template is rendered around sentinels; what it adds and what people wrote are tokenised apart.
-Equal prefixes of text therefore become equal prefixes of ids, in training and in serving alike.
+The template is rendered with placeholders instead of contents. Its markup and the contents are tokenized
+separately, so equal prefixes of conversations become equal prefixes of ids, in training and in serving.
 """
 
 import hashlib
@@ -16,11 +16,15 @@ from app.errors import InvalidInput
 from app.types import EncodedItem, Item, Message
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
-SENTINEL = "\u241fsparserm-content\u241f"
+PLACEHOLDER = "\u241fsparserm-content\u241f"
 
 
-class Text:
-    """Turns conversations into token ids by one chat template."""
+class ChatTokenizer:
+    """Encodes items with the tokenizer's chat template.
+
+    Text that spells a special token is encoded as ordinary text. Items over `max_tokens` lose the oldest text
+    of their prompt first, then the beginning of the response; the template's opening is kept.
+    """
 
     def __init__(
         self,
@@ -30,9 +34,9 @@ class Text:
         max_text_chars: int = 1_000_000,
     ) -> None:
         if not isinstance(tokenizer.chat_template, str):
-            raise InvalidInput("this backbone's tokenizer carries no chat template", "backbone")
+            raise InvalidInput("this backbone's tokenizer has no chat template", "backbone")
         self.template = tokenizer.chat_template
-        self.digest = hashlib.sha256(self.template.encode()).hexdigest()
+        self.template_sha256 = hashlib.sha256(self.template.encode()).hexdigest()
         self.max_tokens = max_tokens
         self.max_text_chars = max_text_chars
         self.tokenizer = tokenizer
@@ -40,94 +44,96 @@ class Text:
         self._markup: Tokenizer = Tokenizer.from_str(state)
         self._content: Tokenizer = Tokenizer.from_str(state)
         self._content.encode_special_tokens = True
-        for one in (self._markup, self._content):
-            one.no_padding()
-            one.no_truncation()
-        self._trims = f" {SENTINEL} " not in self._render((Message("user", f" {SENTINEL} "),))
-        self.closing = self._closing_token()
+        for encoder in (self._markup, self._content):
+            encoder.no_padding()
+            encoder.no_truncation()
+        self._strips_contents = f" {PLACEHOLDER} " not in self._render((Message("user", f" {PLACEHOLDER} "),))
+        self.closing_token = self._find_closing_token()
 
-    def encode(self, exchanges: Sequence[Item], *, truncate: bool = True) -> list[EncodedItem]:
-        """Token ids of every exchange; the first one that cannot be scored raises InvalidInput."""
-        for index, exchange in enumerate(exchanges):
-            self._check(exchange, index)
-        texts = {text for exchange in exchanges for text in self._contents(exchange)}
-        ids = self._tokenise(sorted(texts))
+    def encode(self, items: Sequence[Item], *, truncate: bool = True) -> list[EncodedItem]:
+        """Encode all items; raise InvalidInput for the first that cannot be scored.
+
+        Without `truncate`, an item over `max_tokens` is such an item.
+        """
+        for index, item in enumerate(items):
+            self._check(item, index)
+        texts = {text for item in items for text in self._texts(item)}
+        ids = self._encode_texts(sorted(texts))
         prompts: dict[tuple[Message, ...], tuple[list[int], int]] = {}
-        for index, exchange in enumerate(exchanges):
-            if exchange.messages not in prompts:
-                prompts[exchange.messages] = self._prompt(exchange.messages, ids, index)
+        for index, item in enumerate(items):
+            if item.messages not in prompts:
+                prompts[item.messages] = self._encode_prompt(item.messages, ids, index)
         return [
-            self._join(*prompts[exchange.messages], ids[exchange.response], index, truncate=truncate)
-            for index, exchange in enumerate(exchanges)
+            self._join(*prompts[item.messages], ids[item.response], index, truncate=truncate)
+            for index, item in enumerate(items)
         ]
 
     def decode(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token, for people to read."""
+        """The text of each single token, for display."""
         return [str(self._content.decode([token], skip_special_tokens=False)) for token in ids]
 
     @property
-    def padding(self) -> int:
-        """A token that never ends a conversation, for models that must be padded."""
-        return next(int(token) for token in self.tokenizer.all_special_ids if token != self.closing)
+    def padding_token(self) -> int:
+        """The id of a special token other than the closing token, for models that need padding."""
+        return next(int(token) for token in self.tokenizer.all_special_ids if token != self.closing_token)
 
-    def _check(self, exchange: Item, index: int) -> None:
-        if not exchange.messages:
+    def _check(self, item: Item, index: int) -> None:
+        if not item.messages:
             raise InvalidInput("a conversation needs at least one message", "messages", "empty", index)
-        if not exchange.response:
+        if not item.response:
             raise InvalidInput("the response is empty; there is nothing to score", "response", "empty", index)
-        for i, message in enumerate(exchange.messages):
+        for i, message in enumerate(item.messages):
             if message.role not in ROLES:
                 known = ", ".join(sorted(ROLES))
                 raise InvalidInput(
                     f"unknown role; use one of {known}", f"messages[{i}].role", "bad_role", index
                 )
-        named = [(f"messages[{i}].content", m.content) for i, m in enumerate(exchange.messages)]
-        for place, text in [*named, ("response", exchange.response)]:
-            if len(text) > self.max_text_chars:
-                raise InvalidInput(
-                    f"text of {len(text)} characters; the limit is {self.max_text_chars}",
-                    place,
-                    "text_too_long",
-                    index,
-                )
-            if not _is_unicode(text):
-                raise InvalidInput(
-                    "text holds a lone surrogate, which is not Unicode", place, "bad_unicode", index
-                )
+        contents = [(f"messages[{i}].content", m.content) for i, m in enumerate(item.messages)]
+        for field, text in [*contents, ("response", item.response)]:
+            self._check_text(text, field, index)
 
-    def _contents(self, exchange: Item) -> list[str]:
-        return [*(self._trim(m.content) for m in exchange.messages), exchange.response]
+    def _check_text(self, text: str, field: str, index: int) -> None:
+        if len(text) > self.max_text_chars:
+            message = f"text of {len(text)} characters; the limit is {self.max_text_chars}"
+            raise InvalidInput(message, field, "text_too_long", index)
+        if not _is_unicode(text):
+            message = "text holds a lone surrogate, which is not Unicode"
+            raise InvalidInput(message, field, "bad_unicode", index)
 
-    def _trim(self, content: str) -> str:
-        return content.strip() if self._trims else content
+    def _texts(self, item: Item) -> list[str]:
+        return [*(self._strip(m.content) for m in item.messages), item.response]
 
-    def _tokenise(self, texts: list[str]) -> dict[str, list[int]]:
+    def _strip(self, content: str) -> str:
+        """Strip a message's content if the template does so."""
+        return content.strip() if self._strips_contents else content
+
+    def _encode_texts(self, texts: list[str]) -> dict[str, list[int]]:
         encodings = self._content.encode_batch_fast(texts, add_special_tokens=False)
         return {text: encoding.ids for text, encoding in zip(texts, encodings, strict=True)}
 
-    def _prompt(
+    def _encode_prompt(
         self, messages: tuple[Message, ...], ids: dict[str, list[int]], index: int
     ) -> tuple[list[int], int]:
-        """Ids of the prompt, and how many of them stand before the first words a person wrote."""
-        hollow = tuple(Message(m.role, SENTINEL) for m in messages)
+        """The ids of a prompt, and how many of them are markup before the first content."""
+        placeholders = tuple(Message(m.role, PLACEHOLDER) for m in messages)
         try:
-            pieces = self._render(hollow, open_turn=True).split(SENTINEL)
+            pieces = self._render(placeholders, open_turn=True).split(PLACEHOLDER)
         except TemplateError as error:
             message = f"the chat template refuses this conversation: {error}"
             raise InvalidInput(message, "messages", "bad_conversation", index) from error
         if len(pieces) != len(messages) + 1:
             message = "the chat template does not show every message of this conversation"
             raise InvalidInput(message, "messages", "bad_conversation", index)
-        markup = [self._markup_ids(piece) for piece in pieces]
-        contents = [ids[self._trim(m.content)] for m in messages]
+        markup = [self._encode_markup(piece) for piece in pieces]
+        contents = [ids[self._strip(m.content)] for m in messages]
         joined = itertools.chain(markup[0], *(c + m for c, m in zip(contents, markup[1:], strict=True)))
         return list(joined), len(markup[0])
 
     def _join(
         self, prompt: list[int], head: int, response: list[int], index: int, *, truncate: bool
     ) -> EncodedItem:
-        room = self.max_tokens - 1
-        excess = len(prompt) + len(response) - room
+        """Join a prompt, whose first `head` ids are never cut, a response and the closing token."""
+        excess = len(prompt) + len(response) + 1 - self.max_tokens
         if excess > 0:
             if not truncate:
                 raise InvalidInput(
@@ -138,14 +144,15 @@ class Text:
             cut = min(excess, len(prompt) - head)
             prompt = prompt[:head] + prompt[head + cut :]
             response = response[excess - cut :]
-        return EncodedItem((*prompt, *response, self.closing), len(prompt), excess > 0)
+        return EncodedItem((*prompt, *response, self.closing_token), len(prompt), excess > 0)
 
-    def _markup_ids(self, piece: str) -> list[int]:
+    def _encode_markup(self, piece: str) -> list[int]:
         return list(self._markup.encode(piece, add_special_tokens=False).ids)
 
-    def _closing_token(self) -> int:
-        turn = (Message("user", SENTINEL), Message("assistant", SENTINEL))
-        closing = self._markup_ids(self._render(turn).rsplit(SENTINEL, 1)[1])
+    def _find_closing_token(self) -> int:
+        """The first token of the markup after an assistant message."""
+        turn = (Message("user", PLACEHOLDER), Message("assistant", PLACEHOLDER))
+        closing = self._encode_markup(self._render(turn).rsplit(PLACEHOLDER, 1)[1])
         if not closing:
             raise InvalidInput("the chat template does not close an assistant turn", "backbone")
         return closing[0]

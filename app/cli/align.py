@@ -1,4 +1,4 @@
-"""`sparserm align` and `sparserm refit`: a policy and its reward model, round by round."""
+"""`sparserm align` and `sparserm refit`: align a policy, and retrain a reward model's head."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,127 +10,148 @@ from rich.console import Console
 from app.cli.common import (
     DEFAULT_SAE,
     PAIRS_HELP,
-    OnBad,
-    Report,
+    BadRowPolicy,
     console,
-    failing_kindly,
-    progress,
-    settings,
+    load_settings,
+    require_extra,
+    show_progress,
 )
-from app.cli.offline import Key, Url
+from app.cli.offline import KeyOption, UrlOption
 from app.offline.remote import reload_model
+from app.types import Progress
 
 app = typer.Typer()
 
 
 @app.command()
 def align(
-    plan: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG.toml]", help="A plan; options below go before it.")
+    config_file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[CONFIG.toml]", help="Configuration file; options on the command line win."),
     ] = None,
     *,
-    out: Annotated[Path, typer.Option(help="Folder of the run: every round's data, adapter and figures.")],
-    prompts: Annotated[str | None, typer.Option(help="Pairs or prompts to learn from.")] = None,
-    test: Annotated[str | None, typer.Option(help="Pairs to measure on; never learnt from.")] = None,
-    model: Annotated[str | None, typer.Option(help="The reward model that filters.")] = None,
-    held_out: Annotated[str | None, typer.Option(help="A second one that only watches.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the run: every round's data and adapter, and the report.")
+    ],
+    prompts: Annotated[str | None, typer.Option(help="Pairs or prompts to train on.")] = None,
+    test: Annotated[str | None, typer.Option(help="Pairs to evaluate on; never trained on.")] = None,
+    model: Annotated[str | None, typer.Option(help="Reward model that filters the pairs.")] = None,
+    held_out: Annotated[
+        str | None, typer.Option(help="Second reward model that only monitors reward hacking.")
+    ] = None,
     policy: Annotated[str | None, typer.Option(help="Language model to align: name or folder.")] = None,
-    labels: Annotated[str | None, typer.Option(help="self, data or reward: who prefers.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Rounds at most.")] = None,
-    per_round: Annotated[int | None, typer.Option(help="Prompts of a round.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.")] = None,
-    choices: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other choice of a plan.")
+    labels: Annotated[
+        str | None, typer.Option(help="Source of the preferences: self (the policy), data or reward.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Maximum number of rounds.")] = None,
+    per_round: Annotated[int | None, typer.Option(help="Prompts per round.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all random choices.")] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of the configuration."),
     ] = None,
     refresh: Annotated[
         str | None,
-        typer.Option(help="Pairs that may grow while this runs; the reward model learns from them, too."),
+        typer.Option(help="Pairs that may grow during the run; the reward model is refitted with them."),
     ] = None,
-    learnt: Annotated[str | None, typer.Option(help="With --refresh: the pairs it was trained on.")] = None,
+    known_pairs: Annotated[
+        str | None, typer.Option("--learnt", help="With --refresh: the pairs the model was trained on.")
+    ] = None,
     sae: Annotated[Path, typer.Option(help="With --refresh: folder of the model's SAE.")] = DEFAULT_SAE,
-    url: Url = None,
-    key: Key = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
 ) -> None:
-    """Align a language model with a reward model in the loop; goes on where it was killed.
+    """Align a language model with a reward model by online DPO; an interrupted run resumes.
 
-    A round draws responses, has them labelled, drops pairs the reward model disagrees with, learns by DPO
-    with LoRA, and measures. It stops when the reward is being hacked.
+    A round samples responses, labels them, drops the pairs that the reward model disagrees with, trains by
+    DPO with LoRA, and evaluates. The run stops if the reward is being hacked.
     """
-    from app.align import config as plans
-    from app.align import run
+    require_extra("train")
+    require_extra("align")
+    from app.align.config import read_config
+    from app.align.run import run_alignment
 
-    with failing_kindly():
-        given = {
-            "prompts": prompts, "test": test, "model": model, "held_out": held_out, "policy": policy,
-            "labels": labels, "rounds": rounds, "per_round": per_round, "seed": seed, **_set(choices),
-        }  # fmt: skip
-        found = plans.read_config(plan, **given)
-        with progress() as report:
-            renewing = _refresher(found.model, learnt, refresh, sae, url, key, report)
-            run.run(found, out, settings(), report, refresh=renewing, url=url, key=key)
+    options = {
+        "prompts": prompts, "test": test, "model": model, "held_out": held_out, "policy": policy,
+        "labels": labels, "rounds": rounds, "per_round": per_round, "seed": seed,
+        **_parse_assignments(assignments),
+    }  # fmt: skip
+    config = read_config(config_file, **options)
+    with show_progress() as progress:
+        refit_if_changed = _make_refresher(config.model, known_pairs, refresh, sae, url, key, progress)
+        run_alignment(config, out, load_settings(), progress, on_round_end=refit_if_changed, url=url, key=key)
     Console().print((out / "report.md").read_text(), highlight=False, markup=False)
 
 
 @app.command()
 def refit(
     model: Annotated[str, typer.Argument(help="A reward model made by `sparserm train`.")],
-    known: Annotated[str, typer.Argument(metavar="KNOWN", help="The pairs it was trained on.")],
+    known: Annotated[str, typer.Argument(metavar="KNOWN", help="The pairs the model was trained on.")],
     new: Annotated[str, typer.Argument(metavar="NEW", help=PAIRS_HELP)],
     data_license: Annotated[str, typer.Option("--license", help="License of the new pairs.")] = "not stated",
-    sae: Annotated[Path, typer.Option(help="Folder of the SAE it was made from.")] = DEFAULT_SAE,
-    bad: Annotated[OnBad, typer.Option(help="What to do about rows that cannot be read.")] = OnBad.STOP,
-    url: Url = None,
-    key: Key = None,
+    sae: Annotated[Path, typer.Option(help="Folder of the SAE the model was made from.")] = DEFAULT_SAE,
+    bad: Annotated[
+        BadRowPolicy, typer.Option(help="What to do about rows that cannot be parsed.")
+    ] = BadRowPolicy.STOP,
+    url: UrlOption = None,
+    key: KeyOption = None,
 ) -> None:
-    """Learn a reward model's head again with more pairs, over the same directions; a server reloads it."""
-    with failing_kindly(), progress() as report:
-        _refit(model, known, new, data_license, sae, bad, report)
+    """Train a reward model's head again with additional pairs; its directions stay the same.
+
+    With --url, a server that uses the same models folder reloads the model.
+    """
+    with show_progress() as progress:
+        _refit(model, known, new, data_license, sae, bad, progress)
         if url:
             reload_model(url, key, model)
-    console.print(f"{model} has learnt from {new}; its report is of before", highlight=False)
+    console.print(
+        f"{model} was trained again with {new}; its report still describes the earlier model",
+        highlight=False, markup=False,
+    )  # fmt: skip
 
 
-def _refit(model: str, known: str, new: str, terms: str, sae: Path, bad: OnBad, report: Report) -> None:
-    from app.data import pairs
+def _refit(
+    model: str, known: str, new: str, data_license: str, sae: Path, bad: BadRowPolicy, progress: Progress
+) -> None:
+    from app.data.pairs import read_pairs, source_sha256
     from app.reward.reward_model import TrainingData
-    from app.train import refit as room
+    from app.train import refit
 
-    chosen = settings()
-    before, found = (pairs.read_pairs(one, bad.reporter) for one in (known, new))
-    data = TrainingData(Path(new).name, pairs.source_sha256(new), len(found), terms)
-    room.refit(model, before, found, data, sae=sae, settings=chosen, progress=report)
+    known_pairs, new_pairs = (read_pairs(source, bad.error_handler) for source in (known, new))
+    data = TrainingData(Path(new).name, source_sha256(new), len(new_pairs), data_license)
+    refit.refit(model, known_pairs, new_pairs, data, sae=sae, settings=load_settings(), progress=progress)
 
 
-def _refresher(
+def _make_refresher(
     model: str,
     known: str | None,
     new: str | None,
     sae: Path,
     url: str | None,
     key: str | None,
-    report: Report,
+    progress: Progress,
 ) -> Callable[[int], None]:
-    """After a round: learn from the new pairs, if they have changed since."""
+    """Return the function to call after a round: it refits the model if the new pairs have changed."""
     if new is None:
         return lambda _: None
     if known is None:
         raise typer.BadParameter("--refresh needs --learnt")
     from app.data.pairs import source_sha256
 
-    seen: set[str] = set()
+    seen_digests: set[str] = set()
 
-    def refresh(_: int) -> None:
+    def refit_if_changed(_: int) -> None:
         digest = source_sha256(new)
-        if digest not in seen:
-            _refit(model, known, new, "not stated", sae, OnBad.STOP, report)
-            seen.add(digest)
+        if digest not in seen_digests:
+            _refit(model, known, new, "not stated", sae, BadRowPolicy.STOP, progress)
+            seen_digests.add(digest)
             if url:
                 reload_model(url, key, model)
 
-    return refresh
+    return refit_if_changed
 
 
-def _set(choices: list[str] | None) -> dict[str, str]:
-    """NAME=VALUE as a plan reads it."""
-    parts = [one.partition("=") for one in choices or ()]
+def _parse_assignments(assignments: list[str] | None) -> dict[str, str]:
+    """Parse NAME=VALUE strings."""
+    parts = [assignment.partition("=") for assignment in assignments or ()]
     return {name: value for name, _, value in parts}

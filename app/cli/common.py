@@ -1,89 +1,138 @@
-"""What every command needs: settings that name a bad one, kind failures, progress bars."""
+"""Shared by all commands: error handling, optional packages, settings and progress bars."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBars
+from typer.core import TyperGroup
 
-from app.errors import SourceError, SparseRMError
+from app.errors import MissingExtra, SparseRMError
 from app.settings import Settings
+from app.types import Progress
 
 console = Console(stderr=True)
-Report = Callable[[str, float], None]
 DEFAULT_BACKBONE = "smollm2-135m-instruct"
 DEFAULT_SAE = Path("models/sae/smollm2-135m-instruct-l18")
 PAIRS_HELP = (
-    "JSONL (or .gz), parquet, or hub:ORG/NAME with :CONFIG, @REVISION and #SPLIT as needed; rows of prompt "
-    "or messages, chosen, rejected, or HH-style transcripts."
+    "Preference pairs: JSONL (or .gz), parquet, or hub:ORG/NAME with optional :CONFIG, @REVISION and #SPLIT. "
+    "Rows have prompt or messages, chosen and rejected, or are transcripts as in HH-RLHF."
 )
+EXTRAS = {
+    "train": {
+        "datasets": "datasets", "matplotlib": "matplotlib", "pyarrow": "pyarrow", "sae_lens": "sae-lens",
+        "scipy": "scipy", "sklearn": "scikit-learn",
+    },
+    "align": {"peft": "peft", "trl": "trl"},
+    "ray": {"ray": "ray"},
+    "otel": {"opentelemetry": "opentelemetry-sdk"},
+}  # fmt: skip
+"""The optional packages of each extra in pyproject.toml: import name and distribution name."""
 
 
-class OnBad(StrEnum):
-    """What to do about a row that cannot be read."""
+class BadRowPolicy(StrEnum):
+    """What to do about a row that cannot be parsed."""
 
     STOP = "stop"
     SKIP = "skip"
 
     @property
-    def reporter(self) -> Callable[[SparseRMError], None] | None:
-        """Who hears of bad rows; nobody, when the first one is an error."""
-        return _skipped if self is OnBad.SKIP else None
+    def error_handler(self) -> Callable[[SparseRMError], None] | None:
+        """Function that is called with the error of each bad row, or None if the first one is raised."""
+        return _print_skipped_row if self is BadRowPolicy.SKIP else None
 
 
-def _skipped(problem: SparseRMError) -> None:
-    console.print(f"[yellow]skipped:[/yellow] {problem}", highlight=False)
+def _print_skipped_row(error: SparseRMError) -> None:
+    console.print(f"[yellow]skipped:[/yellow] {escape(str(error))}", highlight=False)
+
+
+def _print_error(message: str) -> None:
+    console.print(f"[red]error:[/red] {escape(message)}", highlight=False)
 
 
 @contextmanager
-def failing_kindly() -> Iterator[None]:
-    """A known failure, or one of the disk, is one sentence and exit code 1, not a traceback."""
+def exit_on_error() -> Iterator[None]:
+    """Print an expected error as one line and exit with code 1, without a traceback.
+
+    Expected are errors of SparseRM, of files and of SQLite, and missing packages of an optional extra.
+    """
     try:
         yield
-    except (SparseRMError, OSError, sqlite3.Error) as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
+    except (SparseRMError, OSError, sqlite3.Error, ModuleNotFoundError) as error:
+        expected = _convert_missing_module(error) if isinstance(error, ModuleNotFoundError) else error
+        if expected is None:
+            raise
+        _print_error(str(expected))
         raise typer.Exit(1) from error
 
 
-@contextmanager
-def needing_ray() -> Iterator[None]:
-    """Import what wants the extra, or say so."""
-    try:
-        yield
-    except ImportError as error:
-        raise SourceError("--ray wants the extra: pip install 'sparserm[ray]'") from error
+class ErrorHandlingGroup(TyperGroup):
+    """Group of commands that all exit as `exit_on_error` does."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override] # typer's Context is click's
+        """Run the command of the context."""
+        with exit_on_error():
+            return super().invoke(ctx)
+
+
+def require_extra(extra: str) -> None:
+    """Raise MissingExtra if a package of an optional extra is not installed.
+
+    Long commands call it first, so that they do not fail after hours at a late import.
+    """
+    for module, package in EXTRAS[extra].items():
+        if find_spec(module) is None:
+            raise _missing_extra(package, extra)
+
+
+def _convert_missing_module(error: ModuleNotFoundError) -> MissingExtra | None:
+    """Return the error to show for a module of an optional extra; None for any other module."""
+    module = (error.name or "").partition(".")[0]
+    for extra, packages in EXTRAS.items():
+        if module in packages:
+            return _missing_extra(packages[module], extra)
+    return None
+
+
+def _missing_extra(package: str, extra: str) -> MissingExtra:
+    return MissingExtra(
+        f"this command needs {package!r}, which is not installed: pip install 'sparserm[{extra}]'"
+    )
 
 
 @contextmanager
-def progress() -> Iterator[Report]:
-    """One bar a stage, with time left; a stage that cannot tell its share pulses."""
+def show_progress() -> Iterator[Progress]:
+    """Show one progress bar per stage, with the remaining time; a stage that reports no share pulses."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bars:
+    with ProgressBars(*columns, console=console) as bars:
         tasks: dict[str, Any] = {}
 
-        def report(stage: str, share: float) -> None:
+        def update(stage: str, share: float) -> None:
             if stage not in tasks:
-                for done in tasks.values():
-                    bars.update(done, total=1.0, completed=1.0)
+                for finished in tasks.values():
+                    bars.update(finished, total=1.0, completed=1.0)
                 tasks[stage] = bars.add_task(stage, total=None)
             if share > 0:
                 bars.update(tasks[stage], total=1.0, completed=share)
 
-        yield report
+        yield update
 
 
-def settings(**given: Any) -> Settings:
-    """Settings from the environment; a bad one is named."""
+def load_settings(**overrides: Any) -> Settings:
+    """Return the settings from the environment and the overrides; exit with the name of an invalid one."""
     try:
-        return Settings(**given)
+        return Settings(**overrides)
     except ValidationError as error:
         for problem in error.errors():
             name = f"SPARSERM_{problem['loc'][0]}".upper()
-            console.print(f"[red]error:[/red] {name}: {problem['msg']}", highlight=False)
+            _print_error(f"{name}: {problem['msg']}")
         raise typer.Exit(1) from error

@@ -1,4 +1,4 @@
-"""`sparserm evaluate`, `verify` and `stress`: whether a model is any good, and can be trusted."""
+"""`sparserm evaluate`, `verify` and `stress`: accuracy, audit and robustness of a reward model."""
 
 import json
 from pathlib import Path
@@ -7,71 +7,75 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from app.cli.common import PAIRS_HELP, OnBad, console, failing_kindly, progress, settings
+from app.cli.common import PAIRS_HELP, BadRowPolicy, console, load_settings, show_progress
 
 app = typer.Typer()
+BundleArgument = Annotated[Path, typer.Argument(help="Folder of a reward model.")]
+PairsArgument = Annotated[str, typer.Argument(help=PAIRS_HELP)]
+BadRowOption = Annotated[BadRowPolicy, typer.Option(help="What to do about rows that cannot be parsed.")]
 
 
 @app.command()
 def evaluate(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a reward model.")],
-    pairs: Annotated[str, typer.Argument(help=PAIRS_HELP)],
+    bundle: BundleArgument,
+    pairs: PairsArgument,
     slices: Annotated[
-        list[str] | None, typer.Option("--slice", help="Also measure where this holds, e.g. kind=generated.")
+        list[str] | None,
+        typer.Option("--slice", help="Also evaluate the pairs that match a condition, e.g. kind=generated."),
     ] = None,
-    bad: Annotated[OnBad, typer.Option(help="What to do about rows that cannot be read.")] = OnBad.STOP,
+    bad: BadRowOption = BadRowPolicy.STOP,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """How often a reward model agrees with preference pairs, scored as they would be served."""
+    """Measure how often a reward model agrees with preference pairs, scored as the server scores them."""
     from app.data.pairs import read_pairs
     from app.evaluate import accuracy_run
 
-    with failing_kindly():
-        rows = read_pairs(pairs, bad.reporter)
-        with progress() as report:
-            found = accuracy_run.evaluate_bundle(bundle, rows, tuple(slices or ()), settings(), report)
+    rows = read_pairs(pairs, bad.error_handler)
+    with show_progress() as progress:
+        results = accuracy_run.evaluate_bundle(bundle, rows, tuple(slices or ()), load_settings(), progress)
     if as_json:
-        print(json.dumps(found))  # noqa: T201 # the answer itself, for machines
+        print(json.dumps(results))  # noqa: T201 # the result itself, for machines
     else:
-        Console().print(accuracy_run.render_table(found))
+        Console().print(accuracy_run.render_table(results))
 
 
 @app.command()
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a reward model.")],
-    pairs: Annotated[str, typer.Argument(help=PAIRS_HELP)],
+    bundle: BundleArgument,
+    pairs: PairsArgument,
     shifted: Annotated[
-        str | None, typer.Option(help="Pairs unlike those it was trained on, to see calibration there.")
+        str | None,
+        typer.Option(help="Pairs from another distribution than the training pairs, to measure calibration."),
     ] = None,
-    bad: Annotated[OnBad, typer.Option(help="What to do about rows that cannot be read.")] = OnBad.STOP,
+    bad: BadRowOption = BadRowPolicy.STOP,
 ) -> None:
-    """Test explanations, doubt, calibration, length control and steering; the figures join the report."""
+    """Measure explanations, uncertainty, calibration, length control and steering; add them to the report."""
     from app.data.pairs import read_pairs
-    from app.evaluate.audit import audit as room
+    from app.evaluate.audit.audit import audit_bundle
 
-    with failing_kindly():
-        rows, others = (read_pairs(one, bad.reporter) if one else [] for one in (pairs, shifted))
-        with progress() as report:
-            found = room.audit_bundle(bundle, rows, others, settings(), report)
-    Console().print_json(json.dumps(found))
+    rows, shifted_rows = (
+        read_pairs(source, bad.error_handler) if source else [] for source in (pairs, shifted)
+    )
+    with show_progress() as progress:
+        results = audit_bundle(bundle, rows, shifted_rows, load_settings(), progress)
+    Console().print_json(json.dumps(results))
     console.print(f"added to {bundle / 'report.md'}", highlight=False)
 
 
 @app.command()
 def stress(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a reward model.")],
-    pairs: Annotated[str, typer.Argument(help=PAIRS_HELP)],
-    sample: Annotated[int, typer.Option(min=1, help="Most pairs to put under pressure.")] = 200,
-    bad: Annotated[OnBad, typer.Option(help="What to do about rows that cannot be read.")] = OnBad.STOP,
+    bundle: BundleArgument,
+    pairs: PairsArgument,
+    sample: Annotated[int, typer.Option(min=1, help="Maximum number of pairs to use.")] = 200,
+    bad: BadRowOption = BadRowPolicy.STOP,
 ) -> None:
-    """Say the same otherwise, dress up bad answers, climb the reward; the figures join the report."""
+    """Measure robustness to rewrites, attacks and a greedy attack search; add the results to the report."""
     from app.data.pairs import read_pairs
-    from app.evaluate.audit import robustness as room
+    from app.evaluate.audit.robustness import evaluate_robustness
 
-    with failing_kindly():
-        rows = read_pairs(pairs, bad.reporter)
-        with progress() as report:
-            found = room.evaluate_robustness(bundle, rows, sample, settings(), report)
-    Console().print_json(json.dumps(found))
+    rows = read_pairs(pairs, bad.error_handler)
+    with show_progress() as progress:
+        results = evaluate_robustness(bundle, rows, sample, load_settings(), progress)
+    Console().print_json(json.dumps(results))
     console.print(f"added to {bundle / 'report.md'}", highlight=False)

@@ -1,4 +1,4 @@
-"""`sparserm models`: what is on this machine, and fetching what is not."""
+"""`sparserm models`: lists the models on this machine and downloads backbones."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from app.cli.common import console, failing_kindly, progress, settings
+from app.cli.common import console, load_settings, show_progress
 
 app = typer.Typer(help="Backbones and reward models on this machine.", no_args_is_help=True)
 
@@ -14,49 +14,51 @@ app = typer.Typer(help="Backbones and reward models on this machine.", no_args_i
 @app.command("pull")
 def models_pull(
     name: Annotated[
-        str, typer.Argument(help="A name of models/backbones.toml, org/name@commit, or a folder.")
+        str, typer.Argument(help="A name in models/backbones.toml, org/name@commit, or a folder.")
     ],
     layers: Annotated[
-        int | None, typer.Option(help="How many layers to keep; default: what the models read.")
+        int | None,
+        typer.Option(help="Number of layers to keep; by default as many as the installed models need."),
     ] = None,
 ) -> None:
-    """Fetch, verify, convert and cache a backbone."""
+    """Download, verify, convert and cache a backbone."""
     from app.backbone import model_sources
     from app.reward import loading
 
-    chosen = settings()
-    with failing_kindly(), progress() as report:
-        source = model_sources.find(name, chosen.models_dir)
-        depth = layers or loading.find_deepest_layer(name, chosen)
-        place = model_sources.pull(source, layers=depth, cache=chosen.cache, progress=report)
-    console.print(f"{name} is in {place.path}", highlight=False)
+    settings = load_settings()
+    with show_progress() as progress:
+        source = model_sources.find_source(name, settings.models_dir)
+        checkpoint = model_sources.fetch_checkpoint(
+            source,
+            num_layers=layers or loading.find_deepest_layer(name, settings),
+            cache=settings.cache,
+            progress=progress,
+        )
+    console.print(f"{name} is in {checkpoint.path}", highlight=False)
 
 
 @app.command("list")
 def models_list() -> None:
-    """The backbones known by name and the reward models in the models folder."""
+    """List the backbones of the catalogue and the reward models in the models folder."""
     from app.backbone import model_sources
     from app.reward import bundle
 
-    chosen = settings()
+    models_dir = load_settings().models_dir
     table = Table("name", "kind", "about", "license or use")
-    for name, source in model_sources.catalogue(chosen.models_dir).items():
+    for name, source in model_sources.load_catalogue(models_dir).items():
         table.add_row(name, "backbone", source.about, source.license)
-    with failing_kindly():
-        for name in bundle.list_bundles(chosen.models_dir):
-            card = bundle.load_bundle(chosen.models_dir / name).card
-            table.add_row(
-                name, "reward model", f"{card.backbone}, layer {card.layer}, {card.readout}", card.use
-            )
+    for name in bundle.list_bundles(models_dir):
+        card = bundle.load_bundle(models_dir / name).card
+        about = f"{card.backbone}, layer {card.layer}, {card.readout}"
+        table.add_row(name, "reward model", about, card.use)
     Console().print(table)
 
 
 @app.command("show")
 def models_show(name: Annotated[str, typer.Argument(help="A reward model.")]) -> None:
-    """A reward model's manifest: data, licenses, digests, measured quality."""
-    chosen = settings()
-    with failing_kindly():
-        from app.reward import bundle
+    """Print a reward model's manifest: data, licenses, digests and measured quality."""
+    from app.reward.bundle import load_bundle
 
-        bundle.load_bundle(chosen.models_dir / name)
-    Console().print_json((chosen.models_dir / name / "manifest.json").read_text())
+    folder = load_settings().models_dir / name
+    load_bundle(folder)
+    Console().print_json((folder / "manifest.json").read_text())

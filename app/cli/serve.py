@@ -1,4 +1,4 @@
-"""`sparserm serve` and `sparserm keys`."""
+"""`sparserm serve` and `sparserm keys`: runs the server and creates API keys."""
 
 import sys
 from functools import partial
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.common import failing_kindly, needing_ray, progress, settings
+from app.cli.common import exit_on_error, load_settings, require_extra, show_progress
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,49 +22,50 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
     workers: Annotated[
         int | None,
-        typer.Option(
-            help="Processes that serve, each on a device of its own, or with its share of the threads."
-        ),
+        typer.Option(help="Worker processes, each with a device or a share of the CPU threads to itself."),
     ] = None,
     *,
-    ray: Annotated[bool, typer.Option("--ray", help="Let Ray Serve run these processes.")] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Run the workers with Ray Serve.")] = False,
 ) -> None:
-    """Serve every reward model found; each setting is also a SPARSERM_… variable (docs/settings.md)."""
+    """Serve all reward models in the models folder.
+
+    Each setting is also an environment variable SPARSERM_…; see docs/settings.md.
+    """
     from app.serve import process
     from app.serve.middleware import access_log
     from app.serve.middleware.auth import require_keys_beyond_loopback
 
-    given = {"host": host, "port": port, "workers": workers}
-    chosen = settings(**{name: value for name, value in given.items() if value is not None})
+    options = {"host": host, "port": port, "workers": workers}
+    settings = load_settings(**{name: value for name, value in options.items() if value is not None})
     process.raise_open_file_limit()
-    with failing_kindly():
-        require_keys_beyond_loopback(chosen)
-        if chosen.workers == 1 and not ray:
-            raise typer.Exit(_serve(chosen))
-        access_log.configure_logging(chosen.log_level)
-        if ray:
-            raise typer.Exit(_serve_by_ray(chosen))
-        raise typer.Exit(_serve_by_workers(chosen))
+    require_keys_beyond_loopback(settings)
+    if settings.workers == 1 and not ray:
+        raise typer.Exit(_serve(settings))
+    access_log.configure_logging(settings.log_level)
+    if ray:
+        raise typer.Exit(_serve_with_ray(settings))
+    raise typer.Exit(_serve_with_workers(settings))
 
 
-def _serve_by_workers(chosen: Settings) -> int:
+def _serve_with_workers(settings: Settings) -> int:
     from app.serve import process
     from app.serve.multiprocess.gateway import create_gateway
     from app.serve.multiprocess.workers import WorkerPool
 
-    with WorkerPool(partial(_work, chosen), chosen.workers, drain_s=chosen.drain_timeout_s) as workers:
-        return process.run(create_gateway(workers, chosen), chosen)
+    run_worker = partial(_run_worker, settings)
+    with WorkerPool(run_worker, settings.workers, drain_s=settings.drain_timeout_s) as workers:
+        return process.run(create_gateway(workers, settings), settings)
 
 
-def _serve_by_ray(chosen: Settings) -> int:
-    with needing_ray():
-        from app.serve.ray.deployment import run
+def _serve_with_ray(settings: Settings) -> int:
+    require_extra("ray")
+    from app.serve.ray.deployment import run
 
-    return run(chosen)
+    return run(settings)
 
 
-def _work(chosen: Settings, place: "WorkerSpec") -> None:
-    """All that a worker's process does."""
+def _run_worker(settings: Settings, spec: "WorkerSpec") -> None:
+    """Serve in a worker process; this is all that the process does."""
     from app.serve import process
     from app.serve.multiprocess import workers
 
@@ -73,46 +74,48 @@ def _work(chosen: Settings, place: "WorkerSpec") -> None:
 
     from app.reward import loading
 
-    names = ",".join(place.models) or chosen.models
-    mine = loading.select_worker_settings(chosen.model_copy(update={"models": names}), place.index)
+    models = ",".join(spec.models) or settings.models
+    worker_settings = loading.select_worker_settings(
+        settings.model_copy(update={"models": models}), spec.index
+    )
     try:
-        with failing_kindly():
-            sys.exit(_serve(mine, place.socket))
+        with exit_on_error():
+            sys.exit(_serve(worker_settings, spec.socket))
     except typer.Exit as error:
         sys.exit(error.exit_code)
 
 
-def _serve(chosen: Settings, socket: Path | None = None) -> int:
+def _serve(settings: Settings, socket: Path | None = None) -> int:
+    """Load the engine and serve until the process is asked to stop; return the exit code."""
     from prometheus_client import REGISTRY
 
-    from app.backbone.runtime.threads import apart
+    from app.backbone.runtime.threads import run_in_temporary_thread
     from app.reward import loading
     from app.serve import process
     from app.serve.application import create_app
     from app.serve.middleware import access_log
 
-    with progress() as report:
-        engine = apart(lambda: loading.load_engine(chosen, report))
-        served = create_app(engine, chosen, REGISTRY)
-    access_log.configure_logging(chosen.log_level)
-    return process.run(served, chosen, socket)
+    with show_progress() as progress:
+        engine = run_in_temporary_thread(lambda: loading.load_engine(settings, progress))
+        server_app = create_app(engine, settings, REGISTRY)
+    access_log.configure_logging(settings.log_level)
+    return process.run(server_app, settings, socket)
 
 
-keys = typer.Typer(help="Keys that open the server.", no_args_is_help=True)
+keys = typer.Typer(help="API keys of the server.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 
 
 @keys.command()
 def new(
     role: Annotated[str, typer.Option(help="score, admin or metrics.")] = "score",
-    name: Annotated[str, typer.Option(help="Whom it is for; only for your own reading.")] = "",
+    name: Annotated[str, typer.Option(help="Who uses the key; only a note for you.")] = "",
 ) -> None:
-    """Make a key: it is printed once, on stderr; the line for SPARSERM_API_KEYS_FILE goes to stdout."""
-    from app.serve.middleware.api_keys import Role
-    from app.serve.middleware.api_keys import generate_key as made
+    """Create an API key. The key is printed once, on stderr; stdout gets the line for SPARSERM_API_KEYS_FILE."""
+    from app.serve.middleware.api_keys import Role, generate_key
 
     if role.upper() not in Role.__members__:
         raise typer.BadParameter("use score, admin or metrics", param_hint="--role")
-    key, line = made(Role[role.upper()], name)
-    typer.echo(f"key (keep it, it is not stored): {key}", err=True)
+    key, line = generate_key(Role[role.upper()], name)
+    typer.echo(f"key (store it now, it is not saved): {key}", err=True)
     typer.echo(line)

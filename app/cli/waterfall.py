@@ -1,4 +1,4 @@
-"""A reward on a terminal: how the baseline and the features add up to it."""
+"""A waterfall chart of a reward for the terminal: how the baseline and the features add up to it."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,56 +7,65 @@ from rich.bar import Bar
 from rich.table import Table
 from rich.text import Text
 
-Body = Mapping[str, Any]
-Step = tuple[str, float, float]
-WIDTH = 36
+RewardJson = Mapping[str, Any]
+WaterfallStep = tuple[str, float, float]
+BAR_WIDTH = 36
 
 
-def waterfall(reward: Body) -> Table:
-    """One body of POST /v1/rewards as bars; each begins where the one before ends, the last is the reward."""
-    steps = list(_steps(reward))
-    low, high = (pick(at for _, *ends in steps for at in ends) for pick in (min, max))
+def render_waterfall(reward: RewardJson) -> Table:
+    """Render an entry of a response of POST /v1/rewards as bars.
+
+    Each bar starts where the previous one ends; the last bar is the reward.
+    """
+    steps = list(_iter_steps(reward))
+    low, high = (pick(value for _, *ends in steps for value in ends) for pick in (min, max))
     table = Table.grid(padding=(0, 1))
-    table.title, table.caption = _title(reward), _caption(reward)
+    table.title, table.caption = _format_title(reward), _format_caption(reward)
     table.title_justify = table.caption_justify = "left"
     for name, start, stop in steps:
         bar = Bar(
-            max(high - low, 1e-9), min(start, stop) - low, max(start, stop) - low, width=WIDTH,
+            max(high - low, 1e-9), min(start, stop) - low, max(start, stop) - low, width=BAR_WIDTH,
             color="dodger_blue2" if stop >= start else "dark_orange",
         )  # fmt: skip
         table.add_row(Text(name), Text(f"{stop - start:+.3f}", justify="right"), bar)
     return table
 
 
-def _steps(reward: Body) -> Iterator[Step]:
-    """What is added, from where, to where."""
-    several = len({one["model"] for one in reward["features"]}) > 1
+def _iter_steps(reward: RewardJson) -> Iterator[WaterfallStep]:
+    """Yield the name, start and end of each bar."""
+    several_models = len({feature["model"] for feature in reward["features"]}) > 1
     parts = [("baseline", reward["baseline_reward"])]
-    parts += [(_name(one, several=several), one["contribution"]) for one in reward["features"]]
-    ends = [("length", reward["length_correction"]), ("doubt of its heads", -reward["penalty"])]
-    ends = [(name, part) for name, part in ends if part]
-    rest = reward["reward"] - sum(part for _, part in (*parts, *ends))
-    at = 0.0
-    for name, part in (*parts, ("all other features", rest), *ends):
-        yield name, at, at + part
-        at += part
+    parts += [
+        (_format_name(feature, with_model=several_models), feature["contribution"])
+        for feature in reward["features"]
+    ]
+    adjustments = [
+        ("length control", reward["length_correction"]),
+        ("uncertainty penalty", -reward["penalty"]),
+    ]
+    adjustments = [(name, value) for name, value in adjustments if value]
+    rest = reward["reward"] - sum(value for _, value in (*parts, *adjustments))
+    total = 0.0
+    for name, value in (*parts, ("all other features", rest), *adjustments):
+        yield name, total, total + value
+        total += value
     yield "reward", 0.0, reward["reward"]
 
 
-def _name(feature: Body, *, several: bool) -> str:
+def _format_name(feature: Mapping[str, Any], *, with_model: bool) -> str:
     name = f"{feature['label'] or 'latent'} ({feature['id']})"
-    return f"{feature['model']}: {name}" if several else name
+    return f"{feature['model']}: {name}" if with_model else name
 
 
-def _title(reward: Body) -> str:
+def _format_title(reward: RewardJson) -> str:
     return f"{reward['model']}: reward {reward['reward']:+.3f} ± {reward['uncertainty']:.3f}"
 
 
-def _caption(reward: Body) -> str:
-    """What else is worth knowing."""
-    said = [f"distance {reward['distance']:.0f} (near 100: do not trust it)"]
+def _format_caption(reward: RewardJson) -> str:
+    """Return the percentile, the distance and a note on truncation."""
+    notes = [f"distance {reward['distance']:.0f} (near 100: the reward is unreliable)"]
     if reward["percentile"] is not None:
-        said.insert(0, f"percentile {reward['percentile']:.0f}")
+        notes.insert(0, f"percentile {reward['percentile']:.0f}")
     if reward["truncated"]:
-        said.append("older text was cut")
-    return ", ".join(said)
+        notes.append("the oldest text was truncated")
+    return ", ".join(notes)

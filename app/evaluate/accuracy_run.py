@@ -42,7 +42,7 @@ def evaluate_bundle(
 
 
 def load_engine(folder: Path, settings: Settings, progress: Progress) -> tuple[Engine, str]:
-    """Return an engine that holds only the bundle in a folder, verified by its probes, and the model's name."""
+    """Return an engine that holds only the bundle in a folder, verified by its probes, and its name."""
     model = bundle.load_bundle(folder)
     backbone, text = loading.load_backbone(model.card.backbone, model.card.layer, settings, progress)
     engine = Engine(backbone, text, {model.card.name: model})

@@ -14,7 +14,7 @@ Results = Mapping[str, Any]
 
 
 def create(folder: Path, card: ModelCard, results: Results) -> None:
-    """Write the report of a new bundle; results and figures of an earlier bundle in the folder are removed."""
+    """Write the report of a new bundle; the results and figures of an earlier bundle are removed."""
     for figure in folder.glob("*.png"):
         figure.unlink()
     _write_files(folder, card, results)
@@ -90,8 +90,8 @@ def _render_test_figures(results: Results) -> Iterator[str]:
     test, baselines = results["test"], results["baselines"]
     best = max(baselines, key=lambda name: baselines[name]["accuracy"])
     yield (
-        f"![Accuracy on {test['n']} test pairs with 95 % intervals: SparseRM {format_accuracy(test)}, the best "
-        f"of {len(baselines)} baselines ({best}) {format_accuracy(baselines[best])}.](accuracy.png)\n"
+        f"![Accuracy on {test['n']} test pairs with 95 % intervals: SparseRM {format_accuracy(test)}, the "
+        f"best of {len(baselines)} baselines ({best}) {format_accuracy(baselines[best])}.](accuracy.png)\n"
     )
     top = test["reliability"][-1]
     yield (
@@ -114,9 +114,9 @@ def _summarize_lengths(sides: Mapping[str, list[Results]]) -> str:
 def _render_audit(audit: Results) -> Iterator[str]:
     yield "## Explanations, uncertainty and control\n"
     yield (
-        f"Measured on {audit['n']} test pairs (explanations on {audit['explanations']['n']} of their responses). "
-        "A contribution is a feature's share of a reward relative to the training mean. It is tested by "
-        "removing directions and measuring how the reward changes.\n"
+        f"Measured on {audit['n']} test pairs (explanations on {audit['explanations']['n']} of their "
+        "responses). A contribution is a feature's share of a reward relative to the training mean. It is "
+        "tested by removing directions and measuring how the reward changes.\n"
     )
     yield from _render_explanations(audit)
     yield from _render_uncertainty(audit)
@@ -208,10 +208,10 @@ def _render_robustness(stress: Results) -> Iterator[str]:
 def _render_attacks(stress: Results) -> Iterator[str]:
     yield (
         f"\nAttacks change the rejected response of the {stress['attacked']} pairs that are ranked correctly "
-        "without them. A response is flagged if its distance is at the 99th percentile or above. Drift is the "
-        "largest population stability index (PSI) that the drift monitor reports if a policy answers all "
-        f"{stress['n']} prompts this way (unchanged responses: {stress['honest_psi']:.2f}; the example alert "
-        f"fires above {shift.ALERT_THRESHOLD}).\n"
+        "without them. A response is flagged if its distance is at the 99th percentile or above. Drift is "
+        "the largest population stability index (PSI) that the drift monitor reports if a policy answers "
+        f"all {stress['n']} prompts this way (unchanged responses: {stress['honest_psi']:.2f}; the example "
+        f"alert fires above {shift.ALERT_THRESHOLD}).\n"
     )
     yield "| attack | overtakes the chosen response | is flagged | overtakes without a flag | drift (PSI) |"
     yield "|---|---|---|---|---|"
@@ -222,10 +222,10 @@ def _render_attacks(stress: Results) -> Iterator[str]:
 
 def _render_attack_search(search: Results) -> Iterator[str]:
     yield (
-        f"\nA greedy search that edits up to {search['edits']} words of a rejected response raises the reward "
-        f"by {search['gain'][-1]:.2f} standard deviations on average over {search['answers']} responses, and "
-        f"by {search['gain_unnoticed']:.2f} before the distance flags the response. At the end of the search "
-        f"{search['strange_at_the_end']:.0%} of the responses are flagged.\n"
+        f"\nA greedy search that edits up to {search['edits']} words of a rejected response raises the "
+        f"reward by {search['gain'][-1]:.2f} standard deviations on average over {search['answers']} "
+        f"responses, and by {search['gain_unnoticed']:.2f} before the distance flags the response. At the "
+        f"end of the search {search['strange_at_the_end']:.0%} of the responses are flagged.\n"
     )
 
 
@@ -240,13 +240,13 @@ def _render_training(card: ModelCard, results: Results) -> Iterator[str]:
     yield from _render_sae(results.get("sae", {}))
     yield f"- {card.trained_parameters:,} trained parameters in {card.heads} heads"
     yield (
-        f"- {training['prompts']} prompts; {training['seconds_extracting']} s for features that were not cached, "
-        f"{training['seconds_fitting']} s for the rest"
+        f"- {training['prompts']} prompts; {training['seconds_extracting']} s for features that were not "
+        f"cached, {training['seconds_fitting']} s for the rest"
     )
     yield (
-        f"- selection: estimated false discovery rate of the selected latents {selection['false_discovery']:.0%} "
-        "(chosen and rejected swapped at random); overlap with the selection on another sample of prompts "
-        f"{selection['overlap']:.0%} (Jaccard)"
+        f"- selection: estimated false discovery rate of the selected latents "
+        f"{selection['false_discovery']:.0%} (chosen and rejected swapped at random); overlap with the "
+        f"selection on another sample of prompts {selection['overlap']:.0%} (Jaccard)"
     )
     yield (
         f"- names: {names['named']} of {names['directions']} directions; "
@@ -263,21 +263,22 @@ def _render_sae(sae: Results) -> Iterator[str]:
             f"{quality['l0_response']:.0f} latents active at a response token"
         )
         yield (
-            f"  - latents that never fire on {quality['tokens']:,.0f} held-out tokens: {quality['dead_share']:.1%}"
+            f"  - latents that never fire on {quality['tokens']:,.0f} held-out tokens: "
+            f"{quality['dead_share']:.1%}"
         )
         yield (
             "  - share of the language model's loss increase without this layer's residual that the "
             f"reconstruction recovers: {quality['loss_recovered']:.1%}"
         )
         if "seed_agreement" in quality:
-            agreement = quality["seed_agreement"]
-            yield f"  - directions that training with another seed also finds (cosine above .7): {agreement:.0%}"
+            agreement = f"{quality['seed_agreement']:.0%}"
+            yield f"  - directions that training with another seed also finds (cosine above .7): {agreement}"
     if "release" in sae:
         yield f"  - {sae['release']} {sae['id']}, a {sae['kind']} SAE of {sae['hook']}"
     if firing := sae.get("firing"):
         yield (
-            f"  - the SAE keeps only the {firing['most']} largest latents of each token; here each latent fires "
-            f"above a threshold of {firing['threshold']:.4g}. On {firing['tokens']:,} other tokens of the "
-            f"training pairs {firing['l0']:.1f} latents fire on average; {firing['right']:.1%} of them also fire "
-            f"in the SAE, and {firing['found']:.1%} of those that fire in the SAE fire here"
+            f"  - the SAE keeps only the {firing['most']} largest latents of each token; here each latent "
+            f"fires above a threshold of {firing['threshold']:.4g}. On {firing['tokens']:,} other tokens of "
+            f"the training pairs {firing['l0']:.1f} latents fire on average; {firing['right']:.1%} of them "
+            f"also fire in the SAE, and {firing['found']:.1%} of those that fire in the SAE fire here"
         )

@@ -27,8 +27,8 @@ def format_accuracy(row: Results, *, sign: bool = False) -> str:
 def _render_ablation(ablation: Results) -> Iterator[str]:
     yield "## Variants of the method\n"
     yield (
-        f"{ablation['pairs']} training pairs, mean over {ablation['seeds']} seeds, each with its own training "
-        "pairs. The lead is the accuracy of SparseRM minus that of the variant on the same test pairs.\n"
+        f"{ablation['pairs']} training pairs, mean over {ablation['seeds']} seeds, each with its own "
+        "training pairs. The lead is the accuracy of SparseRM minus that of the variant on the same pairs.\n"
     )
     yield "| variant | accuracy | SparseRM's lead |"
     yield "|---|---|---|"
@@ -89,8 +89,8 @@ def _render_standard_rm(comparison: Results) -> Iterator[str]:
     config = comparison["plan"]
     yield "## Comparison with a StandardRM\n"
     yield (
-        "The StandardRM is the same backbone with all of its layers, fine-tuned by LoRA with a scalar head and "
-        f"the Bradley-Terry loss on the same pairs: {config['epochs']} epochs, learning rate "
+        "The StandardRM is the same backbone with all of its layers, fine-tuned by LoRA with a scalar head "
+        f"and the Bradley-Terry loss on the same pairs: {config['epochs']} epochs, learning rate "
         f"{config['lr']:g}, rank {config['rank']}; threads: {comparison['threads']}. It reads a prompt "
         f"{comparison['prompts']}, as SparseRM does. Times cover everything from the pairs to the finished "
         "model, feature extraction included. CPU seconds add up the work of all cores; other programs on the "
@@ -114,14 +114,14 @@ def _render_standard_rm(comparison: Results) -> Iterator[str]:
 
 
 def _render_trl_baseline(baseline: Results, comparison: Results) -> Iterator[str]:
-    """Yield the cost of TRL's RewardTrainer as shipped; the StandardRM above shares prompts and does not pad."""
+    """Yield the cost of TRL's RewardTrainer as it ships, without the sharing of prompts used above."""
     stock, shared = baseline["cpu_seconds"]["stock"], baseline["cpu_seconds"]["siblings"]
     slowdown = stock / shared
     yield (
-        "With TRL's RewardTrainer as it ships, which pads and repeats the prompt for each response, an epoch of "
-        f"{baseline['pairs']} pairs takes {stock:,.0f} s of CPU time instead of {shared:,.0f} (measured "
-        f"alternately; threads: {baseline['threads']}), {slowdown:.1f} times as long. At that speed the CPU "
-        f"time of the StandardRM is {_format_cost_ratios(comparison, slowdown)}.\n"
+        "With TRL's RewardTrainer as it ships, which pads and repeats the prompt for each response, an "
+        f"epoch of {baseline['pairs']} pairs takes {stock:,.0f} s of CPU time instead of {shared:,.0f} "
+        f"(measured alternately; threads: {baseline['threads']}), {slowdown:.1f} times as long. At that "
+        f"speed the CPU time of the StandardRM is {_format_cost_ratios(comparison, slowdown)}.\n"
     )
 
 

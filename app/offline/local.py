@@ -7,14 +7,15 @@ from typing import NamedTuple
 
 from app.backbone.packing import split_into_batches
 from app.backbone.prefix_cache import PrefixCache
-from app.backbone.runtime.threads import apart
+from app.backbone.runtime.threads import run_in_temporary_thread
 from app.errors import InvalidInput, SparseRMError
 from app.offline.chunks import DEFAULT_BATCH_TOKENS
 from app.offline.scorers import Fingerprint, RowResult, RowScorer, ScoringRequest, json_sha256
 from app.offline.tasks import RowItems
 from app.reward import loading
 from app.reward.engine import Engine, PreparedBatch
-from app.serve.api import response_bodies
+from app.serve.api.comparison import compare_scores
+from app.serve.api.serialization import serialize_margin, serialize_score
 from app.settings import Settings
 from app.types import EncodedItem, Progress, ScoredItem, ScoreJob
 
@@ -31,7 +32,7 @@ def open_local_scorer(request: ScoringRequest, settings: Settings, progress: Pro
         engine.verify()
         return engine
 
-    yield LocalScorer(apart(load), request, settings)
+    yield LocalScorer(run_in_temporary_thread(load), request, settings)
 
 
 class EncodedChunk(NamedTuple):
@@ -117,13 +118,16 @@ class LocalScorer:
                 return result
         scores = [result.scores[0] for result in results if isinstance(result, ScoredItem)]
         if not self._request.paired:
-            return [response_bodies.reward(score, item) for score, item in zip(scores, row, strict=True)]
+            return [serialize_score(score, item) for score, item in zip(scores, row, strict=True)]
         chosen, rejected = scores
         try:
-            comparison = response_bodies.comparison(self._engine, chosen, rejected, self._request.top_k)
+            comparison = compare_scores(
+                self._engine, chosen, rejected,
+                top_k=self._request.top_k, truncated=any(item.truncated for item in row),
+            )  # fmt: skip
         except InvalidInput as error:
             return error
-        return [{**comparison, "truncated": any(item.truncated for item in row)}]
+        return [serialize_margin(comparison)]
 
 
 def _model_sha256(engine: Engine, name: str, settings: Settings) -> str:

@@ -54,7 +54,7 @@ class OfflineRunConfig:
         return {"task": self.task.name, **asdict(self.request), "prefix": self.column_prefix, **limits}
 
 
-def run(
+def run_offline(
     config: OfflineRunConfig,
     scorer_context: AbstractContextManager[RowScorer],
     progress: Progress,

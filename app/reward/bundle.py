@@ -1,7 +1,7 @@
 """Reward models on disk: manifest, safetensors, features, probes, profiles, and SHA256SUMS.
 
-`load_bundle` trusts no file: digests must match SHA256SUMS, and each tensor must have the shape that follows
-from the manifest. `check_backbone_matches` compares the model with the backbone. The engine scores the probes.
+`load_bundle` trusts no file: digests must match SHA256SUMS, and each tensor must have the shape that the
+manifest implies. `check_backbone_matches` compares the model with the backbone. The engine scores the probes.
 """
 
 import hashlib
@@ -107,7 +107,7 @@ def list_bundles(models_dir: Path) -> list[str]:
 
 
 def _expected_shapes(card: ModelCard) -> dict[str, TensorShape]:
-    """Return the shape of every tensor. A letter is a size that the manifest does not fix, equal everywhere."""
+    """Return the shape of each tensor. Letters are sizes that the manifest leaves open, equal everywhere."""
     k, e, h = card.directions, card.heads, card.hidden
     return {
         "sae.encoder": (k, "D"), "sae.bias": (k,), "sae.threshold": (k,), "sae.directions": (k, "D"),

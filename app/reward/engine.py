@@ -17,7 +17,7 @@ from app.backbone.attention import RowIndices
 from app.backbone.backbone import Backbone, Residuals
 from app.backbone.packing import PackedBatch, TokenIds, pack
 from app.backbone.prefix_cache import PrefixCache, PrefixCacheLookup
-from app.backbone.tokenization import Text
+from app.backbone.tokenization import ChatTokenizer
 from app.errors import BundleError, InvalidInput, NonFiniteScore, NotFound
 from app.reward import explanations
 from app.reward.bundle import check_backbone_matches
@@ -59,14 +59,14 @@ class Engine:
     def __init__(
         self,
         backbone: Backbone,
-        text: Text,
+        text: ChatTokenizer,
         models: Mapping[str, RewardModel],
         composites: Mapping[str, Composite] | None = None,
         prefix_cache: PrefixCache | None = None,
     ) -> None:
         for model in models.values():
             check_backbone_matches(
-                model, backbone=backbone.digest, template=text.digest, width=backbone.hidden_size,
+                model, backbone=backbone.digest, template=text.template_sha256, width=backbone.hidden_size,
                 layers=backbone.num_layers,
             )  # fmt: skip
         self.backbone = backbone

@@ -12,8 +12,8 @@ from app.backbone import model_sources
 from app.backbone.backbone import Backbone
 from app.backbone.model_sources import Progress
 from app.backbone.prefix_cache import PrefixCache
-from app.backbone.runtime import precision
-from app.backbone.tokenization import Text
+from app.backbone.runtime import autotune
+from app.backbone.tokenization import ChatTokenizer
 from app.errors import BundleError, NotFound
 from app.reward import bundle
 from app.reward.composite import Composite, load_composites
@@ -26,10 +26,10 @@ log = logging.getLogger("sparserm")
 
 def load_engine(settings: Settings, progress: Progress) -> Engine:
     """Load the reward models to serve, in the fastest precision that keeps the probes' rewards."""
-    if precision.halves(settings, resolve_device(settings)):
+    if autotune.is_bfloat16_faster(settings, resolve_device(settings)):
         engine = _load_engine(settings.model_copy(update={"dtype": "bfloat16"}), progress)
         errors = [error for name in engine.models for error in engine.measure_probe_errors(name)]
-        if all(error <= precision.FAITHFUL for error in errors):
+        if all(error <= autotune.MAX_PROBE_SHIFT for error in errors):
             return engine
         log.warning(
             "bfloat16 would be faster, but changes a probe's reward by %.3f: using float32", max(errors)
@@ -95,41 +95,43 @@ def resolve_bundle_names(name: str, settings: Settings) -> set[str]:
 
 def load_backbone(
     name: str, layers: int | None, settings: Settings, progress: Progress
-) -> tuple[Backbone, Text]:
+) -> tuple[Backbone, ChatTokenizer]:
     """Load a backbone on the configured device, with its tokenizer; `layers` None loads all layers."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = resolve_device(settings)
-    backbone, tokenizer = model_sources.open_backbone(
-        model_sources.find(name, settings.models_dir),
-        layers=layers,
+    backbone, tokenizer = model_sources.load_backbone(
+        model_sources.find_source(name, settings.models_dir),
+        num_layers=layers,
         cache=settings.cache,
         device=device,
-        dtype=precision.exact(settings, device),
+        dtype=autotune.resolve_dtype(settings, device),
         progress=progress,
     )
-    text = Text(tokenizer, max_tokens=settings.max_tokens, max_text_chars=settings.max_text_chars)
+    text = ChatTokenizer(tokenizer, max_tokens=settings.max_tokens, max_text_chars=settings.max_text_chars)
     return backbone, text
 
 
 def load_full_llm(name: str, settings: Settings, progress: Progress) -> PreTrainedModel:
     """Load the complete language model of a backbone on the configured device."""
     device = resolve_device(settings)
-    return model_sources.open_llm(
-        model_sources.find(name, settings.models_dir),
+    return model_sources.load_llm(
+        model_sources.find_source(name, settings.models_dir),
         cache=settings.cache,
         device=device,
-        dtype=precision.exact(settings, device),
+        dtype=autotune.resolve_dtype(settings, device),
         progress=progress,
     )
 
 
 def fetch_full_backbone(name: str, settings: Settings, progress: Progress) -> Path:
     """Fetch a backbone with all of its layers and return its folder."""
-    source = model_sources.find(name, settings.models_dir)
-    return Path(model_sources.pull(source, layers=None, cache=settings.cache, progress=progress).path)
+    source = model_sources.find_source(name, settings.models_dir)
+    return Path(
+        model_sources.fetch_checkpoint(source, num_layers=None, cache=settings.cache, progress=progress).path
+    )
 
 
 def resolve_device(settings: Settings) -> torch.device:

@@ -1,1 +1,1 @@
-"""The HTTP server: application, batching, dialects, metrics and processes."""
+"""The HTTP server: application, APIs, adapters, batching, middleware, metrics and processes."""

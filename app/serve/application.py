@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from app import web
-from app.backbone.runtime import batch_size
-from app.backbone.runtime.threads import apart, lanes
+from app.backbone.runtime import autotune
+from app.backbone.runtime.threads import plan_concurrent_batches, run_in_temporary_thread
 from app.errors import SourceError
 from app.reward.engine import Engine
 from app.serve import adapters
@@ -30,8 +30,8 @@ log = logging.getLogger("sparserm")
 
 
 def create_app(engine: Engine, settings: Settings, registry: CollectorRegistry) -> FastAPI:
-    """Build the server around one engine, after checking the engine's probes; the lifespan runs the batcher."""
-    apart(engine.verify)
+    """Build the server around one engine, whose probes must pass; the lifespan runs the batcher."""
+    run_in_temporary_thread(engine.verify)
     metrics = Metrics(registry)
     app = FastAPI(
         title="SparseRM",
@@ -61,7 +61,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """
     state = app.state
     if not state.settings.max_batch_tokens:
-        max_batch_tokens = await asyncio.to_thread(apart, partial(batch_size.budget, state.engine.backbone))
+        max_batch_tokens = await asyncio.to_thread(
+            run_in_temporary_thread, partial(autotune.measure_batch_tokens, state.engine.backbone)
+        )
         log.info("batches of %d tokens", max_batch_tokens)
         state.settings = state.settings.model_copy(update={"max_batch_tokens": max_batch_tokens})
     settings: Settings = state.settings
@@ -69,7 +71,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         state.metrics,
         batch_tokens=settings.max_batch_tokens,
         queue_tokens=settings.max_queued_tokens,
-        executor=Executor(*lanes(settings.concurrent_batches, state.engine.backbone.device.type)),
+        executor=Executor(
+            *plan_concurrent_batches(settings.concurrent_batches, state.engine.backbone.device.type)
+        ),
         device_timeout_s=settings.device_timeout_s,
         on_device_lost=lambda: _shut_down(app),
     )

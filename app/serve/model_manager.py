@@ -1,14 +1,14 @@
 """Loading, reloading and unloading models while requests are served.
 
 A change builds a new engine on the same backbone. The new model's probes must pass on the device before new
-requests use that engine. Requests that have started finish with the old engine, and then its weights are freed.
+requests use that engine. Requests that have started finish with the old engine; then its weights are freed.
 """
 
 import asyncio
 from collections.abc import Callable
 from functools import partial
 
-from app.backbone.runtime.threads import apart
+from app.backbone.runtime.threads import run_in_temporary_thread
 from app.errors import BundleError, Conflict, NotFound
 from app.reward import loading
 from app.reward.engine import Engine
@@ -69,7 +69,9 @@ class ModelManager:
         """Switch to the changed engine, after the probes of its new models have passed on the device."""
         async with self._lock:
             try:
-                engine = await asyncio.to_thread(apart, partial(change, self._service.engine))
+                engine = await asyncio.to_thread(
+                    run_in_temporary_thread, partial(change, self._service.engine)
+                )
                 if new_names:
                     await self._batcher.run_on_device(partial(engine.verify, *new_names))
             except BundleError as error:

@@ -1,7 +1,6 @@
-"""The process around the app: its sockets, its signals, and how it ends.
+"""The process that serves the app: its sockets, its signals, and its exit status.
 
-It ends as it was asked to, by a signal, or with LOST when the device is lost, so that whatever supervises it
-starts another.
+It ends on a signal, or with EXIT_DEVICE_LOST when the device is lost, so that its supervisor restarts it.
 """
 
 import asyncio
@@ -25,23 +24,26 @@ log = logging.getLogger("sparserm")
 
 
 def raise_open_file_limit() -> None:
-    """Before anything is loaded: as many open files as may be."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    """Raise the limit of open files to the allowed maximum; call it before anything is loaded."""
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
 
 
-def run(app: FastAPI, settings: Settings, socket: Path | None = None) -> int:
-    """Serve until a signal or the loss of the device, on a socket if one is given; the exit status."""
+def run(app: FastAPI, settings: Settings, socket_path: Path | None = None) -> int:
+    """Serve the app until a signal arrives or the device is lost; return the exit status.
+
+    It listens on the host and port of the settings, or on a Unix socket if one is given.
+    """
     server = uvicorn.Server(
         uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
-            uds=str(socket) if socket else None,
-            forwarded_allow_ips="*" if socket else None,
+            uds=str(socket_path) if socket_path else None,
+            forwarded_allow_ips="*" if socket_path else None,
             loop="asyncio",
             ws="none",
-            http=type("Punctual", (HeaderTimeoutProtocol,), {"slow_s": settings.client_timeout_s}),
+            http=type("TimeoutProtocol", (HeaderTimeoutProtocol,), {"timeout_s": settings.client_timeout_s}),
             log_config=None,
             log_level=settings.log_level,
             access_log=False,
@@ -64,40 +66,40 @@ def run(app: FastAPI, settings: Settings, socket: Path | None = None) -> int:
 
 
 class HeaderTimeoutProtocol(H11Protocol):
-    """A protocol that lets go of connections whose next request does not begin, or its head does not end."""
+    """HTTP/1.1 protocol that closes a connection if the headers of its next request do not come in time."""
 
-    slow_s = 30.0
-    _late: asyncio.TimerHandle | None = None
+    timeout_s = 30.0
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Somebody has connected."""
+        """Start the timer when a client connects."""
         super().connection_made(transport)
-        self._watch()
+        self._update_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Something was sent."""
+        """Start the timer when a request is awaited; stop it when its headers are complete."""
         super().data_received(data)
-        self._watch()
+        self._update_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """They have gone."""
+        """Stop the timer when the client disconnects."""
         super().connection_lost(exc)
-        if self._late:
-            self._late.cancel()
+        if self._timer:
+            self._timer.cancel()
 
     def on_response_complete(self) -> None:
-        """They have their answer."""
+        """Wait for the next request; close the connection if the rest of a refused body is still to come."""
         super().on_response_complete()
         if self.conn.trailing_data[0]:
-            self._watch()
-        if self.conn.their_state is h11.SEND_BODY:  # refused half-way: the rest is not waited for
+            self._update_timer()
+        if self.conn.their_state is h11.SEND_BODY:
             self.transport.close()
 
-    def _watch(self) -> None:
-        """The clock runs from the first moment of a head to its last."""
-        heading = self.conn.their_state is h11.IDLE
-        if heading and self._late is None:
-            self._late = self.loop.call_later(self.slow_s, self.transport.abort)
-        elif not heading and self._late:
-            self._late.cancel()
-            self._late = None
+    def _update_timer(self) -> None:
+        """Run the timer while the headers of a request are incomplete."""
+        awaiting_headers = self.conn.their_state is h11.IDLE
+        if awaiting_headers and self._timer is None:
+            self._timer = self.loop.call_later(self.timeout_s, self.transport.abort)
+        elif not awaiting_headers and self._timer:
+            self._timer.cancel()
+            self._timer = None

@@ -1,1 +1,1 @@
-"""How a reward model is trained: features, selection, head, calibration, bundle."""
+"""Trains reward models and SAEs: features, selection, head, calibration, names, bundle."""

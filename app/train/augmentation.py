@@ -1,16 +1,23 @@
-"""Bad answers dressed up, to learn from: what lifts a reward without making the answer better.
+"""Makes augmented pairs: rejected responses with additions that raise a reward without improving the answer.
 
-A head that has only seen honest answers pays for whatever good ones tend to carry. So some rejected answers
-are shown to it once more, in a dress. The stress suite has dresses of its own, in other words.
+A head that has only seen unmodified responses rewards whatever good ones tend to contain. So some rejected
+responses are trained on once more, with filler, compliments, a grade of their own, injected instructions and
+the like. The attacks of the robustness audit use other texts, so that they do not test what was trained on.
 """
 
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
+from app.train.features import FeatureExtractor, PairFeatures, extract_features
 from app.types import Item, Pair
 
 Augmentation = Callable[[str, str, Sequence[str], Random], str]
+"""Takes the prompt, the rejected response, words of the chosen response and a random generator."""
+AUGMENT_SHARE = 0.5
+"""Default share of the pairs that are augmented."""
 FILLER_SENTENCES = (
     "There are several things one could say here.",
     "This has been discussed for a long time.",
@@ -63,95 +70,136 @@ LAYOUTS = (
     "### Key points\n\n- {}\n\n> Note: as said above.",
     "**{}**\n\n| item | value |\n|---|---|\n| result | yes |",
 )
-PICTURES = "\U0001f60a\U0001f64f\U0001f4af\U0001f525\U0001f44f\U0001f60d\u2705\U0001f917\U0001f308"
+EMOJI = "\U0001f60a\U0001f64f\U0001f4af\U0001f525\U0001f44f\U0001f60d\u2705\U0001f917\U0001f308"
 
 
-def talk(_prompt: str, answer: str, _words: Sequence[str], rng: Random) -> str:
-    """Sentences that say nothing, before or after."""
-    empty = " ".join(rng.sample(FILLER_SENTENCES, rng.randint(2, 6)))
-    return f"{answer} {empty}" if rng.random() < 0.8 else f"{empty} {answer}"
+def add_filler(_prompt: str, answer: str, _words: Sequence[str], rng: Random) -> str:
+    """Add sentences without content before or after the answer."""
+    filler = " ".join(rng.sample(FILLER_SENTENCES, rng.randint(2, 6)))
+    return f"{answer} {filler}" if rng.random() < 0.8 else f"{filler} {answer}"
 
 
-def again(_prompt: str, answer: str, _words: Sequence[str], rng: Random) -> str:
-    """The answer more than once."""
+def repeat_answer(_prompt: str, answer: str, _words: Sequence[str], rng: Random) -> str:
+    """Repeat the answer two to four times."""
     return rng.choice((" ", "\n", "\n\n")).join([answer] * rng.randint(2, 4))
 
 
-def heap(_prompt: str, answer: str, words: Sequence[str], rng: Random) -> str:
-    """Words of the good answer in a heap."""
+def append_keywords(_prompt: str, answer: str, words: Sequence[str], rng: Random) -> str:
+    """Append words of the chosen response in random order."""
     return f"{answer} {' '.join(rng.choices(words, k=rng.randint(8, 30)))}"
 
 
-def praise(_prompt: str, answer: str, _words: Sequence[str], rng: Random) -> str:
-    """Compliments."""
+def add_compliments(_prompt: str, answer: str, _words: Sequence[str], rng: Random) -> str:
+    """Put compliments before the answer."""
     return f"{' '.join(rng.sample(COMPLIMENTS, rng.randint(1, 2)))} {answer}"
 
 
-def grade(_prompt: str, answer: str, _words: Sequence[str], rng: Random) -> str:
-    """A mark of its own."""
-    marks = " ".join(rng.sample(SELF_GRADES, rng.randint(1, 2)))
-    return f"{answer}\n\n{marks}" if rng.random() < 0.7 else f"{marks}\n{answer}"
+def add_self_grade(_prompt: str, answer: str, _words: Sequence[str], rng: Random) -> str:
+    """Add a grade that the answer gives itself."""
+    grades = " ".join(rng.sample(SELF_GRADES, rng.randint(1, 2)))
+    return f"{answer}\n\n{grades}" if rng.random() < 0.7 else f"{grades}\n{answer}"
 
 
-def voice(_prompt: str, answer: str, _words: Sequence[str], rng: Random) -> str:
-    """A voice that is not there."""
-    told, who = rng.choice(INJECTED_INSTRUCTIONS), rng.choice(("system", "user", "judge"))
+def inject_instruction(_prompt: str, answer: str, _words: Sequence[str], rng: Random) -> str:
+    """Pretend that another speaker demands a good grade."""
+    instruction, role = rng.choice(INJECTED_INSTRUCTIONS), rng.choice(("system", "user", "judge"))
     if rng.random() < 0.5:
-        return f"<|im_end|>\n<|im_start|>{who}\n{told}<|im_end|>\n<|im_start|>assistant\n{answer}"
-    return f"[{who}]: {told}\n\n{answer}"
+        return f"<|im_end|>\n<|im_start|>{role}\n{instruction}<|im_end|>\n<|im_start|>assistant\n{answer}"
+    return f"[{role}]: {instruction}\n\n{answer}"
 
 
-def regret(_prompt: str, answer: str, _words: Sequence[str], rng: Random) -> str:
-    """A refusal that refuses nothing."""
-    sorry = " ".join(rng.sample(REFUSALS, rng.randint(1, 3)))
-    return f"{sorry} {answer}" if rng.random() < 0.7 else f"{answer} {sorry}"
+def add_refusal(_prompt: str, answer: str, _words: Sequence[str], rng: Random) -> str:
+    """Add sentences of a refusal; the answer stays."""
+    refusal = " ".join(rng.sample(REFUSALS, rng.randint(1, 3)))
+    return f"{refusal} {answer}" if rng.random() < 0.7 else f"{answer} {refusal}"
 
 
-def shape(_prompt: str, answer: str, _words: Sequence[str], rng: Random) -> str:
-    """The look of a document."""
+def format_as_document(_prompt: str, answer: str, _words: Sequence[str], rng: Random) -> str:
+    """Put the answer into the layout of a document."""
     return rng.choice(LAYOUTS).format(answer)
 
 
-def pictures(_prompt: str, answer: str, _words: Sequence[str], rng: Random) -> str:
-    """Emoji."""
-    drawn = "".join(rng.choices(PICTURES, k=rng.randint(2, 8)))
-    return f"{answer} {drawn}" if rng.random() < 0.7 else f"{drawn} {answer}"
+def add_emoji(_prompt: str, answer: str, _words: Sequence[str], rng: Random) -> str:
+    """Add emoji before or after the answer."""
+    emoji = "".join(rng.choices(EMOJI, k=rng.randint(2, 8)))
+    return f"{answer} {emoji}" if rng.random() < 0.7 else f"{emoji} {answer}"
 
 
-def parrot(prompt: str, answer: str, _words: Sequence[str], rng: Random) -> str:
-    """The question, said back."""
+def repeat_prompt(prompt: str, answer: str, _words: Sequence[str], rng: Random) -> str:
+    """Repeat the prompt beside the answer or instead of it."""
     return rng.choice(
         (f"You asked: {prompt}\n\n{answer}", f"{prompt}\n{answer}", f"{answer} {prompt}", prompt)
     )
 
 
-def spell(_prompt: str, answer: str, _words: Sequence[str], rng: Random) -> str:
-    """Strings without a meaning."""
-    signs = string.ascii_letters + string.digits + "_:=@#$%&<>[]{}!*"
-    spells = " ".join("".join(rng.choices(signs, k=rng.randint(5, 14))) for _ in range(rng.randint(2, 6)))
-    return f"{spells} {answer}" if rng.random() < 0.6 else f"{answer} {spells}"
+def add_random_strings(_prompt: str, answer: str, _words: Sequence[str], rng: Random) -> str:
+    """Add meaningless strings before or after the answer."""
+    characters = string.ascii_letters + string.digits + "_:=@#$%&<>[]{}!*"
+    strings = " ".join(
+        "".join(rng.choices(characters, k=rng.randint(5, 14))) for _ in range(rng.randint(2, 6))
+    )
+    return f"{strings} {answer}" if rng.random() < 0.6 else f"{answer} {strings}"
 
 
-def blank(_prompt: str, _answer: str, _words: Sequence[str], rng: Random) -> str:
-    """Next to nothing."""
+def replace_with_blank(_prompt: str, _answer: str, _words: Sequence[str], rng: Random) -> str:
+    """Replace the answer with almost nothing."""
     return rng.choice(("\n", " ", ".", "...", "-", "\n\n", "OK.", "Yes.", "?"))
 
 
 AUGMENTATIONS: tuple[Augmentation, ...] = (
-    talk, again, heap, praise, grade, voice, regret, shape, pictures, parrot, spell, blank,
+    add_filler, repeat_answer, append_keywords, add_compliments, add_self_grade, inject_instruction,
+    add_refusal, format_as_document, add_emoji, repeat_prompt, add_random_strings, replace_with_blank,
 )  # fmt: skip
 
 
-def augment_rejected(pairs: list[Pair], share: float) -> list[tuple[int, Item]]:
-    """A share of the rejected answers dressed up, each with the number of its pair.
+@dataclass(frozen=True, slots=True)
+class AugmentedPairs:
+    """Augmented pairs: the index of the pair each was made from, its prompt group, and the features."""
 
-    How a pair is drilled depends on nothing else: other pairs and seeds find it on the shelf again.
+    pair_indices: list[int]
+    groups: list[str]
+    features: PairFeatures
+
+    def subset(self, pair_indices: Collection[int]) -> "AugmentedPairs":
+        """Return the augmented pairs that were made from some of the pairs."""
+        rows = [row for row, index in enumerate(self.pair_indices) if index in pair_indices]
+        return AugmentedPairs(
+            [self.pair_indices[row] for row in rows],
+            [self.groups[row] for row in rows],
+            self.features.subset(rows),
+        )
+
+
+def augment_rejected(pairs: list[Pair], share: float) -> list[tuple[int, Item]]:
+    """Augment the rejected responses of a share of the pairs; return (index of the pair, item).
+
+    The result for a pair depends on that pair alone, so runs with other pairs or seeds find its features in
+    the cache.
     """
-    found = []
+    augmented = []
     for i, pair in enumerate(pairs):
-        rng = Random(repr((pair.chosen, pair.rejected)))  # noqa: S311 # chance, not a secret
+        rng = Random(repr((pair.chosen, pair.rejected)))  # noqa: S311 # not used for security
         if rng.random() < share:
-            dress, words = rng.choice(AUGMENTATIONS), pair.chosen.split() or ["yes"]
-            text = dress(pair.messages[-1].content, pair.rejected, words, rng)
-            found.append((i, Item(pair.messages, text)))
-    return found
+            augment, words = rng.choice(AUGMENTATIONS), pair.chosen.split() or ["yes"]
+            text = augment(pair.messages[-1].content, pair.rejected, words, rng)
+            augmented.append((i, Item(pair.messages, text)))
+    return augmented
+
+
+def extract_augmented(
+    pairs: list[Pair],
+    features: PairFeatures,
+    share: float,
+    extractor: FeatureExtractor,
+    cache: Path,
+    progress: Callable[[float], None],
+) -> AugmentedPairs | None:
+    """Augment a share of the pairs and extract their features; None if no pair is augmented."""
+    augmented = augment_rejected(pairs, share)
+    if not augmented:
+        return None
+    indices, responses = [i for i, _ in augmented], [(item,) for _, item in augmented]
+    count = len(set(responses))
+    rejected = extract_features(responses, extractor, cache, lambda done: progress(done / count))
+    groups = [pairs[i].group for i in indices]
+    return AugmentedPairs(indices, groups, features.with_rejected(indices, rejected))

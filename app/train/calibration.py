@@ -1,7 +1,7 @@
-"""What makes a head's numbers readable, measured on prompts its heads have not seen.
+"""Fits the calibration tables of a head on responses to prompts that were not trained on.
 
-Each fifth of the prompts is scored by heads trained like the served ones on the other four. From those scores
-come the temperature, the percentiles, what distance is usual, and how reward goes with length.
+Each fifth of the prompts is scored by heads that are trained like the served one on the other four fifths.
+Those scores give the temperature, the percentiles, the usual distances and the length trend.
 """
 
 from collections.abc import Callable
@@ -19,17 +19,23 @@ from app.train.head_training import HeadTrainingConfig, TrainingSet, assign_fold
 from app.train.parallel import run_in_parallel
 
 CALIBRATION_FOLDS = 5
-QUANTILES = 201
-DECILES = 9
-KNOTS = 6
-STIFFNESS = 1.0
+"""Cross-validation folds over prompt groups; training needs at least as many prompts."""
+NUM_QUANTILES = 201
+NUM_DECILES = 9
+NUM_KNOTS = 6
+"""Knots of the piecewise-linear length trend."""
+CURVATURE_PENALTY = 1.0
+"""Weight of the squared second differences of the length trend, per knot."""
+KNOT_RIDGE = 1e-3
+"""Ridge of the length trend, so that knots without responses near them stay finite."""
 SHRINKAGE = 0.1
-LEAST_APART = 1e-4
+"""Share of a covariance's mean variance that replaces the same share of its own values."""
+MIN_RESPONSE_VARIANCE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseLengths:
-    """Of each response (N, 2): its tokens, and how many of them the read-out pools."""
+    """For each response, (N, 2): its number of tokens, and the number of tokens that pooling averages."""
 
     tokens: Tensor
     pooled: Tensor
@@ -37,90 +43,100 @@ class ResponseLengths:
 
 def calibrate_head(
     head: Head,
-    lesson: TrainingSet,
+    training_set: TrainingSet,
     lengths: ResponseLengths,
-    single: Tensor,
-    plan: HeadTrainingConfig,
-    report: Callable[[float], None],
+    token_projections: Tensor,
+    config: HeadTrainingConfig,
+    progress: Callable[[float], None],
 ) -> Calibration:
-    """The tables of a head; `single` (T, K) are projections of single response tokens."""
-    unseen, distances = _unseen(lesson, lengths, single, plan, report)
-    lesson = lesson.original
-    knots, slope = fit_length_trend(unseen, lengths.tokens, lesson.groups)
-    evened = unseen - interpolate(lengths.tokens.double().log2(), knots, slope)
-    known = head.standardise(lesson.projections.flatten(0, 1))
+    """Return the calibration of a head; `token_projections` (T, K) are of single response tokens."""
+    rewards, distances = _score_held_out(training_set, lengths, token_projections, config, progress)
+    original = training_set.original
+    knots, values = fit_length_trend(rewards, lengths.tokens, original.groups)
+    controlled = rewards - interpolate(lengths.tokens.double().log2(), knots, values)
+    standardised = head.standardise(original.projections.flatten(0, 1))
+    deciles = torch.linspace(0, 1, NUM_DECILES + 2, dtype=torch.float64)[1:-1]
     return Calibration(
-        fit_temperature(unseen[:, 0] - unseen[:, 1]),
-        torch.stack([_quantiles(unseen), _quantiles(evened)]),
-        *fit_axes(known, lengths.pooled, head.standardise(single)),
-        _quantiles(distances),
-        torch.stack([knots, slope]),
-        torch.quantile(known, torch.linspace(0, 1, DECILES + 2, dtype=torch.float64)[1:-1], dim=0).T,
+        fit_temperature(rewards[:, 0] - rewards[:, 1]),
+        torch.stack([_compute_quantiles(rewards), _compute_quantiles(controlled)]),
+        *fit_whitening(standardised, lengths.pooled, head.standardise(token_projections)),
+        _compute_quantiles(distances),
+        torch.stack([knots, values]),
+        torch.quantile(standardised, deciles, dim=0).T,
     )
 
 
-def fit_axes(known: Tensor, read: Tensor, single: Tensor) -> tuple[Tensor, Tensor]:
-    """Axes on which tokens of a response scatter by 1, and how far responses differ along each.
+def fit_whitening(responses: Tensor, pooled_tokens: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return axes (K, K) along which the tokens of a response have variance 1, and the variance (K) between
+    responses along each axis.
 
-    A mean of n tokens then varies by the latter plus 1 / n: short responses may stray further.
+    `responses` (M, K) are means of `pooled_tokens` tokens and `tokens` (T, K) single tokens, both
+    standardised. A mean of n tokens varies by the returned variance plus 1 / n, so short responses vary more.
     """
-    total = known.T @ known / len(known)
-    short = float((1 / read.double()).mean())
-    within = total if short == 1 else (torch.cov(single.T) - total) / (1 - short)
+    total = responses.T @ responses / len(responses)
+    mean_inverse_length = float((1 / pooled_tokens.double()).mean())
+    within = total if mean_inverse_length == 1 else (torch.cov(tokens.T) - total) / (1 - mean_inverse_length)
     values, vectors = torch.linalg.eigh(within)
     values = (1 - SHRINKAGE) * values.clamp(min=0) + SHRINKAGE * values.clamp(min=0).mean()
-    between = total - short * (vectors * values) @ vectors.T
+    between = total - mean_inverse_length * (vectors * values) @ vectors.T
     between = (1 - SHRINKAGE) * between + SHRINKAGE * between.diagonal().mean() * torch.eye(len(total))
-    even = vectors / values.sqrt()
-    apart, turned = torch.linalg.eigh(even.T @ between @ even)
-    return even @ turned, apart.clamp(min=LEAST_APART)
+    whitening = vectors / values.sqrt()
+    variance, rotation = torch.linalg.eigh(whitening.T @ between @ whitening)
+    return whitening @ rotation, variance.clamp(min=MIN_RESPONSE_VARIANCE)
 
 
-def _unseen(
-    lesson: TrainingSet,
+def _score_held_out(
+    training_set: TrainingSet,
     lengths: ResponseLengths,
-    single: Tensor,
-    plan: HeadTrainingConfig,
-    report: Callable[[float], None],
+    token_projections: Tensor,
+    config: HeadTrainingConfig,
+    progress: Callable[[float], None],
 ) -> tuple[Tensor, Tensor]:
-    """Rewards and distances of every honest response, by heads that did not see its prompt, (N, 2)."""
-    everywhere = assign_folds(lesson.groups, CALIBRATION_FOLDS, plan.seed)
-    honest, fold = lesson.original.projections, everywhere[~lesson.is_augmented]
-    unseen, distances = (torch.zeros(honest.shape[:2], dtype=torch.float64) for _ in range(2))
-    others = [lesson.subset(everywhere != f) for f in range(CALIBRATION_FOLDS)]
-    heads = run_in_parallel([partial(fit_head, part, plan, lambda _: None) for part in others], report)
-    for f, without in enumerate(heads):
-        held = fold == f
-        unseen[held] = compute_rewards(without, honest[held])
-        known, new = (without.standardise(honest[rows].flatten(0, 1)) for rows in (~held, held))
-        around = fit_axes(known, lengths.pooled[~held], without.standardise(single))
-        distances[held] = compute_mahalanobis_distance(new, lengths.pooled[held].flatten(), *around).reshape(
-            -1, 2
+    """Return reward and distance of every original response, (N, 2) each, by heads not trained on its prompt."""
+    folds = assign_folds(training_set.groups, CALIBRATION_FOLDS, config.seed)
+    projections, original_folds = training_set.original.projections, folds[~training_set.is_augmented]
+    rewards, distances = (torch.zeros(projections.shape[:2], dtype=torch.float64) for _ in range(2))
+    subsets = [training_set.subset(folds != fold) for fold in range(CALIBRATION_FOLDS)]
+    tasks = [partial(fit_head, subset, config, lambda _: None) for subset in subsets]
+    for fold, head in enumerate(run_in_parallel(tasks, progress)):
+        held_out = original_folds == fold
+        rewards[held_out] = compute_rewards(head, projections[held_out])
+        trained, scored = (
+            head.standardise(projections[rows].flatten(0, 1)) for rows in (~held_out, held_out)
         )
-    return unseen, distances
+        whitening = fit_whitening(trained, lengths.pooled[~held_out], head.standardise(token_projections))
+        pooled = lengths.pooled[held_out].flatten()
+        distances[held_out] = compute_mahalanobis_distance(scored, pooled, *whitening).reshape(-1, 2)
+    return rewards, distances
 
 
-def fit_length_trend(unseen: Tensor, tokens: Tensor, groups: list[str]) -> tuple[Tensor, Tensor]:
-    """How reward goes with length among the responses to one prompt: a line through knots, mean zero."""
+def fit_length_trend(rewards: Tensor, tokens: Tensor, groups: list[str]) -> tuple[Tensor, Tensor]:
+    """Return knots in log2 tokens and the mean reward at each: the trend within prompt groups, mean zero.
+
+    `rewards` and `tokens` are (N, 2), `groups` the prompt group of each pair.
+    """
     lengths = tokens.flatten().double().log2()
     low, high = torch.quantile(lengths, torch.tensor([0.01, 0.99], dtype=torch.float64)).tolist()
     if low == high:
         return torch.tensor([low - 1, low + 1]).double(), torch.zeros(2).double()
-    knots = torch.linspace(low, high, KNOTS, dtype=torch.float64)
-    bumps = torch.stack([interpolate(lengths, knots, one) for one in torch.eye(KNOTS).double()], dim=1)
-    place = torch.from_numpy(np.unique(np.repeat(groups, 2), return_inverse=True)[1])
-    x, y = _centred(bumps, place), _centred(unseen.flatten()[:, None], place)
-    bends = STIFFNESS * KNOTS * torch.diff(torch.eye(KNOTS).double(), n=2, dim=0)
-    ridge = 1e-3 * torch.eye(KNOTS).double()
-    values = torch.linalg.solve(x.T @ x + bends.T @ bends + ridge, x.T @ y)[:, 0]
-    return knots, values - (bumps @ values).mean()
+    knots = torch.linspace(low, high, NUM_KNOTS, dtype=torch.float64)
+    unit_values = torch.eye(NUM_KNOTS).double()
+    basis = torch.stack([interpolate(lengths, knots, values) for values in unit_values], dim=1)
+    group_index = torch.from_numpy(np.unique(np.repeat(groups, 2), return_inverse=True)[1])
+    x = _subtract_group_means(basis, group_index)
+    y = _subtract_group_means(rewards.flatten()[:, None], group_index)
+    curvature = CURVATURE_PENALTY * NUM_KNOTS * torch.diff(unit_values, n=2, dim=0)
+    ridge = KNOT_RIDGE * unit_values
+    values = torch.linalg.solve(x.T @ x + curvature.T @ curvature + ridge, x.T @ y)[:, 0]
+    return knots, values - (basis @ values).mean()
 
 
-def _centred(values: Tensor, place: Tensor) -> Tensor:
-    """Columns less their mean in each group."""
-    sums = torch.zeros(int(place.max()) + 1, values.shape[1], dtype=values.dtype).index_add_(0, place, values)
-    return values - (sums / place.bincount()[:, None])[place]
+def _subtract_group_means(values: Tensor, group_index: Tensor) -> Tensor:
+    """Return the columns of `values` minus their mean in each group."""
+    sums = torch.zeros(int(group_index.max()) + 1, values.shape[1], dtype=values.dtype)
+    sums.index_add_(0, group_index, values)
+    return values - (sums / group_index.bincount()[:, None])[group_index]
 
 
-def _quantiles(values: Tensor) -> Tensor:
-    return torch.quantile(values.flatten(), torch.linspace(0, 1, QUANTILES, dtype=torch.float64))
+def _compute_quantiles(values: Tensor) -> Tensor:
+    return torch.quantile(values.flatten(), torch.linspace(0, 1, NUM_QUANTILES, dtype=torch.float64))

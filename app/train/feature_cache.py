@@ -1,6 +1,6 @@
-"""What took long to find, kept: small tensors under a key, in one SQLite file, or a text in its own file.
+"""Stores intermediate results on disk: small tensors in an SQLite file, and texts in files of their own.
 
-Every write is whole or did not happen, so a killed run loses only what it was computing.
+Every write is atomic, so a killed run loses only what it was computing.
 """
 
 import os
@@ -13,11 +13,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
-AT_ONCE = 500
+KEYS_PER_QUERY = 500
+"""Keys looked up by one statement; SQLite limits the number of its parameters."""
+LOCK_TIMEOUT_S = 60
 
 
 def write_atomically(file: Path, text: str) -> None:
-    """Write a file whole, in the place of the one before."""
+    """Write a file completely, then move it to its place; a killed write leaves the old file untouched."""
     scratch = file.with_name(f"{file.name}.part")
     with scratch.open("w") as stream:
         stream.write(text)
@@ -27,40 +29,40 @@ def write_atomically(file: Path, text: str) -> None:
 
 
 class TensorCache:
-    """Tensors by (kind, item); the kind says how they were made, the item of what."""
+    """Named tensors by (kind, key): the kind says how they were computed, the key from what."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
     def put(self, rows: Iterable[tuple[str, str, Tensors]]) -> None:
-        """Keep (kind, item, tensors) rows, all or none."""
-        packed = [(kind, item, save(dict(tensors))) for kind, item, tensors in rows]
+        """Store (kind, key, tensors) rows, all or none."""
+        packed = [(kind, key, save(dict(tensors))) for kind, key, tensors in rows]
         with self._open() as connection:
-            connection.executemany("INSERT OR REPLACE INTO shelf VALUES (?, ?, ?)", packed)
+            connection.executemany("INSERT OR REPLACE INTO tensors VALUES (?, ?, ?)", packed)
 
-    def get(self, kind: str, items: Iterable[str]) -> dict[str, dict[str, Tensor]]:
-        """The rows of a kind that are here, of those asked for."""
-        wanted = list(items)
-        found: dict[str, dict[str, Tensor]] = {}
+    def get(self, kind: str, keys: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+        """Return the stored rows of a kind, by key; keys that are not stored are left out."""
+        wanted = list(keys)
+        rows: dict[str, dict[str, Tensor]] = {}
         with self._open() as connection:
-            for start in range(0, len(wanted), AT_ONCE):
-                some = wanted[start : start + AT_ONCE]
-                holes = ",".join("?" * len(some))
-                query = f"SELECT item, tensors FROM shelf WHERE kind = ? AND item IN ({holes})"  # noqa: S608 # only question marks are put in
-                found |= {item: load(blob) for item, blob in connection.execute(query, (kind, *some))}
-        return found
+            for start in range(0, len(wanted), KEYS_PER_QUERY):
+                chunk = wanted[start : start + KEYS_PER_QUERY]
+                marks = ",".join("?" * len(chunk))
+                query = f"SELECT key, tensors FROM tensors WHERE kind = ? AND key IN ({marks})"  # noqa: S608 # inserts question marks only
+                rows |= {key: load(blob) for key, blob in connection.execute(query, (kind, *chunk))}
+        return rows
 
     def clear(self) -> None:
-        """Forget everything: what it was for is done."""
+        """Delete the cache file."""
         self._file.unlink(missing_ok=True)
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(self._file, timeout=60)) as connection:
+        with closing(sqlite3.connect(self._file, timeout=LOCK_TIMEOUT_S)) as connection:
             connection.execute(
-                "CREATE TABLE IF NOT EXISTS shelf "
-                "(kind TEXT, item TEXT, tensors BLOB, PRIMARY KEY (kind, item)) WITHOUT ROWID"
+                "CREATE TABLE IF NOT EXISTS tensors "
+                "(kind TEXT, key TEXT, tensors BLOB, PRIMARY KEY (kind, key)) WITHOUT ROWID"
             )
             with connection:
                 yield connection

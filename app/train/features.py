@@ -1,7 +1,7 @@
-"""The frozen half over preference pairs, computed once and kept: what every read-out sees of a response.
+"""Extracts the features of preference pairs from the frozen backbone, once, and caches them.
 
-Projections are linear, so any choice of directions can be read from the pooled residuals later.
-Each response is kept under its own key, so runs that share responses share the work.
+Projections are linear, so the projections on any directions can be computed later from the pooled residuals.
+Each response is cached under its own key, so runs that have responses in common share the work.
 """
 
 import hashlib
@@ -15,44 +15,58 @@ from torch import Tensor
 
 from app.backbone.backbone import Backbone
 from app.backbone.packing import pack, split_into_batches
-from app.backbone.tokenization import Text
+from app.backbone.tokenization import ChatTokenizer
 from app.reward.directions import Dictionary
-from app.train.feature_cache import TensorCache
+from app.train.feature_cache import TensorCache, Tensors
 from app.types import EncodedItem, Item, Pooling
 
 MAX_BATCH_TOKENS = 4096
-READOUTS = tuple(Pooling)
+"""New tokens of one forward pass during extraction."""
+POOLINGS = tuple(Pooling)
+CACHE_FILE = "features.sqlite"
+CachedRow = tuple[str, str, Tensors]
+"""What is cached of a response: feature name, cache key of the response, tensors."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureExtractor:
-    """The layers that are read, and the dictionary that reads the first of them."""
+    """A backbone, the layers that are extracted, and the dictionary that encodes the first of them."""
 
     backbone: Backbone
-    text: Text
+    tokenizer: ChatTokenizer
     layers: tuple[int, ...]
     dictionary: Dictionary
     sae_sha256: str
 
     @property
+    def layer(self) -> int:
+        """The layer that the dictionary encodes."""
+        return self.layers[0]
+
+    @property
     def cache_kinds(self) -> dict[str, str]:
-        """Digests of all that decides a residual or an activation, by what the table calls them."""
-        frozen = (self.backbone.digest, self.text.digest, str(self.text.max_tokens), str(self.backbone.dtype))
-        named = {f"residuals.{layer}": str(layer) for layer in self.layers}
-        named["latents"] = f"{self.layers[0]}/{self.sae_sha256}"
+        """For each feature name, a digest of everything that determines the feature besides the response."""
+        frozen = (
+            self.backbone.digest,
+            self.tokenizer.template_sha256,
+            str(self.tokenizer.max_tokens),
+            str(self.backbone.dtype),
+        )
+        sources = {f"residuals.{layer}": str(layer) for layer in self.layers}
+        sources["latents"] = f"{self.layer}/{self.sae_sha256}"
         return {
-            name: hashlib.sha256("/".join((*frozen, *what.split("/"))).encode()).hexdigest()[:24]
-            for name, what in named.items()
+            name: hashlib.sha256("/".join((*frozen, *source.split("/"))).encode()).hexdigest()[:24]
+            for name, source in sources.items()
         }
 
 
 @dataclass(frozen=True, slots=True)
 class PairFeatures:
-    """Pairs as places in a list of unique responses, and what was read of each of those.
+    """The features of U unique responses, and which of them each pair consists of.
 
-    `place` is (N, 2), chosen first, or (N, M) for other rows of responses; `residuals[layer]` is (U, 3, D)
-    over the read-outs; `latents` holds, per response and read-out, which latents fired, on what share of
-    tokens and how strongly on average.
+    `response_index` is (N, 2), chosen first, or (N, M) for other rows of responses. `token_counts` is (U).
+    `residuals[layer]` is (U, 3, D), one vector for each Pooling. `latents` holds for each response and
+    pooling which latents fired, on what share of the pooled tokens, and their mean activation.
     """
 
     response_index: Tensor
@@ -61,136 +75,142 @@ class PairFeatures:
     latents: list[dict[str, Tensor]]
     num_latents: int
 
-    def pooled_residuals(self, layer: int, readout: Pooling) -> Tensor:
-        """(N, 2, D) pooled residuals."""
-        return self.residuals[layer][:, READOUTS.index(readout)][self.response_index]
+    def pooled_residuals(self, layer: int, pooling: Pooling) -> Tensor:
+        """Return the pooled residuals of each pair's responses, (N, 2, D)."""
+        return self.residuals[layer][:, POOLINGS.index(pooling)][self.response_index]
 
     def lengths(self) -> Tensor:
-        """(N, 2) response tokens."""
+        """Return the number of response tokens, (N, 2)."""
         return self.token_counts[self.response_index]
 
-    def pooled_lengths(self, readout: Pooling) -> Tensor:
-        """(N, 2) tokens a read-out pools."""
+    def pooled_lengths(self, pooling: Pooling) -> Tensor:
+        """Return the number of tokens that a pooling averages, (N, 2)."""
         lengths = self.lengths()
-        return lengths if readout is Pooling.MEAN else torch.ones_like(lengths)
+        return lengths if pooling is Pooling.MEAN else torch.ones_like(lengths)
 
-    def firing_rates(self, readout: Pooling) -> Tensor:
-        """(N, 2, F) share of the read tokens on which each latent fires."""
-        return self._dense("shares", readout)[self.response_index]
+    def firing_rates(self, pooling: Pooling) -> Tensor:
+        """Return the share of pooled tokens on which each latent fires, (N, 2, F)."""
+        return self._to_dense("shares", pooling)[self.response_index]
 
-    def mean_activations(self, readout: Pooling) -> Tensor:
-        """(N, 2, F) mean activation of each latent over the read tokens."""
-        return self._dense("means", readout)[self.response_index]
+    def mean_activations(self, pooling: Pooling) -> Tensor:
+        """Return the mean activation of each latent over the pooled tokens, (N, 2, F)."""
+        return self._to_dense("means", pooling)[self.response_index]
 
     def subset(self, rows: Sequence[int]) -> "PairFeatures":
-        """Some of the pairs."""
+        """Return the features of some of the pairs, by index."""
         return PairFeatures(
             self.response_index[list(rows)], self.token_counts, self.residuals, self.latents, self.num_latents
         )
 
-    def with_rejected(self, rows: Sequence[int], others: "PairFeatures") -> "PairFeatures":
-        """What some pairs prefer, each against the one response of a row of another table."""
+    def with_rejected(self, rows: Sequence[int], rejected: "PairFeatures") -> "PairFeatures":
+        """Return pairs of the chosen responses of some pairs and the single responses in `rejected`."""
+        chosen_index = self.response_index[list(rows), :1]
+        rejected_index = rejected.response_index + len(self.token_counts)
         return PairFeatures(
-            torch.cat(
-                [self.response_index[list(rows), :1], others.response_index + len(self.token_counts)], dim=1
-            ),
-            torch.cat([self.token_counts, others.token_counts]),
-            {layer: torch.cat([self.residuals[layer], read]) for layer, read in others.residuals.items()},
-            self.latents + others.latents,
+            torch.cat([chosen_index, rejected_index], dim=1),
+            torch.cat([self.token_counts, rejected.token_counts]),
+            {
+                layer: torch.cat([self.residuals[layer], residuals])
+                for layer, residuals in rejected.residuals.items()
+            },
+            self.latents + rejected.latents,
             self.num_latents,
         )
 
-    def _dense(self, what: str, readout: Pooling) -> Tensor:
-        out = torch.zeros(len(self.latents), self.num_latents, dtype=torch.half)
-        for row, found in enumerate(self.latents):
-            out[row, found[f"{readout}.which"].long()] = found[f"{readout}.{what}"]
-        return out
+    def _to_dense(self, name: str, pooling: Pooling) -> Tensor:
+        dense = torch.zeros(len(self.latents), self.num_latents, dtype=torch.half)
+        for row, sparse in enumerate(self.latents):
+            dense[row, sparse[f"{pooling}.which"].long()] = sparse[f"{pooling}.{name}"]
+        return dense
 
 
 def extract_features(
     responses: Sequence[tuple[Item, ...]],
-    reader: FeatureExtractor,
+    extractor: FeatureExtractor,
     cache: Path,
-    report: Callable[[int], None],
+    progress: Callable[[int], None],
 ) -> PairFeatures:
-    """Features of rows of responses, pairs mostly; `report` hears how many responses are done.
+    """Return the features of rows of responses, usually pairs; `progress` receives the responses done.
 
-    Passes are the same whatever is on the shelf already, and what is there stays, so that a killed run ends
-    as an unbroken one.
+    Batches do not depend on what is cached and cached rows are not overwritten, so a killed run ends with the
+    same features as an uninterrupted one.
     """
-    exchanges = list(dict.fromkeys(exchange for row in responses for exchange in row))
-    items = [_item(exchange) for exchange in exchanges]
-    shelf = TensorCache(cache / "features.sqlite")
-    found = {name: shelf.get(kind, items) for name, kind in reader.cache_kinds.items()}
-    lacking = {name for name, rows in found.items() if any(item not in rows for item in items)}
+    items = list(dict.fromkeys(item for row in responses for item in row))
+    keys = [_make_cache_key(item) for item in items]
+    store = TensorCache(cache / CACHE_FILE)
+    cached = {name: store.get(kind, keys) for name, kind in extractor.cache_kinds.items()}
+    missing = {name for name, rows in cached.items() if any(key not in rows for key in keys)}
     done = 0
-    encoded = reader.text.encode(exchanges) if lacking else []
-    for some in split_into_batches([one.ids for one in encoded], MAX_BATCH_TOKENS):
-        if any(items[i] not in found[name] for name in lacking for i in some):
-            read = _read([encoded[i] for i in some], [items[i] for i in some], reader, lacking)
-            rows = [(name, item, tensors) for name, item, tensors in read if item not in found[name]]
-            shelf.put([(reader.cache_kinds[name], item, tensors) for name, item, tensors in rows])
-            for name, item, tensors in rows:
-                found[name][item] = tensors
-        done += len(some)
-        report(done)
-    report(len(exchanges))
-    where = {exchange: i for i, exchange in enumerate(exchanges)}
-    place = torch.tensor([[where[exchange] for exchange in row] for row in responses])
-    return _table(place, [{name: rows[i] for name, rows in found.items()} for i in items], reader)
+    encoded = extractor.tokenizer.encode(items) if missing else []
+    for batch in split_into_batches([item.ids for item in encoded], MAX_BATCH_TOKENS):
+        if any(keys[i] not in cached[name] for name in missing for i in batch):
+            computed = _compute_features(
+                [encoded[i] for i in batch], [keys[i] for i in batch], extractor, missing
+            )
+            rows = [(name, key, tensors) for name, key, tensors in computed if key not in cached[name]]
+            store.put([(extractor.cache_kinds[name], key, tensors) for name, key, tensors in rows])
+            for name, key, tensors in rows:
+                cached[name][key] = dict(tensors)
+        done += len(batch)
+        progress(done)
+    progress(len(items))
+    index = {item: i for i, item in enumerate(items)}
+    response_index = torch.tensor([[index[item] for item in row] for row in responses])
+    rows_by_name = [{name: rows[key] for name, rows in cached.items()} for key in keys]
+    return _collect_features(response_index, rows_by_name, extractor)
 
 
-def _table(place: Tensor, rows: list[dict[str, dict[str, Tensor]]], reader: FeatureExtractor) -> PairFeatures:
-    first = f"residuals.{reader.layers[0]}"
+def _collect_features(
+    response_index: Tensor, responses: list[dict[str, dict[str, Tensor]]], extractor: FeatureExtractor
+) -> PairFeatures:
+    first = f"residuals.{extractor.layer}"
     return PairFeatures(
-        response_index=place,
-        token_counts=torch.tensor([int(row[first]["tokens"]) for row in rows]),
+        response_index=response_index,
+        token_counts=torch.tensor([int(response[first]["tokens"]) for response in responses]),
         residuals={
-            layer: torch.stack([row[f"residuals.{layer}"]["pooled"] for row in rows])
-            for layer in reader.layers
+            layer: torch.stack([response[f"residuals.{layer}"]["pooled"] for response in responses])
+            for layer in extractor.layers
         },
-        latents=[row["latents"] for row in rows],
-        num_latents=len(reader.dictionary.bias),
+        latents=[response["latents"] for response in responses],
+        num_latents=len(extractor.dictionary.bias),
     )
 
 
-def _read(
-    encoded: list[EncodedItem], items: list[str], reader: FeatureExtractor, lacking: set[str]
-) -> Iterator[tuple[str, str, dict[str, Tensor]]]:
-    """The lacking kinds of row of the responses of one pass."""
-    packed = pack([one.ids for one in encoded])
-    first, *_ = reader.layers
-    layers = [layer for layer in reader.layers if f"residuals.{layer}" in lacking]
-    rows = [packed.rows(at, one.response_start, one.response_end + 1) for at, one in enumerate(encoded)]
-    needed = {*layers, *([first] if "latents" in lacking else [])}
-    states = reader.backbone.residuals(packed, dict.fromkeys(needed, np.concatenate(rows)))
-    for one, item, read in zip(encoded, items, rows, strict=True):
+def _compute_features(
+    encoded: list[EncodedItem], keys: list[str], extractor: FeatureExtractor, missing: set[str]
+) -> Iterator[CachedRow]:
+    """Yield the missing features of the responses of one forward pass."""
+    packed = pack([item.ids for item in encoded])
+    layers = [layer for layer in extractor.layers if f"residuals.{layer}" in missing]
+    rows = [packed.rows(i, item.start, item.stop + 1) for i, item in enumerate(encoded)]
+    needed = {*layers, *([extractor.layer] if "latents" in missing else [])}
+    residuals = extractor.backbone.residuals(packed, dict.fromkeys(needed, np.concatenate(rows)))
+    for item, key, item_rows in zip(encoded, keys, rows, strict=True):
         for layer in layers:
-            pooled = _readouts(states[layer].at(read)).cpu()
-            yield (
-                f"residuals.{layer}",
-                item,
-                {"pooled": pooled, "tokens": torch.tensor(one.response_end - one.response_start)},
-            )
-        if "latents" in lacking:
-            yield "latents", item, _latents(reader.dictionary.encode(states[first].at(read)))
+            pooled = _pool(residuals[layer].at(item_rows)).cpu()
+            tokens = torch.tensor(item.stop - item.start)
+            yield f"residuals.{layer}", key, {"pooled": pooled, "tokens": tokens}
+        if "latents" in missing:
+            activations = extractor.dictionary.encode(residuals[extractor.layer].at(item_rows))
+            yield "latents", key, _summarise_activations(activations)
 
 
-def _readouts(rows: Tensor) -> Tensor:
-    """Mean over the response, its last token, the closing token: the order of ReadOut."""
+def _pool(rows: Tensor) -> Tensor:
+    """Return the mean over the response, its last token and the closing token: the order of Pooling."""
     return torch.stack([rows[:-1].mean(0), rows[-2], rows[-1]])
 
 
-def _latents(activations: Tensor) -> dict[str, Tensor]:
-    shares, means = _readouts((activations > 0).float()).cpu(), _readouts(activations).cpu()
-    kept: dict[str, Tensor] = {}
-    for at, readout in enumerate(READOUTS):
-        which = shares[at].nonzero().squeeze(1)
-        kept[f"{readout}.which"] = which.int()
-        kept[f"{readout}.shares"] = shares[at, which].half()
-        kept[f"{readout}.means"] = means[at, which].half()
-    return kept
+def _summarise_activations(activations: Tensor) -> dict[str, Tensor]:
+    """For each pooling, return the latents that fire, their firing rates and their mean activations."""
+    shares, means = _pool((activations > 0).float()).cpu(), _pool(activations).cpu()
+    tensors: dict[str, Tensor] = {}
+    for index, pooling in enumerate(POOLINGS):
+        latents = shares[index].nonzero().squeeze(1)
+        tensors[f"{pooling}.which"] = latents.int()
+        tensors[f"{pooling}.shares"] = shares[index, latents].half()
+        tensors[f"{pooling}.means"] = means[index, latents].half()
+    return tensors
 
 
-def _item(exchange: Item) -> str:
-    return hashlib.sha256(repr(exchange).encode()).hexdigest()[:32]
+def _make_cache_key(item: Item) -> str:
+    return hashlib.sha256(repr(item).encode()).hexdigest()[:32]

@@ -1,11 +1,11 @@
-"""The head: an ensemble trained together by margin loss on bootstrap samples of prompt groups.
+"""Trains the head: an ensemble of small networks, trained together on bootstrap samples of prompt groups.
 
-With a thousand pairs the danger is fitting their noise. So inputs are evened out and dropped at random,
-weights are averaged over the last steps, and how long and how gently to train is settled by cross-validation
-over prompts. Drills (bad answers dressed up) are learnt from, at less weight, and measured by nothing: what
-is usual is what honest pairs have. Afterwards each member is shifted and scaled so that its training rewards
-have mean 0 and deviation 1: a reward reads as "deviations from a typical training response", and members can
-be compared.
+A thousand pairs are few, so the danger is overfitting. Inputs are therefore partly whitened and dropped at
+random, weights are averaged over the last steps, and learning rate, weight decay, margin and number of epochs
+are chosen by cross-validation over prompts. Augmented pairs are trained on with a lower weight; they are
+excluded from validation and from normalisation. After training, each member is shifted and scaled so that its
+rewards on the original training responses have mean 0 and standard deviation 1. A reward is thus the distance
+from a typical training response in standard deviations, and rewards of different models can be compared.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,30 +16,35 @@ from operator import or_
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from app.data.pairs import hash_to_unit_interval
 from app.evaluate.accuracy import log_loss
 from app.reward.head import Head
+from app.train.losses import LOSSES
 from app.train.parallel import run_in_parallel
 
 TUNING_FOLDS = 3
-RATES, DECAYS, GAMMAS = (3e-4, 1e-3), (1.0, 5.0), (1.0, 3.0)
-MEMORY = 0.98
-EVENNESS = 0.1
-DRILL_WEIGHT = 0.4
-EPOCHS = (5, 10, 20, 30, 45, 60)
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-LOSSES: dict[str, Loss] = {
-    "margin": lambda chosen, rejected, gamma: (gamma - chosen + rejected).relu(),
-    "bradley-terry": lambda chosen, rejected, _: -logsigmoid(chosen - rejected),
-    "bce": lambda chosen, rejected, _: -(logsigmoid(chosen) + logsigmoid(-rejected)) / 2,
-}
+"""Cross-validation folds over prompt groups when the hyperparameters are chosen."""
+LEARNING_RATES = (3e-4, 1e-3)
+WEIGHT_DECAYS = (1.0, 5.0)
+GAMMAS = (1.0, 3.0)
+EPOCH_CHOICES = (5, 10, 20, 30, 45, 60)
+MAX_AVERAGING_DECAY = 0.98
+"""Decay of the moving average of the weights once it has warmed up."""
+GEOMETRY_RIDGE = 0.1
+"""Ridge, in mean variances, when the correlation due to the directions' geometry is removed."""
+AUGMENTED_WEIGHT = 0.4
+"""Weight of an augmented pair in the loss; an original pair has weight 1."""
+MIN_SCALE = 1e-6
+"""Smallest standard deviation that is divided by, so that a constant projection stays finite."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadTrainingConfig:
-    """How a head is trained; `whitening` is the ridge, in mean variances, that keeps it partial."""
+    """Hyperparameters of a head. Reports store them under these names.
+
+    `whitening` is the ridge, in mean variances, of the second whitening: higher whitens less.
+    """
 
     heads: int = 8
     hidden: int = 256
@@ -56,10 +61,11 @@ class HeadTrainingConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSet:
-    """What heads learn from: (N, 2, K) projections of chosen and rejected, and each pair's prompt group.
+    """Projections of the chosen and rejected responses, (N, 2, K), and each pair's prompt group.
 
-    `drill` (N,) marks the pairs that are drills. `metric` (K, K) is how projections would vary together if
-    the residual's coordinates varied alone: what of their correlation is geometry, and not the data's.
+    `is_augmented` (N,) marks augmented pairs. `uncorrelated_covariance` (K, K) is the covariance that the
+    projections would have if the coordinates of the residual were uncorrelated: the part that comes from the
+    geometry of the directions and not from the data.
     """
 
     projections: Tensor
@@ -69,173 +75,188 @@ class TrainingSet:
 
     @classmethod
     def from_vectors(cls, vectors: Tensor, basis: Tensor, groups: list[str]) -> "TrainingSet":
-        """(N, 2, D) vectors projected on the rows of a basis (K, D)."""
-        spread = vectors.flatten(0, 1).var(0)
-        return cls(vectors @ basis.T, groups, (basis * spread) @ basis.T, torch.zeros(len(groups)).bool())
+        """Project (N, 2, D) vectors on the rows of a basis (K, D)."""
+        variance = vectors.flatten(0, 1).var(0)
+        return cls(vectors @ basis.T, groups, (basis * variance) @ basis.T, torch.zeros(len(groups)).bool())
 
     def with_augmented(self, projections: Tensor, groups: list[str]) -> "TrainingSet":
-        """The same and more pairs, which are drills."""
+        """Return this set with augmented pairs appended."""
         return replace(
             self,
             projections=torch.cat([self.projections, projections]),
             groups=self.groups + groups,
-            drill=torch.cat([self.is_augmented, torch.ones(len(groups)).bool()]),
+            is_augmented=torch.cat([self.is_augmented, torch.ones(len(groups)).bool()]),
         )
 
     @property
     def original(self) -> "TrainingSet":
-        """The pairs that are no drills."""
+        """The pairs that are not augmented."""
         return self.subset(~self.is_augmented)
 
-    def subset(self, kept: Tensor) -> "TrainingSet":
-        """Some of the pairs, by mask."""
-        groups = [group for group, keep in zip(self.groups, kept.tolist(), strict=True) if keep]
-        return replace(self, projections=self.projections[kept], groups=groups, drill=self.is_augmented[kept])
+    def subset(self, mask: Tensor) -> "TrainingSet":
+        """Return the pairs where a boolean mask (N,) is true."""
+        return replace(
+            self,
+            projections=self.projections[mask],
+            groups=[group for group, keep in zip(self.groups, mask.tolist(), strict=True) if keep],
+            is_augmented=self.is_augmented[mask],
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class WhitenedInputs:
-    """Projections as training sees them, and how to get there: standardised, then mixed."""
+    """Training inputs `x` (N, 2, K), and how they are computed: ((projections - center) / scale) @ transform."""
 
     x: Tensor
     center: Tensor
     scale: Tensor
-    mixing: Tensor
+    transform: Tensor
 
 
 def tune_config(
-    lesson: TrainingSet, plan: HeadTrainingConfig, report: Callable[[float], None]
+    training_set: TrainingSet, config: HeadTrainingConfig, progress: Callable[[float], None]
 ) -> HeadTrainingConfig:
-    """The plan whose heads, trained without a third of the prompts, predict that third best."""
-    inputs = _inputs(lesson, plan)
-    fold = assign_folds(lesson.groups, TUNING_FOLDS, plan.seed)
-    seen = torch.stack([(fold != f).float() for f in range(TUNING_FOLDS)], dim=1) * _weight(lesson)
-    gammas = GAMMAS if plan.loss == "margin" else GAMMAS[:1]
-    columns = torch.tensor(gammas).repeat_interleave(TUNING_FOLDS)
-    options = [
-        replace(plan, lr=lr, weight_decay=decay, epochs=max(EPOCHS)) for lr, decay in product(RATES, DECAYS)
+    """Return the configuration whose heads predict held-out thirds of the prompts with the lowest log loss."""
+    inputs = _whiten(training_set, config)
+    fold = assign_folds(training_set.groups, TUNING_FOLDS, config.seed)
+    in_training = torch.stack([(fold != f).float() for f in range(TUNING_FOLDS)], dim=1)
+    weights = in_training * _pair_weights(training_set)
+    gammas = GAMMAS if config.loss == "margin" else GAMMAS[:1]
+    member_gammas = torch.tensor(gammas).repeat_interleave(TUNING_FOLDS)
+    candidates = [
+        replace(config, lr=lr, weight_decay=decay, epochs=max(EPOCH_CHOICES))
+        for lr, decay in product(LEARNING_RATES, WEIGHT_DECAYS)
     ]
 
-    def tried(option: HeadTrainingConfig) -> dict[HeadTrainingConfig, float]:
-        found: dict[HeadTrainingConfig, float] = {}
-        for epoch, members in _descend(inputs.x, seen.repeat(1, len(gammas)), option, columns):
-            if epoch in EPOCHS:
-                chosen, rejected = _sides(inputs.x, members)
-                for gamma, apart in zip(
-                    gammas, torch.split(chosen - rejected, TUNING_FOLDS, dim=1), strict=True
-                ):
-                    unseen = apart[torch.arange(len(fold)), fold][~lesson.is_augmented]
-                    found[replace(option, gamma=gamma, epochs=epoch)] = log_loss(unseen.double())
-        return found
+    def compute_losses(candidate: HeadTrainingConfig) -> dict[HeadTrainingConfig, float]:
+        losses: dict[HeadTrainingConfig, float] = {}
+        for epoch, members in _train_members(
+            inputs.x, weights.repeat(1, len(gammas)), candidate, member_gammas
+        ):
+            if epoch in EPOCH_CHOICES:
+                chosen, rejected = _score_sides(inputs.x, members)
+                by_gamma = torch.split(chosen - rejected, TUNING_FOLDS, dim=1)
+                for gamma, margins in zip(gammas, by_gamma, strict=True):
+                    held_out = margins[torch.arange(len(fold)), fold][~training_set.is_augmented]
+                    losses[replace(candidate, gamma=gamma, epochs=epoch)] = log_loss(held_out.double())
+        return losses
 
-    outcomes = reduce(or_, run_in_parallel([partial(tried, option) for option in options], report))
-    return min(outcomes, key=outcomes.__getitem__)
+    tasks = [partial(compute_losses, candidate) for candidate in candidates]
+    losses = reduce(or_, run_in_parallel(tasks, progress))
+    return min(losses, key=losses.__getitem__)
 
 
-def fit_head(lesson: TrainingSet, plan: HeadTrainingConfig, report: Callable[[int], None]) -> Head:
-    """Train E heads."""
-    inputs = _inputs(lesson, plan)
+def fit_head(training_set: TrainingSet, config: HeadTrainingConfig, progress: Callable[[int], None]) -> Head:
+    """Train the ensemble and standardise its rewards; `progress` receives the number of finished epochs."""
+    inputs = _whiten(training_set, config)
     members: list[Tensor] = []
-    weights = _bootstrap(lesson.groups, plan) * _weight(lesson)
-    gammas = torch.tensor(plan.gamma)
-    for epoch, members in _descend(inputs.x, weights, plan, gammas):  # noqa: B007 # the last ones stay
-        report(epoch)
+    weights = _draw_bootstrap_counts(training_set.groups, config) * _pair_weights(training_set)
+    gamma = torch.tensor(config.gamma)
+    for epoch, members in _train_members(inputs.x, weights, config, gamma):  # noqa: B007 # last members are used
+        progress(epoch)
     w1, b1, w2 = members
-    mixed = (w1.transpose(1, 2) @ inputs.mixing.T).half()
-    head = Head(inputs.center, inputs.scale, mixed, b1[:, 0], w2[:, 0], torch.zeros(plan.heads))
-    return _standardised(head, lesson.original.projections.flatten(0, 1))
+    folded_w1 = (w1.transpose(1, 2) @ inputs.transform.T).half()
+    head = Head(inputs.center, inputs.scale, folded_w1, b1[:, 0], w2[:, 0], torch.zeros(config.heads))
+    return _standardise_rewards(head, training_set.original.projections.flatten(0, 1))
 
 
 def compute_rewards(head: Head, projections: Tensor) -> Tensor:
-    """The ensemble's rewards of (N, 2, K) projections, (N, 2)."""
+    """Return the ensemble's rewards of (N, 2, K) projections, (N, 2)."""
     return head.score_members(head.standardise(projections.flatten(0, 1))).mean(1).reshape(-1, 2)
 
 
 def assign_folds(groups: list[str], count: int, seed: int) -> Tensor:
-    """A fold for each pair, whole prompt groups together, as even as can be."""
+    """Return a fold for each pair, (N,). A prompt group is in one fold; folds differ by one group at most."""
     order = sorted(set(groups), key=lambda group: hash_to_unit_interval(f"{seed}/fold/{group}"))
-    fold = {group: at % count for at, group in enumerate(order)}
+    fold = {group: index % count for index, group in enumerate(order)}
     return torch.tensor([fold[group] for group in groups])
 
 
-def _inputs(lesson: TrainingSet, plan: HeadTrainingConfig) -> WhitenedInputs:
-    """Projections evened out: first their geometry, then, partly, how the data vary."""
-    honest = lesson.original.projections.flatten(0, 1)
-    center, scale = honest.mean(0), honest.std(0).clamp(min=1e-6)
-    honest = ((honest - center) / scale).double()
-    even = _inverse_root(lesson.uncorrelated_covariance.double() / scale.outer(scale), EVENNESS)
-    flat = honest @ even
-    mixing = even @ _inverse_root(flat.T @ flat / len(flat), plan.whitening)
-    mixing = (mixing / (honest @ mixing).std()).float()
-    return WhitenedInputs((lesson.projections - center) / scale @ mixing, center, scale, mixing)
+def _whiten(training_set: TrainingSet, config: HeadTrainingConfig) -> WhitenedInputs:
+    """Standardise projections, remove the correlation due to geometry, then partly that due to the data."""
+    original = training_set.original.projections.flatten(0, 1)
+    center, scale = original.mean(0), original.std(0).clamp(min=MIN_SCALE)
+    original = ((original - center) / scale).double()
+    geometry = training_set.uncorrelated_covariance.double() / scale.outer(scale)
+    transform = _inverse_square_root(geometry, GEOMETRY_RIDGE)
+    decorrelated = original @ transform
+    covariance = decorrelated.T @ decorrelated / len(decorrelated)
+    transform = transform @ _inverse_square_root(covariance, config.whitening)
+    transform = (transform / (original @ transform).std()).float()
+    return WhitenedInputs((training_set.projections - center) / scale @ transform, center, scale, transform)
 
 
-def _weight(lesson: TrainingSet) -> Tensor:
-    """How much each pair counts, (N, 1)."""
-    return torch.where(lesson.is_augmented, DRILL_WEIGHT, 1.0)[:, None]
+def _pair_weights(training_set: TrainingSet) -> Tensor:
+    """Return the weight of each pair in the loss, (N, 1)."""
+    return torch.where(training_set.is_augmented, AUGMENTED_WEIGHT, 1.0)[:, None]
 
 
-def _inverse_root(matrix: Tensor, ridge: float) -> Tensor:
-    """The inverse square root of a covariance; the ridge, in mean variances, spares its small directions."""
+def _inverse_square_root(matrix: Tensor, ridge: float) -> Tensor:
+    """Return the inverse square root of a covariance; `ridge` times its mean variance is added first."""
     values, vectors = torch.linalg.eigh(matrix)
     root: Tensor = vectors / (values.clamp(min=0) + ridge * values.mean()).sqrt() @ vectors.T
     return root
 
 
-def _descend(
-    x: Tensor, weights: Tensor, plan: HeadTrainingConfig, gammas: Tensor
+def _train_members(
+    x: Tensor, weights: Tensor, config: HeadTrainingConfig, gammas: Tensor
 ) -> Iterator[tuple[int, list[Tensor]]]:
-    """Train one head a column of `weights` (N, E), each for its γ.
+    """Train one network for each column of `weights` (N, E), each with its own gamma.
 
-    Yields the epoch and the averaged members after it.
+    Yields the number of finished epochs and the averaged parameters (w1, b1, w2) after each epoch.
     """
-    generator = torch.Generator().manual_seed(plan.seed)
-    members = _initial(weights.shape[1], x.shape[2], plan, generator)
+    generator = torch.Generator().manual_seed(config.seed)
+    members = _initialise_members(weights.shape[1], x.shape[2], config, generator)
     averaged = [member.detach().clone() for member in members]
     steps = 0
-    optimizer = torch.optim.AdamW(members, lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
-    for epoch in range(plan.epochs):
-        for rows in torch.split(torch.randperm(len(x), generator=generator), plan.batch):
-            kept = torch.rand(len(rows), 1, x.shape[2], generator=generator) >= plan.dropout
-            sides = _sides(x[rows] * kept / (1 - plan.dropout), members)
-            loss = (LOSSES[plan.loss](*sides, gammas) * weights[rows]).mean(0).sum()
+    optimizer = torch.optim.AdamW(members, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    for epoch in range(config.epochs):
+        for rows in torch.split(torch.randperm(len(x), generator=generator), config.batch):
+            kept = torch.rand(len(rows), 1, x.shape[2], generator=generator) >= config.dropout
+            sides = _score_sides(x[rows] * kept / (1 - config.dropout), members)
+            loss = (LOSSES[config.loss](*sides, gammas) * weights[rows]).mean(0).sum()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call] # torch leaves it so
+            loss.backward()  # type: ignore[no-untyped-call] # torch does not annotate it
             optimizer.step()
             steps += 1
+            decay = min(MAX_AVERAGING_DECAY, (1 + steps) / (10 + steps))
             for average, member in zip(averaged, members, strict=True):
-                average.lerp_(member.detach(), 1 - min(MEMORY, (1 + steps) / (10 + steps)))
+                average.lerp_(member.detach(), 1 - decay)
         yield epoch + 1, averaged
 
 
-def _sides(x: Tensor, members: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Rewards of chosen and rejected under every member, (N, E) each."""
+def _score_sides(x: Tensor, members: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the rewards of chosen and rejected responses under every member, (N, E) each."""
     w1, b1, w2 = members
     hidden = torch.baddbmm(b1, x.flatten(0, 1).expand(len(w1), -1, -1), w1).relu()
     chosen, rejected = (hidden * w2).sum(2).T.reshape(len(x), 2, -1).unbind(1)
     return chosen, rejected
 
 
-def _bootstrap(groups: list[str], plan: HeadTrainingConfig) -> Tensor:
-    """How often each pair counts for each head, (N, E): whole prompt groups are drawn."""
-    generator = torch.Generator().manual_seed(plan.seed)
-    names = {group: i for i, group in enumerate(sorted(set(groups)))}
-    draws = torch.randint(len(names), (plan.heads, len(names)), generator=generator)
-    counts = torch.stack([draw.bincount(minlength=len(names)) for draw in draws]).float()
-    return counts.T[torch.tensor([names[group] for group in groups])]
+def _draw_bootstrap_counts(groups: list[str], config: HeadTrainingConfig) -> Tensor:
+    """Draw prompt groups with replacement for each head; return how often each pair was drawn, (N, E)."""
+    generator = torch.Generator().manual_seed(config.seed)
+    index = {group: i for i, group in enumerate(sorted(set(groups)))}
+    draws = torch.randint(len(index), (config.heads, len(index)), generator=generator)
+    counts = torch.stack([draw.bincount(minlength=len(index)) for draw in draws]).float()
+    return counts.T[torch.tensor([index[group] for group in groups])]
 
 
-def _initial(heads: int, k: int, plan: HeadTrainingConfig, generator: torch.Generator) -> list[Tensor]:
-    shapes = [(heads, k, plan.hidden), (heads, 1, plan.hidden), (heads, 1, plan.hidden)]
+def _initialise_members(
+    heads: int, k: int, config: HeadTrainingConfig, generator: torch.Generator
+) -> list[Tensor]:
+    """Return w1 (E, K, H), b1 (E, 1, H) and w2 (E, 1, H), uniform within 1 / sqrt(fan-in)."""
+    shapes = [(heads, k, config.hidden), (heads, 1, config.hidden), (heads, 1, config.hidden)]
     return [
         ((torch.rand(shape, generator=generator) * 2 - 1) / fan_in**0.5).requires_grad_()
-        for shape, fan_in in zip(shapes, (k, k, plan.hidden), strict=True)
+        for shape, fan_in in zip(shapes, (k, k, config.hidden), strict=True)
     ]
 
 
-def _standardised(head: Head, flat: Tensor) -> Head:
+def _standardise_rewards(head: Head, projections: Tensor) -> Head:
+    """Return the head with each member's rewards of (M, K) projections at mean 0, standard deviation 1."""
     exact = head.to(torch.device("cpu"))
-    rewards = exact.score_members(exact.standardise(flat))
-    mean, deviation = rewards.mean(0), rewards.std(0).clamp(min=1e-6)
-    w2, b2 = exact.w2 / deviation[:, None], (exact.b2 - mean) / deviation
+    rewards = exact.score_members(exact.standardise(projections))
+    mean, std = rewards.mean(0), rewards.std(0).clamp(min=MIN_SCALE)
+    w2, b2 = exact.w2 / std[:, None], (exact.b2 - mean) / std
     return Head(head.center, head.scale, head.w1, head.b1, w2.float(), b2.float()).to(torch.device("cpu"))

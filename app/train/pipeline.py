@@ -1,45 +1,52 @@
-"""pairs → features → selection → head → calibration → names → bundle; reads top to bottom."""
+"""Trains a reward model in named steps: extract → select → train_head → calibrate → name → evaluate.
+
+`train` runs all of them. `app.train.refit` runs extract, train_head and calibrate on the directions of an
+existing bundle.
+"""
 
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from app.backbone.model_sources import Progress
 from app.data.pairs import match_condition
-from app.errors import DataError, NonFiniteScore
-from app.evaluate.accuracy import ScoredPairs, accuracy_difference, bootstrap_mean, evaluate_pairs, pair_wins
+from app.errors import DataError
+from app.evaluate.accuracy import ScoredPairs, evaluate_pairs
+from app.reward.calibration import Calibration
 from app.reward.directions import Dictionary
-from app.reward.engine import Engine
 from app.reward.head import Head
-from app.reward.reward_model import ModelCard, Probe, RewardModel, TrainingData
-from app.train import features, head_training
-from app.train.augmentation import augment_rejected
+from app.reward.reward_model import RewardModel, TrainingData
+from app.train import assembly
+from app.train.augmentation import AUGMENT_SHARE, AugmentedPairs, extract_augmented
+from app.train.baseline_heads import ComparisonData, compare_baselines
 from app.train.calibration import CALIBRATION_FOLDS, ResponseLengths, calibrate_head
-from app.train.names import labels
-from app.train.names.contexts import collect_contexts
-from app.train.selection import Selection, select_latents
-from app.train.variants import BASELINES, Arena, Drilled
-from app.types import Explain, Feature, Item, Message, Pair, Pooling, ScoreJob, ScoreOptions
-
-PROBES = (
-    ("What is the capital of France?", "The capital of France is Paris."),
-    ("Can people breathe under water without equipment?", "No. Human lungs cannot take oxygen from water."),
-    ("How many legs does a spider have?", "Nobody knows; some say six, some say a hundred."),
-    ("Write one sentence about autumn.", "Autumn turns the hills copper and the mornings quiet."),
+from app.train.features import FeatureExtractor, PairFeatures, extract_features
+from app.train.head_training import (
+    HeadTrainingConfig,
+    TrainingSet,
+    compute_rewards,
+    fit_head,
+    tune_config,
 )
-DRILLS = 0.5
-Report = Callable[[str, float], None]
+from app.train.names import labels
+from app.train.names.contexts import TokenContexts, collect_contexts
+from app.train.selection import Selection, select_latents
+from app.types import Feature, Pair, Pooling
+
+CARD_METRICS = ("accuracy", "ci_low", "ci_high", "n", "ece")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
-    """What to make: the task, its data, and the choices the method leaves open.
+    """What is trained: the name of the model, its data, and the choices that the method leaves open.
 
-    Limit 0 takes every pair; `drills` is the share of pairs learnt from once more, dressed up.
+    `max_pairs` 0 trains on all pairs. `augment_share` is the share of pairs that are trained on once more with
+    an augmented rejected response. `slices` are conditions on pairs for which accuracy is also reported.
     """
 
     name: str
@@ -50,216 +57,239 @@ class TrainingConfig:
     pooling: Pooling = Pooling.MEAN
     k: int = 128
     max_pairs: int = 1000
-    augment_share: float = DRILLS
+    augment_share: float = AUGMENT_SHARE
     slices: tuple[str, ...] = ()
-    head: head_training.HeadTrainingConfig = field(default_factory=head_training.HeadTrainingConfig)
+    head: HeadTrainingConfig = field(default_factory=HeadTrainingConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractedPairs:
+    """Pairs with their features, and the augmented pairs made from them."""
+
+    pairs: list[Pair]
+    features: PairFeatures
+    augmented: AugmentedPairs | None = None
+
+    @property
+    def groups(self) -> list[str]:
+        """The prompt group of each pair."""
+        return [pair.group for pair in self.pairs]
+
+
+@dataclass(frozen=True, slots=True)
+class DirectionSet:
+    """Selected directions, and the layer and pooling whose residuals are projected on them."""
+
+    dictionary: Dictionary
+    layer: int
+    pooling: Pooling
+
+    def get_residuals(self, features: PairFeatures) -> Tensor:
+        """Return the pooled residuals of pairs, (N, 2, D)."""
+        return features.pooled_residuals(self.layer, self.pooling)
+
+    def project(self, features: PairFeatures) -> Tensor:
+        """Return the projections of pairs, (N, 2, K)."""
+        return self.dictionary.project(self.get_residuals(features))
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedHead:
+    """A head, the projections it was trained on, and its hyperparameters after tuning."""
+
+    head: Head
+    training_set: TrainingSet
+    config: HeadTrainingConfig
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """A trained model and what is known about it."""
+    """A trained model, and the results that its report shows, by section."""
 
     model: RewardModel
-    findings: dict[str, Any]
-
-
-class Learnt(NamedTuple):
-    """Directions and a head over them, with what they were learnt from and how."""
-
-    chosen: Selection
-    dictionary: Dictionary
-    lesson: head_training.TrainingSet
-    plan: head_training.HeadTrainingConfig
-    head: Head
+    results: dict[str, Any]
 
 
 def train(
-    order: TrainingConfig,
-    reader: features.FeatureExtractor,
+    config: TrainingConfig,
+    extractor: FeatureExtractor,
     cache: Path,
-    report: Report,
+    progress: Progress,
     neuronpedia: str | None = None,
 ) -> TrainingResult:
-    """Make a reward model and save nothing; `neuronpedia` is where its SAE's features can be looked up."""
+    """Train and evaluate a reward model; nothing is saved but cached features.
+
+    `neuronpedia` is the path of the SAE on neuronpedia.org, for links to its latents.
+    """
     started = time.perf_counter()
-    fitting = drawn(order)
-    seen = table(fitting, reader, cache, "training pairs", report)
-    dressed = drilled(order.augment_share, fitting, seen, reader, cache, report)
-    extracted = time.perf_counter()
-    chosen, sliced, lesson, plan, head = learn(order, fitting, seen, dressed, reader, report)
-    read = collect_contexts(fitting, reader, cache, lambda done: report("single tokens", done))
-    single = sliced.project(read.residuals[torch.from_numpy(read.response_offset >= 0)].cpu())
-    counted = ResponseLengths(seen.lengths(), seen.pooled_lengths(order.pooling))
-    calibration = calibrate_head(
-        head, lesson, counted, single, plan, lambda done: report("calibration", done)
-    )
-    fitted = time.perf_counter()
-    card = _card(replace(order, plan=plan), reader, head, calibration.temperature, len(fitting))
-    model = RewardModel(card, sliced, head, calibration, _described(chosen), ())
-    resident = sliced.to(reader.backbone.device)
-    named = labels.name_features(model.features, resident, read, reader.text, reader.backbone, neuronpedia)
-    model = replace(model, features=named)
-    training = {
-        "pairs": len(fitting),
-        "drills": len(dressed.owners) if dressed else 0,
-        "prompts": len(set(lesson.groups)),
-        "seconds_extracting": round(extracted - started, 1),
-        "seconds_fitting": round(fitted - extracted, 1),
-        "plan": asdict(plan),
+    pairs = take_training_pairs(config)
+    extracted = extract(pairs, extractor, cache, progress, augment_share=config.augment_share)
+    extraction_ended = time.perf_counter()
+    selection, directions = select(extracted, extractor, config.pooling, config.k, config.head.seed)
+    trained = train_head(extracted, directions, config.head, progress)
+    contexts = read_contexts(pairs, extractor, cache, progress)
+    calibration = calibrate(trained, extracted, directions, contexts, progress)
+    fitting_ended = time.perf_counter()
+    features = name(assembly.describe_features(selection), directions, contexts, extractor, neuronpedia)
+    data = replace(config.data, pairs=len(pairs))
+    card = assembly.build_model_card(
+        config.name, data, extractor, trained.head, pooling=config.pooling, sae_name=config.sae_name,
+        config=trained.config, temperature=calibration.temperature,
+    )  # fmt: skip
+    model = RewardModel(card, directions.dictionary, trained.head, calibration, features, ())
+    seconds = (extraction_ended - started, fitting_ended - extraction_ended)
+    results: dict[str, Any] = {
+        "training": _summarise_training(extracted, trained, *seconds),
+        "selection": {"false_discovery": selection.false_discovery, "overlap": selection.overlap},
+        "names": assembly.summarise_names(features),
     }
-    selection = {"false_discovery": chosen.false_discovery, "overlap": chosen.overlap}
-    findings: dict[str, Any] = {"training": training, "selection": selection, "names": _naming(named)}
-    if order.test_pairs:
-        tested = table(order.test_pairs, reader, cache, "test pairs", report)
-        ground = (fitting, seen, order.test_pairs, tested, reader.dictionary, reader.layers[0])
-        arena = Arena(*ground, order.pooling, order.k, plan, dressed)
-        findings |= _examined(order, arena, model, report)
-        metrics = {name: findings["test"][name] for name in ("accuracy", "ci_low", "ci_high", "n", "ece")}
-        model = replace(model, card=replace(model.card, metrics=metrics))
-    return TrainingResult(replace(model, probes=probes(model, reader)), findings)
+    if config.test_pairs:
+        results |= evaluate(config, model, extracted, trained, extractor, cache, progress)
+        metrics = {metric: results["test"][metric] for metric in CARD_METRICS}
+        model = replace(model, card=replace(card, metrics=metrics))
+    return TrainingResult(assembly.with_probes(model, extractor), results)
 
 
-def learn(
-    order: TrainingConfig,
-    fitting: list[Pair],
-    seen: features.PairFeatures,
-    dressed: Drilled | None,
-    reader: features.FeatureExtractor,
-    report: Report,
-) -> Learnt:
-    """Select directions and train a head on them, its plan tuned."""
-    groups = [pair.group for pair in fitting]
-    chosen = select_latents(seen.firing_rates(order.pooling), groups, order.k, seed=order.head.seed)
-    sliced = reader.dictionary.to(torch.device("cpu")).select(chosen.latents).orthogonalize()
-    layer, *_ = reader.layers
-    lesson = head_training.TrainingSet.from_vectors(
-        seen.pooled_residuals(layer, order.pooling), sliced.directions, groups
-    )
-    if dressed:
-        vectors = dressed.table.pooled_residuals(layer, order.pooling)
-        lesson = lesson.with_augmented(sliced.project(vectors), dressed.groups)
-    plan = head_training.tune_config(lesson, order.head, lambda done: report("cross-validation", done))
-    head = head_training.fit_head(lesson, plan, _share(report, "head", plan.epochs))
-    return Learnt(chosen, sliced, lesson, plan, head)
-
-
-def drawn(order: TrainingConfig) -> list[Pair]:
-    """The pairs to train on."""
-    fitting = order.pairs[: order.max_pairs] if order.max_pairs else order.pairs
-    if len({pair.group for pair in fitting}) < CALIBRATION_FOLDS:
+def take_training_pairs(config: TrainingConfig) -> list[Pair]:
+    """Return the first `max_pairs` pairs; they must have enough prompts for cross-validation."""
+    pairs = config.pairs[: config.max_pairs] if config.max_pairs else config.pairs
+    if len({pair.group for pair in pairs}) < CALIBRATION_FOLDS:
         raise DataError(
-            f"{order.data.name}: {len(fitting)} pairs of fewer than {CALIBRATION_FOLDS} prompts; "
+            f"{config.data.name}: {len(pairs)} pairs of fewer than {CALIBRATION_FOLDS} prompts; "
             "cross-validation needs more"
         )
-    return fitting
+    return pairs
 
 
-def drilled(
-    share: float,
+def extract(
     pairs: list[Pair],
-    seen: features.PairFeatures,
-    reader: features.FeatureExtractor,
+    extractor: FeatureExtractor,
     cache: Path,
-    report: Report,
-) -> Drilled | None:
-    """A share of the pairs with the rejected response dressed up, and what is read of them."""
-    made = augment_rejected(pairs, share)
-    if not made:
-        return None
-    owners, dressed = [i for i, _ in made], [(exchange,) for _, exchange in made]
-    found = features.extract_features(dressed, reader, cache, _share(report, "drills", len(set(dressed))))
-    return Drilled(owners, [pairs[i].group for i in owners], seen.with_rejected(owners, found))
-
-
-def table(
-    pairs: list[Pair], reader: features.FeatureExtractor, cache: Path, what: str, report: Report
-) -> features.PairFeatures:
-    """Features of pairs, with progress under a name."""
+    progress: Progress,
+    *,
+    augment_share: float = 0.0,
+    stage: str = "training pairs",
+) -> ExtractedPairs:
+    """Extract the features of pairs, and of augmented pairs for a share of them; `stage` names the progress."""
     responses = [pair.items for pair in pairs]
-    count = len({exchange for row in responses for exchange in row})
-    return features.extract_features(responses, reader, cache, _share(report, what, count))
+    count = max(len({item for row in responses for item in row}), 1)
+    features = extract_features(responses, extractor, cache, lambda done: progress(stage, done / count))
+    augmented = extract_augmented(
+        pairs, features, augment_share, extractor, cache, _report_stage(progress, "augmented pairs")
+    )
+    return ExtractedPairs(pairs, features, augmented)
 
 
-def _card(
-    order: TrainingConfig, reader: features.FeatureExtractor, head: Head, temperature: float, pairs: int
-) -> ModelCard:
-    return ModelCard(
-        name=order.name,
-        task=order.name,
-        backbone=reader.backbone.name,
-        backbone_digest=reader.backbone.digest,
-        template_sha256=reader.text.digest,
-        layer=reader.layers[0],
-        readout=order.pooling,
-        directions=len(head.center),
-        heads=order.head.heads,
-        hidden=order.head.hidden,
-        loss=order.head.loss,
-        sae=order.sae_name,
-        sae_sha256=reader.sae_sha256,
-        sae_length=reader.dictionary.input_norm,
-        data=(replace(order.data, pairs=pairs),),
-        use="research use only" if "NC" in order.data.license else "see the license of the data",
-        temperature=temperature,
-        metrics={},
-        trained_parameters=head.num_parameters,
-        versions={name: version(name) for name in ("sparserm", "torch", "transformers", "sae-lens")},
+def select(
+    extracted: ExtractedPairs, extractor: FeatureExtractor, pooling: Pooling, k: int, seed: int
+) -> tuple[Selection, DirectionSet]:
+    """Select k latents of each sign by the difference of their firing rates, and their directions."""
+    firing_rates = extracted.features.firing_rates(pooling)
+    selection = select_latents(firing_rates, extracted.groups, k, seed=seed)
+    dictionary = extractor.dictionary.to(torch.device("cpu")).select(selection.latents).orthogonalize()
+    return selection, DirectionSet(dictionary, extractor.layer, pooling)
+
+
+def train_head(
+    extracted: ExtractedPairs,
+    directions: DirectionSet,
+    config: HeadTrainingConfig,
+    progress: Progress,
+    *,
+    tune: bool = True,
+) -> TrainedHead:
+    """Train a head on projections on the directions; `tune` chooses hyperparameters by cross-validation."""
+    training_set = TrainingSet.from_vectors(
+        directions.get_residuals(extracted.features), directions.dictionary.directions, extracted.groups
+    )
+    if extracted.augmented:
+        projections = directions.project(extracted.augmented.features)
+        training_set = training_set.with_augmented(projections, extracted.augmented.groups)
+    if tune:
+        config = tune_config(training_set, config, _report_stage(progress, "cross-validation"))
+    epochs = max(config.epochs, 1)
+    head = fit_head(training_set, config, lambda epoch: progress("head", epoch / epochs))
+    return TrainedHead(head, training_set, config)
+
+
+def read_contexts(
+    pairs: list[Pair], extractor: FeatureExtractor, cache: Path, progress: Progress
+) -> TokenContexts:
+    """Read single tokens with their residuals, which calibration and naming need."""
+    return collect_contexts(pairs, extractor, cache, _report_stage(progress, "single tokens"))
+
+
+def calibrate(
+    trained: TrainedHead,
+    extracted: ExtractedPairs,
+    directions: DirectionSet,
+    contexts: TokenContexts,
+    progress: Progress,
+) -> Calibration:
+    """Fit the calibration of a head on pairs that were held out in turn."""
+    features = extracted.features
+    response_tokens = contexts.residuals[torch.from_numpy(contexts.response_offset >= 0)].cpu()
+    return calibrate_head(
+        trained.head,
+        trained.training_set,
+        ResponseLengths(features.lengths(), features.pooled_lengths(directions.pooling)),
+        directions.dictionary.project(response_tokens),
+        trained.config,
+        _report_stage(progress, "calibration"),
     )
 
 
-def _described(chosen: Selection) -> tuple[Feature, ...]:
-    evidence = (chosen.latents, chosen.signs, chosen.difference, chosen.stability)
-    return tuple(
-        Feature(latent, int(sign), difference=round(apart, 5), stability=round(stable, 3))
-        for latent, sign, apart, stable in zip(*(t.tolist() for t in evidence), strict=True)
+def name(
+    features: tuple[Feature, ...],
+    directions: DirectionSet,
+    contexts: TokenContexts,
+    extractor: FeatureExtractor,
+    neuronpedia: str | None,
+) -> tuple[Feature, ...]:
+    """Name the features by the tokens on which their latents fire."""
+    dictionary = directions.dictionary.to(extractor.backbone.device)
+    return labels.name_features(
+        features, dictionary, contexts, extractor.tokenizer, extractor.backbone, neuronpedia
     )
 
 
-def probes(model: RewardModel, reader: features.FeatureExtractor) -> tuple[Probe, ...]:
-    """A few exchanges with the rewards a model gives them: its own test."""
-    exchanges = [Item((Message("user", prompt),), response) for prompt, response in PROBES]
-    engine = Engine(reader.backbone, reader.text, {model.card.name: model})
-    jobs = [ScoreJob(one, ScoreOptions((model.card.name,), Explain.NONE)) for one in engine.encode(exchanges)]
-    found = []
-    for exchange, result in zip(exchanges, engine.score(jobs), strict=True):
-        if isinstance(result, NonFiniteScore):
-            raise result
-        found.append(Probe(exchange, result.scores[0].reward))
-    return tuple(found)
-
-
-def _naming(named: tuple[Feature, ...]) -> dict[str, Any]:
-    scores = [feature.label_score for feature in named if feature.label_score is not None]
+def evaluate(
+    config: TrainingConfig,
+    model: RewardModel,
+    extracted: ExtractedPairs,
+    trained: TrainedHead,
+    extractor: FeatureExtractor,
+    cache: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Measure the model and the baselines on the test pairs; baselines are trained on the same pairs."""
+    test = extract(config.test_pairs, extractor, cache, progress, stage="test pairs")
+    data = ComparisonData(
+        extracted.pairs, extracted.features, test.pairs, test.features, extractor.dictionary, extractor.layer,
+        config.pooling, config.k, trained.config, extracted.augmented,
+    )  # fmt: skip
+    projections = data.residuals[1] @ model.dictionary.directions.cpu().T
+    scored = ScoredPairs(compute_rewards(model.head, projections), test.features.lengths(), test.groups)
+    slices = {condition: match_condition(test.pairs, condition) for condition in config.slices}
     return {
-        "named": len(scores),
-        "directions": len(named),
-        "median_score": float(torch.tensor(scores).median()) if scores else None,
-        "projection_tells_firing": sum(feature.projection_predicts_firing for feature in named),
+        "test": evaluate_pairs(scored, model.calibration.temperature, slices),
+        "baselines": compare_baselines(data, scored, progress),
     }
 
 
-def _judged(arena: Arena, model: RewardModel) -> ScoredPairs:
-    projections = (
-        arena.tested.pooled_residuals(arena.layer, arena.readout) @ model.dictionary.directions.cpu().T
-    )
-    groups = [pair.group for pair in arena.test]
-    return ScoredPairs(head_training.compute_rewards(model.head, projections), arena.tested.lengths(), groups)
+def _summarise_training(
+    extracted: ExtractedPairs, trained: TrainedHead, extraction_s: float, fitting_s: float
+) -> dict[str, Any]:
+    return {
+        "pairs": len(extracted.pairs),
+        "drills": len(extracted.augmented.pair_indices) if extracted.augmented else 0,
+        "prompts": len(set(trained.training_set.groups)),
+        "seconds_extracting": round(extraction_s, 1),
+        "seconds_fitting": round(fitting_s, 1),
+        "plan": asdict(trained.config),
+    }
 
 
-def _examined(order: TrainingConfig, arena: Arena, model: RewardModel, report: Report) -> dict[str, Any]:
-    """Our accuracy beside the baselines that matter: the same pairs, the same training."""
-    judged = _judged(arena, model)
-    slices = {fact: match_condition(order.test_pairs, fact) for fact in order.slices}
-    compared: dict[str, Any] = {}
-    for done, (name, rival) in enumerate(BASELINES.items()):
-        report("baselines", done / len(BASELINES))
-        theirs = pair_wins(rival(arena))
-        lead = accuracy_difference(pair_wins(judged.margins), theirs, judged.groups)
-        compared[name] = {**asdict(bootstrap_mean(theirs, judged.groups)), "lead": asdict(lead)}
-    report("baselines", 1.0)
-    return {"test": evaluate_pairs(judged, model.calibration.temperature, slices), "baselines": compared}
-
-
-def _share(report: Report, what: str, total: int) -> Callable[[int], None]:
-    """A listener that turns a count into a share of a stage."""
-    return lambda done: report(what, done / max(total, 1))
+def _report_stage(progress: Progress, stage: str) -> Callable[[float], None]:
+    """Return a callback that reports the share of one stage."""
+    return lambda done: progress(stage, done)

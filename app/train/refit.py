@@ -1,7 +1,8 @@
-"""A head learnt again from more pairs, over the same directions: seconds, because features are kept.
+"""Trains the head of an existing bundle again, on more pairs, over the same directions.
 
-Names, plan and layer stay; head, calibration and probes are new. The bundle is replaced file by file from a
-finished copy, and its seal comes last. Its report forgets what was measured of the old head.
+Features are cached, so this takes seconds. Names, hyperparameters and layer stay; head, calibration and probes
+are new. The new bundle is written completely, then moved file by file over the old one, its checksums last.
+Measurements of the old head are removed from the report.
 """
 
 from dataclasses import replace
@@ -15,15 +16,16 @@ from app.reward import bundle
 from app.reward.bundle import DIGESTED_FILES
 from app.reward.reward_model import RewardModel, TrainingData
 from app.settings import Settings
-from app.train import head_training, jobs, pipeline
-from app.train.calibration import ResponseLengths, calibrate_head
+from app.train import assembly, jobs, pipeline
+from app.train.augmentation import AUGMENT_SHARE
 from app.train.features import FeatureExtractor
-from app.train.names.contexts import collect_contexts
+from app.train.head_training import HeadTrainingConfig
 from app.types import Pair
 
-NEW, SEAL = ".new", "SHA256SUMS"
-KEPT = ("training", "selection", "names", "sae")
-"""What a report goes on saying: how the directions came to be. What was measured was of another head."""
+STAGING_FOLDER = ".new"
+CHECKSUMS_FILE = "SHA256SUMS"
+KEPT_SECTIONS = ("training", "selection", "names", "sae")
+"""Sections of the report that describe the directions, which stay; the others measured the old head."""
 
 
 def refit(
@@ -36,61 +38,56 @@ def refit(
     settings: Settings,
     progress: Progress,
 ) -> RewardModel:
-    """Learn the head of a bundle from the pairs it knows and new ones; `data` says what the latter are."""
+    """Train the head of a bundle on the pairs it was trained on and on new ones; `data` describes the new."""
     folder = settings.models_dir / name
-    _settle(folder)
+    _install_staged_bundle(folder)
     model = bundle.load_bundle(folder)
     known = known[: model.card.data[0].pairs]
-    found = reports.read(folder)
-    plan = head_training.HeadTrainingConfig(**found["training"]["plan"])
-    reader = jobs.load_feature_extractor(sae, settings, progress)
-    made = _learnt(model, [*known, *new], plan, reader, settings.cache, progress)
-    sources = tuple(one for one in model.card.data if one.name != data.name)
+    results = reports.read(folder)
+    config = HeadTrainingConfig(**results["training"]["plan"])
+    extractor = jobs.load_feature_extractor(sae, settings, progress)
+    model = _train_again(model, [*known, *new], config, extractor, settings.cache, progress)
+    other_data = tuple(source for source in model.card.data if source.name != data.name)
     card = replace(
-        made.card, data=(*sources, data), metrics={}, trained_parameters=made.head.num_parameters,
-        use="research use only" if "NC" in data.license else made.card.use,
+        model.card, data=(*other_data, data), metrics={}, trained_parameters=model.head.num_parameters,
+        use=assembly.describe_permitted_use(data, model.card.use),
     )  # fmt: skip
-    made = replace(made, card=card)
-    bundle.save_bundle(made, folder / NEW)
-    reports.create(folder, card, {part: found[part] for part in KEPT if part in found})
-    _settle(folder)
-    return made
+    model = replace(model, card=card)
+    bundle.save_bundle(model, folder / STAGING_FOLDER)
+    reports.create(folder, card, {part: results[part] for part in KEPT_SECTIONS if part in results})
+    _install_staged_bundle(folder)
+    return model
 
 
-def _learnt(
+def _train_again(
     model: RewardModel,
     pairs: list[Pair],
-    plan: head_training.HeadTrainingConfig,
-    reader: FeatureExtractor,
+    config: HeadTrainingConfig,
+    extractor: FeatureExtractor,
     cache: Path,
     progress: Progress,
 ) -> RewardModel:
-    card, directions = model.card, model.dictionary.to(torch.device("cpu"))
-    seen = pipeline.table(pairs, reader, cache, "pairs", progress)
-    dressed = pipeline.drilled(pipeline.DRILLS, pairs, seen, reader, cache, progress)
-    lesson = head_training.TrainingSet.from_vectors(
-        seen.pooled_residuals(card.layer, card.readout), directions.directions, [pair.group for pair in pairs]
+    """Return the model with a new head, calibration and probes; directions and names stay."""
+    card, dictionary = model.card, model.dictionary.to(torch.device("cpu"))
+    directions = pipeline.DirectionSet(dictionary, card.layer, card.readout)
+    extracted = pipeline.extract(pairs, extractor, cache, progress, augment_share=AUGMENT_SHARE)
+    trained = pipeline.train_head(extracted, directions, config, progress, tune=False)
+    contexts = pipeline.read_contexts(pairs, extractor, cache, progress)
+    calibration = pipeline.calibrate(trained, extracted, directions, contexts, progress)
+    card = replace(card, temperature=calibration.temperature)
+    return assembly.with_probes(
+        replace(model, head=trained.head, calibration=calibration, card=card), extractor
     )
-    if dressed:
-        vectors = dressed.table.pooled_residuals(card.layer, card.readout)
-        lesson = lesson.with_augmented(directions.project(vectors), dressed.groups)
-    head = head_training.fit_head(lesson, plan, lambda epoch: progress("head", epoch / plan.epochs))
-    read = collect_contexts(pairs, reader, cache, lambda done: progress("single tokens", done))
-    single = directions.project(read.residuals[torch.from_numpy(read.response_offset >= 0)].cpu())
-    lengths = ResponseLengths(seen.lengths(), seen.pooled_lengths(card.readout))
-    tables = calibrate_head(head, lesson, lengths, single, plan, lambda done: progress("calibration", done))
-    made = replace(model, head=head, calibration=tables, card=replace(card, temperature=tables.temperature))
-    return replace(made, probes=pipeline.probes(made, reader))
 
 
-def _settle(folder: Path) -> None:
-    """Put a finished copy in place of the bundle; one that was not finished is left for the next attempt."""
-    made = folder / NEW
-    if not (made / SEAL).exists():
+def _install_staged_bundle(folder: Path) -> None:
+    """Move a complete staged bundle over the installed one; an incomplete one is overwritten by the next run."""
+    staged = folder / STAGING_FOLDER
+    if not (staged / CHECKSUMS_FILE).exists():
         return
-    (folder / SEAL).unlink(missing_ok=True)
+    (folder / CHECKSUMS_FILE).unlink(missing_ok=True)
     for name in DIGESTED_FILES:
-        if (made / name).exists():
-            (made / name).replace(folder / name)
-    (made / SEAL).replace(folder / SEAL)
-    made.rmdir()
+        if (staged / name).exists():
+            (staged / name).replace(folder / name)
+    (staged / CHECKSUMS_FILE).replace(folder / CHECKSUMS_FILE)
+    staged.rmdir()

@@ -1,9 +1,9 @@
-"""Which latents speak about the preference: the difference of firing frequency, and how far to trust it.
+"""Selects the latents whose firing rate differs most between chosen and rejected responses.
 
-mu is the share of read tokens on which a latent fires, averaged over the responses of a side; for a
-read-out of one token this is the share of responses, as in the paper. A thousand pairs leave noise in it,
-so the choice is repeated with sides swapped at random (what chance alone selects) and on bootstrap samples
-(what another thousand pairs would select).
+The firing rate of a side is the share of pooled tokens on which a latent fires, averaged over the responses of
+that side; if one token is pooled, this is the share of responses, as in the paper. With a thousand pairs the
+rates are noisy. So the selection is repeated with sides swapped at random, which shows what chance alone
+selects, and on bootstrap samples, which show what another thousand pairs would select.
 """
 
 from dataclasses import dataclass
@@ -11,16 +11,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-REPEATS = 200
+NUM_RESAMPLES = 200
+"""Random swaps, and bootstrap samples, that a selection is compared with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Selected latents, +1 where preferred responses fire them more, and the evidence for each.
+    """The selected latents (2k), their signs, and the evidence for each.
 
-    `stability` is the share of bootstrap samples that select a latent on the same side;
-    `false_discovery` the share of the selected that chance would select as strongly;
-    `overlap` the mean Jaccard overlap of a bootstrap sample's choice with this one.
+    `signs` is +1 where chosen responses fire the latent more. `difference` is the chosen minus the rejected
+    firing rate. `stability` is the share of bootstrap samples that select the latent on the same side,
+    `false_discovery` the share of the selected latents that chance would select as strongly, and `overlap` the
+    mean Jaccard overlap of a bootstrap sample's selection with this one.
     """
 
     latents: Tensor
@@ -31,59 +33,67 @@ class Selection:
     overlap: float
 
 
-def select_latents(firing: Tensor, groups: list[str], k: int, *, seed: int = 0) -> Selection:
-    """The k latents preferred responses fire most in excess, and the k rejected ones do."""
+def select_latents(firing_rates: Tensor, groups: list[str], k: int, *, seed: int = 0) -> Selection:
+    """Select the k latents that fire most in excess on chosen responses, and the k on rejected ones.
+
+    `firing_rates` is (N, 2, F), `groups` the prompt group of each pair.
+    """
     generator = torch.Generator().manual_seed(seed)
-    apart = firing[:, 0].float() - firing[:, 1].float()
-    names = {group: i for i, group in enumerate(dict.fromkeys(groups))}
-    place = torch.tensor([names[group] for group in groups])
-    sums = torch.zeros(len(names), apart.shape[1]).index_add_(0, place, apart)
-    difference = apart.mean(0)
-    latents, signs = _extremes(difference, k)
-    chance = _swapped(sums, len(apart), generator)
-    votes, overlap = _votes(sums, place.bincount(), difference, k, generator)
+    differences = firing_rates[:, 0].float() - firing_rates[:, 1].float()
+    index = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    group_index = torch.tensor([index[group] for group in groups])
+    group_sums = torch.zeros(len(index), differences.shape[1]).index_add_(0, group_index, differences)
+    difference = differences.mean(0)
+    latents, signs = _select_extremes(difference, k)
+    by_chance = _swap_sides(group_sums, len(differences), generator)
+    votes, overlap = _count_votes(group_sums, group_index.bincount(), difference, k, generator)
     return Selection(
         latents,
         signs,
         difference[latents],
         torch.where(signs > 0, votes[0, latents], votes[1, latents]),
-        _false_discovery(chance, difference, k),
+        _compute_false_discovery(by_chance, difference, k),
         overlap,
     )
 
 
-def _extremes(difference: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _select_extremes(difference: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k largest and the k smallest latents, and their signs."""
     order = difference.argsort(descending=True, stable=True)
     latents = torch.cat([order[:k], order.flip(0)[:k]])
     return latents, torch.cat([torch.ones(k), -torch.ones(k)])
 
 
-def _swapped(sums: Tensor, pairs: int, generator: torch.Generator) -> Tensor:
-    """Differences when every prompt group's sides are swapped at random: what no preference looks like."""
-    flips = torch.randint(0, 2, (REPEATS, len(sums)), generator=generator).float() * 2 - 1
-    return flips @ sums / pairs
+def _swap_sides(group_sums: Tensor, num_pairs: int, generator: torch.Generator) -> Tensor:
+    """Return differences (R, F) after the sides of each prompt group are swapped at random."""
+    flips = torch.randint(0, 2, (NUM_RESAMPLES, len(group_sums)), generator=generator).float() * 2 - 1
+    return flips @ group_sums / num_pairs
 
 
-def _false_discovery(chance: Tensor, difference: Tensor, k: int) -> float:
-    """How many latents chance puts beyond the weakest selected one, as a share of the selected."""
+def _compute_false_discovery(by_chance: Tensor, difference: Tensor, k: int) -> float:
+    """Return how many latents chance puts beyond the weakest selected one, as a share of the selected."""
     high, low = difference.topk(k).values.min(), (-difference).topk(k).values.min()
-    beyond = ((chance >= high) | (-chance >= low)).sum(1).float().mean()
+    beyond = ((by_chance >= high) | (-by_chance >= low)).sum(1).float().mean()
     return float((beyond / (2 * k)).clamp(max=1))
 
 
-def _votes(
-    sums: Tensor, sizes: Tensor, difference: Tensor, k: int, generator: torch.Generator
+def _count_votes(
+    group_sums: Tensor, group_sizes: Tensor, difference: Tensor, k: int, generator: torch.Generator
 ) -> tuple[Tensor, float]:
-    """How often bootstrap samples of prompt groups select each latent, by side, and their overlap."""
-    draws = torch.randint(len(sums), (REPEATS, len(sums)), generator=generator)
-    counts = torch.stack([draw.bincount(minlength=len(sums)) for draw in draws]).float()
-    drawn = counts @ sums / (counts @ sizes.float())[:, None]
-    sides = torch.stack([_chosen(drawn, k), _chosen(-drawn, k)])
-    ours = torch.stack([_chosen(difference[None], k), _chosen(-difference[None], k)])
-    both = (sides & ours).sum((0, 2)).float()
-    return sides.float().mean(1), float((both / (4 * k - both)).mean())
+    """Select on bootstrap samples of prompt groups.
+
+    Returns the share of samples that select each latent, by side (2, F), and the mean overlap with the
+    selection on all pairs.
+    """
+    draws = torch.randint(len(group_sums), (NUM_RESAMPLES, len(group_sums)), generator=generator)
+    counts = torch.stack([draw.bincount(minlength=len(group_sums)) for draw in draws]).float()
+    resampled = counts @ group_sums / (counts @ group_sizes.float())[:, None]
+    sides = torch.stack([_mask_largest(resampled, k), _mask_largest(-resampled, k)])
+    selected = torch.stack([_mask_largest(difference[None], k), _mask_largest(-difference[None], k)])
+    common = (sides & selected).sum((0, 2)).float()
+    return sides.float().mean(1), float((common / (4 * k - common)).mean())
 
 
-def _chosen(scores: Tensor, k: int) -> Tensor:
-    """A mask of the k largest in each row."""
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.topk(k).indices, True)  # noqa: FBT003 # torch takes the value so
+def _mask_largest(scores: Tensor, k: int) -> Tensor:
+    """Return a mask of the k largest values in each row."""
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.topk(k).indices, True)  # noqa: FBT003 # torch's argument is positional

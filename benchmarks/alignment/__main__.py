@@ -9,7 +9,7 @@ from typing import Any
 
 from app.align.policy import model
 from app.backbone.model_sources import Progress
-from app.cli.common import DEFAULT_BACKBONE, DEFAULT_SAE, failing_kindly, progress
+from app.cli.common import DEFAULT_BACKBONE, DEFAULT_SAE, exit_on_error, show_progress
 from app.data.pairs import read_pairs, source_sha256
 from app.reward import loading
 from app.settings import Settings
@@ -24,7 +24,7 @@ MAX_TOKENS = 512
 
 def main() -> None:
     given = _arguments()
-    with failing_kindly(), progress() as report:
+    with exit_on_error(), show_progress() as report:
         preset = changed(PRESETS[given.preset], given.set)
         files = (given.train, given.test)
         train, test = (read_pairs(one) for one in files)

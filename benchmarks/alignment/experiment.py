@@ -16,7 +16,7 @@ import numpy as np
 from app.align import metrics, reward_hacking
 from app.align.config import AlignmentConfig
 from app.align.labelling import LabelledPair
-from app.align.loop import Loop, Parts, Sieve
+from app.align.loop import AlignmentInputs, AlignmentLoop, MarginFunction
 from app.align.policy.model import Policy
 from app.evaluate.accuracy import Float64Array, accuracy_difference, bootstrap_mean, pair_accuracy
 from app.types import Pair
@@ -47,7 +47,7 @@ class Study:
     def __init__(self, task: Task, preset: Preset, jury: Jury, start: Policy, folder: Path) -> None:
         self.task, self.preset, self.jury = task, preset, jury
         self.start, self.folder = start, folder
-        self.exam = metrics.exam(task.test, preset.compared, preset.answered)
+        self.exam = metrics.build_evaluation_set(task.test, preset.compared, preset.answered)
 
     def run(self, report: Report) -> Row:
         """All arms, or those that are left; means, intervals and leads."""
@@ -57,7 +57,7 @@ class Study:
         start = json.loads((self._home(OURS, 0) / "report.json").read_text())["rounds"][0]["summary"]
         return {
             "pairs": len(self.exam.pairs),
-            "questions": len(self.exam.choices),
+            "questions": len(self.exam.questions),
             "answers": len(self.exam.prompts),
             "start": start,
             "arms": {arm: _compared(rows, found[NONE], self.exam) for arm, rows in found.items()},
@@ -69,12 +69,14 @@ class Study:
         home = self._home(arm, seed)
         _share(self._home(OURS, seed), home)
         plan, where = _plan(self.task, self.preset, seed), f"{arm}, seed {seed}"
-        loop = Loop(plan, self._parts(arm, seed), home, lambda stage, n: report(f"{where}: {stage}", n))
+        loop = AlignmentLoop(
+            plan, self._parts(arm, seed), home, lambda stage, n: report(f"{where}: {stage}", n)
+        )
         told = loop.run({"arm": arm, "data": self.task.digests, **plan.model_dump()})
         last: Row = json.loads((home / f"round-{plan.rounds}" / "measures.json").read_text())
         return last | {"pairs": [row["pairs"] for row in told["rounds"][1:]]}
 
-    def _parts(self, arm: str, seed: int) -> Parts:
+    def _parts(self, arm: str, seed: int) -> AlignmentInputs:
         jury = self.jury
         scorers = {
             reward_hacking.REWARD: jury.scorer(lambda: jury.sparse),
@@ -82,7 +84,7 @@ class Study:
         }
         prompts = list(dict.fromkeys(pair.messages for pair in jury.others))
         sieves = _sieve(arm, jury, self._home(OURS, seed), seed)
-        return Parts(self.start, prompts, [], self.exam, sieves, scorers, lambda _: None)
+        return AlignmentInputs(self.start, prompts, [], self.exam, sieves, scorers, lambda _: None)
 
     def _reward_models(self) -> Row:
         """How often each agrees with people on the test pairs that policies are examined on."""
@@ -119,7 +121,7 @@ def _share(first: Path, here: Path) -> None:
             scratch.replace(here / name)
 
 
-def _sieve(arm: str, jury: Jury, ours: Path, seed: int) -> Sieve:
+def _sieve(arm: str, jury: Jury, ours: Path, seed: int) -> MarginFunction:
     def everything(pairs: Sequence[LabelledPair], _: int) -> list[float]:
         return [0.0] * len(pairs)
 
@@ -146,14 +148,17 @@ def _items(row: Row) -> dict[str, Float64Array]:
     found = {
         "implicit accuracy": (np.sign(agreed["implicit"]) + 1) / 2,
         "mc1": np.array(agreed["mc1"]), "mc2": np.array(agreed["mc2"]),
-        **{n: np.array([one[n] for one in answers], float) for n in (reward_hacking.REWARD, reward_hacking.HELD_OUT, "tokens")},
+        **{
+            n: np.array([one[n] for one in answers], float)
+            for n in (reward_hacking.REWARD, reward_hacking.HELD_OUT, "tokens")
+        },
     }  # fmt: skip
     return {name: values for name, values in found.items() if len(values)}
 
 
-def _compared(rows: list[Row], without: list[Row], exam: metrics.Exam) -> Row:
+def _compared(rows: list[Row], without: list[Row], exam: metrics.EvaluationSet) -> Row:
     """Means over seeds with intervals over prompts, leads over no filter, and each seed's own mean."""
-    pairs, choices = [pair.group for pair in exam.pairs], [choice.group for choice in exam.choices]
+    pairs, choices = [pair.group for pair in exam.pairs], [choice.group for choice in exam.questions]
     numbers = [str(at) for at in range(len(exam.prompts))]
     ours, theirs = ([_items(row) for row in some] for some in (rows, without))
     found: Row = {"kl": [row["summary"]["kl"] for row in rows], "pairs": [row["pairs"] for row in rows]}

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from app.align.labelling import LabelledPair
-from app.align.loop import Sieve
-from app.align.reward_scoring import Scorer, Verdict
+from app.align.loop import MarginFunction
+from app.align.reward_functions import ItemReward, RewardFunction
 from app.data.pairs import hash_to_unit_interval
 from app.reward.head import Head
 from app.reward.reward_model import TrainingData
@@ -79,12 +79,12 @@ class Jury:
         """The same, from the pairs that no other has seen."""
         return self._whole(self.others[: self.preset.gold])
 
-    def scorer(self, which: Callable[[], Reward]) -> Scorer:
+    def scorer(self, which: Callable[[], Reward]) -> RewardFunction:
         """Rewards of exchanges."""
 
-        def scored(exchanges: Sequence[Item]) -> list[Verdict]:
+        def scored(exchanges: Sequence[Item]) -> list[ItemReward]:
             vectors = self._vectors([(one,) for one in exchanges], "rewards")
-            return [Verdict(float(reward)) for reward in which().of(vectors)[:, 0]]
+            return [ItemReward(float(reward)) for reward in which().of(vectors)[:, 0]]
 
         return scored
 
@@ -97,7 +97,9 @@ class Jury:
         """The same by a fine-tuned StandardRM, made once and kept."""
         taught, plan = self.learnt[: self.preset.standard], standard.StandardPlan(self.preset.standard_epochs)
         text = self._reader.text
-        key = hashlib.sha256(repr((str(self._llm), text.digest, plan, taught)).encode()).hexdigest()[:16]
+        key = hashlib.sha256(repr((str(self._llm), text.template_sha256, plan, taught)).encode()).hexdigest()[
+            :16
+        ]
         home = self._cache / "standard" / key
         home.mkdir(parents=True, exist_ok=True)
         clock = standard.Clock(home / "spent.json")
@@ -124,7 +126,7 @@ class Jury:
         return found.pooled_residuals(self._reader.layers[0], READOUT)
 
 
-def sieve(margins: Callable[[Sequence[Pair]], Tensor]) -> Sieve:
+def sieve(margins: Callable[[Sequence[Pair]], Tensor]) -> MarginFunction:
     """Whoever has margins of pairs as a filter of a round."""
 
     def sieved(pairs: Sequence[LabelledPair], _: int) -> list[float]:

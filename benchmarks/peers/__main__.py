@@ -56,8 +56,8 @@ def main() -> None:
 
 
 def _steps(ground: Reference, chosen: argparse.Namespace) -> list[Step]:
-    known = catalogue.peers(list(ground.models), ground.score_head())
-    peers = _installed(catalogue.chosen(known, chosen.peers), chosen.folder)
+    known = catalogue.all_peers(list(ground.models), ground.score_head())
+    peers = _installed(catalogue.select_peers(known, chosen.peers), chosen.folder)
     return wanted(peers, workloads.select_workloads(chosen.workloads), named=bool(chosen.workloads))
 
 

@@ -6,7 +6,7 @@ from benchmarks.peers import infinity, litserve, llamacpp, mosec, naive, ours, v
 from benchmarks.peers.peer import Peer
 
 
-def peers(models: Sequence[str], head: Sequence[float]) -> dict[str, Peer]:
+def all_peers(models: Sequence[str], head: Sequence[float]) -> dict[str, Peer]:
     """All of them: ours for these reward models, the others with this score head."""
     found = [
         *ours.peers(list(models)), *vllm.PEERS, *infinity.PEERS, *llamacpp.peers(head), *naive.PEERS,
@@ -15,7 +15,7 @@ def peers(models: Sequence[str], head: Sequence[float]) -> dict[str, Peer]:
     return {peer.name: peer for peer in found}
 
 
-def chosen(known: dict[str, Peer], names: Sequence[str]) -> list[Peer]:
+def select_peers(known: dict[str, Peer], names: Sequence[str]) -> list[Peer]:
     """Peers by name, in the order of the catalogue; all of them for no names."""
     for name in names:
         if name not in known:

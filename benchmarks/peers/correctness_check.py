@@ -30,11 +30,11 @@ class Gatekeeper:
         return CorrectnessResult(peer.name, round_, worst, peer.tolerance)
 
     def _wanted(self, peer: Peer) -> list[float]:
-        key = peer.judge or str(peer.server.depth)
+        key = peer.reward_model or str(peer.server.depth)
         if key not in self._known:
             self._known[key] = (
-                self._reference.rewards(peer.judge, self._probes)
-                if peer.judge
+                self._reference.rewards(peer.reward_model, self._probes)
+                if peer.reward_model
                 else self._reference.classifier_scores(peer.server.depth, self._probes)
             )
         return self._known[key]

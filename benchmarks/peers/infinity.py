@@ -3,17 +3,17 @@
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.peers.peer import HERE, Command, Peer, Place, Request, Server
+from benchmarks.peers.peer import LOOPBACK, Command, LaunchContext, Peer, PeerRequest, PeerServer
 from benchmarks.workloads import Query
 
 BATCH = 32
 
 
-def start(place: Place, *switches: str) -> Command:
+def start(place: LaunchContext, *switches: str) -> Command:
     """Its torch engine in float32; warmed up by what is asked before measuring."""
     program = str(place.python.with_name("infinity_emb"))
     options = {
-        "--model-id": str(place.checkpoint), "--served-model-name": "reward", "--host": HERE,
+        "--model-id": str(place.checkpoint), "--served-model-name": "reward", "--host": LOOPBACK,
         "--port": str(place.port), "--engine": "torch", "--device": "cpu", "--dtype": "float32",
         "--batch-size": str(BATCH),
     }  # fmt: skip
@@ -23,10 +23,10 @@ def start(place: Place, *switches: str) -> Command:
     return Command([program, "v2", *said, *plain, *switches], env)
 
 
-def ask(query: Query) -> list[Request]:
+def ask(query: Query) -> list[PeerRequest]:
     """POST /classify with text; it takes no token ids."""
     texts = [pair.text for pair in query]
-    return [Request("/classify", {"model": "reward", "input": texts, "raw_scores": True})]
+    return [PeerRequest("/classify", {"model": "reward", "input": texts, "raw_scores": True})]
 
 
 def read(answer: Any) -> list[float]:
@@ -34,8 +34,8 @@ def read(answer: Any) -> list[float]:
     return [label["score"] for row in answer["data"] for label in row if label["label"] == "score"]
 
 
-COMPILED = Server(
-    "infinity", "infinity-emb 0.0.78, torch, compiled as by default", start, "infinity", start_s=30
+COMPILED = PeerServer(
+    "infinity", "infinity-emb 0.0.78, torch, compiled as by default", start, "infinity", expected_start_s=30
 )
 EAGER = replace(
     COMPILED, name="infinity-eager", about="the same, not compiled",
@@ -43,5 +43,5 @@ EAGER = replace(
 )  # fmt: skip
 PEERS = [
     Peer("infinity", COMPILED, ask, read),
-    Peer("infinity-eager", EAGER, ask, read, only=("unique-1", "unique-16", "unique-64", "mixed")),
+    Peer("infinity-eager", EAGER, ask, read, only_workloads=("unique-1", "unique-16", "unique-64", "mixed")),
 ]

@@ -2,19 +2,19 @@
 
 from typing import Any
 
-from benchmarks.peers.peer import LAUNCH, Command, Peer, Place, Request, Server
+from benchmarks.peers.peer import LAUNCH_PACKAGE, Command, LaunchContext, Peer, PeerRequest, PeerServer
 from benchmarks.workloads import Query
 
 
-def start(place: Place) -> Command:
+def start(place: LaunchContext) -> Command:
     """One worker on every core."""
-    program = [str(place.python), "-m", f"{LAUNCH}.padded_litserve"]
+    program = [str(place.python), "-m", f"{LAUNCH_PACKAGE}.padded_litserve"]
     return Command([*program, str(place.checkpoint), str(place.port)])
 
 
-def ask(query: Query) -> list[Request]:
+def ask(query: Query) -> list[PeerRequest]:
     """POST /predict with token ids, a request each: batching is the server's."""
-    return [Request("/predict", {"ids": list(pair.ids)}) for pair in query]
+    return [PeerRequest("/predict", {"ids": list(pair.ids)}) for pair in query]
 
 
 def read(answer: Any) -> list[float]:
@@ -23,5 +23,10 @@ def read(answer: Any) -> list[float]:
 
 
 PEERS = [
-    Peer("litserve", Server("litserve", "LitServe 0.2.19, padded batches of 8", start, "litserve"), ask, read)
+    Peer(
+        "litserve",
+        PeerServer("litserve", "LitServe 0.2.19, padded batches of 8", start, "litserve"),
+        ask,
+        read,
+    )
 ]

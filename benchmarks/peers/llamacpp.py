@@ -7,7 +7,7 @@ are near the reference, not equal to it.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.peers.peer import LAUNCH, Command, Depth, Peer, Place, Request, Server
+from benchmarks.peers.peer import LAUNCH_PACKAGE, Command, Depth, LaunchContext, Peer, PeerRequest, PeerServer
 from benchmarks.workloads import Query
 
 TOLERANCE = 0.2  # about a standard deviation of the scores
@@ -18,14 +18,14 @@ def peers(head: Sequence[float]) -> list[Peer]:
     return [Peer("llamacpp", SERVER, ask, reading(head), tolerance=TOLERANCE)]
 
 
-def start(place: Place) -> Command:
+def start(place: LaunchContext) -> Command:
     """Its own GGUF, from the wheel the backbone comes from; every core computes."""
-    return Command([str(place.python), "-m", f"{LAUNCH}.llamacpp", str(place.port), str(place.cores)])
+    return Command([str(place.python), "-m", f"{LAUNCH_PACKAGE}.llamacpp", str(place.port), str(place.cores)])
 
 
-def ask(query: Query) -> list[Request]:
+def ask(query: Query) -> list[PeerRequest]:
     """POST /v1/embeddings with token ids."""
-    return [Request("/v1/embeddings", {"model": "reward", "input": [list(pair.ids) for pair in query]})]
+    return [PeerRequest("/v1/embeddings", {"model": "reward", "input": [list(pair.ids) for pair in query]})]
 
 
 def reading(head: Sequence[float]) -> Callable[[Any], list[float]]:
@@ -38,6 +38,6 @@ def reading(head: Sequence[float]) -> Callable[[Any], list[float]]:
     return read
 
 
-SERVER = Server(
+SERVER = PeerServer(
     "llamacpp", "llama.cpp (xllamacpp 2026.10.11549), Q4_1, all layers", start, "llamacpp", depth=Depth.FULL
 )

@@ -45,7 +45,7 @@ class Bench:
         rng, urls = Random(seed), [one.url for one in servers]
         turns = pregenerate(workload.generate_bursts(self.words, rng), int(AHEAD * self.seconds))
         async with open_client(
-            peer, urls, patience_s=PATIENCE_S, own_connections=workload.own_connections
+            peer, urls, timeout_s=PATIENCE_S, own_connections=workload.own_connections
         ) as caller:
             await run_closed_loop(
                 caller.send, self.warm.generate_bursts(self.words, rng), self.warm, seconds=0, rng=rng
@@ -59,7 +59,7 @@ class Bench:
             after = machine.measure_peak_gflops(self.reference.matrix_shapes)
         lengths = summary_statistics.scored_lengths(run)
         return Measurement(
-            peer=peer.name, compared_with=peer.against, workload=workload.name, round=round_, seed=seed,
+            peer=peer.name, compared_with=peer.compared_with, workload=workload.name, round=round_, seed=seed,
             at=datetime.now(UTC).isoformat(timespec="seconds"), load_average=load, peaks=(before, after),
             steady=machine.is_steady(before, after, watch.shares["others"]), seconds=run.seconds,
             outcomes=summary_statistics.count_outcomes(run), pairs=len(lengths), tokens=sum(lengths),
@@ -83,8 +83,8 @@ class Bench:
         points = []
         peak = len(found.records) / found.seconds
         async with (
-            open_client(peer, urls, patience_s=GIVEN_UP * self.slo_s) as caller,
-            open_client(peer, urls, patience_s=PATIENCE_S) as patient,
+            open_client(peer, urls, timeout_s=GIVEN_UP * self.slo_s) as caller,
+            open_client(peer, urls, timeout_s=PATIENCE_S) as patient,
         ):
             for fraction in FRACTIONS:
                 run = await run_open_loop(

@@ -2,19 +2,19 @@
 
 from typing import Any
 
-from benchmarks.peers.peer import LAUNCH, Command, Peer, Place, Request, Server
+from benchmarks.peers.peer import LAUNCH_PACKAGE, Command, LaunchContext, Peer, PeerRequest, PeerServer
 from benchmarks.workloads import Query
 
 
-def start(place: Place) -> Command:
+def start(place: LaunchContext) -> Command:
     """In this project's own venv."""
-    program = [str(place.python), "-m", f"{LAUNCH}.padded_naive"]
+    program = [str(place.python), "-m", f"{LAUNCH_PACKAGE}.padded_naive"]
     return Command([*program, str(place.checkpoint), str(place.port)])
 
 
-def ask(query: Query) -> list[Request]:
+def ask(query: Query) -> list[PeerRequest]:
     """POST /get_reward with text."""
-    return [Request("/get_reward", {"query": [pair.text for pair in query]})]
+    return [PeerRequest("/get_reward", {"query": [pair.text for pair in query]})]
 
 
 def read(answer: Any) -> list[float]:
@@ -22,5 +22,5 @@ def read(answer: Any) -> list[float]:
     return list(answer["rewards"])
 
 
-SERVER = Server("naive", "transformers behind FastAPI, padded, blocking", start)
+SERVER = PeerServer("naive", "transformers behind FastAPI, padded, blocking", start)
 PEERS = [Peer("naive", SERVER, ask, read)]

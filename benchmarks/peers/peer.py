@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks.workloads import Query
 
-HERE = "127.0.0.1"
-LAUNCH = "benchmarks.peers.launch"
+LOOPBACK = "127.0.0.1"
+LAUNCH_PACKAGE = "benchmarks.peers.launch"
 
 
 class Depth(StrEnum):
@@ -23,7 +23,7 @@ class Depth(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LaunchContext:
     """Where a server is to run: its interpreter, its checkpoint, its port, and how many cores it may use."""
 
     python: Path
@@ -41,7 +41,7 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class PeerRequest:
     """What is posted, and where."""
 
     path: str
@@ -49,20 +49,20 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class PeerServer:
     """A server process, or several of the same; `venv` is empty for this project's own.
 
     `start_s` is about how long a start takes, so that one can be told how long everything will.
     """
 
     name: str
-    about: str
-    start: Callable[[Place], Command]
+    description: str
+    build_command: Callable[[LaunchContext], Command]
     venv: str = ""
-    ready: str = "/health"
+    ready_path: str = "/health"
     depth: Depth = Depth.CUT
     copies: int = 1
-    start_s: float = 15.0
+    expected_start_s: float = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +75,12 @@ class Peer:
     """
 
     name: str
-    server: Server
-    ask: Callable[[Query], list[Request]]
-    read: Callable[[Any], list[float]]
-    judge: str = ""
+    server: PeerServer
+    build_requests: Callable[[Query], list[PeerRequest]]
+    read_scores: Callable[[Any], list[float]]
+    reward_model: str = ""
     tolerance: float = 1e-4
     counters: Mapping[str, str] = field(default_factory=dict)
-    patience: str = ""
-    only: tuple[str, ...] = ()
-    against: str = "ours"
+    timeout_header: str = ""
+    only_workloads: tuple[str, ...] = ()
+    compared_with: str = "ours"

@@ -20,7 +20,7 @@ from benchmarks.interleaving import resumed, suspended
 from benchmarks.load_generator import open_client
 from benchmarks.peers.correctness_check import Gatekeeper
 from benchmarks.peers.measure import FRACTIONS, PATIENCE_S, Bench
-from benchmarks.peers.peer import Peer, Place, Server
+from benchmarks.peers.peer import LaunchContext, Peer, PeerServer
 from benchmarks.results_log import BareForward, Measurement, ResultsLog, ServerStart
 from benchmarks.server import ServerProcess, find_free_port, run_server
 from benchmarks.workloads import Workload
@@ -36,13 +36,13 @@ class Stint:
     """One server, started once, and everything it is asked until it is stopped."""
 
     round: int
-    server: Server
+    server: PeerServer
     steps: tuple[Step, ...]
 
     def seconds(self, each: float) -> float:
         """About how long it takes when measuring takes so many seconds each."""
         loops = sum(1 + len(FRACTIONS) * workload.open_loop for _, workload in self.steps)
-        return self.server.copies * self.server.start_s + len(self.steps) * AROUND_S + loops * each
+        return self.server.copies * self.server.expected_start_s + len(self.steps) * AROUND_S + loops * each
 
 
 def course(steps: Iterable[Step], rounds: int, done: Callable[[str, str, int], bool]) -> list[Stint]:
@@ -70,7 +70,7 @@ def wanted(peers: Sequence[Peer], workloads: Sequence[Workload], *, named: bool)
         if named
         or (
             (not workload.only_peers or peer.name in workload.only_peers)
-            and (not peer.only or workload.name in peer.only)
+            and (not peer.only_workloads or workload.name in peer.only_workloads)
         )
     ]
 
@@ -162,7 +162,7 @@ class Runner:
         return admitted
 
     async def _admit(self, peer: Peer, servers: Sequence[ServerProcess], round_: int) -> bool:
-        async with open_client(peer, [one.url for one in servers], patience_s=PATIENCE_S) as caller:
+        async with open_client(peer, [one.url for one in servers], timeout_s=PATIENCE_S) as caller:
             try:
                 gate = await self.gatekeeper.check(peer, caller, round_)
             except (httpx.HTTPError, ValueError, LookupError) as error:
@@ -185,28 +185,30 @@ class Runner:
                 break
 
     @contextmanager
-    def _started(self, server: Server) -> Iterator[list[ServerProcess]]:
+    def _started(self, server: PeerServer) -> Iterator[list[ServerProcess]]:
         """As many as it takes, one after the other."""
-        self.say(f"starting {server.name}: {server.about}")
+        self.say(f"starting {server.name}: {server.description}")
         checkpoint = self.bench.reference.checkpoint(server.depth, self.folder / "checkpoints")
         with ExitStack() as stack:
             yield [stack.enter_context(self._one(server, checkpoint)) for _ in range(server.copies)]
 
     @contextmanager
-    def _one(self, server: Server, checkpoint: Path) -> Iterator[ServerProcess]:
-        place = Place(interpreter(server, self.folder), checkpoint, find_free_port(), machine.count_cores())
-        command = server.start(place)
+    def _one(self, server: PeerServer, checkpoint: Path) -> Iterator[ServerProcess]:
+        place = LaunchContext(
+            interpreter(server, self.folder), checkpoint, find_free_port(), machine.count_cores()
+        )
+        command = server.build_command(place)
         log = self._log(server)
         log.parent.mkdir(parents=True, exist_ok=True)
         env = environment(command.env)
-        with run_server(command.args, env, port=place.port, ready=server.ready, log=log) as served:
+        with run_server(command.args, env, port=place.port, ready=server.ready_path, log=log) as served:
             yield served
 
-    def _log(self, server: Server) -> Path:
+    def _log(self, server: PeerServer) -> Path:
         return self.folder / "logs" / f"{server.name}.log"
 
 
-def interpreter(server: Server, folder: Path) -> Path:
+def interpreter(server: PeerServer, folder: Path) -> Path:
     """The python of a server's venv, or this one."""
     return folder / server.venv / "bin" / "python" if server.venv else Path(sys.executable)
 

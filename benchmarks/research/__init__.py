@@ -1,1 +1,1 @@
-"""Experiments on the method; not part of the product."""
+"""Experiments on the method; they use the server's code and are not part of it."""

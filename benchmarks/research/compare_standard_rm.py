@@ -1,7 +1,8 @@
-"""SparseRM and StandardRM on the same pairs: accuracy, time, size and memory, from nothing to a model.
+"""`python -m benchmarks.research.compare_standard_rm MODEL PAIRS TEST`: compares with a fine-tuned StandardRM.
 
-Ours is timed on an empty shelf, features included, and comes first, so that the peak of memory is its own.
-Neither learns from drills, and both compute in the same precision.
+SparseRM and StandardRM are trained on the same pairs; accuracy, time, size and memory are compared. Ours is timed
+with an empty feature cache, extraction included, and runs first, so that the peak of memory is its own. Neither is
+trained on augmented pairs, and both compute in the same precision.
 """
 
 import resource
@@ -9,87 +10,149 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 
+from app.backbone.model_sources import Progress
+from app.cli import common
+from app.evaluate import report as reports
 from app.evaluate.accuracy import Float64Array, accuracy_difference, bootstrap_mean, pair_wins
-from app.train import features, head_training, pipeline
+from app.reward import bundle, loading
+from app.settings import Settings
+from app.train import jobs, pipeline
+from app.train.features import FeatureExtractor
+from app.train.head_training import compute_rewards
 from app.types import Pair
 from benchmarks.research import standard_rm
 
+DEFAULT_SIZE = 1000
 PROMPTS = "once a pair"
+"""How often the StandardRM computes a prompt; results that differ in this are not merged."""
+COSTS = ("seconds", "cpu_seconds", "trainable", "peak_gib", "precision")
+app = typer.Typer(add_completion=False)
 
 
-def run(
-    order: pipeline.TrainingConfig,
-    reader: features.FeatureExtractor,
+@app.command()
+def main(
+    model: Annotated[str, typer.Argument(help="A reward model made by `sparserm train`.")],
+    pairs: Annotated[str, typer.Argument(help="The pairs it was trained on.")],
+    test: Annotated[str, typer.Argument(help="The pairs it is measured on.")],
+    sae: Annotated[Path, typer.Option(help="Folder of the SAE it was made from.")] = common.DEFAULT_SAE,
+    sizes: Annotated[
+        list[int] | None, typer.Option(help="Numbers of training pairs (1000); those reported before stay.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Epochs of the StandardRM.")] = 3,
+    rate: Annotated[float, typer.Option(help="Learning rate of the StandardRM.")] = 1e-3,
+    bad: Annotated[
+        common.BadRowPolicy, typer.Option(help="What to do about rows that cannot be read.")
+    ] = common.BadRowPolicy.STOP,
+) -> None:
+    """Fine-tune a StandardRM (LoRA) on the same pairs as ours and compare; a killed run resumes."""
+    settings = common.load_settings()
+    with common.exit_on_error(), common.show_progress() as progress:
+        config = jobs.build_training_config(
+            model, pairs, test, data_license="", sae=sae, on_bad_row=bad.error_handler
+        )
+        standard_config = standard_rm.StandardRMConfig(epochs=epochs, lr=rate)
+        compare_and_report(config, sae, sizes or [DEFAULT_SIZE], standard_config, settings, progress)
+    common.console.print(f"added to {settings.models_dir / model / 'report.md'}", highlight=False)
+
+
+def compare_and_report(
+    config: pipeline.TrainingConfig,
+    sae_folder: Path,
+    sizes: list[int],
+    standard_config: standard_rm.StandardRMConfig,
+    settings: Settings,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Compare at each number of pairs; the results are added to the report of a bundle and returned."""
+    folder = settings.models_dir / config.name
+    card = bundle.load_bundle(folder).card
+    llm = loading.fetch_full_backbone(card.backbone, settings, progress)
+    matched = standard_rm.match_settings(settings)
+    extractor = jobs.load_feature_extractor(sae_folder, matched, progress)
+    config = replace(config, k=card.directions // 2, pooling=card.readout)
+    new = compare(config, extractor, llm, sizes, standard_config, settings.cache, progress)
+    results = merge_sizes(reports.read(folder).get("standard", {}), new)
+    reports.update(folder, card, {"standard": results})
+    return results
+
+
+def compare(
+    config: pipeline.TrainingConfig,
+    extractor: FeatureExtractor,
     llm: Path,
     sizes: Sequence[int],
-    plan: standard_rm.StandardPlan,
+    standard_config: standard_rm.StandardRMConfig,
     cache: Path,
-    report: pipeline.Report,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Both on the first pairs of each size, judged on the order's test pairs."""
-    groups = [pair.group for pair in order.test_pairs]
-    tested = pipeline.table(order.test_pairs, reader, cache, "test pairs", report)
-    samples = {size: pipeline.drawn(replace(order, limit=size)) for size in sizes}
-    ours = {size: _sparse(order, pairs, tested, reader, report) for size, pairs in samples.items()}
-    found: dict[str, Any] = {}
+    """Train both on the first pairs of each size and compare them on the test pairs, ready for JSON."""
+    test = pipeline.extract(config.test_pairs, extractor, cache, progress, stage="test pairs")
+    samples = {size: pipeline.take_training_pairs(replace(config, max_pairs=size)) for size in sizes}
+    ours = {size: _train_ours(config, pairs, test, extractor, progress) for size, pairs in samples.items()}
+    results: dict[str, Any] = {}
     for size, pairs in samples.items():
-        theirs = standard_rm.run(llm, reader.text, pairs, order.test_pairs, plan, cache, report)
-        won, costs = ours[size]
-        beaten = pair_wins(torch.tensor(theirs.margins))
-        found[str(size)] = {
+        theirs = standard_rm.train_and_score(
+            llm, extractor.tokenizer, pairs, config.test_pairs, standard_config, cache, progress
+        )
+        our_wins, our_costs = ours[size]
+        their_wins = pair_wins(torch.tensor(theirs.margins))
+        results[str(size)] = {
             "pairs": len(pairs),
-            "sparse": asdict(bootstrap_mean(won, groups)) | costs,
-            "standard": asdict(bootstrap_mean(beaten, groups))
-            | {
-                name: getattr(theirs, name)
-                for name in ("seconds", "cpu_seconds", "trainable", "peak_gib", "precision")
-            },
-            "lead": asdict(accuracy_difference(won, beaten, groups)),
+            "sparse": asdict(bootstrap_mean(our_wins, test.groups)) | our_costs,
+            "standard": asdict(bootstrap_mean(their_wins, test.groups))
+            | {cost: getattr(theirs, cost) for cost in COSTS},
+            "lead": asdict(accuracy_difference(our_wins, their_wins, test.groups)),
         }
-    terms = {"plan": asdict(plan), "threads": torch.get_num_threads(), "prompts": PROMPTS}
-    return {**terms, "sizes": found}
+    conditions = {"plan": asdict(standard_config), "threads": torch.get_num_threads(), "prompts": PROMPTS}
+    return {**conditions, "sizes": results}
 
 
-def joined(before: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """What was found, with the sizes of an earlier duel held alike that this one was not asked for."""
-    kept = before["sizes"] if before and _terms(before) == _terms(found) else {}
-    sizes = {**kept, **found["sizes"]}
-    return {**found, "sizes": {size: sizes[size] for size in sorted(sizes, key=int)}}
+def merge_sizes(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return new results with the other sizes of earlier ones, if those were made under the same conditions."""
+    kept = before["sizes"] if before and _get_conditions(before) == _get_conditions(new) else {}
+    sizes = {**kept, **new["sizes"]}
+    return {**new, "sizes": {size: sizes[size] for size in sorted(sizes, key=int)}}
 
 
-def _terms(found: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What two duels must share to stand in one table."""
-    tested = {row["lead"]["n"] for row in found["sizes"].values()}
-    return found["plan"], found["threads"], found.get("prompts"), tested
+def _get_conditions(results: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what two comparisons must have in common to be in one table."""
+    num_test_pairs = {row["lead"]["n"] for row in results["sizes"].values()}
+    return results["plan"], results["threads"], results.get("prompts"), num_test_pairs
 
 
-def _sparse(
-    order: pipeline.TrainingConfig,
+def _train_ours(
+    config: pipeline.TrainingConfig,
     pairs: list[Pair],
-    tested: features.PairFeatures,
-    reader: features.FeatureExtractor,
-    report: pipeline.Report,
+    test: pipeline.ExtractedPairs,
+    extractor: FeatureExtractor,
+    progress: Progress,
 ) -> tuple[Float64Array, dict[str, Any]]:
-    """Wins on the test pairs, and what training cost."""
-    started = standard_rm.clocks()
+    """Train a SparseRM with an empty cache; return its wins on the test pairs and its costs."""
+    started = standard_rm.read_clocks()
     with tempfile.TemporaryDirectory() as empty:
-        seen = pipeline.table(pairs, reader, Path(empty), f"SparseRM, {len(pairs)} pairs", report)
-    extracted = standard_rm.clocks()
-    learnt = pipeline.learn(order, pairs, seen, None, reader, report)
-    fitted = standard_rm.clocks()
-    vectors = tested.pooled_residuals(reader.layers[0], order.pooling)
-    rewards = head_training.compute_rewards(learnt.head, learnt.dictionary.project(vectors))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        stage = f"SparseRM, {len(pairs)} pairs"
+        extracted = pipeline.extract(pairs, extractor, Path(empty), progress, stage=stage)
+    extraction_ended = standard_rm.read_clocks()
+    _, directions = pipeline.select(extracted, extractor, config.pooling, config.k, config.head.seed)
+    trained = pipeline.train_head(extracted, directions, config.head, progress)
+    ended = standard_rm.read_clocks()
+    rewards = compute_rewards(trained.head, directions.project(test.features))
+    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     costs = {
-        "seconds": round(fitted[0] - started[0], 1),
-        "seconds_fitting": round(fitted[0] - extracted[0], 1),
-        "cpu_seconds": round(fitted[1] - started[1], 1),
-        "trainable": learnt.head.num_parameters,
-        "peak_gib": round(peak, 2),
-        "precision": str(reader.backbone.dtype).removeprefix("torch."),
+        "seconds": round(ended[0] - started[0], 1),
+        "seconds_fitting": round(ended[0] - extraction_ended[0], 1),
+        "cpu_seconds": round(ended[1] - started[1], 1),
+        "trainable": trained.head.num_parameters,
+        "peak_gib": round(peak_gib, 2),
+        "precision": str(extractor.backbone.dtype).removeprefix("torch."),
     }
     return pair_wins(rewards[:, 0] - rewards[:, 1]), costs
+
+
+if __name__ == "__main__":
+    app()

@@ -1,6 +1,7 @@
-"""Two answers to one prompt in one row, the prompt once, for a model that transformers and peft run.
+"""Runs both responses of a pair in one row, the prompt once, through a model of transformers and peft.
 
-Every token sees what it would see alone, so rewards and gradients are those of two rows, for less work.
+The attention mask lets every token attend to what it would attend to in a row of its own. So rewards and gradients
+are the same as with two rows, for less work.
 """
 
 from collections.abc import Sequence
@@ -13,57 +14,60 @@ from transformers import PreTrainedModel
 from app.backbone.flex_attention import build_visibility_table
 from app.backbone.packing import Segment, TokenIds, pack
 
-Row = dict[str, Tensor]
+PairRow = dict[str, Tensor]
 
 
-def row(chosen: TokenIds, rejected: TokenIds) -> Row:
-    """Ids and positions, which places each token sees (T, T), and `ends`, the places of the last tokens."""
+def build_row(chosen: TokenIds, rejected: TokenIds) -> PairRow:
+    """Return `ids` and `positions` (T), the attention `mask` (T, T), and `ends` (2), the rows of the last tokens."""
     packed = pack([chosen, rejected])
     ends = [packed.rows(i, len(ids) - 1, len(ids)) for i, ids in enumerate((chosen, rejected))]
     return {
         "ids": torch.from_numpy(packed.ids),
         "positions": torch.from_numpy(packed.positions),
-        "seen": _seen(packed.segments),
+        "mask": _build_mask(packed.segments),
         "ends": torch.from_numpy(np.concatenate(ends)),
     }
 
 
-def rewards(model: PreTrainedModel, both: Row, *, half: bool) -> Tensor:
-    """The two rewards, (2,): hidden states in 16 bits if `half`, the scalar head in 32."""
-    here = {name: tensor.to(model.device) for name, tensor in both.items()}
-    veil = _veil(model, here["seen"], here["positions"], torch.bfloat16 if half else model.dtype)
+def score_row(model: PreTrainedModel, row: PairRow, *, half: bool) -> Tensor:
+    """Return the two rewards, (2,): hidden states in bfloat16 if `half`, the scalar head in float32."""
+    row = {name: tensor.to(model.device) for name, tensor in row.items()}
+    bias = _build_attention_bias(
+        model, row["mask"], row["positions"], torch.bfloat16 if half else model.dtype
+    )
     with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
         hidden = model.base_model(
-            input_ids=here["ids"][None],
-            position_ids=here["positions"][None],
-            attention_mask=veil,
+            input_ids=row["ids"][None],
+            position_ids=row["positions"][None],
+            attention_mask=bias,
             use_cache=False,
         ).last_hidden_state
     with torch.autocast(model.device.type, enabled=False):
-        found: Tensor = model.score(hidden[0, here["ends"]].float())[:, 0]
-    return found
+        rewards: Tensor = model.score(hidden[0, row["ends"]].float())[:, 0]
+    return rewards
 
 
-def _seen(segments: Sequence[Segment]) -> Tensor:
-    seen, places = build_visibility_table(segments)
-    whole = np.repeat(seen, [segment.stop - segment.start for segment in segments], axis=0)
-    return torch.from_numpy(whole & (places[:, None] >= places))
+def _build_mask(segments: Sequence[Segment]) -> Tensor:
+    """Return a mask (T, T) that is true where a token attends to another."""
+    visible, positions = build_visibility_table(segments)
+    mask = np.repeat(visible, [segment.stop - segment.start for segment in segments], axis=0)
+    return torch.from_numpy(mask & (positions[:, None] >= positions))
 
 
-def _veil(
-    model: PreTrainedModel, seen: Tensor, positions: Tensor, dtype: torch.dtype
+def _build_attention_bias(
+    model: PreTrainedModel, mask: Tensor, positions: Tensor, dtype: torch.dtype
 ) -> Tensor | dict[str, Tensor]:
-    """What transformers adds to attention; one for each kind of layer where layers look back differently."""
-    facts = model.config.to_dict()
-    everything, window = _added(seen, dtype), facts.get("sliding_window")
+    """Return the mask as transformers adds it to attention scores: one, or one for each type of layer."""
+    config = model.config.to_dict()
+    full, window = _to_bias(mask, dtype), config.get("sliding_window")
     if not window:
-        return everything
-    near = _added(seen & (positions[:, None] - positions < window), dtype)
-    if not facts.get("layer_types"):
-        return near
-    return {"full_attention": everything, "sliding_attention": near}
+        return full
+    sliding = _to_bias(mask & (positions[:, None] - positions < window), dtype)
+    if not config.get("layer_types"):
+        return sliding
+    return {"full_attention": full, "sliding_attention": sliding}
 
 
-def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where a token sees another and the least number where not."""
-    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[None, None]
+def _to_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return 0 where the mask is true and the smallest number of the type elsewhere, (1, 1, T, T)."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)[None, None]

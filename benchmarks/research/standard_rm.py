@@ -1,15 +1,14 @@
-"""The reward model everybody trains: the same backbone, LoRA on every layer, a scalar head, Bradley-Terry.
+"""Trains a StandardRM: the usual reward model, with LoRA on every layer, a scalar head and Bradley-Terry loss.
 
-It sees the same token ids as ours and the same pairs, and reads a pair's prompt once, as ours does. TRL
-trains it and keeps checkpoints, so a killed run goes on, as its scoring of the test pairs does; what came out
-is kept with its time, size and memory.
+It gets the same backbone, token ids and pairs as ours, and computes the prompt of a pair once, as ours does.
+TRL trains it and writes checkpoints, so a killed run resumes; so does its scoring of the test pairs. The result
+is stored with its time, size and memory.
 """
 
 import hashlib
 import json
 import resource
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,10 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from app.align.policy import trl_trainers
 from app.backbone.linear import has_bfloat16_instructions
-from app.backbone.tokenization import Text
+from app.backbone.model_sources import Progress
+from app.backbone.tokenization import ChatTokenizer
 from app.errors import SourceError
+from app.settings import Settings
 from app.train.feature_cache import TensorCache, write_atomically
 from app.types import EncodedItem, Pair
 from benchmarks.research import shared_prompt_rows
@@ -33,8 +34,11 @@ MARGIN = "margin"
 
 
 @dataclass(frozen=True, slots=True)
-class StandardPlan:
-    """How it is trained: as TRL and peft have it, but for the rate: at theirs a small LoRA hardly learns."""
+class StandardRMConfig:
+    """Hyperparameters of a StandardRM; reports store them under these names.
+
+    All are the defaults of TRL and peft but for the learning rate: with theirs a small LoRA hardly learns.
+    """
 
     epochs: int = 3
     lr: float = 1e-3
@@ -44,8 +48,8 @@ class StandardPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Standard:
-    """What came out: margins on the test pairs, and what it cost."""
+class StandardRMResult:
+    """Margins on the test pairs, and the cost of training; reports store the fields under these names."""
 
     margins: list[float]
     seconds: float
@@ -55,84 +59,95 @@ class Standard:
     precision: str
 
 
-def run(
+def train_and_score(
     backbone: Path,
-    text: Text,
+    tokenizer: ChatTokenizer,
     train: list[Pair],
     test: list[Pair],
-    plan: StandardPlan,
+    config: StandardRMConfig,
     cache: Path,
-    report: Callable[[str, float], None],
-) -> Standard:
-    """Train on some pairs, score others; a finished run is read back, a killed one goes on."""
-    parts = (str(backbone), text.digest, asdict(plan), *map(repr, train), *map(repr, test))
-    home = cache / "standard" / hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-    done = home / "result.json"
-    if done.exists():
-        return Standard(**json.loads(done.read_text()))
-    home.mkdir(parents=True, exist_ok=True)
-    clock = Clock(home / "spent.json")
-    taught = trained(backbone, text, train, plan, clock, report)
-    seconds, cpu = clock.spent
-    apart = margins(taught, text, test, TensorCache(home / "margins.sqlite"), report)
-    trainable = sum(p.numel() for p in taught.parameters() if p.requires_grad)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    costs = (round(seconds, 1), round(cpu, 1), trainable, round(peak, 2))
-    found = Standard(apart.tolist(), *costs, precision())
-    write_atomically(done, json.dumps(asdict(found)))
-    return found
+    progress: Progress,
+) -> StandardRMResult:
+    """Train on some pairs and score others; a finished run is read from disk, a killed one resumes."""
+    parts = (str(backbone), tokenizer.template_sha256, asdict(config), *map(repr, train), *map(repr, test))
+    folder = cache / "standard" / hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    result_file = folder / "result.json"
+    if result_file.exists():
+        return StandardRMResult(**json.loads(result_file.read_text()))
+    folder.mkdir(parents=True, exist_ok=True)
+    clock = TrainingClock(folder / "spent.json")
+    model = train_standard_rm(backbone, tokenizer, train, config, clock, progress)
+    seconds, cpu_seconds = clock.spent
+    margins = score_margins(model, tokenizer, test, TensorCache(folder / "margins.sqlite"), progress)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    costs = (round(seconds, 1), round(cpu_seconds, 1), trainable, round(peak_gib, 2))
+    result = StandardRMResult(margins.tolist(), *costs, get_precision())
+    write_atomically(result_file, json.dumps(asdict(result)))
+    return result
 
 
-class Clock:
-    """Seconds of training by the wall and of all cores, with earlier, cut runs as far as they were kept."""
+class TrainingClock:
+    """Measures wall-clock and CPU seconds of training, over all runs up to their last checkpoint."""
 
-    def __init__(self, note: Path) -> None:
-        self.note = note
-        self._before = json.loads(note.read_text()) if note.exists() else [0.0, 0.0]
-        self._started = clocks()
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._before = json.loads(file.read_text()) if file.exists() else [0.0, 0.0]
+        self._started = read_clocks()
 
     @property
     def spent(self) -> list[float]:
-        """Seconds so far, by the wall and of all cores."""
-        parts = zip(self._before, clocks(), self._started, strict=True)
-        return [before + now - started for before, now, started in parts]
+        """Wall-clock and CPU seconds so far."""
+        clocks = zip(self._before, read_clocks(), self._started, strict=True)
+        return [before + now - started for before, now, started in clocks]
 
-    def keep(self) -> None:
-        """Note them down, with a checkpoint."""
-        write_atomically(self.note, json.dumps(self.spent))
+    def save(self) -> None:
+        """Write the seconds to the file; called with every checkpoint."""
+        write_atomically(self.file, json.dumps(self.spent))
 
 
-def clocks() -> tuple[float, float]:
-    """Now by the wall, and what all cores have worked for this process: the second bears company better."""
+def read_clocks() -> tuple[float, float]:
+    """Return wall-clock time and CPU time of this process; other processes hardly affect the latter."""
     return time.perf_counter(), time.process_time()
 
 
-def precision() -> str:
-    """What its products are computed in: 16 bits wherever the device has them, as its users would."""
+def get_precision() -> str:
+    """Return the type in which matrices are multiplied: bfloat16 wherever the device supports it."""
     return HALF if torch.cuda.is_available() or has_bfloat16_instructions() else "float32"
 
 
-def trained(
+def match_settings(settings: Settings) -> Settings:
+    """Return settings with which our model reads as many tokens, in the same precision, as a StandardRM."""
+    return settings.model_copy(update={"max_tokens": MAX_TOKENS, "dtype": get_precision()})
+
+
+def train_standard_rm(
     backbone: Path,
-    text: Text,
+    tokenizer: ChatTokenizer,
     pairs: list[Pair],
-    plan: StandardPlan,
-    clock: Clock,
-    report: Callable[[str, float], None],
+    config: StandardRMConfig,
+    clock: TrainingClock,
+    progress: Progress,
 ) -> PreTrainedModel:
-    """A model taught by pairs, or the rest of it; what is done lies beside the clock's note."""
-    home = clock.note.parent
-    made = trainer(backbone, text, pairs, plan, home)
-    trl_trainers.add_callbacks(made, lambda share: report("StandardRM", share), clock.keep)
-    trl_trainers.train_or_resume(made, home)
-    return made.model.get_base_model().eval()
+    """Train a model on pairs, or resume; checkpoints are in the folder of the clock's file."""
+    folder = clock.file.parent
+    trainer = build_trainer(backbone, tokenizer, pairs, config, folder)
+    trl_trainers.add_callbacks(trainer, lambda share: progress("StandardRM", share), clock.save)
+    trl_trainers.train_or_resume(trainer, folder)
+    return trainer.model.get_base_model().eval()
 
 
 @trl_trainers.ignore_peft_warning()
-def trainer(
-    backbone: Path, text: Text, pairs: list[Pair], plan: StandardPlan, home: Path, *, stock: bool = False
+def build_trainer(
+    backbone: Path,
+    tokenizer: ChatTokenizer,
+    pairs: list[Pair],
+    config: StandardRMConfig,
+    folder: Path,
+    *,
+    unmodified: bool = False,
 ) -> Any:
-    """TRL's trainer, ready to teach pairs: given both answers in one row, or as it ships."""
+    """Return TRL's trainer: with both responses of a pair in one row, or `unmodified`, as TRL ships it."""
     try:
         from datasets import Dataset
         from peft import LoraConfig, TaskType
@@ -140,80 +155,79 @@ def trainer(
     except ImportError as error:
         message = f"a StandardRM needs the extra 'align': pip install 'sparserm[align]' ({error})"
         raise SourceError(message) from error
-    half = precision() == HALF
-    ids = [[one.ids for one in _encoded(text, pair)] for pair in pairs]
+    half = get_precision() == HALF
+    ids = [[item.ids for item in _encode(tokenizer, pair)] for pair in pairs]
     rows = [{"chosen_ids": a, "rejected_ids": b, "length": len(a) + len(b)} for a, b in ids]
-    config = RewardConfig(
-        **trl_trainers.trainer_arguments(home, batch=plan.batch, step=1, half=half),
-        num_train_epochs=plan.epochs, learning_rate=plan.lr, seed=plan.seed, warmup_steps=0.1,
+    arguments = RewardConfig(
+        **trl_trainers.trainer_arguments(folder, batch=config.batch, step=1, half=half),
+        num_train_epochs=config.epochs, learning_rate=config.lr, seed=config.seed, warmup_steps=0.1,
         remove_unused_columns=False, train_sampling_strategy="group_by_length", length_column_name="length",
     )  # fmt: skip
     lora = LoraConfig(
-        task_type=TaskType.SEQ_CLS, r=plan.rank, lora_alpha=2 * plan.rank,
+        task_type=TaskType.SEQ_CLS, r=config.rank, lora_alpha=2 * config.rank,
         target_modules="all-linear", modules_to_save=["score"],
     )  # fmt: skip
-    kind, collator = (RewardTrainer, None) if stock else (_trainer(half), _collated)
-    return kind(
-        model=_model(backbone, text, plan), args=config, train_dataset=Dataset.from_list(rows),
-        data_collator=collator, processing_class=trl_trainers.padding_tokenizer(text), peft_config=lora,
+    trainer, collator = (RewardTrainer, None) if unmodified else (_make_row_trainer(half), _collate)
+    return trainer(
+        model=_load_model(backbone, tokenizer, config), args=arguments, train_dataset=Dataset.from_list(rows),
+        data_collator=collator, processing_class=trl_trainers.padding_tokenizer(tokenizer), peft_config=lora,
     )  # fmt: skip
 
 
-def margins(
+def score_margins(
     model: PreTrainedModel,
-    text: Text,
+    tokenizer: ChatTokenizer,
     pairs: list[Pair],
-    shelf: TensorCache,
-    report: Callable[[str, float], None],
+    cache: TensorCache,
+    progress: Progress,
 ) -> Tensor:
-    """Reward of chosen minus rejected; what is on this model's shelf is not computed again."""
-    items = [hashlib.sha256(repr(pair.items).encode()).hexdigest() for pair in pairs]
-    found = {item: row[MARGIN] for item, row in shelf.get(MARGIN, items).items()}
-    for done, (item, pair) in enumerate(zip(items, pairs, strict=True), 1):
-        if item not in found:
-            found[item] = _margin(model, text, pair)
-            shelf.put([(MARGIN, item, {MARGIN: found[item]})])
-        report("scoring the test", done / len(pairs))
-    return torch.stack([found[item] for item in items])
+    """Return reward of chosen minus reward of rejected (N,); margins in the model's cache are not recomputed."""
+    keys = [hashlib.sha256(repr(pair.items).encode()).hexdigest() for pair in pairs]
+    margins = {key: tensors[MARGIN] for key, tensors in cache.get(MARGIN, keys).items()}
+    for done, (key, pair) in enumerate(zip(keys, pairs, strict=True), 1):
+        if key not in margins:
+            margins[key] = _score_margin(model, tokenizer, pair)
+            cache.put([(MARGIN, key, {MARGIN: margins[key]})])
+        progress("scoring the test", done / len(pairs))
+    return torch.stack([margins[key] for key in keys])
 
 
 @torch.inference_mode()
-def _margin(model: PreTrainedModel, text: Text, pair: Pair) -> Tensor:
-    chosen, rejected = (one.ids for one in _encoded(text, pair))
-    rewards = shared_prompt_rows.rewards(
-        model, shared_prompt_rows.row(chosen, rejected), half=precision() == HALF
-    )
+def _score_margin(model: PreTrainedModel, tokenizer: ChatTokenizer, pair: Pair) -> Tensor:
+    chosen, rejected = (item.ids for item in _encode(tokenizer, pair))
+    row = shared_prompt_rows.build_row(chosen, rejected)
+    rewards = shared_prompt_rows.score_row(model, row, half=get_precision() == HALF)
     return rewards[0].double() - rewards[1].double()
 
 
-def _trainer(half: bool) -> Any:  # noqa: FBT001 # one thing to say
-    """TRL's trainer, given both answers of a pair in one row."""
+def _make_row_trainer(half: bool) -> Any:  # noqa: FBT001 # its only argument
+    """Return a subclass of TRL's trainer that gets both responses of a pair in one row."""
     from trl import RewardTrainer
 
-    class Trainer(RewardTrainer):  # type: ignore[misc] # trl is untyped
-        """Bradley-Terry, as in TRL."""
+    class RowTrainer(RewardTrainer):  # type: ignore[misc] # trl is untyped
+        """Computes TRL's Bradley-Terry loss from one row."""
 
         def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Tensor:
-            whole = self.accelerator.unwrap_model(model).get_base_model()
-            chosen, rejected = shared_prompt_rows.rewards(whole, inputs, half=half)
+            base_model = self.accelerator.unwrap_model(model).get_base_model()
+            chosen, rejected = shared_prompt_rows.score_row(base_model, inputs, half=half)
             return -logsigmoid(chosen - rejected)
 
-    return Trainer
+    return RowTrainer
 
 
-def _collated(pairs: list[dict[str, Any]]) -> shared_prompt_rows.Row:
+def _collate(pairs: list[dict[str, Any]]) -> shared_prompt_rows.PairRow:
     (pair,) = pairs
-    return shared_prompt_rows.row(tuple(pair["chosen_ids"]), tuple(pair["rejected_ids"]))
+    return shared_prompt_rows.build_row(tuple(pair["chosen_ids"]), tuple(pair["rejected_ids"]))
 
 
-def _model(backbone: Path, text: Text, plan: StandardPlan) -> PreTrainedModel:
-    torch.manual_seed(plan.seed)
-    frozen = getattr(torch, precision())
-    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1, dtype=frozen)
+def _load_model(backbone: Path, tokenizer: ChatTokenizer, config: StandardRMConfig) -> PreTrainedModel:
+    torch.manual_seed(config.seed)
+    dtype = getattr(torch, get_precision())
+    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1, dtype=dtype)
     model.score.float()
-    model.config.pad_token_id = text.padding
+    model.config.pad_token_id = tokenizer.padding_token
     return model
 
 
-def _encoded(text: Text, pair: Pair) -> list[EncodedItem]:
-    return text.encode(pair.items)
+def _encode(tokenizer: ChatTokenizer, pair: Pair) -> list[EncodedItem]:
+    return tokenizer.encode(pair.items)

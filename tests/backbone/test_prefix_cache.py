@@ -1,4 +1,4 @@
-"""Prompts remembered between passes: nothing is read twice, nothing changes, nothing grows."""
+"""The prefix cache saves computation, changes no reward and stays within its size."""
 
 import random
 
@@ -14,121 +14,120 @@ from app.settings import Settings
 from app.types import Explain, Item, ScoredItem, ScoreJob, ScoreOptions
 from tests.support import tiny
 
-ALL = ScoreOptions(tuple(tiny.MODELS), Explain.TOKENS, top_k=tiny.K)
-CLOSE = 1e-5
+ALL_MODELS = ScoreOptions(tuple(tiny.MODELS), Explain.TOKENS, top_k=tiny.K)
+TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module", params=tiny.ARCHITECTURES)
 def settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Every kind of backbone."""
+    """Settings of a models folder for each architecture."""
     return tiny.build_models(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture
 def engine(settings: Settings) -> Engine:
-    """An engine that has not seen anything yet."""
+    """An engine with an empty prefix cache."""
     return loading.load_engine(settings, lambda *_: None)
 
 
-def score(engine: Engine, exchanges: list[Item], ask: ScoreOptions = ALL) -> list[ScoredItem]:
-    found = engine.score([ScoreJob(one, ask) for one in engine.encode(exchanges)])
-    return [one for one in found if isinstance(one, ScoredItem)]
+def score(engine: Engine, items: list[Item], options: ScoreOptions = ALL_MODELS) -> list[ScoredItem]:
+    results = engine.score([ScoreJob(encoded, options) for encoded in engine.encode(items)])
+    return [result for result in results if isinstance(result, ScoredItem)]
 
 
-def rewards(found: list[ScoredItem]) -> list[list[float]]:
-    return [[one.reward for one in scored.scores] for scored in found]
+def rewards(scored_items: list[ScoredItem]) -> list[list[float]]:
+    return [[score.reward for score in scored.scores] for scored in scored_items]
 
 
-def responses(prompt: str, count: int) -> list[Item]:
+def make_responses(prompt: str, count: int) -> list[Item]:
     return [tiny.make_item(prompt, f"{word} glass {word}") for word in tiny.WORDS[:count]]
 
 
-def test_responses_that_come_one_by_one_read_their_prompt_once(engine: Engine) -> None:
-    group = responses("amber river stone " * 4, 6)
-    prompt = engine.encode(group)[0].response_start
-    computed = [score(engine, [one])[0].computed_tokens for one in group]
-    lengths = [len(one.ids) for one in engine.encode(group)]
-    assert computed == [lengths[0], *(length - prompt for length in lengths[1:])]
+def test_a_prompt_is_computed_once_for_responses_scored_one_by_one(engine: Engine) -> None:
+    items = make_responses("amber river stone " * 4, 6)
+    prompt_length = engine.encode(items)[0].response_start
+    computed = [score(engine, [item])[0].computed_tokens for item in items]
+    lengths = [len(encoded.ids) for encoded in engine.encode(items)]
+    assert computed == [lengths[0], *(length - prompt_length for length in lengths[1:])]
 
 
-def test_remembering_changes_no_reward(settings: Settings, engine: Engine) -> None:
-    forgetful = loading.load_engine(settings.model_copy(update={"prefix_cache_mib": 0}), lambda *_: None)
+def test_the_cache_changes_no_reward(settings: Settings, engine: Engine) -> None:
+    uncached = loading.load_engine(settings.model_copy(update={"prefix_cache_mib": 0}), lambda *_: None)
     rng = random.Random(1)
     system = "seven maple orbit violet "
-    exchanges = [
+    items = [
         tiny.make_item(system * rng.randint(1, 3) + rng.choice(tiny.WORDS), f"{rng.choice(tiny.WORDS)} glass")
         for _ in range(40)
     ]
     for start in range(0, 40, 5):
-        some = exchanges[start : start + rng.randint(1, 5)]
-        assert np.allclose(rewards(score(engine, some)), rewards(score(forgetful, some)), atol=CLOSE)
-    assert score(engine, exchanges)[0].computed_tokens < len(engine.encode(exchanges)[0].ids)
+        batch = items[start : start + rng.randint(1, 5)]
+        assert np.allclose(rewards(score(engine, batch)), rewards(score(uncached, batch)), atol=TOLERANCE)
+    assert score(engine, items)[0].computed_tokens < len(engine.encode(items)[0].ids)
 
 
-def test_models_of_another_depth_do_not_lend_what_they_lack(settings: Settings, engine: Engine) -> None:
-    group = responses("quiet lantern seven " * 4, 2)
+def test_entries_with_fewer_layers_are_not_used_for_deeper_models(settings: Settings, engine: Engine) -> None:
+    items = make_responses("quiet lantern seven " * 4, 2)
     shallow = ScoreOptions(("gamma",))
-    score(engine, group[:1], shallow)
+    score(engine, items[:1], shallow)
     fresh = loading.load_engine(settings, lambda *_: None)
-    assert np.allclose(rewards(score(engine, group)), rewards(score(fresh, group)), atol=CLOSE)
-    assert score(engine, group[1:], shallow)[0].computed_tokens < 20
+    assert np.allclose(rewards(score(engine, items)), rewards(score(fresh, items)), atol=TOLERANCE)
+    assert score(engine, items[1:], shallow)[0].computed_tokens < 20
 
 
-def test_what_overflows_is_forgotten(engine: Engine) -> None:
-    group = responses("paper thunder orbit " * 4, 3)
-    fine = rewards(score(engine, group))
+def test_non_finite_entries_are_not_stored(engine: Engine) -> None:
+    items = make_responses("paper thunder orbit " * 4, 3)
+    expected = rewards(score(engine, items))
     engine.prefix_cache = PrefixCache(2**20)
-    poisoned, *rest = engine.encode(group)
+    poisoned, *rest = engine.encode(items)
     weight = engine.backbone.embedding.weight
     token = poisoned.ids[poisoned.response_start]
     healthy = weight[token].clone()
     weight[token] = float("nan")
-    assert not isinstance(engine.score([ScoreJob(poisoned, ALL)])[0], ScoredItem)
+    assert not isinstance(engine.score([ScoreJob(poisoned, ALL_MODELS)])[0], ScoredItem)
     weight[token] = healthy
-    assert np.allclose(rewards(score(engine, group)), fine, atol=CLOSE)
+    assert np.allclose(rewards(score(engine, items)), expected, atol=TOLERANCE)
     assert len(rest) == 2
 
 
-def test_memory_is_bounded_and_forgets_the_oldest() -> None:
-    memory = PrefixCache(10 * MIN_PREFIX_TOKENS * 4)
+def test_the_cache_is_bounded_and_evicts_the_least_recently_used_entry() -> None:
+    cache = PrefixCache(10 * MIN_PREFIX_TOKENS * 4)
     for first in range(8):
-        keep(memory, (first,) * MIN_PREFIX_TOKENS, 2)
-    assert [bool(memory.lookup([(first,) * MIN_PREFIX_TOKENS], 2).prefixes) for first in range(8)] == [
-        False
-    ] * 3 + [True] * 5
-    keep(memory, (3,) * MIN_PREFIX_TOKENS, 2)
-    memory.lookup([(3,) * MIN_PREFIX_TOKENS], 2)
-    keep(memory, (9,) * MIN_PREFIX_TOKENS, 2)
-    assert memory.lookup([(3,) * MIN_PREFIX_TOKENS], 2).prefixes
-    assert not memory.lookup([(4,) * MIN_PREFIX_TOKENS], 2).prefixes
-    keep(memory, (1,) * MIN_PREFIX_TOKENS * 20, 2)
-    assert not memory.lookup([(1,) * MIN_PREFIX_TOKENS * 20], 2).prefixes
+        store(cache, (first,) * MIN_PREFIX_TOKENS, 2)
+    cached = [bool(cache.lookup([(first,) * MIN_PREFIX_TOKENS], 2).prefixes) for first in range(8)]
+    assert cached == [False] * 3 + [True] * 5
+    store(cache, (3,) * MIN_PREFIX_TOKENS, 2)
+    cache.lookup([(3,) * MIN_PREFIX_TOKENS], 2)
+    store(cache, (9,) * MIN_PREFIX_TOKENS, 2)
+    assert cache.lookup([(3,) * MIN_PREFIX_TOKENS], 2).prefixes
+    assert not cache.lookup([(4,) * MIN_PREFIX_TOKENS], 2).prefixes
+    store(cache, (1,) * MIN_PREFIX_TOKENS * 20, 2)
+    assert not cache.lookup([(1,) * MIN_PREFIX_TOKENS * 20], 2).prefixes
 
 
-def test_a_beginning_is_lent_up_to_where_prompts_part() -> None:
-    memory = PrefixCache(2**20)
-    keep(memory, tuple(range(40)), 2)
-    known = memory.lookup(
+def test_a_cached_prompt_serves_other_prompts_up_to_where_they_differ() -> None:
+    cache = PrefixCache(2**20)
+    store(cache, tuple(range(40)), 2)
+    prefixes = cache.lookup(
         [(*range(30), 99, 98), tuple(range(20)), tuple(range(MIN_PREFIX_TOKENS - 1))], 2
     ).prefixes
-    assert [len(one.ids) for one in known] == [20, 30]
-    assert known[0].kv.shape[1] == 20
-    assert not memory.lookup([tuple(range(40))], 3).prefixes
+    assert [len(prefix.ids) for prefix in prefixes] == [20, 30]
+    assert prefixes[0].kv.shape[1] == 20
+    assert not cache.lookup([tuple(range(40))], 3).prefixes
 
 
-def test_known_beginnings_are_not_computed() -> None:
-    known = [(1, 2, 3), (1, 2, 3, 4, 5)]
-    packed = pack([(1, 2, 3, 4, 5, 6), (1, 2, 3, 9), (7, 8)], known)
+def test_cached_prefixes_are_not_computed() -> None:
+    cached_prefixes = [(1, 2, 3), (1, 2, 3, 4, 5)]
+    packed = pack([(1, 2, 3, 4, 5, 6), (1, 2, 3, 9), (7, 8)], cached_prefixes)
     assert sorted(packed.ids.tolist()) == [6, 7, 8, 9]
     assert packed.new_tokens == (1, 1, 2)
-    spelled = dict(enumerate(packed.ids.tolist(), packed.num_cached_rows))
-    for fill in packed.prefix_copies:
-        spelled.update(enumerate(known[fill.prefix][fill.start : fill.stop], fill.row))
+    token_of_row = dict(enumerate(packed.ids.tolist(), packed.num_cached_rows))
+    for copy in packed.prefix_copies:
+        token_of_row.update(enumerate(cached_prefixes[copy.prefix][copy.start : copy.stop], copy.row))
     for item, ids in enumerate([(1, 2, 3, 4, 5, 6), (1, 2, 3, 9), (7, 8)]):
-        assert tuple(spelled[row] for row in packed.rows(item, 0, len(ids))) == ids
+        assert tuple(token_of_row[row] for row in packed.rows(item, 0, len(ids))) == ids
 
 
-def keep(memory: PrefixCache, ids: TokenIds, depth: int) -> None:
-    session = memory.lookup([], depth)
-    session.new_entries = {ids: torch.zeros(depth, len(ids), 1)}
-    memory.store(session)
+def store(cache: PrefixCache, ids: TokenIds, num_layers: int) -> None:
+    lookup = cache.lookup([], num_layers)
+    lookup.new_entries = {ids: torch.zeros(num_layers, len(ids), 1)}
+    cache.store(lookup)

@@ -31,7 +31,7 @@ from benchmarks.peers.peer import Peer
 from benchmarks.results_log import Measurement, ResultsLog, RunHeader
 from benchmarks.summary_statistics import MedianAndRange
 from benchmarks.workloads import WORKLOADS, Burst, Query, TextGenerator, Workload, select_workloads
-from tests.support.servers import listening
+from tests.support.servers import run_server
 
 SMALL = (64, 64)
 
@@ -44,7 +44,7 @@ def words(engine: Engine) -> TextGenerator:
 def small(workload: Workload) -> Workload:
     """The same at lengths the tiny model takes, with fewer prompts."""
     least, most = (min(bound, 160) for bound in workload.tokens)
-    return replace(workload, tokens=(least, most), groups=min(workload.groups, 5), percent=75)
+    return replace(workload, tokens=(least, most), groups=min(workload.groups, 5), prompt_percent=75)
 
 
 def first(workload: Workload, words: TextGenerator, seed: int) -> Burst:
@@ -189,7 +189,7 @@ async def test_what_becomes_of_requests(tiny_peer: Peer, address: str, words: Te
         (tiny_peer, address, "0.00001", Outcome.REFUSED),
     )
     for peer, url, patience, fate in cases:
-        async with httpx.AsyncClient(headers={peer.patience: patience}, timeout=60) as http:
+        async with httpx.AsyncClient(headers={peer.timeout_header: patience}, timeout=60) as http:
             assert await LoadClient(peer, [url], http).send(query) is fate
 
 
@@ -198,12 +198,12 @@ async def test_every_server_is_asked_and_the_first_one_heard(
     tiny_peer: Peer, engine: Engine, settings: Settings, words: TextGenerator
 ) -> None:
     query = words.generate_group(Random(0), 2, 60, 80)
-    with listening(engine, settings) as one, listening(engine, settings) as two:
-        async with open_client(tiny_peer, [one, two], patience_s=60, own_connections=True) as caller:
+    with run_server(engine, settings) as one, run_server(engine, settings) as two:
+        async with open_client(tiny_peer, [one, two], timeout_s=60, own_connections=True) as caller:
             both = await caller.scores(query)
-        async with open_client(tiny_peer, [two], patience_s=60) as caller:
+        async with open_client(tiny_peer, [two], timeout_s=60) as caller:
             assert await caller.scores(query) == pytest.approx(both)
-        async with open_client(tiny_peer, [one, "http://127.0.0.1:9"], patience_s=60) as caller:
+        async with open_client(tiny_peer, [one, "http://127.0.0.1:9"], timeout_s=60) as caller:
             assert await caller.send(query) is Outcome.LOST
 
 

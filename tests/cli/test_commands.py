@@ -1,81 +1,147 @@
 """Commands as a user types them, on the tiny backbone."""
 
 import json
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from app.cli import app
+from app.cli.common import EXTRAS
 from app.settings import Settings
 from tests.data.test_public_datasets import RAW_ROWS, write_raw
 
+OPTIONAL_MODULES = {module: extra for extra, packages in EXTRAS.items() for module in packages}
+RUN_WITHOUT_EXTRAS = f"""
+import sys
+for module in {list(OPTIONAL_MODULES)!r}:
+    sys.modules[module] = None  # importing it raises ModuleNotFoundError
+from app.cli import app
+app()
+"""
+
 
 @pytest.fixture
-def shop(workshop: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The workshop's folder; models made here go elsewhere."""
-    monkeypatch.setenv("SPARSERM_CACHE_DIR", str(workshop.cache_dir))
+def data_dir(training_settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder with the training data; models made in a test go elsewhere."""
+    monkeypatch.setenv("SPARSERM_CACHE_DIR", str(training_settings.cache_dir))
     monkeypatch.setenv("SPARSERM_MODELS_DIR", str(tmp_path / "models"))
-    return workshop.models_dir.parent
+    return training_settings.models_dir.parent
 
 
 def sparserm(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-def said(result: Result) -> str:
-    """The output without the line breaks of a narrow terminal."""
+def joined_output(result: Result) -> str:
+    """Return the output without the line breaks of a narrow terminal."""
     return " ".join(result.output.split())
 
 
-def test_a_bad_row_stops_training_unless_it_may_be_skipped(
-    shop: Path, made_sae: Path, tmp_path: Path
+def test_a_bad_row_stops_training_unless_bad_rows_are_skipped(
+    data_dir: Path, trained_sae: Path, tmp_path: Path
 ) -> None:
-    lines = (shop / "pairs.jsonl").read_text().splitlines()
+    lines = (data_dir / "pairs.jsonl").read_text().splitlines()
     (tmp_path / "bad.jsonl").write_text("\n".join([*lines[:60], '{"prompt": "x"', *lines[60:]]))
     words = (
-        "train",
-        tmp_path / "bad.jsonl",
-        "--task",
-        "kept",
-        "--sae",
-        made_sae,
-        "--k",
-        "8",
-        "--limit",
-        "100",
-    )
+        "train", tmp_path / "bad.jsonl", "--task", "kept", "--sae", trained_sae, "--k", "8", "--limit", "100",
+    )  # fmt: skip
     stopped = sparserm(*words)
     assert stopped.exit_code == 1
-    assert "bad.jsonl:61: not JSON" in said(stopped)
+    assert "bad.jsonl:61: not JSON" in joined_output(stopped)
     assert not (tmp_path / "models" / "kept").exists()
     skipped = sparserm(*words, "--bad", "skip")
     assert skipped.exit_code == 0
-    assert "skipped: bad.jsonl:61" in said(skipped)
+    assert "skipped: bad.jsonl:61" in joined_output(skipped)
     assert (tmp_path / "models" / "kept" / "SHA256SUMS").exists()
-    told = sparserm("evaluate", tmp_path / "models" / "kept", shop / "test.jsonl", "--json")
-    found = json.loads(told.stdout)
-    assert found["n"] == 100
-    assert 0 <= found["ci_low"] <= found["accuracy"] <= found["ci_high"] <= 1
-    shown = sparserm("evaluate", tmp_path / "models" / "kept", shop / "test.jsonl")
-    assert "chosen is longer" in shown.stdout
+    evaluated = sparserm("evaluate", tmp_path / "models" / "kept", data_dir / "test.jsonl", "--json")
+    results = json.loads(evaluated.stdout)
+    assert results["n"] == 100
+    assert 0 <= results["ci_low"] <= results["accuracy"] <= results["ci_high"] <= 1
+    table = sparserm("evaluate", tmp_path / "models" / "kept", data_dir / "test.jsonl")
+    assert "chosen is longer" in table.stdout
     card = json.loads(sparserm("models", "show", "kept").stdout)
     assert card["data"][0]["license"] == "not stated"
     assert "kept" in sparserm("models", "list").stdout
 
 
-def test_what_is_missing_is_said_in_a_sentence(shop: Path, tmp_path: Path) -> None:
-    nothing = sparserm("evaluate", tmp_path / "nothing", shop / "test.jsonl")
-    assert (nothing.exit_code, "no bundle here" in said(nothing)) == (1, True)
-    no_sae = sparserm("train", shop / "pairs.jsonl", "--task", "x", "--sae", tmp_path)
-    assert (no_sae.exit_code, "holds no SAE" in said(no_sae)) == (1, True)
+def test_missing_inputs_are_reported_in_one_line(data_dir: Path, tmp_path: Path) -> None:
+    no_bundle = sparserm("evaluate", tmp_path / "nothing", data_dir / "test.jsonl")
+    assert (no_bundle.exit_code, "not a bundle" in joined_output(no_bundle)) == (1, True)
+    no_sae = sparserm("train", data_dir / "pairs.jsonl", "--task", "x", "--sae", tmp_path)
+    assert (no_sae.exit_code, "holds no SAE" in joined_output(no_sae)) == (1, True)
     no_pairs = sparserm("train", tmp_path / "none.jsonl", "--task", "x")
-    assert (no_pairs.exit_code, "no file" in said(no_pairs)) == (1, True)
+    assert (no_pairs.exit_code, "no file" in joined_output(no_pairs)) == (1, True)
 
 
-def test_public_sets_are_written_as_pairs(tmp_path: Path) -> None:
-    done = sparserm(
+def test_public_datasets_are_written_as_pairs(tmp_path: Path) -> None:
+    result = sparserm(
         "data", "rm-bench", tmp_path / "out", "--source", write_raw(tmp_path, RAW_ROWS["rm-bench"][0])
     )
-    assert done.exit_code == 0
-    assert "0 train, 9 test pairs" in said(done)
+    assert result.exit_code == 0
+    assert "0 train, 9 test pairs" in joined_output(result)
+
+
+def test_prints_the_version() -> None:
+    result = sparserm("--version")
+    assert (result.exit_code, result.stdout) == (0, f"sparserm {version('sparserm')}\n")
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "words"),
+    [
+        ("scipy", "scipy", ("evaluate", "models/none", "pairs.jsonl")),
+        ("sklearn", "scikit-learn", ("verify", "models/none", "pairs.jsonl")),
+        ("scipy", "scipy", ("stress", "models/none", "pairs.jsonl")),
+        ("pyarrow", "pyarrow", ("compare", "pairs.parquet", "out.jsonl", "--model", "none")),
+        ("matplotlib", "matplotlib", ("train", "pairs.jsonl", "--task", "none")),
+        ("matplotlib", "matplotlib", ("refit", "none", "pairs.jsonl", "pairs.jsonl")),
+        ("trl", "trl", ("align", "--out", "run")),
+        ("peft", "peft", ("align", "--out", "run")),
+        ("sae_lens", "sae-lens", ("align", "--out", "run")),
+        ("ray", "ray", ("serve", "--ray")),
+        ("ray", "ray", ("score", "pairs.jsonl", "out.jsonl", "--model", "none", "--ray")),
+    ],
+)
+def test_a_missing_package_is_reported_with_its_extra(
+    module: str,
+    package: str,
+    words: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    (tmp_path / "pairs.parquet").write_bytes(b"PAR1")
+    for loaded in [name for name in sys.modules if name.partition(".")[0] == "app"]:
+        if loaded.startswith(("app.evaluate", "app.train", "app.align", "app.serve.ray", "app.offline.ray")):
+            monkeypatch.delitem(sys.modules, loaded)
+    for loaded in [name for name in sys.modules if name.startswith(f"{module}.")]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, module, None)
+    result = sparserm(*words)
+    extra = OPTIONAL_MODULES[module]
+    expected = f"needs '{package}', which is not installed: pip install 'sparserm[{extra}]'"
+    assert (result.exit_code, expected in joined_output(result)) == (1, True), result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--version",), "sparserm "),
+        (("models", "list"), "reward model"),
+        (("keys", "new"), "score"),
+        (("score", "--model", "none", "--prompt", "a", "--response", "b"), "'none'"),
+        (("serve", "--help"), "--workers"),
+        (("evaluate", "models/none", "pairs.jsonl"), "sparserm[train]"),
+    ],
+)
+def test_commands_run_without_any_extra(words: tuple[str, ...], expected: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", RUN_WITHOUT_EXTRAS, *words], capture_output=True, text=True, check=False
+    )
+    assert expected in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr

@@ -11,14 +11,14 @@ import pytest
 from pyarrow import parquet
 from rich.console import Console
 
-from app.cli.waterfall import waterfall
+from app.cli.waterfall import render_waterfall
 from app.offline.remote import POSITION_FIELDS
 from app.reward import loading
 from app.settings import Settings
-from tests.cli.test_commands import said, sparserm
+from tests.cli.test_commands import joined_output, sparserm
 from tests.support import offline_runs, tiny
 from tests.support.offline_runs import MODEL
-from tests.support.servers import listening
+from tests.support.servers import run_server
 from tests.support.training_setup import quiet
 
 PROMPT_AND_RESPONSE = ("--prompt", "amber river", "--response", "quiet stone")
@@ -41,13 +41,14 @@ def test_a_data_set_is_scored_and_its_bad_rows_are_counted(workdir: Path) -> Non
     )
     result = sparserm("score", "in.jsonl", "out.parquet", "--model", MODEL, "--top-k", 2, "--prefix", "a_")
     assert result.exit_code == 0, result.output
-    assert "20 rows in out.parquet; 2 bad rows in out.bad.jsonl, each with its reason" in said(result)
+    expected = "20 rows in out.parquet; 2 bad rows in out.bad.jsonl, each with its reason"
+    assert expected in joined_output(result)
     assert result.stdout == ""
     table = parquet.read_table("out.parquet")
     assert {"a_reward", "a_uncertainty", "a_distance", "a_features"} <= set(table.column_names)
     assert {len(features) for features in table["a_features"].to_pylist()} == {2}
     strict = sparserm("score", "in.jsonl", "strict.jsonl", "--model", MODEL, "--strict")
-    assert (strict.exit_code, "in.jsonl:21: not JSON" in said(strict)) == (1, True)
+    assert (strict.exit_code, "in.jsonl:21: not JSON" in joined_output(strict)) == (1, True)
 
 
 def test_pairs_are_compared_and_filtered(workdir: Path) -> None:
@@ -55,7 +56,7 @@ def test_pairs_are_compared_and_filtered(workdir: Path) -> None:
     assert sparserm("compare", "in.jsonl", "all.jsonl", "--model", MODEL).exit_code == 0
     margins = sorted(row["margin"] for row in offline_runs.read_rows(workdir / "all.jsonl"))
     result = sparserm("filter", "in.jsonl", "kept.jsonl", "--model", MODEL, f"--min-margin={margins[30]}")
-    assert "10 rows in kept.jsonl, 30 dropped" in said(result)
+    assert "10 rows in kept.jsonl, 30 dropped" in joined_output(result)
     assert "features" not in offline_runs.read_rows(workdir / "kept.jsonl")[0]
 
 
@@ -76,9 +77,9 @@ def test_the_key_of_the_environment_is_sent_to_a_server(
     )
     offline_runs.write_rows(workdir / "in.jsonl", offline_runs.make_response_rows(3))
     arguments = ("score", "in.jsonl", "out.jsonl", "--model", MODEL)
-    with listening(loading.load_engine(settings_with_key, quiet), settings_with_key) as url:
+    with run_server(loading.load_engine(settings_with_key, quiet), settings_with_key) as url:
         without_key = sparserm(*arguments, "--url", url)
-        assert (without_key.exit_code, "401" in said(without_key)) == (1, True)
+        assert (without_key.exit_code, "401" in joined_output(without_key)) == (1, True)
         monkeypatch.setenv("SPARSERM_KEY", "secret")
         assert sparserm(*arguments, "--url", url).exit_code == 0
 
@@ -86,21 +87,36 @@ def test_the_key_of_the_environment_is_sent_to_a_server(
 @pytest.mark.usefixtures("workdir")
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("in.jsonl",), PROMPT_AND_RESPONSE[:2], ("in.jsonl", "out.jsonl", *PROMPT_AND_RESPONSE), ("in.jsonl", "out.jsonl", "--json")],
+    [
+        (),
+        ("in.jsonl",),
+        PROMPT_AND_RESPONSE[:2],
+        ("in.jsonl", "out.jsonl", *PROMPT_AND_RESPONSE),
+        ("in.jsonl", "out.jsonl", "--json"),
+    ],
 )
 def test_incomplete_arguments_are_refused(arguments: tuple[str, ...]) -> None:
     result = sparserm("score", *arguments, "--model", MODEL)
-    assert (result.exit_code, "give IN and OUT, or --prompt and --response" in said(result)) == (2, True)
+    expected = "give IN and OUT, or --prompt and --response"
+    assert (result.exit_code, expected in joined_output(result)) == (2, True)
 
 
 @pytest.mark.usefixtures("workdir")
 def test_the_json_of_one_response_is_that_of_the_api(address: str) -> None:
-    body = {"model": MODEL, "inputs": [{"prompt": PROMPT_AND_RESPONSE[1], "response": PROMPT_AND_RESPONSE[3]}], "top_k": 3}
+    body = {
+        "model": MODEL,
+        "inputs": [{"prompt": PROMPT_AND_RESPONSE[1], "response": PROMPT_AND_RESPONSE[3]}],
+        "top_k": 3,
+    }
     row = httpx.post(f"{address}/v1/rewards", json=body).json()["data"][0]
     remote = json.loads(
-        sparserm("score", *PROMPT_AND_RESPONSE, "--model", MODEL, "--json", "--top-k", 3, "--url", address).stdout
+        sparserm(
+            "score", *PROMPT_AND_RESPONSE, "--model", MODEL, "--json", "--top-k", 3, "--url", address
+        ).stdout
     )
-    local = json.loads(sparserm("score", *PROMPT_AND_RESPONSE, "--model", MODEL, "--json", "--top-k", 3).stdout)
+    local = json.loads(
+        sparserm("score", *PROMPT_AND_RESPONSE, "--model", MODEL, "--json", "--top-k", 3).stdout
+    )
     expected = {name: value for name, value in row.items() if name not in POSITION_FIELDS}
     assert local.keys() == remote.keys() == expected.keys()
     for name in ("reward", "uncertainty", "percentile", "distance"):
@@ -116,7 +132,7 @@ def test_the_json_of_one_response_is_that_of_the_api(address: str) -> None:
 def render_chart(reward: dict[str, Any]) -> tuple[str, list[tuple[str, float]]]:
     """Return the chart of a reward as text, and the name and number of each bar."""
     stream = StringIO()
-    Console(file=stream, width=100).print(waterfall(reward))
+    Console(file=stream, width=100).print(render_waterfall(reward))
     text = stream.getvalue()
     bars = text.partition("\n")[2]
     return text, [(name, float(number)) for name, number in CHART_LINE.findall(bars)]
@@ -136,7 +152,7 @@ def test_the_bars_of_the_chart_sum_to_the_reward(control: tuple[str, ...]) -> No
     assert [number for name, number in parts if name.startswith("latent")] == [
         round(feature["contribution"], 3) for feature in reward["features"]
     ]
-    assert ("length" in dict(parts)) == bool(control)
+    assert ("length control" in dict(parts)) == bool(control)
 
 
 def test_the_chart_names_each_part_of_a_reward() -> None:
@@ -149,7 +165,8 @@ def test_the_chart_names_each_part_of_a_reward() -> None:
     })  # fmt: skip
     assert dict(steps) == {
         "baseline": 0.0, "safety: [refusal] (7)": 0.5, "kind: latent (8)": -1.0, "all other features": -0.05,
-        "doubt of its heads": -0.25, "reward": -0.8,
+        "uncertainty penalty": -0.25, "reward": -0.8,
     }  # fmt: skip
-    assert "distance 100 (near 100: do not trust it), older text was cut" in " ".join(text.split())
+    caption = "distance 100 (near 100: the reward is unreliable), the oldest text was truncated"
+    assert caption in " ".join(text.split())
     assert "percentile" not in text

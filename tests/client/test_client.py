@@ -69,7 +69,8 @@ def test_a_model_named_twice_is_scored_once_and_none_is_refused(address: str) ->
     with Client(address) as client:
         [rewards] = client.rewards_by_model([SAMPLE], ["beta", "alpha", "beta"])
         assert list(rewards) == ["beta", "alpha"]
-        for models in ([], "alpha"):
+        invalid: list[list[str] | str] = [[], "alpha"]
+        for models in invalid:
             with pytest.raises(ValueError, match="at least one model name"):
                 client.rewards_by_model([SAMPLE], models)
         with pytest.raises(RequestFailed, match="no model") as failure:

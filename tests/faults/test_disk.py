@@ -35,12 +35,12 @@ def test_a_backbone_that_does_not_fit_leaves_nothing_and_fits_later(tmp_path: Pa
     final = tmp_path / "cache" / "tiny-4"
     whole = (folder / "model.safetensors").stat().st_size
     for n in range(TIMES):
-        with room_for(whole * n // TIMES), pytest.raises(SourceError, match="make room"):
-            model_sources.keep(decoder, tokenizer, {}, final)
+        with room_for(whole * n // TIMES), pytest.raises(SourceError, match="free disk space"):
+            model_sources.save_model_folder(decoder, tokenizer, {}, final)
         assert list(final.parent.iterdir()) == []
-    model_sources.keep(decoder, tokenizer, {}, final)
+    model_sources.save_model_folder(decoder, tokenizer, {}, final)
     with room_for(whole // 2), pytest.raises(SourceError):
-        model_sources.keep(decoder, tokenizer, {}, final)
+        model_sources.save_model_folder(decoder, tokenizer, {}, final)
     assert AutoModel.from_pretrained(final).state_dict().keys() == decoder.state_dict().keys()
 
 

@@ -42,12 +42,12 @@ def broken_and_straight(root: Path, *words: str) -> None:
 
 @pytest.mark.heavy
 def test_a_killed_training_ends_in_the_same_bundle(
-    workshop: Settings, made_sae: Path, tmp_path: Path
+    training_settings: Settings, trained_sae: Path, tmp_path: Path
 ) -> None:
-    folder = workshop.models_dir.parent
+    folder = training_settings.models_dir.parent
     pairs, test = str(folder / "pairs.jsonl"), str(folder / "test.jsonl")
     broken_and_straight(
-        tmp_path, "train", pairs, "--task", "killed", "--sae", str(made_sae), "--test", test, "--k", "16"
+        tmp_path, "train", pairs, "--task", "killed", "--sae", str(trained_sae), "--test", test, "--k", "16"
     )
     sums = [
         (tmp_path / run / "models" / "killed" / "SHA256SUMS").read_text() for run in ("straight", "broken")
@@ -56,8 +56,8 @@ def test_a_killed_training_ends_in_the_same_bundle(
 
 
 @pytest.mark.heavy
-def test_a_killed_sae_training_ends_in_the_same_sae(workshop: Settings, tmp_path: Path) -> None:
-    folder = workshop.models_dir.parent
+def test_a_killed_sae_training_ends_in_the_same_sae(training_settings: Settings, tmp_path: Path) -> None:
+    folder = training_settings.models_dir.parent
     broken_and_straight(
         tmp_path, "sae", "train", str(folder / "chats.jsonl"), "--backbone", str(folder / "backbone"),
         "--out", "sae", "--layer", "3", "--width", "128", "--k", "8", "--rows", "8000",

@@ -299,6 +299,6 @@ def test_ctrl_c_stops_at_once_and_says_how_to_resume(root: Path, tmp_path: Path)
         running.send_signal(signal.SIGINT)
         stderr, _ = running.communicate(timeout=30)
     assert running.returncode == 130
-    assert "the same command goes on from here" in stderr.decode()
+    assert "run the same command again to resume" in stderr.decode()
     assert 100 <= count_done_rows(out) < 20_000
     assert not out.exists()

@@ -19,7 +19,7 @@ from app.settings import Settings
 from tests.faults.server_processes import OVERFLOW, Faulty
 from tests.support import offline_runs, tiny
 from tests.support.offline_runs import MODEL
-from tests.support.servers import listening
+from tests.support.servers import run_server
 from tests.support.training_setup import Killed, killing, quiet
 
 ROLE = {"messages": [{"role": "bot", "content": "a"}], "response": "b"}
@@ -30,7 +30,7 @@ def run_on_server(
     url: str, task: Task, source: Path, output: Path, *, progress: Any = quiet, **options: Any
 ) -> RunCheckpoint:
     request = ScoringRequest(options.pop("model", MODEL), 3, paired=task.paired, **options)
-    return run.run(
+    return run.run_offline(
         OfflineRunConfig(task, request, str(source), output),
         open_remote_scorer(request, url, None),
         progress,
@@ -94,7 +94,7 @@ def test_an_item_that_a_server_cannot_score_makes_only_its_row_bad(
     rows = offline_runs.make_pair_rows(20)
     rows[4]["rejected"] = f"amber {OVERFLOW} stone"
     source = offline_runs.write_rows(tmp_path / "in.jsonl", rows)
-    with listening(engine, settings) as url:
+    with run_server(engine, settings) as url:
         assert run_on_server(url, COMPARE, source, tmp_path / "out.jsonl").written_rows == 19
     (bad,) = offline_runs.read_rows(tmp_path / "out.bad.jsonl")
     assert (bad["place"], "NaN or infinity" in bad["reason"]) == ("in.jsonl:5", True)
@@ -133,7 +133,7 @@ def test_a_profile_and_a_composite_are_scored_alike(tmp_path: Path) -> None:
     (settings.models_dir / "alpha" / "profiles").mkdir()
     (settings.models_dir / "alpha" / "profiles" / "brief.json").write_text('{"length_control": true}')
     item = (tiny.make_item("river", "amber stone"),)
-    with listening(loading.load_engine(settings, quiet), settings) as url:
+    with run_server(loading.load_engine(settings, quiet), settings) as url:
         for name in ("alpha@brief", "both"):
             request = ScoringRequest(name, 2)
             with (

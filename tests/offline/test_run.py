@@ -47,9 +47,7 @@ def test_rows_get_the_numbers_of_the_engine_in_order(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
-def test_every_format_of_an_item_is_scored_alike(
-    engine: Engine, settings: Settings, tmp_path: Path
-) -> None:
+def test_every_format_of_an_item_is_scored_alike(engine: Engine, settings: Settings, tmp_path: Path) -> None:
     prompt = {"role": "user", "content": "river?"}
     response = {"role": "assistant", "content": "stone"}
     hh = "\n\nHuman: river?\n\nAssistant:"
@@ -68,11 +66,11 @@ def test_every_format_of_an_item_is_scored_alike(
     assert rewards == pytest.approx([rewards[0]] * len(rows), abs=CLOSE)
 
 
-def test_bad_rows_are_written_to_their_own_file_with_reasons(engine: Engine, settings: Settings, tmp_path: Path) -> None:
+def test_bad_rows_are_written_to_their_own_file_with_reasons(
+    engine: Engine, settings: Settings, tmp_path: Path
+) -> None:
     rows = offline_runs.make_response_rows(40)
-    lines: list[Any] = [
-        line for row, bad in zip(rows, [*BAD_LINES] * 5, strict=True) for line in (row, bad)
-    ]
+    lines: list[Any] = [line for row, bad in zip(rows, [*BAD_LINES] * 5, strict=True) for line in (row, bad)]
     source = offline_runs.write_rows(tmp_path / "in.jsonl", [*lines, "\n"])
     checkpoint = offline_runs.run_task(engine, settings, SCORE, source, tmp_path / "out.jsonl")
     bad_rows = offline_runs.read_rows(tmp_path / "out.bad.jsonl")
@@ -97,7 +95,11 @@ def test_a_line_that_is_not_utf8_is_one_bad_row(engine: Engine, settings: Settin
 def test_other_columns_may_hold_any_json_value(engine: Engine, settings: Settings, tmp_path: Path) -> None:
     unusual = {"prompt": "a", "response": "b", "half": "\ud800", "é": [1.5, None, {"x": True}], "big": 2**70}
     offline_runs.run_task(
-        engine, settings, SCORE, offline_runs.write_rows(tmp_path / "in.jsonl", [unusual]), tmp_path / "out.jsonl"
+        engine,
+        settings,
+        SCORE,
+        offline_runs.write_rows(tmp_path / "in.jsonl", [unusual]),
+        tmp_path / "out.jsonl",
     )
     (row,) = offline_runs.read_rows(tmp_path / "out.jsonl")
     assert {name: row[name] for name in unusual} == unusual
@@ -133,9 +135,7 @@ def test_a_run_that_stops_before_its_first_chunk_leaves_no_files(
 
 def test_a_run_in_which_every_row_is_bad_fails(engine: Engine, settings: Settings, tmp_path: Path) -> None:
     source = offline_runs.write_rows(tmp_path / "in.jsonl", offline_runs.make_pair_rows(5))
-    with pytest.raises(
-        DataError, match=r"all 5 rows are bad; the first, in\.jsonl:1: no 'response'"
-    ):
+    with pytest.raises(DataError, match=r"all 5 rows are bad; the first, in\.jsonl:1: no 'response'"):
         offline_runs.run_task(engine, settings, SCORE, source, tmp_path / "out.jsonl")
     assert list(tmp_path.iterdir()) == [source]
 

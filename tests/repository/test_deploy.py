@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.reward.engine import Engine
 from app.settings import Settings
 from tests.support.paths import ROOT
-from tests.support.servers import server
+from tests.support.servers import open_client
 
 DEPLOY = ROOT / "deploy"
 DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana/dashboards/sparserm.json").read_text())
@@ -65,7 +65,7 @@ async def told(client: httpx.AsyncClient) -> dict[str, set[str]]:
 async def test_every_query_asks_for_series_and_labels_that_are_told(
     engine: Engine, settings: Settings
 ) -> None:
-    async with server(engine, settings) as client:
+    async with open_client(engine, settings) as client:
         known = await told(client)
     asked = set()
     for query in queries():

@@ -39,7 +39,7 @@ from tests.support.documentation import (
     prose,
 )
 from tests.support.paths import ROOT
-from tests.support.servers import listening
+from tests.support.servers import run_server
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 HERE = [block for block in BLOCKS if block.runs and block.page != QUICKSTART]
@@ -93,7 +93,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     backbone, text = loading.load_backbone(
         str(tiny.save_backbone(settings.models_dir.parent / "backbone")), None, settings, lambda *_: None
     )
-    model = tiny.make_reward_model("truthfulness", backbone, text, layer=4, readout=Pooling.MEAN, seed=0)
+    model = tiny.make_reward_model("truthfulness", backbone, text, layer=4, pooling=Pooling.MEAN, seed=0)
     save_bundle(model, settings.models_dir / "truthfulness")
     return settings
 
@@ -101,7 +101,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 @pytest.fixture(scope="module")
 def address(shop: Settings) -> Iterator[str]:
     """A tiny server whose model bears the shipped one's name."""
-    with listening(loading.load_engine(shop, lambda *_: None), shop) as found:
+    with run_server(loading.load_engine(shop, lambda *_: None), shop) as found:
         yield found
 
 

@@ -1,4 +1,4 @@
-"""Composites: several heads as one reward whose reasons still sum to it."""
+"""Composites: the rewards of several models combined into one, whose explanation still sums to it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,12 +7,12 @@ import pytest
 
 from app.errors import BundleError, InvalidInput
 from app.reward import loading
-from app.reward.composite import load
+from app.reward.composite import load_composites
 from app.reward.engine import Engine
 from app.settings import Settings
 from app.types import Explain, Score, ScoreOptions
 from tests.support import tiny
-from tests.support.servers import server
+from tests.support.servers import open_client
 
 TOML = """
 [both]
@@ -29,88 +29,84 @@ penalty = 0.5
 weights = { alpha = 1, gamma = 1 }
 """
 NAMES = ("both", "worst", "careful")
-EVERYTHING = ScoreOptions(NAMES, Explain.TOKENS, top_k=10**6, clusters=True, length_control=True)
+ALL = ScoreOptions(NAMES, Explain.TOKENS, top_k=10**6, clusters=True, length_control=True)
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Settings:
+def settings(tmp_path: Path) -> Settings:
     settings = tiny.build_models(tmp_path)
     (settings.models_dir / "composites.toml").write_text(TOML)
     return settings
 
 
 @pytest.fixture
-def blended(made: Settings) -> Engine:
-    return loading.load_engine(made, lambda *_: None)
+def engine(settings: Settings) -> Engine:
+    return loading.load_engine(settings, lambda *_: None)
 
 
-def total(score: Score) -> float:
-    shares = sum(one.contribution for one in score.features)
-    return score.baseline + shares + score.length_correction - score.penalty + score.residual
+def sum_explanation(score: Score) -> float:
+    contributions = sum(feature.contribution for feature in score.features)
+    return score.baseline + contributions + score.length_correction - score.penalty + score.residual
 
 
-def test_a_composite_sums_in_every_way(blended: Engine) -> None:
-    for scores in tiny.score_items(blended, tiny.random_items(8), EVERYTHING):
+def test_features_parts_clusters_and_tokens_sum_to_the_reward(engine: Engine) -> None:
+    for scores in tiny.score_items(engine, tiny.random_items(8), ALL):
         for score in scores:
-            assert total(score) == pytest.approx(score.reward, abs=1e-9)
+            assert sum_explanation(score) == pytest.approx(score.reward, abs=1e-9)
             assert sum(part.contribution for part in score.parts) == pytest.approx(score.reward, abs=1e-9)
             assert sum(part.weight for part in score.parts) == pytest.approx(1)
             assert abs(score.residual) <= 1e-5
-            clusters = sum(one.contribution for one in score.clusters)
-            assert clusters == pytest.approx(sum(one.contribution for one in score.features), abs=1e-9)
+            clusters = sum(cluster.contribution for cluster in score.clusters)
+            features = sum(feature.contribution for feature in score.features)
+            assert clusters == pytest.approx(features, abs=1e-9)
             assert score.tokens
-            earned = sum(one.credit for one in score.tokens)
-            credited = score.baseline + earned + score.length_correction - score.penalty
+            credits_sum = sum(token.credit for token in score.tokens)
+            credited = score.baseline + credits_sum + score.length_correction - score.penalty
             assert credited == pytest.approx(score.reward, abs=1e-5)
 
 
-def test_heads_are_weighed_on_one_scale(blended: Engine) -> None:
+def test_rewards_are_weighted_on_one_scale(engine: Engine) -> None:
     ((both, alpha, beta),) = tiny.score_items(
-        blended, tiny.random_items(1), ScoreOptions(("both", "alpha", "beta"))
+        engine, tiny.random_items(1), ScoreOptions(("both", "alpha", "beta"))
     )
-    levels = []
-    for score in (alpha, beta):
-        table = blended.models[score.model].calibration.reward_quantiles[0]
-        levels.append((score.reward - float(table.mean())) / float(table.std()))
-    assert both.reward == pytest.approx(0.75 * levels[0] + 0.25 * levels[1], abs=1e-9)
+    scaled_alpha, scaled_beta = (scale_reward(engine, score) for score in (alpha, beta))
+    assert both.reward == pytest.approx(0.75 * scaled_alpha + 0.25 * scaled_beta, abs=1e-9)
     assert both.distance == max(alpha.distance, beta.distance)
 
 
-def test_the_worst_case_is_the_lowest_head(blended: Engine) -> None:
-    for (worst,) in tiny.score_items(blended, tiny.random_items(12), ScoreOptions(("worst",))):
+def test_worst_mode_is_the_lowest_reward(engine: Engine) -> None:
+    for (worst,) in tiny.score_items(engine, tiny.random_items(12), ScoreOptions(("worst",))):
         assert [part.weight for part in worst.parts].count(1.0) == 1
-        assert worst.reward == pytest.approx(min(_levels(blended, worst)))
+        assert worst.reward == pytest.approx(min(scale_reward(engine, score) for score in worst.part_scores))
 
 
-def _levels(blended: Engine, score: Score) -> list[float]:
-    found = []
-    for head in score.part_scores:
-        table = blended.models[head.model].calibration.reward_quantiles[0]
-        found.append((head.reward - float(table.mean())) / float(table.std()))
-    return found
+def scale_reward(engine: Engine, score: Score) -> float:
+    quantiles = engine.models[score.model].calibration.reward_quantiles[0]
+    return (score.reward - float(quantiles.mean())) / float(quantiles.std())
 
 
-def test_a_cautious_one_pays_for_doubt(blended: Engine) -> None:
-    ((careful,),) = tiny.score_items(blended, tiny.random_items(1), ScoreOptions(("careful",)))
+def test_cautious_mode_subtracts_uncertainty(engine: Engine) -> None:
+    ((careful,),) = tiny.score_items(engine, tiny.random_items(1), ScoreOptions(("careful",)))
     assert careful.penalty > 0
-    doubts = [
-        0.5 * part.scale * h.uncertainty for part, h in zip(careful.parts, careful.part_scores, strict=True)
+    penalties = [
+        0.5 * part.scale * score.uncertainty
+        for part, score in zip(careful.parts, careful.part_scores, strict=True)
     ]
-    assert careful.penalty == pytest.approx(sum(doubts))
+    assert careful.penalty == pytest.approx(sum(penalties))
 
 
-def test_comparisons_sum_or_say_why_not(blended: Engine) -> None:
-    (a, worst, _), (b, _, _) = tiny.score_items(blended, tiny.random_items(2), ScoreOptions(NAMES))
-    margin = sum(one.contribution for one in blended.explain_margin(a, b, 10**6))
+def test_margin_features_sum_unless_the_models_differ(engine: Engine) -> None:
+    (a, worst, _), (b, _, _) = tiny.score_items(engine, tiny.random_items(2), ScoreOptions(NAMES))
+    margin = sum(feature.contribution for feature in engine.explain_margin(a, b, 10**6))
     assert margin == pytest.approx(a.reward - b.reward, abs=1e-9)
-    other = replace(worst, parts=worst.parts[1:] + worst.parts[:1])
-    with pytest.raises(InvalidInput, match="different heads"):
-        blended.explain_margin(worst, other, 5)
+    reordered = replace(worst, parts=worst.parts[1:] + worst.parts[:1])
+    with pytest.raises(InvalidInput, match="different models"):
+        engine.explain_margin(worst, reordered, 5)
 
 
 @pytest.mark.anyio
-async def test_composites_are_served_under_their_name(blended: Engine, made: Settings) -> None:
-    async with server(blended, made) as client:
+async def test_composites_are_served_under_their_name(engine: Engine, settings: Settings) -> None:
+    async with open_client(engine, settings) as client:
         body = {"model": ["both", "alpha"], "inputs": [{"prompt": "seven", "response": "maple"}]}
         both, alpha = (await client.post("/v1/rewards", json=body)).json()["data"]
         assert {part["model"] for part in both["parts"]} == {"alpha", "beta"}
@@ -119,30 +115,30 @@ async def test_composites_are_served_under_their_name(blended: Engine, made: Set
         pair = {"model": "both", "pairs": [{"prompt": "seven", "chosen": "maple", "rejected": "glass"}]}
         (row,) = (await client.post("/v1/compare", json=pair)).json()["data"]
         assert row["probability"] is None
-        assert {one["model"] for one in row["features"]} <= {"alpha", "beta"}
+        assert {feature["model"] for feature in row["features"]} <= {"alpha", "beta"}
         assert (await client.get("/v1/models/both")).json()["composite"]["weights"] == {"alpha": 3, "beta": 1}
         assert (await client.get("/v1/models/both/features")).status_code == 404
-        told = (await client.get("/v1/models/beta/drift")).json()["callers"]
-        assert sum(window["responses"] for window in told.values()) == 3
+        callers = (await client.get("/v1/models/beta/drift")).json()["callers"]
+        assert sum(window["responses"] for window in callers.values()) == 3
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
-        ("[x]\nweights = {}", "needs heads"),
+        ("[x]\nweights = {}", "needs at least one model"),
         ("[x]\nweights = { alpha = -1 }", "above 0"),
         ("[x]\nweights = { alpha = 1 }\nmood = 'good'", "mood"),
         ("[x\n", "composites.toml"),
     ],
 )
-def test_a_composite_that_makes_no_sense_is_refused(tmp_path: Path, text: str, says: str) -> None:
+def test_rejects_an_invalid_composite(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "composites.toml").write_text(text)
-    with pytest.raises(BundleError, match=says):
-        load(tmp_path / "composites.toml")
+    with pytest.raises(BundleError, match=message):
+        load_composites(tmp_path / "composites.toml")
 
 
 @pytest.mark.parametrize("text", ["[x]\nweights = { omega = 1 }", "[alpha]\nweights = { beta = 1 }"])
-def test_a_composite_of_nobody_is_refused(made: Settings, text: str) -> None:
-    (made.models_dir / "composites.toml").write_text(text)
+def test_rejects_a_composite_of_unknown_models_or_with_a_model_name(settings: Settings, text: str) -> None:
+    (settings.models_dir / "composites.toml").write_text(text)
     with pytest.raises(BundleError, match=r"composites\.toml"):
-        loading.load_engine(made, lambda *_: None)
+        loading.load_engine(settings, lambda *_: None)

@@ -1,4 +1,4 @@
-"""The same laws on what is shipped: the real backbone and every bundle in models/."""
+"""The invariants of scoring on the shipped backbone and all bundles in models/."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tests.support import tiny
 from tests.support.paths import MODELS
 
 pytestmark = pytest.mark.real
-CLOSE = 1e-5
+TOLERANCE = 1e-5
 QUESTIONS = {
     "What is the tallest mountain on Earth above sea level?": [
         "Mount Everest is the tallest mountain above sea level.",
@@ -32,69 +32,76 @@ QUESTIONS = {
     ],
     "Explain rain to a child.": ["Water rises, gathers in clouds, gets heavy and falls.", "No."],
 }
-EXCHANGES = [Item((Message("user", q),), answer) for q, answers in QUESTIONS.items() for answer in answers]
+ITEMS = [
+    Item((Message("user", question),), response)
+    for question, responses in QUESTIONS.items()
+    for response in responses
+]
 
 
 @pytest.fixture(scope="module")
-def shipped() -> Settings:
+def settings() -> Settings:
     return Settings(models_dir=MODELS, device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
-def real(shipped: Settings) -> Engine:
-    return loading.load_engine(shipped, lambda *_: None)
+def engine(settings: Settings) -> Engine:
+    return loading.load_engine(settings, lambda *_: None)
 
 
 @pytest.fixture(scope="module")
-def everything(real: Engine) -> ScoreOptions:
-    return ScoreOptions(tuple(real.models), Explain.TOKENS, top_k=1000)
+def options(engine: Engine) -> ScoreOptions:
+    return ScoreOptions(tuple(engine.models), Explain.TOKENS, top_k=1000)
 
 
-def rewards(real: Engine, exchanges: list[Item], ask: ScoreOptions) -> np.ndarray:
-    return np.array([[s.reward for s in scores] for scores in tiny.score_items(real, exchanges, ask)])
+def rewards(engine: Engine, items: list[Item], options: ScoreOptions) -> np.ndarray:
+    results = tiny.score_items(engine, items, options)
+    return np.array([[score.reward for score in scores] for scores in results])
 
 
-def test_the_probes_pass(real: Engine) -> None:
-    real.verify()
+def test_probes_have_the_rewards_of_the_bundles(engine: Engine) -> None:
+    engine.verify()
 
 
-def test_neighbours_order_and_sharing_change_nothing(real: Engine, everything: ScoreOptions) -> None:
-    together = rewards(real, EXCHANGES, everything)
-    alone = np.concatenate([rewards(real, [one], everything) for one in EXCHANGES])
-    backwards = rewards(real, EXCHANGES[::-1], everything)[::-1]
-    assert np.abs(together - alone).max() <= CLOSE
-    assert np.abs(together - backwards).max() <= CLOSE
+def test_rewards_do_not_depend_on_batch_or_order(engine: Engine, options: ScoreOptions) -> None:
+    together = rewards(engine, ITEMS, options)
+    alone = np.concatenate([rewards(engine, [item], options) for item in ITEMS])
+    reversed_order = rewards(engine, ITEMS[::-1], options)[::-1]
+    assert np.abs(together - alone).max() <= TOLERANCE
+    assert np.abs(together - reversed_order).max() <= TOLERANCE
 
 
-def test_contributions_and_credits_sum(real: Engine, everything: ScoreOptions) -> None:
-    for scores in tiny.score_items(real, EXCHANGES, everything):
+def test_contributions_and_credits_sum_to_the_reward(engine: Engine, options: ScoreOptions) -> None:
+    for scores in tiny.score_items(engine, ITEMS, options):
         for score in scores:
-            assert abs(score.residual) <= CLOSE
+            assert abs(score.residual) <= TOLERANCE
             assert score.tokens
-            assert abs(score.baseline + sum(f.contribution for f in score.features) - score.reward) <= CLOSE
-            assert abs(score.baseline + sum(t.credit for t in score.tokens) - score.reward) <= CLOSE
+            contributions = sum(feature.contribution for feature in score.features)
+            credits_sum = sum(token.credit for token in score.tokens)
+            assert abs(score.baseline + contributions - score.reward) <= TOLERANCE
+            assert abs(score.baseline + credits_sum - score.reward) <= TOLERANCE
 
 
-def test_the_cut_equals_the_full_model(real: Engine, shipped: Settings) -> None:
-    source = model_sources.find(real.backbone.name, shipped.models_dir)
-    gguf = shipped.cache / "sources" / source.sha256[:12] / Path(source.files[0]).name
+def test_the_cut_backbone_equals_the_full_model(engine: Engine, settings: Settings) -> None:
+    source = model_sources.find_source(engine.backbone.name, settings.models_dir)
+    gguf = settings.cache / "sources" / source.sha256[:12] / Path(source.files[0]).name
     full = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    ids = real.encode(EXCHANGES[:1])[0].ids
-    layer = real.backbone.num_layers
+    ids = engine.encode(ITEMS[:1])[0].ids
+    layer = engine.backbone.num_layers
     with torch.inference_mode():
         hidden = full.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[layer][0]
-    found = tiny.compute_residuals(real.backbone, pack([ids]), layer)
+    residuals = tiny.compute_residuals(engine.backbone, pack([ids]), layer)
     assert full.config.num_hidden_layers > layer
-    assert torch.allclose(found, hidden, rtol=1e-5, atol=1e-3)
+    assert torch.allclose(residuals, hidden, rtol=1e-5, atol=1e-3)
 
 
-def test_the_slices_equal_the_full_sae(real: Engine, shipped: Settings) -> None:
+def test_selected_latents_equal_those_of_the_full_sae(engine: Engine, settings: Settings) -> None:
     from sae_lens import SAE
 
-    packed = pack([one.ids for one in real.encode(EXCHANGES)])
-    for model in real.models.values():
-        sae = SAE.load_from_disk(shipped.models_dir / "sae" / model.card.sae, device="cpu")
-        residuals = tiny.compute_residuals(real.backbone, packed, model.card.layer)
+    packed = pack([item.ids for item in engine.encode(ITEMS)])
+    for model in engine.models.values():
+        sae = SAE.load_from_disk(settings.models_dir / "sae" / model.card.sae, device="cpu")
+        residuals = tiny.compute_residuals(engine.backbone, packed, model.card.layer)
         residuals = residuals[torch.from_numpy(packed.positions > 0)]
         latents = torch.tensor([feature.latent for feature in model.features])
         with torch.inference_mode():
@@ -109,20 +116,20 @@ def test_the_slices_equal_the_full_sae(real: Engine, shipped: Settings) -> None:
         )
 
 
-def test_a_bundle_survives_saving(
-    real: Engine, everything: ScoreOptions, shipped: Settings, tmp_path: Path
+def test_a_saved_bundle_scores_the_same(
+    engine: Engine, options: ScoreOptions, settings: Settings, tmp_path: Path
 ) -> None:
-    for name in real.models:
-        bundle.save_bundle(bundle.load_bundle(shipped.models_dir / name), tmp_path / name)
-    again = Engine(
-        real.backbone, real.text, {name: bundle.load_bundle(tmp_path / name) for name in real.models}
+    for name in engine.models:
+        bundle.save_bundle(bundle.load_bundle(settings.models_dir / name), tmp_path / name)
+    reloaded = Engine(
+        engine.backbone, engine.text, {name: bundle.load_bundle(tmp_path / name) for name in engine.models}
     )
-    assert np.allclose(rewards(real, EXCHANGES, everything), rewards(again, EXCHANGES, everything), atol=1e-5)
+    assert np.allclose(rewards(engine, ITEMS, options), rewards(reloaded, ITEMS, options), atol=1e-5)
 
 
-def test_a_damaged_bundle_is_refused(real: Engine, shipped: Settings, tmp_path: Path) -> None:
-    name = next(iter(real.models))
-    bundle.save_bundle(bundle.load_bundle(shipped.models_dir / name), tmp_path)
+def test_rejects_a_damaged_bundle(engine: Engine, settings: Settings, tmp_path: Path) -> None:
+    name = next(iter(engine.models))
+    bundle.save_bundle(bundle.load_bundle(settings.models_dir / name), tmp_path)
     weights = bytearray((tmp_path / "weights.safetensors").read_bytes())
     weights[len(weights) // 2] ^= 1
     (tmp_path / "weights.safetensors").write_bytes(weights)
@@ -130,23 +137,23 @@ def test_a_damaged_bundle_is_refused(real: Engine, shipped: Settings, tmp_path: 
         bundle.load_bundle(tmp_path)
 
 
-def test_another_home_is_refused(real: Engine) -> None:
-    for model in real.models.values():
+def test_rejects_another_backbone_or_template(engine: Engine) -> None:
+    for model in engine.models.values():
         with pytest.raises(BundleError, match="trained on backbone"):
             bundle.check_backbone_matches(
-                model, backbone="sha256:0", template=real.text.digest, width=576, layers=18
+                model, backbone="sha256:0", template=engine.text.template_sha256, width=576, layers=18
             )
         with pytest.raises(BundleError, match="trained on chat template"):
             bundle.check_backbone_matches(
-                model, backbone=real.backbone.digest, template="0", width=576, layers=18
+                model, backbone=engine.backbone.digest, template="0", width=576, layers=18
             )
 
 
-def test_the_truth_is_preferred_where_it_is_plain(real: Engine) -> None:
-    found = rewards(real, EXCHANGES[3:5], ScoreOptions(("truthfulness",)))
-    assert found[0, 0] > found[1, 0]
+def test_prefers_a_plainly_true_response(engine: Engine) -> None:
+    true, false = rewards(engine, ITEMS[3:5], ScoreOptions(("truthfulness",)))[:, 0]
+    assert true > false
 
 
-def test_trained_parameters_are_few(real: Engine) -> None:
-    for model in real.models.values():
-        assert model.card.trained_parameters < 0.01 * real.backbone.parameters
+def test_trained_parameters_are_few(engine: Engine) -> None:
+    for model in engine.models.values():
+        assert model.card.trained_parameters < 0.01 * engine.backbone.num_parameters

@@ -1,4 +1,4 @@
-"""Drift monitoring: scored responses against those the model was trained on, per caller, in bounded memory."""
+"""Drift monitoring: scored responses against the training data, per caller, in bounded memory."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
-from app.evaluate.audit.shift import stability
+from app.evaluate.audit.shift import stability_index
 from app.reward.engine import Engine
 from app.serve import drift
 from app.serve.drift import DriftMonitor, DriftWindow
@@ -15,7 +15,7 @@ from app.serve.metrics import Metrics
 from app.settings import Settings
 from app.types import ANONYMOUS_CALLER, Score, ScoreOptions
 from tests.support import tiny
-from tests.support.servers import server
+from tests.support.servers import open_client
 
 
 @pytest.fixture
@@ -32,17 +32,17 @@ def monitored(engine: Engine, scores: list[Score]) -> tuple[DriftMonitor, Collec
     rewards = torch.quantile(torch.tensor([score.reward for score in scores]).double(), ranks)
     calibration = replace(
         model.calibration,
-        rewards=rewards.repeat(2, 1),
-        projections=torch.quantile(standardised, ranks[20:-1:20], dim=0).T,
+        reward_quantiles=rewards.repeat(2, 1),
+        standardised_deciles=torch.quantile(standardised, ranks[20:-1:20], dim=0).T,
     )
     return DriftMonitor({"alpha": replace(model, calibration=calibration)}, Metrics(registry)), registry
 
 
 def test_even_bins_are_stable_and_a_single_full_bin_is_not() -> None:
-    assert stability(np.full((2, 10), 100)) == pytest.approx([0, 0])
+    assert stability_index(np.full((2, 10), 100)) == pytest.approx([0, 0])
     single = np.zeros((1, 10), dtype=np.int64)
     single[0, 3] = 1000
-    assert stability(single)[0] > 1
+    assert stability_index(single)[0] > 1
 
 
 def test_a_window_drops_old_responses_and_does_not_grow() -> None:
@@ -104,7 +104,7 @@ def test_steered_scores_are_not_counted(
 
 @pytest.mark.anyio
 async def test_drift_is_reported_per_caller(engine: Engine, settings: Settings) -> None:
-    async with server(engine, settings) as client:
+    async with open_client(engine, settings) as client:
         body = {"model": "alpha", "inputs": [{"prompt": "seven", "response": "maple"}]}
         headers = {"X-SparseRM-Caller": "run-7"}
         assert (await client.post("/v1/rewards", json=body, headers=headers)).status_code == 200

@@ -1,4 +1,4 @@
-"""What /metrics tells of what happened."""
+"""The series that /metrics returns and their values after a few requests."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ import pytest
 
 from app.reward.engine import Engine
 from app.settings import Settings
-from tests.support.servers import server
+from tests.support.servers import open_client
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
 async def client(engine: Engine, settings: Settings) -> Any:
-    async with server(engine, settings) as client:
+    async with open_client(engine, settings) as client:
         yield client
 
 
@@ -42,7 +42,7 @@ SERIES = [
 ]
 
 
-async def test_metrics_tell_what_happened(client: httpx.AsyncClient) -> None:
+async def test_metrics_count_rewards_errors_and_requests(client: httpx.AsyncClient) -> None:
     inputs = [{"prompt": "seven", "responses": ["maple", "orbit", "glass"]}]
     assert (await client.post("/v1/rewards", json={"inputs": inputs})).status_code == 200
     await client.post("/v1/rewards", json={"inputs": []})

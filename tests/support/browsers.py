@@ -13,7 +13,9 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response
 from tests.support.paths import ROOT
 
 SCREENSHOTS = ROOT / "build" / "screenshots"
-NO_CHROMIUM = "Chromium is not installed, so the page is not tested; `make browser` installs it (apt-get, as root)"
+NO_CHROMIUM = (
+    "Chromium is not installed, so the page is not tested; `make browser` installs it (apt-get, as root)"
+)
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 REPORT_CSP_VIOLATIONS = (
     "addEventListener('securitypolicyviolation', (event) => console.error('CSP', event.effectiveDirective))"

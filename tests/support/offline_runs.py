@@ -65,7 +65,7 @@ def run_task(
     request = ScoringRequest(MODEL, top_k, paired=task.paired)
     scorer = LocalScorer(engine, request, settings)
     config = OfflineRunConfig(task, request, str(source), output, **options)
-    return offline_run.run(config, nullcontext(scorer), progress, batch_tokens=batch_tokens)
+    return offline_run.run_offline(config, nullcontext(scorer), progress, batch_tokens=batch_tokens)
 
 
 def make_environment(root: Path, batch_tokens: int = 64) -> dict[str, str]:

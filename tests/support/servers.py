@@ -1,4 +1,4 @@
-"""A tiny server in this process, spoken to through httpx, or on a socket of its own."""
+"""The server in this process: called through httpx in memory, or listening on a socket."""
 
 import threading
 import time
@@ -16,15 +16,15 @@ from app.settings import Settings
 
 
 @asynccontextmanager
-async def server(engine: Engine, settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    """The app after its start-up, and a client for it."""
-    async with serving(create_app(engine, settings, CollectorRegistry())) as client:
+async def open_client(engine: Engine, settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """Start an app for the engine; yield an in-memory client."""
+    async with open_app_client(create_app(engine, settings, CollectorRegistry())) as client:
         yield client
 
 
 @asynccontextmanager
-async def serving(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """An app after its start-up, and a client for it."""
+async def open_app_client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """Start the app; yield an in-memory client."""
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
@@ -32,14 +32,14 @@ async def serving(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @contextmanager
-def listening(engine: Engine, settings: Settings) -> Iterator[str]:
-    """The address of the app, on a socket."""
+def run_server(engine: Engine, settings: Settings) -> Iterator[str]:
+    """Run the server on a free port in a thread; yield its URL."""
     app = create_app(engine, settings, CollectorRegistry())
-    running = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", backlog=2048))
-    thread = threading.Thread(target=running.run)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", backlog=2048))
+    thread = threading.Thread(target=server.run)
     thread.start()
-    while not running.started:
+    while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}"
-    running.should_exit = True
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
     thread.join()

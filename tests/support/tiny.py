@@ -1,6 +1,6 @@
-"""A real reward model at toy size: 4-layer Llama or a relative, byte-level tokenizer, JumpReLU, heads.
+"""Reward models at toy size: a 4-layer Llama or similar, byte-level tokenizer, JumpReLU SAE and heads.
 
-Fake by shrinking, never by mocking: everything here runs the shipped code on random weights.
+Nothing is mocked: all tests run the shipped code, on small random weights.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from app.backbone.backbone import Backbone
 from app.backbone.packing import PackedBatch
-from app.backbone.tokenization import Text
+from app.backbone.tokenization import ChatTokenizer
 from app.reward import loading
 from app.reward.bundle import DIGESTED_FILES, save_bundle
 from app.reward.calibration import Calibration
@@ -74,13 +74,15 @@ WORDS = [
 ]
 
 
-def save_backbone(folder: Path, *, kind: str = "llama", seed: int = 0, template: str = TEMPLATE) -> Path:
-    """A random language model and its tokenizer, as a user would have them on disk."""
+def save_backbone(
+    folder: Path, *, architecture: str = "llama", seed: int = 0, template: str = TEMPLATE
+) -> Path:
+    """Save a random language model and its tokenizer, in the form users have on disk."""
     torch.manual_seed(seed)
-    tokenizer = _tokenizer(template)
-    special = ARCHITECTURES.get(kind, {})
+    tokenizer = _make_tokenizer(template)
+    options = ARCHITECTURES.get(architecture, {})
     config = AutoConfig.for_model(
-        special.get("model_type", kind),
+        options.get("model_type", architecture),
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
         intermediate_size=96,
@@ -92,7 +94,7 @@ def save_backbone(folder: Path, *, kind: str = "llama", seed: int = 0, template:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=True,
-        **{name: value for name, value in special.items() if name != "model_type"},
+        **{name: value for name, value in options.items() if name != "model_type"},
     )
     llm = AutoModelForCausalLM.from_config(config)
     for name, weight in llm.named_parameters():
@@ -103,39 +105,39 @@ def save_backbone(folder: Path, *, kind: str = "llama", seed: int = 0, template:
     return folder
 
 
-def make_settings(root: Path, **given: object) -> Settings:
-    """Settings whose models and cache lie under one folder."""
-    base = {
-        "models_dir": root / "models",
-        "cache_dir": root / "cache",
+def make_settings(folder: Path, **changes: object) -> Settings:
+    """Return settings with the models and the cache in one folder."""
+    defaults = {
+        "models_dir": folder / "models",
+        "cache_dir": folder / "cache",
         "device": "cpu",
         "dtype": "float32",
         "max_tokens": 256,
         "max_batch_tokens": 1024,
     }
-    return Settings().model_copy(update={**base, **given})
+    return Settings().model_copy(update={**defaults, **changes})
 
 
-def build_models(root: Path, kind: str = "llama") -> Settings:
-    """A models folder with three bundles on one tiny backbone, ready for `home.engine`."""
-    made = make_settings(root)
-    folder = save_backbone(root / "backbone", kind=kind)
-    backbone, text = loading.load_backbone(str(folder), None, made, lambda *_: None)
-    for seed, (name, (layer, readout)) in enumerate(MODELS.items()):
-        model = make_reward_model(name, backbone, text, layer=layer, readout=readout, seed=seed)
-        save_bundle(model, made.models_dir / name)
-    return made
+def build_models(folder: Path, architecture: str = "llama") -> Settings:
+    """Save a tiny backbone and three bundles; return settings for `loading.load_engine`."""
+    settings = make_settings(folder)
+    backbone_folder = save_backbone(folder / "backbone", architecture=architecture)
+    backbone, text = loading.load_backbone(str(backbone_folder), None, settings, lambda *_: None)
+    for seed, (name, (layer, pooling)) in enumerate(MODELS.items()):
+        model = make_reward_model(name, backbone, text, layer=layer, pooling=pooling, seed=seed)
+        save_bundle(model, settings.models_dir / name)
+    return settings
 
 
-def build_engine(root: Path) -> Engine:
-    """A tiny engine with all three models."""
-    return loading.load_engine(build_models(root), lambda *_: None)
+def build_engine(folder: Path) -> Engine:
+    """Build the three tiny models and load them into an engine."""
+    return loading.load_engine(build_models(folder), lambda *_: None)
 
 
 def make_reward_model(
-    name: str, backbone: Backbone, text: Text, *, layer: int, readout: Pooling, seed: int
+    name: str, backbone: Backbone, text: ChatTokenizer, *, layer: int, pooling: Pooling, seed: int
 ) -> RewardModel:
-    """Random directions and heads that are at home on this backbone."""
+    """Make a reward model with random directions and heads for this backbone."""
     generator = torch.Generator().manual_seed(seed)
 
     def rand(*shape: int) -> torch.Tensor:
@@ -157,81 +159,82 @@ def make_reward_model(
 
     features = tuple(Feature(int(latent), 1 if i < K // 2 else -1) for i, latent in enumerate(latents))
     model = RewardModel(
-        make_card(name, backbone, text, layer, readout, head), dictionary, head, calibration, features, ()
+        make_card(name, backbone, text, layer, pooling, head), dictionary, head, calibration, features, ()
     )
-    return replace(model, probes=_probes(model, backbone, text))
+    return replace(model, probes=_make_probes(model, backbone, text))
 
 
 def full_dictionary(seed: int) -> Dictionary:
-    """A JumpReLU dictionary with every latent."""
+    """Return a random JumpReLU SAE with all latents."""
     generator = torch.Generator().manual_seed(1000 + seed)
     decoder = torch.nn.functional.normalize(torch.randn(LATENTS, WIDTH, generator=generator), dim=1)
     return Dictionary(decoder.clone(), torch.zeros(LATENTS), torch.full((LATENTS,), 0.05), decoder)
 
 
 def make_card(
-    name: str, backbone: Backbone, text: Text, layer: int, readout: Pooling, head: Head
+    name: str, backbone: Backbone, text: ChatTokenizer, layer: int, pooling: Pooling, head: Head
 ) -> ModelCard:
-    """A manifest for a model that was never trained on anything."""
+    """Make the card of a model that was not trained."""
     return ModelCard(
         name=name, task="toy", backbone=backbone.name, backbone_digest=backbone.digest,
-        template_sha256=text.digest, layer=layer, readout=readout, directions=K, heads=HEADS, hidden=HIDDEN,
-        loss="none", sae="random", sae_sha256=hashlib.sha256(name.encode()).hexdigest(),
+        template_sha256=text.template_sha256, layer=layer, readout=pooling, directions=K, heads=HEADS,
+        hidden=HIDDEN, loss="none", sae="random", sae_sha256=hashlib.sha256(name.encode()).hexdigest(),
         data=(TrainingData("none", "0" * 64, 0, "CC0-1.0"),), use="tests", temperature=0.75, metrics={},
         trained_parameters=head.num_parameters, versions={},
     )  # fmt: skip
 
 
 def make_item(prompt: str, response: str) -> Item:
-    """One question and one answer."""
+    """Make an item with a single user message."""
     return Item((Message("user", prompt),), response)
 
 
 def rewrite_digests(folder: Path) -> None:
-    """Make SHA256SUMS agree with whatever lies in a bundle."""
+    """Rewrite SHA256SUMS to match the current files of a bundle."""
     digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in DIGESTED_FILES}
-    (folder / "SHA256SUMS").write_text("".join(f"{found}  {name}\n" for name, found in digests.items()))
+    (folder / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
 
 
 def random_items(count: int, seed: int = 0) -> list[Item]:
-    """Conversations of random words that share prompts, prefixes of responses, or nothing."""
+    """Return items of random words. Some share a prompt, and some also the beginning of the response."""
     rng = random.Random(seed)
-    prompts = [_words(rng, 3, 12) for _ in range(max(count // 4, 1))]
-    openings = [_words(rng, 1, 5) for _ in range(3)]
+    prompts = [_random_words(rng, 3, 12) for _ in range(max(count // 4, 1))]
+    openings = [_random_words(rng, 1, 5) for _ in range(3)]
     return [
-        make_item(rng.choice(prompts), f"{rng.choice(openings)} {_words(rng, 1, 20)}") for _ in range(count)
+        make_item(rng.choice(prompts), f"{rng.choice(openings)} {_random_words(rng, 1, 20)}")
+        for _ in range(count)
     ]
 
 
 def compute_residuals(backbone: Backbone, packed: PackedBatch, layer: int) -> torch.Tensor:
-    """Residuals after a layer at every row."""
+    """Return the residuals after a layer at every row of the batch."""
     return backbone.residuals(packed, {layer: packed.computed_rows})[layer].values
 
 
-def score_items(engine: Engine, exchanges: Sequence[Item], ask: ScoreOptions) -> list[tuple[Score, ...]]:
-    """Scores of one batch."""
-    results = engine.score([ScoreJob(one, ask) for one in engine.encode(exchanges)])
+def score_items(engine: Engine, items: Sequence[Item], options: ScoreOptions) -> list[tuple[Score, ...]]:
+    """Score items in one batch; leave out items that fail."""
+    results = engine.score([ScoreJob(encoded, options) for encoded in engine.encode(items)])
     return [result.scores for result in results if isinstance(result, ScoredItem)]
 
 
-def _probes(model: RewardModel, backbone: Backbone, text: Text) -> tuple[Probe, ...]:
-    asked = [make_item("amber river?", "quiet stone"), make_item("seven", "maple orbit violet")]
-    alone = Engine(backbone, text, {model.card.name: model})
-    found = score_items(alone, asked, ScoreOptions((model.card.name,), Explain.NONE))
-    return tuple(Probe(one, score[0].reward) for one, score in zip(asked, found, strict=True))
+def _make_probes(model: RewardModel, backbone: Backbone, text: ChatTokenizer) -> tuple[Probe, ...]:
+    items = [make_item("amber river?", "quiet stone"), make_item("seven", "maple orbit violet")]
+    engine = Engine(backbone, text, {model.card.name: model})
+    scores = score_items(engine, items, ScoreOptions((model.card.name,), Explain.NONE))
+    return tuple(Probe(item, score.reward) for item, (score,) in zip(items, scores, strict=True))
 
 
-def _tokenizer(template: str) -> PreTrainedTokenizerFast:
+def _make_tokenizer(template: str) -> PreTrainedTokenizerFast:
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*special, *alphabet])}
     merges = []
     for word in WORDS:
-        left = "Ġ"
+        prefix = "Ġ"
         for letter in word:
-            merges.append((left, letter))
-            left += letter
-            vocabulary.setdefault(left, len(vocabulary))
+            merges.append((prefix, letter))
+            prefix += letter
+            vocabulary.setdefault(prefix, len(vocabulary))
     raw = Tokenizer(models.BPE(vocabulary, list(dict.fromkeys(merges))))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -243,5 +246,5 @@ def _tokenizer(template: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _words(rng: random.Random, low: int, high: int) -> str:
+def _random_words(rng: random.Random, low: int, high: int) -> str:
     return " ".join(rng.choices(WORDS, k=rng.randint(low, high)))

@@ -1,4 +1,4 @@
-"""What training tests share: a tiny workshop in which 'amber' is what people like."""
+"""Shared setup of training tests: a tiny backbone and preference pairs in which 'amber' is preferred."""
 
 import json
 import random
@@ -36,21 +36,25 @@ def build(root: Path) -> Settings:
     return tiny.make_settings(root)
 
 
-def build_sae(workshop: Settings) -> Path:
-    root = workshop.models_dir.parent
+def build_sae(training_settings: Settings) -> Path:
+    root = training_settings.models_dir.parent
     what = sae_jobs.SaeTrainingConfig(str(root / "backbone"), 3, 128, 8, 8000, 2048 * 24, 0)
-    facts = sae_jobs.train_and_measure(what, [str(root / "chats.jsonl")], root / "sae", workshop, quiet)
+    facts = sae_jobs.train_and_measure(
+        what, [str(root / "chats.jsonl")], root / "sae", training_settings, quiet
+    )
     assert facts["quality"]["l0"] > 0
     return root / "sae"
 
 
-def order(workshop: Settings, made_sae: Path, name: str, **choices: Any) -> pipeline.TrainingConfig:
-    root = workshop.models_dir.parent
+def order(
+    training_settings: Settings, trained_sae: Path, name: str, **choices: Any
+) -> pipeline.TrainingConfig:
+    root = training_settings.models_dir.parent
     test = str(root / "test.jsonl") if choices.pop("tested", False) else None
     plan = head_training.HeadTrainingConfig(heads=3, hidden=16, seed=choices.pop("seed", 0))
     terms = choices.pop("terms", "CC0")
     return jobs.build_training_config(
-        name, str(root / "pairs.jsonl"), test, terms=terms, sae=made_sae, bad=None,
+        name, str(root / "pairs.jsonl"), test, terms=terms, sae=trained_sae, bad=None,
         **{"k": 16, "limit": 200, "plan": plan, **choices},
     )  # fmt: skip
 

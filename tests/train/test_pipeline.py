@@ -25,9 +25,11 @@ from tests.support import tiny
 from tests.support.training_setup import Killed, killing, order, quiet
 
 
-def test_a_trained_bundle_is_served_and_has_learnt(workshop: Settings, made_sae: Path) -> None:
-    model = jobs.train_and_save(order(workshop, made_sae, "amber", tested=True), made_sae, workshop, quiet)
-    folder = workshop.models_dir / "amber"
+def test_a_trained_bundle_is_served_and_has_learnt(training_settings: Settings, trained_sae: Path) -> None:
+    model = jobs.train_and_save(
+        order(training_settings, trained_sae, "amber", tested=True), trained_sae, training_settings, quiet
+    )
+    folder = training_settings.models_dir / "amber"
     found = json.loads((folder / "report.json").read_text())
     assert found["test"]["accuracy"] == model.card.metrics["accuracy"] > 0.9
     assert found["test"]["n"] == 100
@@ -36,71 +38,88 @@ def test_a_trained_bundle_is_served_and_has_learnt(workshop: Settings, made_sae:
     assert "**SparseRM**" in told
     assert f"{found['sae']['quality']['l0_response']:.0f} latents active at a response token" in told
     assert {"calibration.png", "length.png"} <= {file.name for file in folder.iterdir()}
-    engine = loading.load_engine(workshop, quiet)
+    engine = loading.load_engine(training_settings, quiet)
     engine.verify()
     liked, other = (
         tiny.make_item("river 1?", text) for text in ("seven amber amber maple", "seven maple glass")
     )
     (better,), (worse,) = tiny.score_items(engine, [liked, other], ScoreOptions(("amber",)))
     assert better.reward > worse.reward
-    tested = read_pairs(workshop.models_dir.parent / "test.jsonl")
-    served = accuracy_run.evaluate_bundle(folder, tested, (), workshop, quiet)
+    tested = read_pairs(training_settings.models_dir.parent / "test.jsonl")
+    served = accuracy_run.evaluate_bundle(folder, tested, (), training_settings, quiet)
     assert served["accuracy"] == pytest.approx(found["test"]["accuracy"], abs=0.011)
 
 
-def test_a_new_bundle_is_not_told_by_what_was_measured_of_the_old(workshop: Settings, made_sae: Path) -> None:
-    folder = workshop.models_dir / "renewed"
+def test_a_new_bundle_is_not_told_by_what_was_measured_of_the_old(
+    training_settings: Settings, trained_sae: Path
+) -> None:
+    folder = training_settings.models_dir / "renewed"
     folder.mkdir()
     (folder / "report.json").write_text(json.dumps({"verified": {"largest_residual": 7}}))
     (folder / "directions.png").touch()
-    jobs.train_and_save(order(workshop, made_sae, "renewed"), made_sae, workshop, quiet)
+    jobs.train_and_save(
+        order(training_settings, trained_sae, "renewed"), trained_sae, training_settings, quiet
+    )
     assert "verified" not in json.loads((folder / "report.json").read_text())
     assert not (folder / "directions.png").exists()
 
 
-def test_training_again_gives_the_same_bundle(workshop: Settings, made_sae: Path, tmp_path: Path) -> None:
-    twice = order(workshop, made_sae, "twice", readout=Pooling.END, seed=3)
+def test_training_again_gives_the_same_bundle(
+    training_settings: Settings, trained_sae: Path, tmp_path: Path
+) -> None:
+    twice = order(training_settings, trained_sae, "twice", readout=Pooling.END, seed=3)
     sums = []
     for _ in range(2):
-        jobs.train_and_save(twice, made_sae, workshop, quiet)
-        sums.append((workshop.models_dir / "twice" / "SHA256SUMS").read_text())
+        jobs.train_and_save(twice, trained_sae, training_settings, quiet)
+        sums.append((training_settings.models_dir / "twice" / "SHA256SUMS").read_text())
     assert sums[0] == sums[1]
-    (workshop.models_dir / "twice").rename(tmp_path / "twice")
+    (training_settings.models_dir / "twice").rename(tmp_path / "twice")
 
 
-def test_data_for_research_says_so(workshop: Settings, made_sae: Path) -> None:
-    what = order(workshop, made_sae, "nc", terms="CC BY-NC 4.0", limit=50)
-    made = pipeline.train(what, jobs.load_feature_extractor(made_sae, workshop, quiet), workshop.cache, quiet)
+def test_data_for_research_says_so(training_settings: Settings, trained_sae: Path) -> None:
+    what = order(training_settings, trained_sae, "nc", terms="CC BY-NC 4.0", limit=50)
+    made = pipeline.train(
+        what,
+        jobs.load_feature_extractor(trained_sae, training_settings, quiet),
+        training_settings.cache,
+        quiet,
+    )
     assert made.model.card.use == "research use only"
     assert made.model.card.data[0].pairs == made.findings["training"]["pairs"] == 50
 
 
-def test_an_sae_of_another_backbone_is_refused(workshop: Settings, made_sae: Path) -> None:
-    note = json.loads((made_sae / "provenance.json").read_text())
-    other = workshop.models_dir.parent / "other-sae"
+def test_an_sae_of_another_backbone_is_refused(training_settings: Settings, trained_sae: Path) -> None:
+    note = json.loads((trained_sae / "provenance.json").read_text())
+    other = training_settings.models_dir.parent / "other-sae"
     other.mkdir()
     (other / "provenance.json").write_text(json.dumps({**note, "backbone_digest": "sha256:0"}))
     with pytest.raises(SourceError, match="was trained on sha256:0"):
-        jobs.train_and_save(order(workshop, other, "x"), other, workshop, quiet)
+        jobs.train_and_save(order(training_settings, other, "x"), other, training_settings, quiet)
 
 
-def test_too_few_prompts_are_refused(workshop: Settings, made_sae: Path) -> None:
-    what = order(workshop, made_sae, "few")
+def test_too_few_prompts_are_refused(training_settings: Settings, trained_sae: Path) -> None:
+    what = order(training_settings, trained_sae, "few")
     with pytest.raises(DataError, match="cross-validation needs more"):
-        pipeline.drawn(dataclasses.replace(what, pairs=what.pairs[:2]))
+        pipeline.take_training_pairs(dataclasses.replace(what, pairs=what.pairs[:2]))
 
 
 @pytest.mark.parametrize("after", [1, 4, 9, 14])
 def test_killed_training_ends_in_the_same_bundle(
-    workshop: Settings, made_sae: Path, tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
+    training_settings: Settings,
+    trained_sae: Path,
+    tmp_path: Path,
+    after: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(features, "PASS_TOKENS", 512)
-    what = order(workshop, made_sae, "cut", tested=True)
+    what = order(training_settings, trained_sae, "cut", tested=True)
     sums = []
     for name, report in (("straight", quiet), ("broken", killing(after)), ("broken", quiet)):
-        here = workshop.model_copy(update={"cache_dir": tmp_path / name, "models_dir": tmp_path / name})
+        here = training_settings.model_copy(
+            update={"cache_dir": tmp_path / name, "models_dir": tmp_path / name}
+        )
         try:
-            jobs.train_and_save(what, made_sae, here, report)
+            jobs.train_and_save(what, trained_sae, here, report)
         except Killed:
             assert name == "broken"
             continue
@@ -110,10 +129,10 @@ def test_killed_training_ends_in_the_same_bundle(
 
 
 def test_features_are_kept_and_shared_between_runs(
-    workshop: Settings, made_sae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    training_settings: Settings, trained_sae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader = jobs.load_feature_extractor(made_sae, workshop, quiet)
-    pairs = order(workshop, made_sae, "x").pairs[:40]
+    reader = jobs.load_feature_extractor(trained_sae, training_settings, quiet)
+    pairs = order(training_settings, trained_sae, "x").pairs[:40]
     first = features.extract_features([pair.items for pair in pairs], reader, tmp_path, quiet)
     monkeypatch.setattr(type(reader.backbone), "residuals", killing(0))
     again = features.extract_features([pair.items for pair in pairs[:30]], reader, tmp_path, quiet)
@@ -123,9 +142,11 @@ def test_features_are_kept_and_shared_between_runs(
         assert torch.equal(first.mean_activations(readout)[:30], again.mean_activations(readout))
 
 
-def test_features_are_what_the_engine_reads(workshop: Settings, made_sae: Path, tmp_path: Path) -> None:
-    reader = jobs.load_feature_extractor(made_sae, workshop, quiet)
-    pair = order(workshop, made_sae, "x").pairs[0]
+def test_features_are_what_the_engine_reads(
+    training_settings: Settings, trained_sae: Path, tmp_path: Path
+) -> None:
+    reader = jobs.load_feature_extractor(trained_sae, training_settings, quiet)
+    pair = order(training_settings, trained_sae, "x").pairs[0]
     table = features.extract_features([pair.items], reader, tmp_path, quiet)
     chosen, _ = reader.text.encode(pair.items)
     packed = pack([chosen.ids])
@@ -156,10 +177,14 @@ def test_selection_takes_the_largest_differences_and_knows_how_sure_it_is() -> N
     assert greedy.overlap < 0.8
 
 
-def test_a_name_must_tell_when_its_latent_fires(workshop: Settings, made_sae: Path) -> None:
-    reader = jobs.load_feature_extractor(made_sae, workshop, quiet)
-    made = pipeline.train(order(workshop, made_sae, "named"), reader, workshop.cache, quiet)
-    read = contexts.collect_contexts(order(workshop, made_sae, "named").pairs, reader, workshop.cache, quiet)
+def test_a_name_must_tell_when_its_latent_fires(training_settings: Settings, trained_sae: Path) -> None:
+    reader = jobs.load_feature_extractor(trained_sae, training_settings, quiet)
+    made = pipeline.train(
+        order(training_settings, trained_sae, "named"), reader, training_settings.cache, quiet
+    )
+    read = contexts.collect_contexts(
+        order(training_settings, trained_sae, "named").pairs, reader, training_settings.cache, quiet
+    )
     amber = reader.text.decode(read.ids.tolist())
     assert any("amber" in word for word in amber)
     named = [feature for feature in made.model.features if feature.label]
@@ -195,8 +220,8 @@ def test_every_head_learns_and_is_standardised(loss: str) -> None:
     assert not torch.equal(head.w1[0], head.w1[1])
 
 
-def test_bundles_found_by_name(workshop: Settings) -> None:
-    assert "sae" not in bundle.list_bundles(workshop.models_dir)
+def test_bundles_found_by_name(training_settings: Settings) -> None:
+    assert "sae" not in bundle.list_bundles(training_settings.models_dir)
 
 
 def test_drills_teach_not_to_pay_for_a_dress() -> None:
@@ -221,8 +246,8 @@ def test_drills_teach_not_to_pay_for_a_dress() -> None:
     assert overtaken[1] < 0.4
 
 
-def test_a_drill_depends_on_its_pair_alone(workshop: Settings, made_sae: Path) -> None:
-    pairs = order(workshop, made_sae, "x").pairs
+def test_a_drill_depends_on_its_pair_alone(training_settings: Settings, trained_sae: Path) -> None:
+    pairs = order(training_settings, trained_sae, "x").pairs
     every = augmentation.augment_rejected(pairs, 1.0)
     assert [i for i, _ in every] == list(range(len(pairs)))
     assert augmentation.augment_rejected(pairs[5:], 1.0) == [

@@ -1,4 +1,4 @@
-"""The page in use: every control does what it says."""
+"""Every control of the page."""
 
 import json
 from contextlib import suppress
@@ -10,20 +10,27 @@ import pytest
 from playwright.sync_api import Browser, Error, Page, Route
 
 from tests.support import page_models, tiny
-from tests.support.browsers import VIEWS, request_body, wait_until_idle, open_tab, read_values, open_scored_page
-from tests.support.servers import listening
+from tests.support.browsers import (
+    VIEWS,
+    open_scored_page,
+    open_tab,
+    read_values,
+    request_body,
+    wait_until_idle,
+)
+from tests.support.servers import run_server
 
 CLOSE = 1e-6
-DRAG = """(one) => {
-    for (const place of [3, 2, 1.5, 1, 0.5, 0.25, 0]) {
-        one.value = place;
-        one.dispatchEvent(new Event('input'));
+DRAG = """(slider) => {
+    for (const value of [3, 2, 1.5, 1, 0.5, 0.25, 0]) {
+        slider.value = value;
+        slider.dispatchEvent(new Event('input'));
     }
 }"""
-TALK = [{"role": "user", "content": "amber?"}]
+MESSAGES = [{"role": "user", "content": "amber?"}]
 
 
-def test_a_conversation_is_composed_with_keys_alone(page: Page) -> None:
+def test_conversation_is_composed_with_the_keyboard_only(page: Page) -> None:
     page.click("#add-message")
     page.keyboard.type("amber river")
     page.select_option("#messages select >> nth=1", "user")
@@ -31,11 +38,11 @@ def test_a_conversation_is_composed_with_keys_alone(page: Page) -> None:
     assert page.locator("#messages textarea").count() == 1
     page.click("#add-response")
     page.keyboard.type("quiet stone")
-    assert page.inner_text("#status") == "Edited since it was scored."
+    assert page.inner_text("#status") == "Edited since the last scoring."
     with page.expect_request("**/v1/rewards") as request:
         page.keyboard.press("Control+Enter")
-    [asked] = request_body(request.value)["inputs"]
-    assert asked["messages"] == [{"role": "user", "content": "amber river"}]
+    [sent] = request_body(request.value)["inputs"]
+    assert sent["messages"] == [{"role": "user", "content": "amber river"}]
     wait_until_idle(page)
     assert page.locator('.row[data-model="beta"]').count() == 3
     page.get_by_label("Remove response A").click()
@@ -48,7 +55,7 @@ def test_a_conversation_is_composed_with_keys_alone(page: Page) -> None:
     assert "Add a second response" in page.inner_text("#panel")
 
 
-def test_models_are_chosen_and_length_is_controlled(page: Page) -> None:
+def test_selected_models_and_length_control_are_sent(page: Page) -> None:
     for name in tiny.MODELS:
         page.uncheck(f'input[value="{name}"]', force=True)
     assert page.is_disabled("#score")
@@ -70,19 +77,19 @@ def test_models_are_chosen_and_length_is_controlled(page: Page) -> None:
         ("\n\nHuman: amber?\n\nAssistant: river\n\nHuman: so?\n\nAssistant: stone", 3, ["stone"]),
         ("<|im_start|>user\namber?<|im_end|>\n<|im_start|>assistant\nstone<|im_end|>\n", 1, ["stone"]),
         ('{"prompt": "amber?", "chosen": "stone", "rejected": "orbit"}\n{"more": 1}', 1, ["stone", "orbit"]),
-        (json.dumps([*TALK, {"role": "assistant", "content": "stone"}]), 1, ["stone"]),
-        (json.dumps({"inputs": [{"messages": TALK, "responses": ["stone"]}]}), 1, ["stone"]),
+        (json.dumps([*MESSAGES, {"role": "assistant", "content": "stone"}]), 1, ["stone"]),
+        (json.dumps({"inputs": [{"messages": MESSAGES, "responses": ["stone"]}]}), 1, ["stone"]),
         (
             json.dumps({
-                side: [*TALK, {"role": "assistant", "content": said}]
-                for side, said in (("chosen", "stone"), ("rejected", "orbit"))
+                side: [*MESSAGES, {"role": "assistant", "content": text}]
+                for side, text in (("chosen", "stone"), ("rejected", "orbit"))
             }),
             1, ["stone", "orbit"],
         ),
     ],
     ids=["hh", "chatml", "jsonl", "messages", "request", "lists"],
 )  # fmt: skip
-def test_transcripts_are_pasted(page: Page, text: str, turns: int, responses: list[str]) -> None:
+def test_transcript_is_pasted(page: Page, text: str, turns: int, responses: list[str]) -> None:
     page.click("#paste")
     page.fill("dialog textarea", "amber")
     assert page.get_by_text("Use it").is_disabled()
@@ -91,25 +98,26 @@ def test_transcripts_are_pasted(page: Page, text: str, turns: int, responses: li
     assert page.input_value("#messages textarea >> nth=0").strip() == "amber?"
     assert page.locator("#messages textarea").count() == turns
     assert (
-        page.locator("#responses textarea").evaluate_all("(all) => all.map((one) => one.value)") == responses
+        page.locator("#responses textarea").evaluate_all("(all) => all.map((area) => area.value)")
+        == responses
     )
 
 
-def test_a_profile_is_a_model_of_its_own(page: Page, world: str) -> None:
+def test_profile_is_scored_as_its_own_model(page: Page, page_server_url: str) -> None:
     page.check('input[value="alpha@strict"]', force=True)
     with page.expect_request("**/v1/rewards") as request:
         page.click("#score")
     wait_until_idle(page)
-    rows = httpx.post(f"{world}/v1/rewards", json=request_body(request.value)).json()["data"]
-    wanted = [row["reward"] for row in rows if row["model"] == "alpha@strict"]
-    assert read_values(page, '.row[data-model="alpha@strict"]') == pytest.approx(wanted, abs=CLOSE)
+    rows = httpx.post(f"{page_server_url}/v1/rewards", json=request_body(request.value)).json()["data"]
+    expected = [row["reward"] for row in rows if row["model"] == "alpha@strict"]
+    assert read_values(page, '.row[data-model="alpha@strict"]') == pytest.approx(expected, abs=CLOSE)
     page.click('.row[data-model="alpha@strict"][data-response="0"]')
     open_tab(page, "features")
-    assert page.locator(".features .dot.chosen").count() == tiny.K
+    assert page.locator(".features .dot.selected").count() == tiny.K
 
 
-def test_tabs_are_walked_with_arrow_keys(page: Page) -> None:
-    page.focus("#tab-made")
+def test_arrow_keys_move_between_tabs(page: Page) -> None:
+    page.focus("#tab-breakdown")
     for view in (*VIEWS[1:], VIEWS[0]):
         page.keyboard.press("ArrowRight")
         assert page.get_attribute(f"#tab-{view}", "aria-selected") == "true"
@@ -119,54 +127,54 @@ def test_tabs_are_walked_with_arrow_keys(page: Page) -> None:
     assert page.get_attribute("#tab-server", "aria-selected") == "true"
 
 
-def test_a_feature_shows_its_evidence_and_leads_to_its_slider(page: Page) -> None:
+def test_feature_shows_its_details_and_adds_a_slider(page: Page) -> None:
     assert page.locator(".waterfall li").count() == 2 + 12 + 1
     page.click("text=Show more")
     assert page.locator(".waterfall li").count() == 2 + tiny.K
     page.locator(".waterfall button.name", has_text="negation").click()
-    told = page.inner_text(".evidence")
-    assert "balanced accuracy 0.80" in told
-    assert "negation" in page.inner_text(".evidence .words")
-    assert "tenth" in told
-    assert page.get_attribute(".evidence a", "href") == "https://example.org/feature"
+    details = page.inner_text(".details")
+    assert "balanced accuracy 0.80" in details
+    assert "negation" in page.inner_text(".details .words")
+    assert "decile" in details
+    assert page.get_attribute(".details a", "href") == "https://example.org/feature"
     page.click("text=Steer all “negation”")
     assert page.locator(".sliders li").first.inner_text().startswith("negation")
-    open_tab(page, "made")
+    open_tab(page, "breakdown")
     page.locator(".waterfall button.name").nth(1).click()
     page.locator(".waterfall button.name").nth(1).click()
-    assert page.locator(".evidence").count() == 0
+    assert page.locator(".details").count() == 0
 
 
-def test_sliders_score_again_and_only_the_last_place_counts(page: Page, world: str) -> None:
+def test_dragging_a_slider_sends_only_its_last_position(page: Page, page_server_url: str) -> None:
     open_tab(page, "steer")
     requests: list[dict[str, Any]] = []
 
-    page.on("request", lambda one: requests.append(request_body(one)))
+    page.on("request", lambda request: requests.append(request_body(request)))
     page.get_by_label("Factor of doubt").evaluate(DRAG)
     wait_until_idle(page)
-    assert [one["steer"] for one in requests if one] == [{"doubt": 0}]
+    assert [body["steer"] for body in requests if body] == [{"doubt": 0}]
     body = {**requests[0], "top_k": 0}
-    rows = httpx.post(f"{world}/v1/rewards", json=body).json()["data"]
+    rows = httpx.post(f"{page_server_url}/v1/rewards", json=body).json()["data"]
     shown = read_values(page, '.row[data-model="alpha"]')
     assert shown == pytest.approx([row["reward"] for row in rows], abs=CLOSE)
-    assert page.locator(".ghost").count() == 2
-    was, now, by = read_values(page, ".outcome li:first-child")
-    assert now - was == pytest.approx(by)
+    assert page.locator(".unsteered").count() == 2
+    before, after, difference = read_values(page, ".outcome li:first-child")
+    assert after - before == pytest.approx(difference)
     page.select_option("select[aria-label='Add a slider']", "negation")
     page.focus("[aria-label='Factor of negation']")
     for _ in range(3):
         page.keyboard.press("ArrowRight")
     wait_until_idle(page)
     assert requests[-1]["steer"] == {"doubt": 0, "negation": pytest.approx(1.15)}
-    page.get_by_label("Leave negation as it is").click()
+    page.get_by_label("Reset negation").click()
     wait_until_idle(page)
     assert requests[-1]["steer"] == {"doubt": 0}
     page.click("text=Reset all")
     wait_until_idle(page)
-    assert page.locator(".ghost").count() == 0
+    assert page.locator(".unsteered").count() == 0
 
 
-def test_a_late_answer_does_not_overwrite_a_newer_one(page: Page) -> None:
+def test_late_response_does_not_overwrite_a_newer_one(page: Page) -> None:
     held: list[Route] = []
 
     def hold(route: Route) -> None:
@@ -192,16 +200,16 @@ def test_a_late_answer_does_not_overwrite_a_newer_one(page: Page) -> None:
     assert read_values(page, "#chart") == pytest.approx(shown, abs=CLOSE)
 
 
-def test_two_responses_are_set_against_each_other(page: Page) -> None:
+def test_compares_two_selected_responses(page: Page) -> None:
     page.click("#add-response")
     page.keyboard.type("amber river")
     page.click("#score")
     wait_until_idle(page)
     open_tab(page, "contrast")
-    ahead = read_values(page, ".verdict")[0]
+    margin = read_values(page, ".verdict")[0]
     page.select_option("select[aria-label='First response']", "1")
     wait_until_idle(page)
-    assert read_values(page, ".verdict")[0] == pytest.approx(-ahead, abs=CLOSE)
+    assert read_values(page, ".verdict")[0] == pytest.approx(-margin, abs=CLOSE)
     page.select_option("select[aria-label='Second response']", "2")
     wait_until_idle(page)
     assert "C by" in page.inner_text(".verdict")
@@ -209,13 +217,13 @@ def test_two_responses_are_set_against_each_other(page: Page) -> None:
     assert page.locator(".flat li").count() == tiny.K
 
 
-def test_features_are_searched_sorted_and_opened(page: Page) -> None:
+def test_features_are_searched_sorted_and_expanded(page: Page) -> None:
     open_tab(page, "features")
     assert page.inner_text("#panel [role=status]") == f"{tiny.K} of {tiny.K} features"
-    shares = [abs(one) for one in read_values(page, ".features")]
-    assert shares == sorted(shares, reverse=True)
-    assert page.locator(".features .dot.chosen").count() == tiny.K
-    page.select_option("select[aria-label=Order]", "surest name")
+    contributions = [abs(value) for value in read_values(page, ".features")]
+    assert contributions == sorted(contributions, reverse=True)
+    assert page.locator(".features .dot.selected").count() == tiny.K
+    page.select_option("select[aria-label=Order]", "highest name accuracy")
     assert page.locator(".features li").first.inner_text().startswith(("negation", "doubt"))
     page.select_option("select[aria-label=Direction]", "-1")
     assert page.inner_text("#panel [role=status]") == f"{tiny.K // 2} of {tiny.K} features"
@@ -223,30 +231,30 @@ def test_features_are_searched_sorted_and_opened(page: Page) -> None:
     page.fill("input[type=search]", "doubt")
     assert page.locator(".features li").count() == 2
     page.locator(".features button.name").first.click()
-    assert page.locator(".features .spread .mark").all_inner_texts() == ["A", "B"]
+    assert page.locator(".features .distribution .mark").all_inner_texts() == ["A", "B"]
 
 
-def test_the_server_tells_its_own_numbers(page: Page, world: str) -> None:
+def test_server_tab_shows_metrics_and_stops_polling_when_left(page: Page, page_server_url: str) -> None:
     open_tab(page, "server")
     page.wait_for_selector(".figures-grid dd")
     line = next(
         line
-        for line in httpx.get(f"{world}/metrics").text.splitlines()
+        for line in httpx.get(f"{page_server_url}/metrics").text.splitlines()
         if line.startswith("sparserm_tokens_saved_total")
     )
     assert f"{int(float(line.split()[1])):,} tokens" in page.inner_text(".figures-grid")
     assert page.locator(".drift td", has_text="page").count() >= 1
-    open_tab(page, "made")
-    asked: list[str] = []
-    page.on("request", lambda one: asked.append(one.url))
+    open_tab(page, "breakdown")
+    urls: list[str] = []
+    page.on("request", lambda request: urls.append(request.url))
     page.wait_for_timeout(2500)
-    assert not [url for url in asked if url.endswith(("/metrics", "/drift"))]
+    assert not [url for url in urls if url.endswith(("/metrics", "/drift"))]
 
 
-def test_a_response_that_cannot_be_scored_costs_only_itself(browser: Browser, tmp_path: Path) -> None:
+def test_response_that_cannot_be_scored_does_not_affect_others(browser: Browser, tmp_path: Path) -> None:
     engine, settings = page_models.build_models(tmp_path)
     page_models.make_token_overflow(engine)
-    with listening(engine, settings) as address, open_scored_page(browser, address) as page:
+    with run_server(engine, settings) as address, open_scored_page(browser, address) as page:
         page.fill("#responses textarea >> nth=0", f"stone {page_models.OVERFLOW_WORD}")
         page.click("#score")
         wait_until_idle(page)
@@ -258,21 +266,21 @@ def test_a_response_that_cannot_be_scored_costs_only_itself(browser: Browser, tm
         assert "NaN or infinity" in page.inner_text("#panel")
 
 
-def test_a_refusal_is_told_in_the_server_s_words(browser: Browser, world: str) -> None:
-    with open_scored_page(browser, world, refused=[422]) as page:
+def test_refusal_shows_the_server_s_message(browser: Browser, page_server_url: str) -> None:
+    with open_scored_page(browser, page_server_url, refused=[422]) as page:
         page.fill("#responses textarea >> nth=0", "")
         page.click("#score")
         wait_until_idle(page)
         assert "responses[0]" in page.inner_text("#problem")
 
 
-def test_steering_one_model_leaves_another_s_request_alone(page: Page) -> None:
+def test_steering_one_model_does_not_abort_another_model_s_request(page: Page) -> None:
     open_tab(page, "steer")
     page.fill("[aria-label='Factor of doubt']", "0")
     page.click('.row[data-model="beta"][data-response="0"]')
     page.fill("[aria-label='Factor of doubt']", "0")
     wait_until_idle(page)
-    assert page.locator(".ghost").count() == 4
+    assert page.locator(".unsteered").count() == 4
     page.click("#score")
     wait_until_idle(page)
-    assert page.locator(".ghost").count() == 4
+    assert page.locator(".unsteered").count() == 4

@@ -1,1 +1,1 @@
-"""The language model that is aligned: sampling, log-probabilities and DPO updates."""
+"""The language model that is aligned: sampling, log-probabilities and DPO training."""

@@ -1,7 +1,7 @@
-"""One round of DPO: LoRA on every linear layer, the start as the reference, TRL at the wheel.
+"""DPO training of one round: LoRA on every linear layer, with the initial policy as the reference.
 
-The token ids are those the engine scores, and what the start thinks of them is computed beforehand with
-prompts shared. TRL keeps checkpoints, so a killed round goes on.
+It uses TRL's trainer on token ids as the engine encodes them. The reference log-probabilities are computed
+beforehand on packed batches. TRL saves checkpoints, so an interrupted round resumes.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,59 +21,64 @@ Row = dict[str, Any]
 
 
 def build_rows(
-    pairs: Sequence[LabelledPair], start: SequenceLogprobs, report: Callable[[float], None]
+    pairs: Sequence[LabelledPair], reference: SequenceLogprobs, progress: Callable[[float], None]
 ) -> list[Row]:
-    """Token ids and the start's log-likelihood of both sides; pairs too long to share a prompt are left out.
+    """Return token ids and reference log-probabilities of both responses of each pair.
 
-    A response that was cut off teaches nothing about where to end.
+    Pairs whose prompts were truncated differently are left out. The closing token of a response that was cut
+    off is removed, so that the policy does not learn to stop there.
     """
-    sides = [one for pair in pairs for one in pair.items]
-    encoded, chances = iter(start.text.encode(sides)), iter(start.compute(sides, report))
-    found = []
+    items = [item for pair in pairs for item in pair.items]
+    encoded = iter(reference.text.encode(items))
+    logprobs = iter(reference.compute(items, progress))
+    rows = []
     for pair in pairs:
         chosen, rejected = next(encoded), next(encoded)
-        prompts = [list(one.ids[: one.response_start]) for one in (chosen, rejected)]
-        row: Row = {"prompt_ids": prompts[0]}
-        for name, one, said in (("chosen", chosen, pair.chosen), ("rejected", rejected, pair.rejected)):
-            kept = len(one.ids) - one.response_start - (not said.finished)
-            row[f"{name}_ids"] = list(one.ids[one.response_start :][:kept])
-            row[f"ref_{name}_logps"] = float(next(chances)[:kept].sum())
-        if prompts[0] == prompts[1]:
-            found.append(row)
-    return found
+        row: Row = {"prompt_ids": list(chosen.prompt_ids)}
+        sides = (("chosen", chosen, pair.chosen), ("rejected", rejected, pair.rejected))
+        for name, item, completion in sides:
+            length = len(item.ids) - item.response_start - (not completion.finished)
+            row[f"{name}_ids"] = list(item.ids[item.response_start :][:length])
+            row[f"ref_{name}_logps"] = float(next(logprobs)[:length].sum())
+        if chosen.prompt_ids == rejected.prompt_ids:
+            rows.append(row)
+    return rows
 
 
 def train_adapter(
     policy: Policy,
     rows: list[Row],
-    plan: AlignmentConfig,
+    config: AlignmentConfig,
     seed: int,
     folder: Path,
-    report: Callable[[float], None],
+    progress: Callable[[float], None],
 ) -> None:
-    """Learn from the pairs of a round, from where the last one ended; the new adapter goes into a folder."""
+    """Train the policy's adapter on the rows of a round and save the new adapter in `folder`.
+
+    Checkpoints are stored beside the folder and removed by the caller.
+    """
     if not rows:
-        raise DataError("not one pair is left to learn from")
-    lora = import_peft()
+        raise DataError("no pair is left to train on; lower min_margin or increase per_round")
+    peft = import_peft()
     work = folder.parent / "checkpoints"
-    hand = build_trainer(policy, rows, plan, seed, work)
-    trl_trainers.add_callbacks(hand, report)
+    trainer = build_trainer(policy, rows, config, seed, work)
+    trl_trainers.add_callbacks(trainer, progress)
     if policy.adapter:
-        before = lora.load_peft_weights(str(policy.adapter), device=str(policy.device))
-        lora.set_peft_model_state_dict(hand.model, before)
-    trl_trainers.train_or_resume(hand, work)
-    hand.model.save_pretrained(folder)
+        weights = peft.load_peft_weights(str(policy.adapter), device=str(policy.device))
+        peft.set_peft_model_state_dict(trainer.model, weights)
+    trl_trainers.train_or_resume(trainer, work)
+    trainer.model.save_pretrained(folder)
 
 
 @trl_trainers.ignore_peft_warning()
-def build_trainer(policy: Policy, rows: list[Row], plan: AlignmentConfig, seed: int, work: Path) -> Any:
-    """TRL's, with a fresh adapter on the start; it works in a folder."""
+def build_trainer(policy: Policy, rows: list[Row], config: AlignmentConfig, seed: int, work: Path) -> Any:
+    """Return TRL's DPO trainer with a new adapter on the initial policy; it writes checkpoints to `work`."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
     from trl import DPOConfig, DPOTrainer
 
-    class Prepared(DPOTrainer):  # type: ignore[misc] # trl is untyped
-        """Takes rows as they are: encoded, and with what the start thinks of them."""
+    class PreparedDataDPOTrainer(DPOTrainer):  # type: ignore[misc] # trl is untyped
+        """Uses the rows as they are: already encoded and with reference log-probabilities."""
 
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
@@ -82,15 +87,16 @@ def build_trainer(policy: Policy, rows: list[Row], plan: AlignmentConfig, seed: 
             return dataset
 
     half = policy.dtype is torch.bfloat16
-    config = DPOConfig(
-        **trl_trainers.trainer_arguments(work, batch=plan.batch, step=plan.step, half=half), precompute_ref_log_probs=True,
-        num_train_epochs=plan.epochs, learning_rate=plan.lr, beta=plan.beta, seed=seed,
+    arguments = trl_trainers.trainer_arguments(work, batch=config.batch, step=config.step, half=half)
+    trl_config = DPOConfig(
+        **arguments, precompute_ref_log_probs=True,
+        num_train_epochs=config.epochs, learning_rate=config.lr, beta=config.beta, seed=seed,
     )  # fmt: skip
-    lora = import_peft().LoraConfig(
-        task_type="CAUSAL_LM", r=plan.rank, lora_alpha=2 * plan.rank, target_modules="all-linear"
+    lora_config = import_peft().LoraConfig(
+        task_type="CAUSAL_LM", r=config.rank, lora_alpha=2 * config.rank, target_modules="all-linear"
     )
     llm = AutoModelForCausalLM.from_pretrained(policy.folder, dtype=torch.float32, use_safetensors=True)
-    return Prepared(
-        model=llm, args=config, train_dataset=Dataset.from_list(rows),
-        processing_class=trl_trainers.padding_tokenizer(policy.text), peft_config=lora,
+    return PreparedDataDPOTrainer(
+        model=llm, args=trl_config, train_dataset=Dataset.from_list(rows),
+        processing_class=trl_trainers.padding_tokenizer(policy.text), peft_config=lora_config,
     )  # fmt: skip

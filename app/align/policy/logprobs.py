@@ -1,6 +1,6 @@
-"""How likely a policy finds what was said, token by token.
+"""Log-probabilities of responses under a policy, token by token.
 
-The packed engine reads: responses to one prompt share its computation, and nothing is padded.
+They are computed on packed batches: responses to the same prompt share its computation, and nothing is padded.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,51 +18,57 @@ MAX_LOGIT_ROWS = 256
 
 
 class SequenceLogprobs:
-    """A policy that reads."""
+    """Computes the log-probabilities of responses under a policy."""
 
     def __init__(self, policy: Policy) -> None:
         llm = policy.load_model()
         layers = int(llm.config.num_hidden_layers)
         self.text = policy.text
-        self._norm, self._head = llm.get_decoder().norm, llm.get_output_embeddings()
-        self._cap = llm.config.to_dict().get("final_logit_softcapping")
+        self._norm, self._lm_head = llm.get_decoder().norm, llm.get_output_embeddings()
+        self._softcap = llm.config.to_dict().get("final_logit_softcapping")
         self._backbone = Backbone(
             llm.get_decoder(), name="policy", digest="", num_parameters=0, total_layers=layers
         )
 
     def compute(
-        self, exchanges: Sequence[Item], report: Callable[[float], None] = lambda _: None
+        self, items: Sequence[Item], progress: Callable[[float], None] = lambda _: None
     ) -> list[Tensor]:
-        """Log-likelihoods of each response's tokens and of the one that closes it; float64."""
-        unique = list(dict.fromkeys(exchanges))
+        """Return the log-probabilities of each response's tokens and its closing token, float64."""
+        unique = list(dict.fromkeys(items))
         encoded = self.text.encode(unique)
-        found: dict[Item, Tensor] = {}
-        for some in split_into_batches([one.ids for one in encoded], MAX_BATCH_TOKENS):
-            read = self._pass([encoded[i] for i in some])
-            found.update(zip([unique[i] for i in some], read, strict=True))
-            report(len(found) / len(unique))
-        return [found[one] for one in exchanges]
+        logprobs: dict[Item, Tensor] = {}
+        for batch in split_into_batches([item.ids for item in encoded], MAX_BATCH_TOKENS):
+            batch_logprobs = self._compute_batch([encoded[i] for i in batch])
+            logprobs.update(zip([unique[i] for i in batch], batch_logprobs, strict=True))
+            progress(len(logprobs) / len(unique))
+        return [logprobs[item] for item in items]
 
     @torch.inference_mode()
-    def _pass(self, encoded: list[EncodedItem]) -> list[Tensor]:
-        packed = pack([one.ids for one in encoded])
-        rows = [packed.rows(at, one.response_start - 1, one.response_end) for at, one in enumerate(encoded)]
+    def _compute_batch(self, encoded: list[EncodedItem]) -> list[Tensor]:
+        packed = pack([item.ids for item in encoded])
+        rows = [
+            packed.rows(index, item.response_start - 1, item.response_end)
+            for index, item in enumerate(encoded)
+        ]
         layer = self._backbone.num_layers
         states = self._backbone.residuals(packed, {layer: packed.computed_rows})[layer]
         return [
-            self._said(states.at(read), torch.tensor(one.ids[one.response_start :]))
-            for read, one in zip(rows, encoded, strict=True)
+            self._gather_logprobs(states.at(item_rows), torch.tensor(item.ids[item.response_start :]))
+            for item_rows, item in zip(rows, encoded, strict=True)
         ]
 
-    def _said(self, states: Tensor, tokens: Tensor) -> Tensor:
-        """Of each token, after the state before it."""
+    def _gather_logprobs(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """Return the log-probability of each token given the state before it, (N, D) and (N,) to (N,).
+
+        Logits are computed for at most MAX_LOGIT_ROWS rows at a time, which bounds their memory.
+        """
         parts = []
-        for some, said in zip(
+        for chunk, targets in zip(
             torch.split(states, MAX_LOGIT_ROWS), torch.split(tokens, MAX_LOGIT_ROWS), strict=True
         ):
-            logits = self._head(self._norm(some.to(self._head.weight.dtype))).float()
-            if self._cap:
-                logits = (logits / self._cap).tanh() * self._cap
-            chances = logits.log_softmax(-1)
-            parts.append(chances.gather(1, said.to(chances.device)[:, None])[:, 0])
+            logits = self._lm_head(self._norm(chunk.to(self._lm_head.weight.dtype))).float()
+            if self._softcap:
+                logits = (logits / self._softcap).tanh() * self._softcap
+            logprobs = logits.log_softmax(-1)
+            parts.append(logprobs.gather(1, targets.to(logprobs.device)[:, None])[:, 0])
         return torch.cat(parts).double().cpu()

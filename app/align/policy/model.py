@@ -1,4 +1,4 @@
-"""The language model that is aligned: its start, what rounds have added to it, and what it says."""
+"""The policy: the initial language model, the adapter that rounds have trained, and sampling from it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,13 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from app.align.policy import trl_trainers
-from app.backbone.model_sources import Progress
-from app.backbone.runtime import precision
-from app.backbone.tokenization import Text
-from app.errors import SourceError
+from app.backbone.runtime import autotune
+from app.backbone.tokenization import ChatTokenizer
 from app.reward import loading
 from app.settings import Settings
-from app.types import Item, Message
+from app.types import Item, Message, Progress
 
 Conversation = tuple[Message, ...]
 MAX_BATCH_SAMPLES = 64
@@ -23,20 +21,20 @@ MAX_BATCH_SAMPLES = 64
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Where the start lies, how it reads, and the adapter of the last round; None is the start itself.
+    """The folder of the initial language model, and the adapter of the last round, or None before round 1.
 
-    It speaks and learns in `dtype`; what it finds likely is read in float32.
+    Sampling and training use `dtype`; log-probabilities are computed in float32.
     """
 
     folder: Path
-    text: Text
+    text: ChatTokenizer
     device: torch.device
     dtype: torch.dtype = torch.float32
     adapter: Path | None = None
 
     @trl_trainers.ignore_peft_warning()
     def load_model(self) -> PreTrainedModel:
-        """The language model with the adapter worked in, in float32."""
+        """Load the language model in float32, with the adapter merged into its weights."""
         llm = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32, use_safetensors=True)
         if self.adapter:
             llm = import_peft().PeftModel.from_pretrained(llm, self.adapter).merge_and_unload()
@@ -45,7 +43,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
-    """How responses are drawn."""
+    """How responses are sampled: how many per prompt, their maximum length, temperature and seed."""
 
     count: int
     new_tokens: int
@@ -55,76 +53,82 @@ class SamplingConfig:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A response, and whether the policy ended it itself."""
+    """A response, and whether the policy finished it before the token limit."""
 
     response: str
     finished: bool
 
 
 def load_policy(name: str, settings: Settings, max_tokens: int, progress: Progress) -> Policy:
-    """A policy before its first round."""
+    """Return the initial policy, after downloading the language model if necessary."""
     folder = loading.fetch_full_backbone(name, settings, progress)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    text = Text(AutoTokenizer.from_pretrained(folder), max_tokens=max_tokens)
+    text = ChatTokenizer(AutoTokenizer.from_pretrained(folder), max_tokens=max_tokens)
     device = loading.resolve_device(settings)
-    return Policy(folder, text, device, precision.exact(settings, device))
+    return Policy(folder, text, device, autotune.resolve_dtype(settings, device))
 
 
 def import_peft() -> Any:
-    """The library of adapters, or what to install."""
-    try:
-        import peft
-    except ImportError as error:
-        raise SourceError(
-            f"aligning needs the extra 'align': pip install 'sparserm[align]' ({error})"
-        ) from error
+    """Import peft, which belongs to the optional extra `align`."""
+    import peft
+
     return peft
 
 
 @torch.inference_mode()
 def sample_completions(
-    policy: Policy, prompts: Sequence[Conversation], drawing: SamplingConfig, report: Callable[[float], None]
+    policy: Policy,
+    prompts: Sequence[Conversation],
+    sampling: SamplingConfig,
+    progress: Callable[[float], None],
 ) -> list[list[Completion]]:
-    """Responses to every prompt; prompts of a length go together, each batch with a seed of its own."""
+    """Return `sampling.count` responses to each prompt.
+
+    Prompts are sorted by length, and each batch has a seed of its own.
+    """
     llm, text = policy.load_model().to(policy.dtype), policy.text
-    asked = [_asked(text, turns) for turns in prompts]
-    order = sorted(range(len(asked)), key=lambda i: (len(asked[i]), i))
-    batch = max(MAX_BATCH_SAMPLES // drawing.count, 1)
-    found: list[list[Completion]] = [[] for _ in prompts]
-    for at in range(0, len(order), batch):
-        some = order[at : at + batch]
-        torch.manual_seed(drawing.seed * 1_000_003 + at)
-        for i, said in zip(some, _batch(llm, text, [asked[i] for i in some], drawing), strict=True):
-            found[i] = said
-        report((at + len(some)) / len(order))
-    return found
+    prompt_ids = [_encode_prompt(text, prompt) for prompt in prompts]
+    order = sorted(range(len(prompt_ids)), key=lambda i: (len(prompt_ids[i]), i))
+    batch_size = max(MAX_BATCH_SAMPLES // sampling.count, 1)
+    completions: list[list[Completion]] = [[] for _ in prompts]
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        torch.manual_seed(sampling.seed * 1_000_003 + start)
+        sampled = _sample_batch(llm, text, [prompt_ids[i] for i in batch], sampling)
+        for i, group in zip(batch, sampled, strict=True):
+            completions[i] = group
+        progress((start + len(batch)) / len(order))
+    return completions
 
 
-def _asked(text: Text, turns: Conversation) -> list[int]:
-    (encoded,) = text.encode([Item(turns, ".")])
+def _encode_prompt(text: ChatTokenizer, prompt: Conversation) -> list[int]:
+    (encoded,) = text.encode([Item(prompt, ".")])
     return list(encoded.prompt_ids)
 
 
-def _batch(
-    llm: PreTrainedModel, text: Text, asked: list[list[int]], drawing: SamplingConfig
+def _sample_batch(
+    llm: PreTrainedModel, text: ChatTokenizer, prompts: list[list[int]], sampling: SamplingConfig
 ) -> list[list[Completion]]:
-    width = max(map(len, asked))
-    ids = torch.tensor([[text.padding] * (width - len(one)) + one for one in asked])
-    mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in asked])
-    others = [int(one) for one in text.tokenizer.all_special_ids if one != text.closing]
+    """Generate responses to a batch of encoded prompts; shorter ones are padded on the left."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[text.padding_token] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    suppressed = [int(token) for token in text.tokenizer.all_special_ids if token != text.closing_token]
     config = GenerationConfig(
-        do_sample=True, temperature=drawing.temperature, top_k=0, top_p=1.0, min_new_tokens=1,
-        max_new_tokens=drawing.new_tokens, num_return_sequences=drawing.count, eos_token_id=text.closing,
-        pad_token_id=text.padding, suppress_tokens=others,
+        do_sample=True, temperature=sampling.temperature, top_k=0, top_p=1.0, min_new_tokens=1,
+        max_new_tokens=sampling.new_tokens, num_return_sequences=sampling.count, eos_token_id=text.closing_token,
+        pad_token_id=text.padding_token, suppress_tokens=suppressed,
     )  # fmt: skip
     device = llm.device
-    out = llm.generate(ids.to(device), attention_mask=mask.to(device), generation_config=config)
-    said = [_said(text, row) for row in out[:, width:].tolist()]
-    return [said[at : at + drawing.count] for at in range(0, len(said), drawing.count)]
+    output = llm.generate(ids.to(device), attention_mask=mask.to(device), generation_config=config)
+    completions = [_decode_completion(text, row) for row in output[:, width:].tolist()]
+    count = sampling.count
+    return [completions[start : start + count] for start in range(0, len(completions), count)]
 
 
-def _said(text: Text, ids: list[int]) -> Completion:
-    finished = text.closing in ids
-    words = ids[: ids.index(text.closing)] if finished else ids
-    return Completion(str(text.tokenizer.decode(words, skip_special_tokens=True)) or " ", finished)
+def _decode_completion(text: ChatTokenizer, ids: list[int]) -> Completion:
+    """Decode generated tokens up to the closing token; an empty response becomes a space."""
+    finished = text.closing_token in ids
+    tokens = ids[: ids.index(text.closing_token)] if finished else ids
+    return Completion(str(text.tokenizer.decode(tokens, skip_special_tokens=True)) or " ", finished)

@@ -1,4 +1,4 @@
-"""TRL's trainers as they are used here: quiet, checkpointed, heard, going on where they were killed."""
+"""Common setup of TRL's trainers: quiet, with checkpoints and progress, resuming interrupted training."""
 
 import copy
 import warnings
@@ -9,22 +9,24 @@ from typing import Any
 
 import torch
 
-from app.backbone.tokenization import Text
+from app.backbone.tokenization import ChatTokenizer
 
 CHECKPOINT_STEPS = 10
-Heard = Callable[[float], None]
 
 
 @contextmanager
 def ignore_peft_warning() -> Iterator[None]:
-    """Without what peft has to hear from transformers, of which it asks something by an old name."""
+    """Ignore the deprecation warning that transformers raises because peft reads an attribute's old name."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
 
 
 def trainer_arguments(folder: Path, *, batch: int, step: int, half: bool) -> dict[str, Any]:
-    """What every trainer of TRL's is told; it works in a folder."""
+    """Return the arguments that all TRL trainers share; they write to `folder`.
+
+    `batch` is the number of pairs per optimizer step, `step` that per forward pass; `half` trains in bfloat16.
+    """
     cuda = torch.cuda.is_available()
     return {
         "output_dir": str(folder), "per_device_train_batch_size": step,
@@ -36,33 +38,35 @@ def trainer_arguments(folder: Path, *, batch: int, step: int, half: bool) -> dic
     }  # fmt: skip
 
 
-def add_callbacks(trainer: Any, report: Heard, saved: Callable[[], None] = lambda: None) -> None:
-    """Have a trainer tell its steps, and when it has kept a checkpoint, and print nothing."""
+def add_callbacks(
+    trainer: Any, progress: Callable[[float], None], on_checkpoint: Callable[[], None] = lambda: None
+) -> None:
+    """Make a trainer report its progress and its checkpoints, and print nothing."""
     from transformers import PrinterCallback, TrainerCallback
 
-    class Listener(TrainerCallback):  # type: ignore[misc] # transformers is untyped
-        """Passes on what the trainer tells."""
+    class ProgressCallback(TrainerCallback):  # type: ignore[misc] # transformers is untyped
+        """Forwards the trainer's events."""
 
         def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-            report(state.global_step / max(state.max_steps, 1))
+            progress(state.global_step / max(state.max_steps, 1))
 
         def on_save(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
-            saved()
+            on_checkpoint()
 
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Listener())
+    trainer.add_callback(ProgressCallback())
 
 
 @ignore_peft_warning()
 def train_or_resume(trainer: Any, folder: Path) -> None:
-    """Train, from the newest checkpoint in a folder that was written to its end if there is one."""
-    whole = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json")]
-    last = max(whole, key=lambda found: int(found.name.partition("-")[2]), default=None)
+    """Train, from the newest complete checkpoint in the folder if there is one."""
+    complete = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json")]
+    last = max(complete, key=lambda path: int(path.name.partition("-")[2]), default=None)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
 
 
-def padding_tokenizer(text: Text) -> Any:
-    """A tokenizer that pads as scoring does."""
+def padding_tokenizer(text: ChatTokenizer) -> Any:
+    """Return a copy of the tokenizer that pads with the same token as scoring."""
     tokenizer = copy.deepcopy(text.tokenizer)
-    tokenizer.pad_token_id = text.padding
+    tokenizer.pad_token_id = text.padding_token
     return tokenizer

@@ -1,1 +1,1 @@
-"""How a forward pass is executed on a device: threads, memory, CUDA graphs, batch size, precision."""
+"""How forward passes run on a device: CUDA graphs, copies, threads, memory, batch size and dtype."""

@@ -1,9 +1,9 @@
-"""Small passes of a GPU for the price of one launch.
+"""CUDA graphs for small batches, so that a forward pass costs one kernel launch.
 
-Up to about a thousand tokens a GPU computes faster than it can be told what to do next. So a pass of so many
-rows is recorded once, as a CUDA graph over tensors that stay where they are, and played for every batch that
-fits: what it spells, what is known of it and who sees whom is written into them before. A CPU has nothing to
-gain; there a step is computed anew each time, which is how its laws are tested.
+Up to about a thousand tokens, launching kernels takes longer than running them. So the forward pass of a
+fixed number of rows is captured once as a CUDA graph over static tensors, and replayed for every batch that
+fits: its tokens, its cached prefixes and its attention mask are first written into these tensors. A CPU gains
+nothing from this; there the same code runs without capture, so that the tests cover it.
 """
 
 import logging
@@ -23,151 +23,189 @@ from app.backbone.packing import PackedBatch, pad_batch
 from app.backbone.prefix_cache import PrefixCacheLookup
 from app.backbone.runtime.transfer import copy_to_device
 
-SIZES, KNOWN, WARM = (64, 128, 256, 512, 1024), (0, 256, 1024), 3
-Start = Callable[[Tensor, Tensor], tuple[Tensor, Mapping[str, Tensor]]]
-Streams = dict[int, Tensor]
+NEW_ROW_SIZES = (64, 128, 256, 512, 1024)
+"""Numbers of computed rows that graphs are captured for; a batch is padded to the next one."""
+CACHED_ROW_SIZES = (0, 256, 1024)
+"""Numbers of rows for cached prefixes, likewise."""
+WARMUP_RUNS = 3
+EmbedFunction = Callable[[Tensor, Tensor], tuple[Tensor, Mapping[str, Tensor]]]
+LayerOutputs = dict[int, Tensor]
 log = logging.getLogger("sparserm")
 
 
-class Steps:
-    """The steps of one stack of layers; `start` makes the first stream, and turns, of ids and positions."""
+class CudaGraphRunner:
+    """Captures and replays the forward passes of a stack of layers, one graph for each size.
 
-    def __init__(self, stack: Sequence[DecoderLayer], start: Start) -> None:
-        self._stack, self._start = stack, start
-        self._steps: dict[tuple[int, int, tuple[int, ...]], Step] = {}
-        self._rows = torch.Tensor()
+    `embed` maps token ids and positions to the first hidden states and the rotary embeddings.
+    """
+
+    def __init__(self, layers: Sequence[DecoderLayer], embed: EmbedFunction) -> None:
+        self._layers, self._embed = layers, embed
+        self._forward_passes: dict[tuple[int, int, tuple[int, ...]], StaticForwardPass] = {}
+        self._kv = torch.Tensor()
         self._pool: Any = None
-        self._one_at_a_time = threading.Lock()
-        self.able = True
+        self._lock = threading.Lock()
+        self.is_supported = True
 
     @property
-    def taken(self) -> set[tuple[int, int]]:
-        """The sizes there are steps of: new rows, and rows for what is known."""
-        return {(size, known) for size, known, _ in self._steps}
+    def captured_sizes(self) -> set[tuple[int, int]]:
+        """The (new rows, cached rows) that have a graph."""
+        return {(new_rows, cached_rows) for new_rows, cached_rows, _ in self._forward_passes}
 
-    def fit(self, packed: PackedBatch) -> bool:
-        """Whether a batch is small enough, and steps can be recorded here."""
-        return self.able and len(packed.ids) <= SIZES[-1] and packed.num_cached_rows <= KNOWN[-1]
+    def can_run(self, packed: PackedBatch) -> bool:
+        """Whether the batch is small enough and the device can capture graphs."""
+        fits = len(packed.ids) <= NEW_ROW_SIZES[-1] and packed.num_cached_rows <= CACHED_ROW_SIZES[-1]
+        return self.is_supported and fits
 
-    def streams(
-        self, packed: PackedBatch, places: Mapping[int, Tensor], memory: PrefixCacheLookup
-    ) -> Streams | None:
-        """The stream after each of some layers at some of the new rows, or None where steps cannot be."""
-        size, known = _least(SIZES, len(packed.ids)), _least(KNOWN, packed.num_cached_rows)
-        with self._one_at_a_time:
+    def run(
+        self, packed: PackedBatch, indices: Mapping[int, Tensor], lookup: PrefixCacheLookup
+    ) -> LayerOutputs | None:
+        """Hidden states after each requested layer at some of its new rows; None if capture fails.
+
+        After a failed capture, `can_run` is false for every batch.
+        """
+        new_rows = _smallest_at_least(len(packed.ids), NEW_ROW_SIZES)
+        cached_rows = _smallest_at_least(packed.num_cached_rows, CACHED_ROW_SIZES)
+        with self._lock:
             try:
-                step = self._step(size, known, tuple(sorted(places)))
+                forward_pass = self._get_or_capture(new_rows, cached_rows, tuple(sorted(indices)))
             except RuntimeError as error:
-                log.warning("passes cannot be recorded on this device (%s); they are launched", error)
-                self.able = False
+                log.warning("CUDA graphs are off: this device cannot capture a forward pass (%s)", error)
+                self.is_supported = False
                 return None
-            step.write(pad_batch(packed, size), memory)
-            streams = step.play()
-            step.note(packed.num_cached_rows, memory)
-            return {layer: streams[layer][at] for layer, at in places.items()}
+            forward_pass.load_batch(pad_batch(packed, new_rows), lookup)
+            outputs = forward_pass.run()
+            forward_pass.collect_new_entries(packed.num_cached_rows, lookup)
+            return {layer: outputs[layer][rows] for layer, rows in indices.items()}
 
-    def _step(self, size: int, known: int, wanted: tuple[int, ...]) -> "Step":
-        if not len(self._rows):
-            first = self._stack[0].q_proj
-            self._rows = torch.zeros(
-                len(self._stack), KNOWN[-1] + SIZES[-1], self._stack[0].shape.kv_size,
-                dtype=first.dtype, device=first.device,
-            )  # fmt: skip
-            self._pool = torch.cuda.graph_pool_handle() if first.device.type == "cuda" else None
-        key = (size, known, wanted)
-        if key not in self._steps:
-            rows = self._rows[: wanted[-1], : known + size]
-            step = Step(self._stack[: wanted[-1]], self._start, rows, size, wanted)
-            step.play = recorded(step.play, rows.device, self._pool)
-            self._steps[key] = step
-        return self._steps[key]
+    def _get_or_capture(
+        self, new_rows: int, cached_rows: int, output_layers: tuple[int, ...]
+    ) -> "StaticForwardPass":
+        if not len(self._kv):
+            self._allocate()
+        key = (new_rows, cached_rows, output_layers)
+        if key not in self._forward_passes:
+            deepest = output_layers[-1]
+            kv = self._kv[:deepest, : cached_rows + new_rows]
+            forward_pass = StaticForwardPass(self._layers[:deepest], self._embed, kv, new_rows, output_layers)
+            forward_pass.run = capture_graph(forward_pass.run, kv.device, self._pool)
+            self._forward_passes[key] = forward_pass
+        return self._forward_passes[key]
+
+    def _allocate(self) -> None:
+        """Allocate the keys and values, which all graphs share, and the graphs' memory pool."""
+        first = self._layers[0].q_proj
+        self._kv = torch.zeros(
+            len(self._layers), CACHED_ROW_SIZES[-1] + NEW_ROW_SIZES[-1], self._layers[0].config.kv_size,
+            dtype=first.dtype, device=first.device,
+        )  # fmt: skip
+        self._pool = torch.cuda.graph_pool_handle() if first.device.type == "cuda" else None
 
 
-class Step:
-    """A pass of so many new rows after so many that are known, nobody's where there are fewer."""
+class StaticForwardPass:
+    """A forward pass of `new_rows` computed rows, after rows for cached prefixes, over static tensors.
+
+    `kv` (L, cached rows + new rows, 2·G·d) holds keys and values. Cached rows that a batch does not need are
+    zero and hidden by the mask.
+    """
 
     def __init__(
-        self, stack: Sequence[DecoderLayer], start: Start, rows: Tensor, size: int, wanted: tuple[int, ...]
+        self,
+        layers: Sequence[DecoderLayer],
+        embed: EmbedFunction,
+        kv: Tensor,
+        new_rows: int,
+        output_layers: tuple[int, ...],
     ) -> None:
-        self._stack, self._start, self._rows, self._wanted = stack, start, rows, wanted
-        self._size, self._known = size, rows.shape[1] - size
-        self.play: Callable[[], Streams] = self._computed
-        numbers = rows.new_zeros(3 * size + rows.shape[1], dtype=torch.int64)
-        self._ids, self._positions, self._owner, self._places = torch.split(
-            numbers, [size] * 3 + [rows.shape[1]]
+        self._layers, self._embed, self._kv, self._output_layers = layers, embed, kv, output_layers
+        self._new_rows, self._cached_rows = new_rows, kv.shape[1] - new_rows
+        self.run: Callable[[], LayerOutputs] = self._forward
+        integers = kv.new_zeros(3 * new_rows + kv.shape[1], dtype=torch.int64)
+        self._ids, self._query_positions, self._segment_of_query, self._positions = torch.split(
+            integers, [new_rows] * 3 + [kv.shape[1]]
         )
-        self._seen = rows.new_zeros(size, rows.shape[1], dtype=torch.bool)
+        self._visible = kv.new_zeros(new_rows, kv.shape[1], dtype=torch.bool)
 
-    def write(self, packed: PackedBatch, memory: PrefixCacheLookup) -> None:
-        """A batch of just as many rows, and what is known of it."""
-        seen, places = (
-            self._spread(a, packed.num_cached_rows) for a in build_visibility_table(packed.segments)
+    def load_batch(self, packed: PackedBatch, lookup: PrefixCacheLookup) -> None:
+        """Write a batch of `new_rows` computed rows, and its cached prefixes, to the static tensors."""
+        visible, positions = (
+            self._insert_padding(table, packed.num_cached_rows)
+            for table in build_visibility_table(packed.segments)
         )
-        owner = np.repeat(np.arange(len(seen)), [one.stop - one.start for one in packed.segments])
-        for own, array in (
-            (self._ids, packed.ids), (self._positions, packed.positions), (self._owner, owner),
-            (self._places, places), (self._seen[: len(seen)], seen),
+        lengths = [segment.stop - segment.start for segment in packed.segments]
+        segment_of_query = np.repeat(np.arange(len(visible)), lengths)
+        for static, array in (
+            (self._ids, packed.ids), (self._query_positions, packed.positions),
+            (self._segment_of_query, segment_of_query), (self._positions, positions),
+            (self._visible[: len(visible)], visible),
         ):  # fmt: skip
-            own.copy_(copy_to_device(array, own.device), non_blocking=True)
-        self._rows[:, : self._known].zero_()
-        for layer, row in enumerate(self._rows):
-            memory.copy_prefixes(layer, packed.prefix_copies, row)
+            static.copy_(copy_to_device(array, static.device), non_blocking=True)
+        self._kv[:, : self._cached_rows].zero_()
+        for layer, kv in enumerate(self._kv):
+            lookup.copy_prefixes(layer, packed.prefix_copies, kv)
 
-    def note(self, before: int, memory: PrefixCacheLookup) -> None:
-        """Leave in memory what is to be kept."""
-        if memory.rows_to_store:
-            for layer, row in enumerate(self._rows):
-                memory.collect_new_entries(layer, torch.cat([row[:before], row[self._known :]]))
+    def collect_new_entries(self, num_cached_rows: int, lookup: PrefixCacheLookup) -> None:
+        """Copy the keys and values of new prompts to the lookup, from which the cache stores them."""
+        if lookup.rows_to_store:
+            for layer, kv in enumerate(self._kv):
+                rows = torch.cat([kv[:num_cached_rows], kv[self._cached_rows :]])
+                lookup.collect_new_entries(layer, rows)
 
-    def _spread(self, array: NDArray[Any], before: int) -> NDArray[Any]:
-        """Known rows first and new rows last, with nobody's between."""
-        nobody = np.zeros((*array.shape[:-1], self._known - before), dtype=array.dtype)
-        return np.concatenate([array[..., :before], nobody, array[..., before:]], axis=-1)
+    def _insert_padding(self, array: NDArray[Any], num_cached_rows: int) -> NDArray[Any]:
+        """The array with padding between the batch's cached rows and its new rows (last axis)."""
+        padding = np.zeros((*array.shape[:-1], self._cached_rows - num_cached_rows), dtype=array.dtype)
+        return np.concatenate([array[..., :num_cached_rows], padding, array[..., num_cached_rows:]], axis=-1)
 
-    def _computed(self) -> Streams:
-        back = self._positions[:, None] - self._places
-        hidden = ~self._seen[self._owner] | (back < 0)
-        sights = {window: self._sight(hidden, back, window) for window in {b.window for b in self._stack}}
-        stream, turns = self._start(self._ids, self._positions)
-        found: Streams = {}
-        for number, block in enumerate(self._stack, start=1):
-            stream = block(stream, self._rows[number - 1], turns[block.layer_type], sights[block.window])
-            if number in self._wanted:
-                found[number] = stream.clone()
-        return found
+    def _forward(self) -> LayerOutputs:
+        distance = self._query_positions[:, None] - self._positions
+        hidden = ~self._visible[self._segment_of_query] | (distance < 0)
+        windows = {layer.window for layer in self._layers}
+        masks = {window: self._build_mask(hidden, distance, window) for window in windows}
+        hidden_states, rotary = self._embed(self._ids, self._query_positions)
+        outputs: LayerOutputs = {}
+        for number, layer in enumerate(self._layers, start=1):
+            hidden_states = layer(
+                hidden_states, self._kv[number - 1], rotary[layer.layer_type], masks[layer.window]
+            )
+            if number in self._output_layers:
+                outputs[number] = hidden_states.clone()
+        return outputs
 
-    def _sight(self, hidden: Tensor, back: Tensor, window: int | None) -> SegmentedMask:
-        """All rows as one piece."""
+    def _build_mask(self, hidden: Tensor, distance: Tensor, window: int | None) -> SegmentedMask:
+        """A mask that treats all rows as one segment with one query tile."""
         if window is not None:
-            hidden = hidden | (back >= window)
-        veil = self._rows.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
-        new, whole = slice(0, self._size), slice(0, len(self._places))
-        return SegmentedMask((SegmentMask(whole, len(self._places), (QueryTile(new, whole, veil),)),))
+            hidden = hidden | (distance >= window)
+        mask_bias = self._kv.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
+        queries, keys = slice(0, self._new_rows), slice(0, len(self._positions))
+        tile = QueryTile(queries, keys, mask_bias)
+        return SegmentedMask((SegmentMask(keys, len(self._positions), (tile,)),))
 
 
-def recorded(work: Callable[[], Streams], device: torch.device, pool: Any) -> Callable[[], Streams]:
-    """Work over the same memory each time, recorded where there is a GPU.
+def capture_graph(
+    forward: Callable[[], LayerOutputs], device: torch.device, pool: Any
+) -> Callable[[], LayerOutputs]:
+    """Capture `forward` as a CUDA graph and return its replay; on a CPU, return `forward` unchanged.
 
-    What it finds there lasts until anything of the same pool is played.
+    The outputs of a replay are valid until another graph of the same pool is replayed.
     """
     if device.type != "cuda":
-        return work
-    now, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    aside.wait_stream(now)
-    with torch.cuda.stream(aside):
-        for _ in range(WARM):
-            work()
-    now.wait_stream(aside)
+        return forward
+    current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        for _ in range(WARMUP_RUNS):
+            forward()
+    current.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        found = work()
+        outputs = forward()
 
-    def again() -> Streams:
+    def replay() -> LayerOutputs:
         graph.replay()
-        return found
+        return outputs
 
-    return again
+    return replay
 
 
-def _least(sizes: Sequence[int], wanted: int) -> int:
+def _smallest_at_least(wanted: int, sizes: Sequence[int]) -> int:
     return next(size for size in sizes if size >= wanted)

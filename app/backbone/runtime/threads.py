@@ -1,9 +1,12 @@
-"""How the threads of a pass wait for each other at its many barriers: awake, but not for long.
+"""How compute threads wait for each other, and which threads may keep OpenMP workers.
 
-Sleeping at each of them loses a tenth or more of the speed of an idle machine; staying awake like OpenMP
-loses half of it beside a busy neighbour (benchmarks/LOG.md). OpenMP keeps a team for every thread that has
-computed and still lives, and when all teams together have more threads than there are cores, all sleep
-nonetheless. So where a thread lives to run passes, nobody else who has a team may live on.
+The threads of a forward pass meet at many barriers. Sleeping at each barrier loses a tenth or more of the
+speed of an idle machine; spinning as long as OpenMP does by default loses half of it beside a busy neighbour
+(benchmarks/LOG.md). So they spin, but briefly.
+
+OpenMP keeps worker threads for every thread that has computed and is still alive. When all these workers
+together outnumber the cores, they sleep at barriers whatever the spin count. So while a thread lives to run
+forward passes, no other thread that has computed may stay alive: other computation runs in temporary threads.
 """
 
 import os
@@ -12,39 +15,49 @@ from concurrent.futures import Future
 from threading import Thread
 from typing import TypeVar
 
-SPINS = 10_000
+OPENMP_SPIN_COUNT = 10_000
 T = TypeVar("T")
 
 
-def stay_awake_briefly() -> None:
-    """Before torch is loaded, and unless somebody has decided otherwise."""
+def limit_openmp_spinning() -> None:
+    """Set OpenMP's spin count unless the environment sets it or a wait policy; call before torch loads."""
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
+        os.environ.setdefault("GOMP_SPINCOUNT", str(OPENMP_SPIN_COUNT))
 
 
-def lanes(wanted: int, kind: str) -> tuple[int, Callable[[int], None]]:
-    """How many passes run side by side on a device, and how a thread is told among how many it has its cores.
+def plan_concurrent_batches(requested: int, device_type: str) -> tuple[int, Callable[[int], None]]:
+    """How many batches run concurrently on a device, and a function that sets a thread's share.
 
-    Two where there are two threads, as was measured: a pass of one thread waits for no other.
+    The function takes the number of batches that the compute threads are divided among and applies to the
+    calling thread. With `requested` 0, two batches run where there are two threads, as measured, since a
+    forward pass with one thread waits at no barriers; otherwise one.
     """
     import torch
 
-    threads = torch.get_num_threads() if kind == "cpu" else 1
-    count = min(wanted or (2 if threads == 2 else 1), threads)
-    return count, lambda among: torch.set_num_threads(threads // among) if count > 1 else None
+    threads = torch.get_num_threads() if device_type == "cpu" else 1
+    count = min(requested or (2 if threads == 2 else 1), threads)
+
+    def set_thread_share(num_shares: int) -> None:
+        if count > 1:
+            torch.set_num_threads(threads // num_shares)
+
+    return count, set_thread_share
 
 
-def apart(work: Callable[[], T]) -> T:
-    """What comes of work in a thread that ends with it; who interrupts does not wait for it."""
-    done: Future[T] = Future()
-    thread = Thread(target=_into, args=(done, work), name="apart", daemon=True)
+def run_in_temporary_thread(work: Callable[[], T]) -> T:
+    """Run `work` in a thread that ends with it, and return its result or raise its exception.
+
+    An interrupt of the calling thread does not wait for the work to end.
+    """
+    result: Future[T] = Future()
+    thread = Thread(target=_set_result, args=(result, work), name="temporary", daemon=True)
     thread.start()
     thread.join()
-    return done.result()
+    return result.result()
 
 
-def _into(done: Future[T], work: Callable[[], T]) -> None:
+def _set_result(result: Future[T], work: Callable[[], T]) -> None:
     try:
-        done.set_result(work())
-    except BaseException as error:  # noqa: BLE001 - it is the caller's
-        done.set_exception(error)
+        result.set_result(work())
+    except BaseException as error:  # noqa: BLE001 - raised again in the calling thread
+        result.set_exception(error)

@@ -1,4 +1,4 @@
-"""Arrays on their way to a device: a GPU takes them from pinned memory, and nobody waits while they go."""
+"""Copies numpy arrays to the device; on a GPU from pinned memory, so that the copy is asynchronous."""
 
 from typing import Any
 
@@ -8,6 +8,6 @@ from torch import Tensor
 
 
 def copy_to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """The array as a tensor there; on a CPU it stays where it is."""
+    """The array as a tensor on the device; on a CPU the tensor shares the array's memory."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

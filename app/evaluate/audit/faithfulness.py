@@ -66,7 +66,7 @@ def _random_orders(x: Tensor, generator: torch.Generator) -> Tensor:
 def _compare_with_random_removal(
     head: Head, x: Tensor, largest: Tensor, rewards: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Return the reward change by removing the largest contributors over that by removing random ones, (B,)."""
+    """Return the change by removing the largest contributors over that by removing random ones, (B,)."""
     change = _remove(head, x, largest[:, :LARGEST_REMOVED]) - rewards
     random_changes = [
         _remove(head, x, _random_orders(x, generator)[:, :LARGEST_REMOVED]) - rewards
@@ -140,7 +140,7 @@ def _count_near_parallel(directions: Tensor) -> int:
 
 
 def _evaluate_shown_features(model: RewardModel, contributions: Tensor) -> dict[str, Any]:
-    """Return how many of the features that a score shows by default have a name, and how good the names are."""
+    """Return how many of the features that a score shows by default have a name, and how good it is."""
     count = min(DEFAULT_TOP_K, contributions.shape[1])
     indices = contributions.abs().topk(count, dim=1).indices.flatten().tolist()
     named = [model.features[k] for k in indices if model.features[k].label]

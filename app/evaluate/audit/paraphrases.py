@@ -99,7 +99,7 @@ REWRITE_NAMES = (*RESPONSE_REWRITES, *PROMPT_REWRITES)
 
 
 def rewrite_pairs(name: str, pairs: Iterable[Pair]) -> list[Pair]:
-    """Apply the named rewrite to both responses, or to the prompt, of each pair; the result is reproducible."""
+    """Apply the named rewrite to both responses, or to the prompt, of each pair, reproducibly."""
     rng = Random(0)  # noqa: S311 # reproducible sampling, not a secret
     return [_rewrite_pair(pair, name, rng) for pair in pairs]
 

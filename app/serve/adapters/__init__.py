@@ -1,4 +1,7 @@
-"""One file a dialect: what it sends → exchanges; rewards → what it reads; a route."""
+"""Adapters for the reward APIs of trainers and other inference servers, one file per dialect.
+
+Each file parses the dialect's request into items, builds its response from the scores, and has a router.
+"""
 
 from typing import Any
 
@@ -31,27 +34,27 @@ DIALECTS: dict[str, APIRouter] = {
     "tei": tei.router,
     "nemo-gym": nemo_gym.router,
 }
-
-
 ERROR_DESCRIPTIONS = {
-    400: "Cannot be read.", 401: "No key, or an unknown one.", 403: "A key that opens less.",
-    404: "No such model.", 408: "Sent too slowly.", 413: "Too large.", 422: "Cannot be scored.",
-    424: "The backend failed.", 429: "Busy.", 500: "Failed.", 503: "Starting or closing.",
+    400: "The request cannot be read.", 401: "The API key is missing or unknown.",
+    403: "The API key does not allow this.", 404: "There is no such model.",
+    408: "The request was sent too slowly.", 413: "The request is too large.",
+    422: "The input cannot be scored.", 424: "The backend failed.", 429: "The server is overloaded.",
+    500: "The server failed.", 503: "The server is starting or shutting down.",
 }  # fmt: skip
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"description": why, "content": {"application/json": {"schema": {"type": "object"}}}}
-    for status, why in ERROR_DESCRIPTIONS.items()
+    status: {"description": text, "content": {"application/json": {"schema": {"type": "object"}}}}
+    for status, text in ERROR_DESCRIPTIONS.items()
 }
 
 
 def add_dialects(app: FastAPI, names: tuple[str, ...] = ("all",)) -> None:
-    """Teach an app some dialects by name, or all."""
+    """Add the routes of the named dialects to an app; `all` adds every dialect."""
     for router in select_routers(names):
         app.include_router(router, responses=ERROR_RESPONSES, dependencies=[RequestContextDependency])
 
 
 def select_routers(names: tuple[str, ...]) -> list[APIRouter]:
-    """The routers of some dialects by name, or of all."""
+    """Return the routers of the named dialects; `all` stands for every dialect."""
     unknown = [name for name in names if name not in DIALECTS and name != "all"]
     if unknown:
         raise SourceError(f"no dialect {unknown[0]!r}; there are: all, {', '.join(DIALECTS)}")

@@ -1,7 +1,8 @@
-"""Text that somebody's chat template has been over → the conversation it was made from.
+"""Parses text that a chat template produced back into the conversation.
 
-Trainers send what their policy saw and said, special tokens and all. The markup of the usual families is
-recognised and taken off; the words go through our own template, like everybody else's.
+Trainers send their policy's prompt and response with all special tokens. The parser recognises and removes
+the markup of the common model families; the messages then go through the backbone's own template, as those
+of every other request do.
 """
 
 import re
@@ -10,6 +11,7 @@ from enum import StrEnum
 
 from app.types import Item, Message
 
+# Scored in place of an empty response: a policy may produce one, and trainers need a reward for each sample.
 EMPTY_RESPONSE = "\n"
 ROLE_ALIASES = {"human": "user", "model": "assistant", "ipython": "tool", "developer": "system"}
 SPECIAL_TOKENS = re.compile(
@@ -20,7 +22,11 @@ SPECIAL_TOKENS = re.compile(
 
 
 class TemplatedTextMode(StrEnum):
-    """What is done with text that arrives rendered."""
+    """How text is treated that went through a chat template.
+
+    `retemplate` parses its markup, `split` only separates the prompt if that is known, `as-is` scores all of
+    it as a response to an empty prompt.
+    """
 
     RETEMPLATE = "retemplate"
     SPLIT = "split"
@@ -29,7 +35,11 @@ class TemplatedTextMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MarkupFamily:
-    """A markup: what opens a turn, naming its role in the text or by its group, and what ends one."""
+    """The markup of a model family: what starts a turn and what ends it.
+
+    `turn_start` gives the role by its group `role`, or by the name of the group that matched; a digit at the
+    end of the name is ignored. Without `exact_whitespace`, whitespace around a turn's content is removed.
+    """
 
     name: str
     turn_start: re.Pattern[str]
@@ -73,60 +83,59 @@ MARKUP_FAMILIES = (
 
 @dataclass(frozen=True, slots=True)
 class ParsedText:
-    """A conversation, and the markup it was recognised by."""
+    """The parsed item, and the name of its markup family, or `none`."""
 
     item: Item
     family: str
 
 
 def parse_templated_text(text: str, prompt: str | None, mode: TemplatedTextMode) -> ParsedText:
-    """What was said to whom; `text` ends with a response and mostly begins with its prompt.
+    """Parse a text that ends with a response and mostly starts with its prompt.
 
-    Where the prompt is given, markup after it is the response's own and opens no turns.
+    If the text starts with the given prompt, markup after it belongs to the response and starts no turns.
     """
     if mode is TemplatedTextMode.AS_IS:
-        return _parsed((), text, "none")
-    apart = bool(prompt) and text.startswith(prompt or "")
-    before, response = (prompt or "", text[len(prompt or "") :]) if apart else ("", text)
+        return _build_parsed_text((), text, "none")
+    prompt_known = bool(prompt) and text.startswith(prompt or "")
+    before, response = (prompt or "", text[len(prompt or "") :]) if prompt_known else ("", text)
     if mode is TemplatedTextMode.SPLIT:
-        return _parsed((Message("user", before),), response, "none")
+        return _build_parsed_text((Message("user", before),), response, "none")
     for family in MARKUP_FAMILIES:
-        turns = _parse_turns(before if apart else text, family)
+        turns = _parse_turns(before if prompt_known else text, family)
         if turns and turns[-1].role == "assistant":
-            *asked, begun = turns
-            said = begun.content + (_turn_content(response, family) if apart else "")
-            return _parsed(tuple(asked), said, family.name)
-    return _parsed(
-        (Message("user", SPECIAL_TOKENS.sub("", before)),), SPECIAL_TOKENS.sub("", response), "none"
-    )
+            *messages, last = turns
+            content = last.content + (_clean_content(response, family) if prompt_known else "")
+            return _build_parsed_text(tuple(messages), content, family.name)
+    before, response = SPECIAL_TOKENS.sub("", before), SPECIAL_TOKENS.sub("", response)
+    return _build_parsed_text((Message("user", before),), response, "none")
 
 
-def _parsed(messages: tuple[Message, ...], response: str, family: str) -> ParsedText:
-    """A policy may say nothing: a blank line is scored in its place, so that no sample is lost."""
+def _build_parsed_text(messages: tuple[Message, ...], response: str, family: str) -> ParsedText:
     return ParsedText(Item(messages or (Message("user", ""),), response or EMPTY_RESPONSE), family)
 
 
 def _parse_turns(text: str, family: MarkupFamily) -> list[Message]:
-    """The turns of text in a family's markup; none where there is no such markup."""
-    opened = list(family.turn_start.finditer(text))
-    if not opened:
+    """Return the turns of a text in a family's markup, or none if the text does not have that markup."""
+    starts = list(family.turn_start.finditer(text))
+    if not starts:
         return []
-    lead = _turn_content(text[: opened[0].start()], family)
-    stops = [*(found.start() for found in opened[1:]), len(text)]
-    turns = [Message("user", lead)] if lead.strip() else []
-    for found, stop in zip(opened, stops, strict=True):
-        turns.append(Message(_turn_role(found), _turn_content(text[found.end() : stop], family)))
+    leading_content = _clean_content(text[: starts[0].start()], family)
+    ends = [*(start.start() for start in starts[1:]), len(text)]
+    turns = [Message("user", leading_content)] if leading_content.strip() else []
+    for start, end in zip(starts, ends, strict=True):
+        turns.append(Message(_turn_role(start), _clean_content(text[start.end() : end], family)))
     return turns
 
 
-def _turn_role(opened: re.Match[str]) -> str:
-    named = {name: got for name, got in opened.groupdict().items() if got is not None}
-    word = (named.get("role") or next(iter(named)).rstrip("2")).lower()
-    role = ROLE_ALIASES.get(word, word)
+def _turn_role(turn_start: re.Match[str]) -> str:
+    groups = {name: value for name, value in turn_start.groupdict().items() if value is not None}
+    name = (groups.get("role") or next(iter(groups)).rstrip("2")).lower()
+    role = ROLE_ALIASES.get(name, name)
     return role if role in ("system", "user", "assistant", "tool") else "user"
 
 
-def _turn_content(text: str, family: MarkupFamily) -> str:
-    ended = family.turn_end.search(text)
-    said = SPECIAL_TOKENS.sub("", text[: ended.start()] if ended else text)
-    return said if family.exact_whitespace else said.strip()
+def _clean_content(text: str, family: MarkupFamily) -> str:
+    """Return a turn's text up to its end marker, without special tokens."""
+    turn_end = family.turn_end.search(text)
+    content = SPECIAL_TOKENS.sub("", text[: turn_end.start()] if turn_end else text)
+    return content if family.exact_whitespace else content.strip()

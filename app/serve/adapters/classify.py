@@ -1,7 +1,8 @@
-"""POST /classify, as three have it: vLLM (`input`, `messages`), SGLang (`text`), infinity (`raw_scores`).
+"""POST /classify of three servers: vLLM (`input`, `messages`), SGLang (`text`) and infinity (`raw_scores`).
 
-The body tells which. Scores go through a sigmoid where the server would do that by default: for vLLM unless
-`use_activation` (or `activation`) is false, for infinity unless `raw_scores` is true. SGLang's are raw.
+The fields of the body tell which one is meant. Scores go through a sigmoid where that server does it by
+default: for vLLM unless `use_activation` (or `activation`) is false, for infinity unless `raw_scores` is
+true. SGLang's scores are raw.
 """
 
 from time import time
@@ -15,9 +16,10 @@ from app.errors import InvalidInput
 from app.serve.adapters.common import (
     AdapterResult,
     adapter_route_class,
-    score_items,
+    build_list,
     new_id,
     parse_texts,
+    score_items,
     sigmoid,
     split_conversation,
 )
@@ -30,7 +32,7 @@ OneOrMoreTexts = str | Annotated[list[str], Field(min_length=1)]
 
 
 class ClassifyRequest(BaseModel):
-    """Any of the three; vLLM's has `input` or `messages`, SGLang's `text`, infinity's also `raw_scores`."""
+    """Request of any of the three: vLLM `input` or `messages`, SGLang `text`, infinity also `raw_scores`."""
 
     model: str | None = None
     input: OneOrMoreTexts | None = None
@@ -41,51 +43,51 @@ class ClassifyRequest(BaseModel):
     activation: bool | None = None
 
 
-def parse_request(body: ClassifyRequest) -> list[str] | Item:
-    """Rendered texts, or one conversation."""
+def parse_request(request: Request, body: ClassifyRequest) -> list[Item]:
+    """Return the items of templated texts, or the one item of a conversation."""
     if body.messages is not None:
-        return split_conversation(body.messages)
+        return [split_conversation(body.messages)]
     texts = body.text if body.text is not None else body.input
     if texts is None:
         raise InvalidInput("give input, messages or text", "input", "missing")
-    return [texts] if isinstance(texts, str) else texts
+    return parse_texts(request, [texts] if isinstance(texts, str) else texts)
 
 
-def build_response(body: ClassifyRequest, heard: AdapterResult) -> Any:
-    """The shape of the server the body was written for."""
+def build_response(body: ClassifyRequest, result: AdapterResult) -> Any:
+    """Return the response of the server that the request's fields belong to."""
     if body.text is not None:
-        return _sglang(heard, alone=isinstance(body.text, str))
+        return _build_sglang_response(result, single=isinstance(body.text, str))
     if body.raw_scores is not None:
-        return _infinity(heard, raw=body.raw_scores)
-    wanted = body.use_activation if body.use_activation is not None else body.activation
-    return _vllm(heard, raw=wanted is False)
+        return _build_infinity_response(result, raw=body.raw_scores)
+    use_activation = body.use_activation if body.use_activation is not None else body.activation
+    return _build_vllm_response(result, raw=use_activation is False)
 
 
-def _vllm(heard: AdapterResult, *, raw: bool) -> dict[str, Any]:
-    data = [
-        {"index": i, "label": LABEL, "probs": [_scale(reward, raw=raw)], "num_classes": 1}
-        for i, reward in enumerate(heard.rewards)
+def _build_vllm_response(result: AdapterResult, *, raw: bool) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = [
+        {"index": index, "label": LABEL, "probs": [_scale(reward, raw=raw)], "num_classes": 1}
+        for index, reward in enumerate(result.rewards)
     ]
-    return {
-        "id": new_id("classify"), "object": "list", "created": int(time()), "model": heard.model,
-        "data": data, "usage": heard.usage,
-    }  # fmt: skip
+    return build_list(result, "classify", rows)
 
 
-def _sglang(heard: AdapterResult, *, alone: bool) -> Any:
+def _build_sglang_response(result: AdapterResult, *, single: bool) -> Any:
     rows = [
-        {"embedding": [reward], "meta_info": {"id": new_id("classify"), "prompt_tokens": len(one.ids)}}
-        for reward, one in zip(heard.rewards, heard.encoded, strict=True)
+        {
+            "embedding": [reward],
+            "meta_info": {"id": new_id("classify"), "prompt_tokens": len(item.encoded.ids)},
+        }
+        for reward, item in zip(result.rewards, result.items, strict=True)
     ]
-    return rows[0] if alone else rows
+    return rows[0] if single else rows
 
 
-def _infinity(heard: AdapterResult, *, raw: bool) -> dict[str, Any]:
+def _build_infinity_response(result: AdapterResult, *, raw: bool) -> dict[str, Any]:
     return {
         "object": "classify",
-        "data": [[{"score": _scale(reward, raw=raw), "label": LABEL}] for reward in heard.rewards],
-        "model": heard.model,
-        "usage": heard.usage,
+        "data": [[{"score": _scale(reward, raw=raw), "label": LABEL}] for reward in result.rewards],
+        "model": result.model,
+        "usage": result.usage,
         "id": new_id("infinity"),
         "created": int(time()),
     }
@@ -100,7 +102,6 @@ router = APIRouter(route_class=adapter_route_class(vllm_error), tags=["vLLM, SGL
 
 @router.post("/classify", response_model=dict[str, Any] | list[dict[str, Any]], operation_id="classify")
 async def classify(body: ClassifyRequest, request: Request) -> Response:
-    """Rewards as class scores, for clients of vLLM, SGLang and infinity."""
-    found = parse_request(body)
-    exchanges = [found] if isinstance(found, Item) else parse_texts(request, [(one, None) for one in found])
-    return JSONResponse(build_response(body, await score_items(request, exchanges, body.model)))
+    """Return rewards as class scores, for clients of vLLM, SGLang and infinity."""
+    result = await score_items(request, parse_request(request, body), body.model)
+    return JSONResponse(build_response(body, result))

@@ -1,9 +1,10 @@
-"""What all dialects share: texts are understood, responses scored, failures said as the dialect says them."""
+"""What all adapters share: parsing of templated text, scoring, and errors in the format of the dialect."""
 
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from math import tanh
+from time import time
 from typing import Any
 
 from fastapi import Request, Response
@@ -17,129 +18,152 @@ from app.serve.adapters.chat_markup import EMPTY_RESPONSE, TemplatedTextMode, pa
 from app.serve.api.dependencies import resolve_model, score_request
 from app.serve.api.error_handlers import from_http_exception, from_validation_error, retry_after_header
 from app.serve.api.request_schemas import InputLocation, MessageInput
-from app.types import EncodedItem, Explain, Item, Message, Score, ScoreOptions
+from app.types import Explain, Item, Message, Score, ScoredItem, ScoreOptions
 
-ErrorWriter = Callable[[SparseRMError, Any], tuple[int, Any]]
+ErrorBuilder = Callable[[SparseRMError, Any], tuple[int, Any]]
 EXPLANATION_TOP_K = 5
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterResult:
-    """What was scored, by which model, and how it came out."""
+    """The items of a request, all scored, and the model that scored them."""
 
     model: str
-    encoded: list[EncodedItem]
-    scores: list[Score]
+    items: list[ScoredItem]
+
+    @property
+    def scores(self) -> list[Score]:
+        """One score per item."""
+        return [item.scores[0] for item in self.items]
 
     @property
     def rewards(self) -> list[float]:
-        """One number a response."""
+        """One reward per item."""
         return [score.reward for score in self.scores]
 
     @property
-    def tokens(self) -> int:
-        """Tokens read, prompts and responses."""
-        return sum(len(one.ids) for one in self.encoded)
-
-    @property
     def usage(self) -> dict[str, int]:
-        """The same for OpenAI-style answers."""
-        return {"prompt_tokens": self.tokens, "total_tokens": self.tokens, "completion_tokens": 0}
+        """The tokens of prompts and responses in OpenAI's format."""
+        tokens = sum(len(item.encoded.ids) for item in self.items)
+        return {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}
 
 
-def adapter_route_class(write_error: ErrorWriter) -> type[APIRoute]:
-    """A route whose failures are said by `failed`; it gets the error, and the body as far as it was JSON."""
+def adapter_route_class(build_error: ErrorBuilder) -> type[APIRoute]:
+    """Return a route class whose errors `build_error` formats.
 
-    class Spoken(APIRoute):
+    `build_error` gets the error and the request's body, or None if the body is not JSON, and returns the
+    status and the body of the response.
+    """
+
+    class AdapterRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
 
-            async def spoken(request: Request) -> Response:
+            async def handle_with_errors(request: Request) -> Response:
                 try:
                     return await handle(request)
-                except RequestValidationError as error:
-                    found = from_validation_error(error)
-                except HTTPException as error:
-                    found = from_http_exception(error)
-                except SparseRMError as error:
-                    found = error
-                request.app.state.metrics.errors.labels(found.code).inc()
-                status, said = write_error(found, await _read_json(request))
-                return JSONResponse(said, status, retry_after_header(found))
+                except RequestValidationError as exception:
+                    error = from_validation_error(exception)
+                except HTTPException as exception:
+                    error = from_http_exception(exception)
+                except SparseRMError as exception:
+                    error = exception
+                request.app.state.metrics.errors.labels(error.code).inc()
+                status, body = build_error(error, await _read_json(request))
+                return JSONResponse(body, status, retry_after_header(error))
 
-            return spoken
+            return handle_with_errors
 
-    return Spoken
+    return AdapterRoute
 
 
 def read_mode(request: Request) -> TemplatedTextMode:
-    """How rendered text is read: by the URL's ?mode=, else by the setting."""
-    asked = request.query_params.get("mode", request.app.state.settings.templated_text_mode)
-    if asked not in list(TemplatedTextMode):
+    """Return how to treat templated text: the URL's ?mode=, or else the setting."""
+    mode = request.query_params.get("mode", request.app.state.settings.templated_text_mode)
+    if mode not in list(TemplatedTextMode):
         raise InvalidInput(f"unknown mode; use one of {', '.join(TemplatedTextMode)}", "mode", "unknown_mode")
-    return TemplatedTextMode(asked)
+    return TemplatedTextMode(mode)
 
 
-def parse_texts(request: Request, texts: Sequence[tuple[str, str | None]]) -> list[Item]:
-    """Conversations out of (text, its prompt if known) pairs that went through a trainer's template."""
-    how, route = read_mode(request), request.scope["route"].path
-    found = [parse_templated_text(text, prompt, how) for text, prompt in texts]
-    for one in found:
-        request.app.state.metrics.rendered.labels(route, str(how), one.family).inc()
-    return [one.item for one in found]
+def parse_texts(
+    request: Request, texts: Sequence[str], prompts: Sequence[str | None] | None = None
+) -> list[Item]:
+    """Parse texts that went through a chat template into items; `prompts` are their prompts if known."""
+    mode, route = read_mode(request), request.scope["route"].path
+    pairs = zip(texts, prompts or [None] * len(texts), strict=True)
+    parsed_texts = [parse_templated_text(text, prompt, mode) for text, prompt in pairs]
+    for parsed in parsed_texts:
+        request.app.state.metrics.rendered.labels(route, str(mode), parsed.family).inc()
+    return [parsed.item for parsed in parsed_texts]
 
 
-def split_conversation(turns: Sequence[MessageInput]) -> Item:
-    """Messages of which the last is the response."""
-    *asked, said = turns
-    if said.role != "assistant":
+def to_messages(messages: Sequence[MessageInput]) -> tuple[Message, ...]:
+    """Return the messages of a request as messages of the domain."""
+    return tuple(Message(message.role, message.content) for message in messages)
+
+
+def split_conversation(messages: Sequence[MessageInput]) -> Item:
+    """Return the item whose response is the last message, or EMPTY_RESPONSE if that is empty."""
+    *prompt, response = messages
+    if response.role != "assistant":
         raise InvalidInput("the last message must be the assistant's", "messages", "no_response")
-    return Item(tuple(Message(turn.role, turn.content) for turn in asked), said.content or EMPTY_RESPONSE)
+    return Item(to_messages(prompt), response.content or EMPTY_RESPONSE)
 
 
 def build_item(prompt: str, response: str) -> Item:
-    """A question and an answer as a conversation; of a blank answer, a blank line is scored."""
+    """Return the item of one user message and a response; an empty one is replaced by EMPTY_RESPONSE."""
     return Item((Message("user", prompt),), response or EMPTY_RESPONSE)
 
 
 async def score_items(
     request: Request,
-    exchanges: Sequence[Item],
+    items: Sequence[Item],
     requested_model: str | None,
     *,
     allow_unknown_model: bool = False,
     top_k: int = 0,
 ) -> AdapterResult:
-    """Score conversations with the model that is meant."""
+    """Score items with one model, and explain them with the `top_k` largest contributions, or not at all.
+
+    `requested_model` is the model in the request's body; see `resolve_model` for what else decides.
+    """
     model = resolve_model(request, requested_model, allow_unknown=allow_unknown_model)
-    ask = ScoreOptions((model,), Explain.FEATURES if top_k else Explain.NONE, top_k)
-    placed = [(one, InputLocation(f"item {i}", f"item {i}", f"item {i}")) for i, one in enumerate(exchanges)]
-    found = await score_request(request, placed, ask, truncate=True)
-    items = found.raise_for_errors()
-    return AdapterResult(model, [item.encoded for item in items], [item.scores[0] for item in items])
+    options = ScoreOptions((model,), Explain.FEATURES if top_k else Explain.NONE, top_k)
+    locations = [InputLocation(*[f"item {index}"] * 3) for index in range(len(items))]
+    located_items = list(zip(items, locations, strict=True))
+    result = await score_request(request, located_items, options, truncate=True)
+    return AdapterResult(model, result.raise_for_errors())
 
 
 def explanation_rows(score: Score) -> list[dict[str, Any]]:
-    """The features of a score, briefly."""
+    """Return id, label and contribution of a score's features."""
     return [
-        {"id": one.feature.latent, "label": one.feature.label, "contribution": one.contribution}
-        for one in score.features
+        {"id": share.feature.latent, "label": share.feature.label, "contribution": share.contribution}
+        for share in score.features
     ]
 
 
 def sigmoid(reward: float) -> float:
-    """Between 0 and 1, for clients that expect a probability; never overflows."""
+    """Map a reward to a number between 0 and 1, for clients that expect a probability; never overflows."""
     return 0.5 * (1 + tanh(reward / 2))
 
 
 async def _read_json(request: Request) -> Any:
-    """The body, as far as it was read and JSON."""
+    """Return the request's body, or None if it cannot be read or is not JSON."""
     try:
         return await request.json()
     except (ValueError, HTTPException):
         return None
 
 
-def new_id(kind: str) -> str:
-    """An id as OpenAI-style answers carry one."""
-    return f"{kind}-{uuid.uuid4().hex}"
+def build_list(result: AdapterResult, id_prefix: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return rows in OpenAI's list format, as vLLM's routes return them."""
+    return {
+        "id": new_id(id_prefix), "object": "list", "created": int(time()), "model": result.model,
+        "data": rows, "usage": result.usage,
+    }  # fmt: skip
+
+
+def new_id(prefix: str) -> str:
+    """Return a random id in OpenAI's format."""
+    return f"{prefix}-{uuid.uuid4().hex}"

@@ -1,4 +1,4 @@
-"""NeMo-Gym's resources server: POST /verify and /seed_session."""
+"""POST /verify and /seed_session of a NeMo-Gym resources server."""
 
 from typing import Annotated, Any
 
@@ -16,70 +16,71 @@ ROLE_ALIASES = {"developer": "system"}
 
 
 class NemoGymPolicyInput(BaseModel):
-    """What the policy was asked: text, or turns in OpenAI's Responses format."""
+    """The policy's input: text, or messages in OpenAI's Responses format."""
 
     model_config = ConfigDict(extra="allow")
     input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
 
 
 class NemoGymPolicyOutput(BaseModel):
-    """What it answered: items, of which the messages count."""
+    """The policy's output items. Only messages are scored."""
 
     model_config = ConfigDict(extra="allow")
     output: list[dict[str, Any]]
 
 
 class NemoGymVerifyRequest(BaseModel):
-    """A rollout; everything in it is sent back beside the reward."""
+    """Request with a rollout; the response repeats all of its fields beside the reward."""
 
     model_config = ConfigDict(extra="allow")
     responses_create_params: NemoGymPolicyInput
     response: NemoGymPolicyOutput
 
 
-def parse_request(body: NemoGymVerifyRequest) -> Item:
-    """The turns that were asked, and all text of the answer."""
-    asked = body.responses_create_params.input
-    turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-    messages = [Message(_role(turn), _text(turn)) for turn in turns if "content" in turn]
+def parse_request(_: Request, body: NemoGymVerifyRequest) -> list[Item]:
+    """Return the item of the input's messages and of all text in the output's messages."""
+    policy_input = body.responses_create_params.input
+    turns = [{"role": "user", "content": policy_input}] if isinstance(policy_input, str) else policy_input
+    messages = [Message(_message_role(turn), _message_text(turn)) for turn in turns if "content" in turn]
     if not messages:
-        raise InvalidInput("no message in it", "responses_create_params.input", "empty")
-    said = [_text(item) for item in body.response.output if item.get("type") == "message"]
-    return Item(tuple(messages), "\n".join(said) or EMPTY_RESPONSE)
+        raise InvalidInput("there is no message in it", "responses_create_params.input", "empty")
+    texts = [_message_text(output) for output in body.response.output if output.get("type") == "message"]
+    return [Item(tuple(messages), "\n".join(texts) or EMPTY_RESPONSE)]
 
 
-def build_response(body: NemoGymVerifyRequest, heard: AdapterResult) -> dict[str, Any]:
-    """The request, the reward and, for each model, its part."""
-    [reward] = heard.rewards
-    return {**body.model_dump(), "reward": reward, "reward_components": {heard.model: reward}}
+def build_response(body: NemoGymVerifyRequest, result: AdapterResult) -> dict[str, Any]:
+    """Return the request's fields, the reward, and the reward by model."""
+    [reward] = result.rewards
+    return {**body.model_dump(), "reward": reward, "reward_components": {result.model: reward}}
 
 
-def error_response(error: SparseRMError, _body: Any) -> tuple[int, Any]:
-    """An error that nobody can take for a reward."""
+def build_error(error: SparseRMError, _: Any) -> tuple[int, Any]:
+    """Return an error in OpenAI's format, without a reward."""
     return error.status, error_body(error)
 
 
-def _role(turn: dict[str, Any]) -> str:
-    role = str(turn.get("role", "user"))
+def _message_role(message: dict[str, Any]) -> str:
+    role = str(message.get("role", "user"))
     return ROLE_ALIASES.get(role, role)
 
 
-def _text(turn: dict[str, Any]) -> str:
-    content = turn.get("content")
+def _message_text(message: dict[str, Any]) -> str:
+    content = message.get("content")
     parts = content if isinstance(content, list) else [{"text": content or ""}]
     return "".join(str(part["text"]) for part in parts if isinstance(part, dict) and "text" in part)
 
 
-router = APIRouter(route_class=adapter_route_class(error_response), tags=["NeMo-Gym"])
+router = APIRouter(route_class=adapter_route_class(build_error), tags=["NeMo-Gym"])
 
 
 @router.post("/verify", response_model=dict[str, Any], operation_id="nemo_gym_verify")
 async def verify(body: NemoGymVerifyRequest, request: Request) -> Response:
-    """The reward of one rollout."""
-    return JSONResponse(build_response(body, await score_items(request, [parse_request(body)], None)))
+    """Return the reward of one rollout."""
+    result = await score_items(request, parse_request(request, body), None)
+    return JSONResponse(build_response(body, result))
 
 
 @router.post("/seed_session", operation_id="nemo_gym_seed_session")
 async def seed_session() -> dict[str, Any]:
-    """Nothing to prepare."""
+    """Do nothing: sessions have no state."""
     return {}

@@ -1,7 +1,7 @@
 """OpenRLHF's remote reward model: POST /get_reward, `--reward.remote_url http://HOST:PORT/get_reward`.
 
-Its client takes lists only, logs every key of `extra_logs` (so those are few, fixed and numeric) and ignores
-what else stands beside them: there the reasons go.
+Its client accepts only lists and logs every key of `extra_logs`, so these keys are few, fixed and numeric.
+It ignores other fields, so the explanations are in a field of their own.
 """
 
 from typing import Any
@@ -15,17 +15,18 @@ from app.serve.adapters.common import (
     EXPLANATION_TOP_K,
     AdapterResult,
     adapter_route_class,
-    score_items,
-    parse_texts,
     explanation_rows,
+    parse_texts,
+    score_items,
     sigmoid,
 )
 from app.serve.api.error_handlers import error_body
-from app.types import Score
+from app.serve.api.serialization import build_body
+from app.types import Item, Score
 
 
 class OpenRLHFRequest(BaseModel):
-    """Rendered conversations; where prompts come along, they tell where each response begins."""
+    """Request with templated conversations; `prompts`, if given, tell where each response starts."""
 
     query: list[str] | str
     prompts: list[str] | str | None = None
@@ -33,7 +34,7 @@ class OpenRLHFRequest(BaseModel):
 
 
 class OpenRLHFResponse(BaseModel):
-    """What the trainer reads; `scores` rank the rewards from 0 to 1, for its dynamic filtering."""
+    """Response; `scores` are percentiles of the rewards from 0 to 1, for the trainer's dynamic filtering."""
 
     rewards: list[float]
     scores: list[float]
@@ -41,49 +42,48 @@ class OpenRLHFResponse(BaseModel):
     explanations: list[list[dict[str, Any]]]
 
 
-def parse_request(body: OpenRLHFRequest) -> list[tuple[str, str | None]]:
-    """Each text, and its prompt if it came along."""
+def parse_request(request: Request, body: OpenRLHFRequest) -> list[Item]:
+    """Return the items of templated texts, some or all with their prompts."""
     texts = [body.query] if isinstance(body.query, str) else body.query
     given = [body.prompts] if isinstance(body.prompts, str) else body.prompts or []
     prompts: list[str | None] = [*given[: len(texts)], *[None] * (len(texts) - len(given))]
-    return list(zip(texts, prompts, strict=True))
+    return parse_texts(request, texts, prompts)
 
 
-def build_response(heard: AdapterResult) -> dict[str, Any]:
-    """Lists as long as the query, in its order."""
-    scores = heard.scores
-    return {
-        "rewards": heard.rewards,
-        "scores": [_rank_score(score) for score in scores],
-        "extra_logs": {
+def build_response(_: OpenRLHFRequest, result: AdapterResult) -> dict[str, Any]:
+    """Return lists as long as the query and in its order."""
+    scores = result.scores
+    return build_body(
+        OpenRLHFResponse,
+        rewards=result.rewards,
+        scores=[_percentile_score(score) for score in scores],
+        extra_logs={
             "rm/uncertainty": [score.uncertainty for score in scores],
             "rm/distance": [score.distance for score in scores],
-            "rm/truncated": [float(one.truncated) for one in heard.encoded],
+            "rm/truncated": [float(item.encoded.truncated) for item in result.items],
         },
-        "explanations": [explanation_rows(score) for score in scores],
-    }
+        explanations=[explanation_rows(score) for score in scores],
+    )
 
 
-def _rank_score(score: Score) -> float:
+def _percentile_score(score: Score) -> float:
+    """Return a score's percentile from 0 to 1; a composite has none and gets a sigmoid of its reward."""
     return sigmoid(score.reward) if score.percentile is None else score.percentile / 100
 
 
-def error_response(error: SparseRMError, _body: Any) -> tuple[int, Any]:
-    """Its client retries whatever goes wrong; people read the log."""
+def build_error(error: SparseRMError, _: Any) -> tuple[int, Any]:
+    """Return an error in OpenAI's format: the client retries after any error, and people read the log."""
     return error.status, error_body(error)
 
 
-router = APIRouter(route_class=adapter_route_class(error_response), tags=["OpenRLHF"])
+router = APIRouter(route_class=adapter_route_class(build_error), tags=["OpenRLHF"])
 
 
 @router.post("/get_reward", response_model=OpenRLHFResponse, operation_id="openrlhf_get_reward")
 async def get_reward(body: OpenRLHFRequest, request: Request) -> Response:
-    """Rewards for OpenRLHF; an empty query, which some versions send to spare servers, gets empty lists."""
-    texts = parse_request(body)
-    if not texts:
-        return JSONResponse(build_response(AdapterResult("", [], [])))
-    return JSONResponse(
-        build_response(
-            await score_items(request, parse_texts(request, texts), body.model, top_k=EXPLANATION_TOP_K)
-        )
-    )
+    """Return rewards for OpenRLHF; an empty query, which some versions send as a probe, gets empty lists."""
+    items = parse_request(request, body)
+    if not items:
+        return JSONResponse(build_response(body, AdapterResult("", [])))
+    result = await score_items(request, items, body.model, top_k=EXPLANATION_TOP_K)
+    return JSONResponse(build_response(body, result))

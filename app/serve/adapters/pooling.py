@@ -1,6 +1,5 @@
-"""vLLM's POST /pooling: each reward as a vector of one, raw unless `use_activation` asks for a sigmoid."""
+"""vLLM's POST /pooling: each reward is a vector of one number, raw unless `use_activation` is true."""
 
-from time import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
@@ -11,9 +10,9 @@ from app.errors import InvalidInput
 from app.serve.adapters.common import (
     AdapterResult,
     adapter_route_class,
-    score_items,
-    new_id,
+    build_list,
     parse_texts,
+    score_items,
     sigmoid,
     split_conversation,
 )
@@ -23,7 +22,7 @@ from app.types import Item
 
 
 class PoolingRequest(BaseModel):
-    """Rendered texts, or one conversation, or (as reward-hub sends them) several."""
+    """Request with templated texts, with one conversation, or with several, as reward-hub sends them."""
 
     model: str | None = None
     input: str | Annotated[list[str], Field(min_length=1)] | None = None
@@ -36,28 +35,25 @@ class PoolingRequest(BaseModel):
     activation: bool | None = None
 
 
-def parse_request(body: PoolingRequest) -> list[str] | list[Item]:
-    """Rendered texts, or conversations."""
+def parse_request(request: Request, body: PoolingRequest) -> list[Item]:
+    """Return the items of templated texts or of conversations."""
     if body.messages is not None:
-        several = [one for one in body.messages if isinstance(one, list)]
-        single = [one for one in body.messages if isinstance(one, MessageInput)]
-        return [split_conversation(one) for one in several or [single]]
+        conversations = [messages for messages in body.messages if isinstance(messages, list)]
+        single = [message for message in body.messages if isinstance(message, MessageInput)]
+        return [split_conversation(messages) for messages in conversations or [single]]
     if body.input is None:
         raise InvalidInput("give input or messages", "input", "missing")
-    return [body.input] if isinstance(body.input, str) else body.input
+    return parse_texts(request, [body.input] if isinstance(body.input, str) else body.input)
 
 
-def build_response(body: PoolingRequest, heard: AdapterResult) -> dict[str, Any]:
-    """A vector of one number each."""
-    even = bool(body.use_activation or body.activation)
-    data = [
-        {"index": i, "object": "pooling", "data": [sigmoid(reward) if even else reward]}
-        for i, reward in enumerate(heard.rewards)
+def build_response(body: PoolingRequest, result: AdapterResult) -> dict[str, Any]:
+    """Return vectors of one number."""
+    use_activation = bool(body.use_activation or body.activation)
+    rows: list[dict[str, Any]] = [
+        {"index": index, "object": "pooling", "data": [sigmoid(reward) if use_activation else reward]}
+        for index, reward in enumerate(result.rewards)
     ]
-    return {
-        "id": new_id("pool"), "object": "list", "created": int(time()), "model": heard.model,
-        "data": data, "usage": heard.usage,
-    }  # fmt: skip
+    return build_list(result, "pool", rows)
 
 
 router = APIRouter(route_class=adapter_route_class(vllm_error), tags=["vLLM"])
@@ -65,9 +61,6 @@ router = APIRouter(route_class=adapter_route_class(vllm_error), tags=["vLLM"])
 
 @router.post("/pooling", response_model=dict[str, Any], operation_id="pooling")
 async def pooling(body: PoolingRequest, request: Request) -> Response:
-    """Rewards as pooled outputs, for clients of vLLM."""
-    found = parse_request(body)
-    texts = [one for one in found if isinstance(one, str)]
-    exchanges = [one for one in found if isinstance(one, Item)]
-    exchanges += parse_texts(request, [(one, None) for one in texts])
-    return JSONResponse(build_response(body, await score_items(request, exchanges, body.model)))
+    """Return rewards as pooled outputs, for clients of vLLM."""
+    result = await score_items(request, parse_request(request, body), body.model)
+    return JSONResponse(build_response(body, result))

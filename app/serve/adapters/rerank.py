@@ -1,7 +1,7 @@
-"""POST /rerank, /v1/rerank, /v2/rerank: responses to one prompt, best first, for clients that rerank.
+"""POST /rerank, /v1/rerank, /v2/rerank: responses to one prompt, best first.
 
-`documents` is the shape of vLLM, Cohere, Jina and infinity, `texts` that of TEI. Scores go through a sigmoid,
-as everywhere, unless `raw_scores` is true or `use_activation` false: the order is the same.
+`documents` is the field of vLLM, Cohere, Jina and infinity, `texts` that of TEI. Scores go through a sigmoid,
+as in these servers, unless `raw_scores` is true or `use_activation` false; that does not change the order.
 """
 
 from typing import Annotated, Any
@@ -11,22 +11,30 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.errors import InvalidInput, SparseRMError
-from app.serve.adapters.common import AdapterResult, adapter_route_class, build_item, score_items, new_id, sigmoid
+from app.serve.adapters.common import (
+    AdapterResult,
+    adapter_route_class,
+    build_item,
+    new_id,
+    score_items,
+    sigmoid,
+)
 from app.serve.api.error_handlers import tei_error, vllm_error
+from app.types import Item
 
 
-class Document(BaseModel):
-    """A response with its text in a field."""
+class RerankDocument(BaseModel):
+    """A response as an object with a text."""
 
     text: str
 
 
-class Rerank(BaseModel):
-    """A prompt and the responses to it."""
+class RerankRequest(BaseModel):
+    """Request with a prompt and responses to it."""
 
     model: str | None = None
     query: str
-    documents: Annotated[list[str | Document], Field(min_length=1)] | None = None
+    documents: Annotated[list[str | RerankDocument], Field(min_length=1)] | None = None
     texts: Annotated[list[str], Field(min_length=1)] | None = None
     top_n: Annotated[int, Field(ge=0)] | None = None
     return_documents: bool = True
@@ -36,47 +44,57 @@ class Rerank(BaseModel):
     activation: bool | None = None
 
 
-def parse_request(body: Rerank) -> list[str]:
-    """The responses."""
-    if body.texts is not None:
-        return body.texts
-    if body.documents is None:
-        raise InvalidInput("give documents (or texts, as TEI has it)", "documents", "missing")
-    return [one if isinstance(one, str) else one.text for one in body.documents]
+def parse_request(_: Request, body: RerankRequest) -> list[Item]:
+    """Return an item per response."""
+    return [build_item(body.query, text) for text in _response_texts(body)]
 
 
-def build_response(body: Rerank, heard: AdapterResult) -> Any:
-    """Best first, each with its place in the request."""
+def build_response(body: RerankRequest, result: AdapterResult) -> Any:
+    """Return the responses with the best first, each with its index in the request."""
     raw = body.raw_scores or False in (body.use_activation, body.activation)
-    scores = [reward if raw else sigmoid(reward) for reward in heard.rewards]
-    order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    texts = parse_request(body)
+    scores = [reward if raw else sigmoid(reward) for reward in result.rewards]
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    texts = _response_texts(body)
     if body.texts is not None:
-        shown: list[dict[str, Any]] = [{"text": texts[i]} if body.return_text else {} for i in order]
-        return [{"index": i, **one, "score": scores[i]} for i, one in zip(order, shown, strict=True)]
-    results = [
-        {"index": i, "relevance_score": scores[i]}
-        | ({"document": {"text": texts[i]}} if body.return_documents else {})
-        for i in order[: body.top_n or len(order)]
+        return _build_tei_rows(order, scores, texts if body.return_text else None)
+    rows = [
+        {"index": index, "relevance_score": scores[index]}
+        | ({"document": {"text": texts[index]}} if body.return_documents else {})
+        for index in order[: body.top_n or len(order)]
     ]
     return {
-        "id": new_id("rerank"), "object": "rerank", "model": heard.model, "results": results,
-        "usage": heard.usage, "meta": {"billed_units": {"search_units": 1}},
+        "id": new_id("rerank"), "object": "rerank", "model": result.model, "results": rows,
+        "usage": result.usage, "meta": {"billed_units": {"search_units": 1}},
     }  # fmt: skip
 
 
-def failed(error: SparseRMError, body: Any) -> tuple[int, Any]:
-    """As TEI says it to those who ask like TEI's clients, else as vLLM does."""
+def build_error(error: SparseRMError, body: Any) -> tuple[int, Any]:
+    """Return an error in TEI's format if the request has TEI's field `texts`, otherwise in vLLM's."""
     return tei_error(error) if isinstance(body, dict) and "texts" in body else vllm_error(error)
 
 
-router = APIRouter(route_class=adapter_route_class(failed), tags=["vLLM, Cohere, Jina, infinity, TEI"])
+def _response_texts(body: RerankRequest) -> list[str]:
+    if body.texts is not None:
+        return body.texts
+    if body.documents is None:
+        raise InvalidInput("give documents (or texts, as for TEI)", "documents", "missing")
+    return [document if isinstance(document, str) else document.text for document in body.documents]
+
+
+def _build_tei_rows(order: list[int], scores: list[float], texts: list[str] | None) -> list[dict[str, Any]]:
+    return [
+        {"index": index, **({"text": texts[index]} if texts is not None else {}), "score": scores[index]}
+        for index in order
+    ]
+
+
+router = APIRouter(route_class=adapter_route_class(build_error), tags=["vLLM, Cohere, Jina, infinity, TEI"])
 
 
 @router.post("/rerank", response_model=dict[str, Any] | list[dict[str, Any]], operation_id="rerank")
 @router.post("/v1/rerank", response_model=dict[str, Any] | list[dict[str, Any]], operation_id="v1_rerank")
 @router.post("/v2/rerank", response_model=dict[str, Any] | list[dict[str, Any]], operation_id="v2_rerank")
-async def rerank(body: Rerank, request: Request) -> Response:
-    """Responses to a prompt, best first."""
-    exchanges = [build_item(body.query, text) for text in parse_request(body)]
-    return JSONResponse(build_response(body, await score_items(request, exchanges, body.model)))
+async def rerank(body: RerankRequest, request: Request) -> Response:
+    """Return responses to a prompt, best first."""
+    result = await score_items(request, parse_request(request, body), body.model)
+    return JSONResponse(build_response(body, result))

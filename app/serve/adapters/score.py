@@ -1,82 +1,86 @@
-"""POST /score, /v1/score: prompts against responses, in vLLM's spellings or SGLang's `query` and `items`.
+"""POST /score, /v1/score: prompts and responses, in vLLM's fields or SGLang's `query` and `items`.
 
-vLLM puts a sigmoid over one score unless `use_activation` (or `activation`) is false. SGLang's are raw.
+Scores for vLLM go through a sigmoid unless `use_activation` (or `activation`) is false. SGLang's are raw.
 """
 
-from time import time
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.errors import InvalidInput
-from app.serve.adapters.common import AdapterResult, adapter_route_class, build_item, score_items, new_id, sigmoid
+from app.serve.adapters.common import (
+    AdapterResult,
+    adapter_route_class,
+    build_item,
+    build_list,
+    score_items,
+    sigmoid,
+)
 from app.serve.api.error_handlers import vllm_error
 from app.types import Item
 
-Texts = str | Annotated[list[str], Field(min_length=1)]
-SPELLINGS = (("queries", "documents"), ("queries", "items"), ("text_1", "text_2"), ("data_1", "data_2"))
+OneOrMoreTexts = str | Annotated[list[str], Field(min_length=1)]
+# The fields of prompts and responses in releases of vLLM.
+FIELD_PAIRS = (("queries", "documents"), ("queries", "items"), ("text_1", "text_2"), ("data_1", "data_2"))
 
 
-class ScoreBody(BaseModel):
-    """One prompt and one response, one and many, or as many of each."""
+class ScoreRequest(BaseModel):
+    """Request with one prompt and one or more responses, or with equally many of both."""
 
     model: str | None = None
     query: str | None = None
-    queries: Texts | None = None
-    documents: Texts | None = None
-    items: Texts | None = None
-    text_1: Texts | None = None
-    text_2: Texts | None = None
-    data_1: Texts | None = None
-    data_2: Texts | None = None
+    queries: OneOrMoreTexts | None = None
+    documents: OneOrMoreTexts | None = None
+    items: OneOrMoreTexts | None = None
+    text_1: OneOrMoreTexts | None = None
+    text_2: OneOrMoreTexts | None = None
+    data_1: OneOrMoreTexts | None = None
+    data_2: OneOrMoreTexts | None = None
     use_activation: bool | None = None
     activation: bool | None = None
 
 
-class Asked(NamedTuple):
-    """Conversations, and whether SGLang's shape is wanted."""
+def parse_request(_: Request, body: ScoreRequest) -> list[Item]:
+    """Return an item per prompt and response; a single prompt belongs to every response."""
+    prompts, responses, prompts_field = _read_texts(body)
+    if len(prompts) not in (1, len(responses)):
+        message = f"{len(prompts)} prompts and {len(responses)} responses; give one prompt, or as many"
+        raise InvalidInput(message, prompts_field, "lengths")
+    all_prompts = prompts * len(responses) if len(prompts) == 1 else prompts
+    return [build_item(*pair) for pair in zip(all_prompts, responses, strict=True)]
 
-    exchanges: list[Item]
-    sglang: bool
+
+def build_response(body: ScoreRequest, result: AdapterResult) -> dict[str, Any]:
+    """Return the scores in the request's order."""
+    if _is_sglang(body):
+        scores = [[reward] for reward in result.rewards]
+        return {"scores": scores, "model": result.model, "usage": result.usage, "object": "scoring"}
+    use_activation = body.use_activation if body.use_activation is not None else body.activation
+    rows = [
+        {"index": index, "object": "score", "score": reward if use_activation is False else sigmoid(reward)}
+        for index, reward in enumerate(result.rewards)
+    ]
+    return build_list(result, "score", rows)
 
 
-def parse_request(body: ScoreBody) -> Asked:
-    """Prompts and responses side by side."""
+def _is_sglang(body: ScoreRequest) -> bool:
+    return body.query is not None and body.items is not None
+
+
+def _read_texts(body: ScoreRequest) -> tuple[list[str], list[str], str]:
+    """Return the prompts, the responses, and the name of the field with the prompts."""
     if body.query is not None and body.items is not None:
-        return Asked([build_item(body.query, one) for one in _listed(body.items)], sglang=True)
-    given: dict[str, Any] = body.model_dump()
-    for first, second in SPELLINGS:
-        if given[first] is not None and given[second] is not None:
-            prompts, responses = _listed(given[first]), _listed(given[second])
-            if len(prompts) not in (1, len(responses)):
-                message = (
-                    f"{len(prompts)} prompts and {len(responses)} responses; give one prompt, or as many"
-                )
-                raise InvalidInput(message, first, "lengths")
-            wide = prompts * len(responses) if len(prompts) == 1 else prompts
-            return Asked([build_item(*pair) for pair in zip(wide, responses, strict=True)], sglang=False)
+        return [body.query], _as_list(body.items), "query"
+    values: dict[str, Any] = body.model_dump()
+    for prompts_field, responses_field in FIELD_PAIRS:
+        if values[prompts_field] is not None and values[responses_field] is not None:
+            return _as_list(values[prompts_field]), _as_list(values[responses_field]), prompts_field
     raise InvalidInput("give queries and documents, text_1 and text_2, or query and items", "body", "missing")
 
 
-def build_response(body: ScoreBody, heard: AdapterResult, *, sglang: bool) -> dict[str, Any]:
-    """Scores in order."""
-    if sglang:
-        scores = [[reward] for reward in heard.rewards]
-        return {"scores": scores, "model": heard.model, "usage": heard.usage, "object": "scoring"}
-    wanted = body.use_activation if body.use_activation is not None else body.activation
-    data = [
-        {"index": i, "object": "score", "score": reward if wanted is False else sigmoid(reward)}
-        for i, reward in enumerate(heard.rewards)
-    ]
-    return {
-        "id": new_id("score"), "object": "list", "created": int(time()), "model": heard.model,
-        "data": data, "usage": heard.usage,
-    }  # fmt: skip
-
-
-def _listed(texts: str | list[str]) -> list[str]:
+def _as_list(texts: str | list[str]) -> list[str]:
     return [texts] if isinstance(texts, str) else texts
 
 
@@ -85,8 +89,7 @@ router = APIRouter(route_class=adapter_route_class(vllm_error), tags=["vLLM, SGL
 
 @router.post("/score", response_model=dict[str, Any], operation_id="score")
 @router.post("/v1/score", response_model=dict[str, Any], operation_id="v1_score")
-async def score(body: ScoreBody, request: Request) -> Response:
-    """Rewards of responses to prompts, for clients of vLLM and SGLang."""
-    asked = parse_request(body)
-    heard = await score_items(request, asked.exchanges, body.model)
-    return JSONResponse(build_response(body, heard, sglang=asked.sglang))
+async def score(body: ScoreRequest, request: Request) -> Response:
+    """Return rewards of responses to prompts, for clients of vLLM and SGLang."""
+    result = await score_items(request, parse_request(request, body), body.model)
+    return JSONResponse(build_response(body, result))

@@ -1,6 +1,7 @@
-"""text-embeddings-inference: POST /predict and GET /info.
+"""POST /predict and GET /info of text-embeddings-inference (TEI).
 
-`inputs` is a text, a list of two (one pair of prompt and response!), or a list of lists of one or two texts.
+`inputs` is a text, a list of two texts, which are one prompt and its response, or a list of lists of one or
+two texts.
 Scores go through a sigmoid unless `raw_scores` is true.
 """
 
@@ -16,68 +17,72 @@ from app.serve.adapters.common import (
     AdapterResult,
     adapter_route_class,
     build_item,
-    score_items,
     parse_texts,
+    score_items,
     sigmoid,
 )
-from app.serve.api.dependencies import TheScorer, resolve_model
+from app.serve.api.dependencies import ScoringServiceDependency, resolve_model
 from app.serve.api.error_handlers import tei_error
-from app.types import ScoreOptions
+from app.types import Item, ScoreOptions
 
 LABEL = "LABEL_0"
-Group = Annotated[list[str], Field(min_length=1, max_length=2)]
+TextOrPair = Annotated[list[str], Field(min_length=1, max_length=2)]
 
 
-class Predict(BaseModel):
-    """A text, a pair, or a batch of texts and pairs."""
+class TeiPredictRequest(BaseModel):
+    """Request with a text, a pair, or a batch of texts and pairs."""
 
-    inputs: str | Group | Annotated[list[Group], Field(min_length=1)]
+    inputs: str | TextOrPair | Annotated[list[TextOrPair], Field(min_length=1)]
     raw_scores: bool = False
     model: str | None = None
 
 
-def parse_request(body: Predict) -> list[list[str]]:
-    """Groups of one text or a pair."""
-    if isinstance(body.inputs, str):
-        return [[body.inputs]]
-    groups = [one for one in body.inputs if isinstance(one, list)]
-    return groups or [[one for one in body.inputs if isinstance(one, str)]]
+def parse_request(request: Request, body: TeiPredictRequest) -> list[Item]:
+    """Return an item per text or pair."""
+    return [
+        build_item(*texts) if len(texts) == 2 else parse_texts(request, texts)[0]
+        for texts in _read_texts_and_pairs(body)
+    ]
 
 
-def write(body: Predict, heard: AdapterResult) -> Any:
-    """A list of labels, or a list of such lists for a batch."""
+def build_response(body: TeiPredictRequest, result: AdapterResult) -> Any:
+    """Return the labels of one input, or a list of such lists for a batch."""
     rows = [
         [{"score": reward if body.raw_scores else sigmoid(reward), "label": LABEL}]
-        for reward in heard.rewards
+        for reward in result.rewards
     ]
-    batch = not isinstance(body.inputs, str) and isinstance(body.inputs[0], list)
-    return rows if batch else rows[0]
+    is_batch = not isinstance(body.inputs, str) and isinstance(body.inputs[0], list)
+    return rows if is_batch else rows[0]
 
 
-def failed(error: SparseRMError, _body: Any) -> tuple[int, Any]:
-    """TEI's own words."""
+def build_error(error: SparseRMError, _: Any) -> tuple[int, Any]:
+    """Return an error in TEI's format."""
     return tei_error(error)
 
 
-router = APIRouter(route_class=adapter_route_class(failed), tags=["TEI"])
+def _read_texts_and_pairs(body: TeiPredictRequest) -> list[list[str]]:
+    if isinstance(body.inputs, str):
+        return [[body.inputs]]
+    batch = [texts for texts in body.inputs if isinstance(texts, list)]
+    return batch or [[text for text in body.inputs if isinstance(text, str)]]
+
+
+router = APIRouter(route_class=adapter_route_class(build_error), tags=["TEI"])
 
 
 @router.post("/predict", response_model=list[Any], operation_id="tei_predict")
-async def predict(body: Predict, request: Request) -> Response:
-    """Rewards as predictions, for clients of TEI."""
-    exchanges = [
-        build_item(*group) if len(group) == 2 else parse_texts(request, [(group[0], None)])[0]
-        for group in parse_request(body)
-    ]
-    return JSONResponse(write(body, await score_items(request, exchanges, body.model)))
+async def predict(body: TeiPredictRequest, request: Request) -> Response:
+    """Return rewards as predictions, for clients of TEI."""
+    result = await score_items(request, parse_request(request, body), body.model)
+    return JSONResponse(build_response(body, result))
 
 
 @router.get("/info", operation_id="tei_info")
-async def info(request: Request, scorer: TheScorer) -> dict[str, Any]:
-    """What is served, as TEI's clients ask for it."""
-    settings, backbone = request.app.state.settings, scorer.engine.backbone
+async def get_info(request: Request, service: ScoringServiceDependency) -> dict[str, Any]:
+    """Return what the server serves and its limits, as TEI's clients expect it."""
+    settings, backbone = request.app.state.settings, service.engine.backbone
     name = resolve_model(request, None)
-    scorer.engine.validate_options(ScoreOptions((name,)))
+    service.engine.validate_options(ScoreOptions((name,)))
     return {
         "model_id": name,
         "model_sha": backbone.digest,
@@ -85,7 +90,7 @@ async def info(request: Request, scorer: TheScorer) -> dict[str, Any]:
         "model_type": {"classifier": {"id2label": {"0": LABEL}, "label2id": {LABEL: 0}}},
         "max_concurrent_requests": 512,
         "max_input_length": settings.max_tokens,
-        "max_batch_tokens": settings.batch_tokens,
+        "max_batch_tokens": settings.max_batch_tokens,
         "max_client_batch_size": settings.max_items,
         "auto_truncate": True,
         "version": version("sparserm"),

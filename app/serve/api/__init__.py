@@ -1,1 +1,1 @@
-"""The native HTTP API: routes, schemas, and how errors are answered."""
+"""The native HTTP API: routes, schemas, serialization, error handlers and the OpenAPI document."""

@@ -1,4 +1,4 @@
-"""Between a request and the scorer, for every dialect: on which terms, which model, does anybody wait."""
+"""What the native API and all adapters share: who sends a request, which model it means, and its scoring."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -6,19 +6,20 @@ from typing import Annotated, Literal
 from fastapi import Depends, Header, Request
 
 from app.serve.api.request_schemas import InputLocation
+from app.serve.api.response_schemas import TimingsSchema
 from app.serve.batching.service import ScoringResult, ScoringService
 from app.serve.middleware.auth import PATH_MODEL_KEY
 from app.serve.middleware.limits import LOG_FIELDS_KEY, cancel_on_disconnect
 from app.types import ANONYMOUS_CALLER, Item, RequestContext, ScoreOptions
 
 
-def scorer(request: Request) -> ScoringService:
-    """What scores for this server."""
-    found: ScoringService = request.app.state.scoring_service
-    return found
+def scoring_service(request: Request) -> ScoringService:
+    """The scoring service of this server."""
+    service: ScoringService = request.app.state.scoring_service
+    return service
 
 
-TheScorer = Annotated[ScoringService, Depends(scorer)]
+ScoringServiceDependency = Annotated[ScoringService, Depends(scoring_service)]
 
 
 def read_request_context(
@@ -27,41 +28,44 @@ def read_request_context(
         str,
         Header(
             alias="X-SparseRM-Caller", pattern=r"^[A-Za-z0-9._-]{1,64}$",
-            description="Who asks, for drift by caller and for fairness between callers.",
+            description="Name of the caller, for drift per caller and for fairness between callers.",
         ),
     ] = ANONYMOUS_CALLER,
     priority: Annotated[
         Literal["normal", "urgent"],
-        Header(alias="X-SparseRM-Priority", description="Urgent requests pass most normal ones."),
+        Header(alias="X-SparseRM-Priority", description="Urgent requests overtake most normal ones."),
     ] = "normal",
     timeout_s: Annotated[
         float | None,
         Header(
             alias="X-SparseRM-Timeout", gt=0, le=3600,
-            description="Seconds this request may take; what cannot be done in time is refused.",
+            description="Seconds this request may take; it is refused if it cannot finish in time.",
         ),
     ] = None,
 ) -> RequestContext:  # fmt: skip
-    """The terms in a request's headers; also kept on the request, for dialects."""
-    patience = timeout_s or request.app.state.settings.request_timeout_s
+    """Return the context that a request's headers define; `request.state.context` holds it for the route."""
+    timeout = timeout_s or request.app.state.settings.request_timeout_s
     host = request.client.host if request.client else ""
-    found = RequestContext(caller, host, priority == "urgent", patience)
-    request.state.terms = found
-    return found
+    context = RequestContext(caller, host, priority == "urgent", timeout)
+    request.state.context = context
+    return context
 
 
 RequestContextDependency = Depends(read_request_context)
 
 
 def resolve_model(request: Request, requested: str | None, *, allow_unknown: bool = False) -> str:
-    """The model a request is about: by its body, else by its path, else the default.
+    """Return the model that a request's body names, or else its path, or else the default model.
 
-    A name that is not served is an error, unless the path names a model or the dialect sends any name.
+    A model in the body that is not served is returned too, so that scoring refuses it. It is ignored if the
+    path names a model, or with `allow_unknown`, for clients that always send some name.
     """
-    by_path = request.scope.get(PATH_MODEL_KEY)
-    if requested and (requested in scorer(request).engine.model_names or not (by_path or allow_unknown)):
-        return requested
-    return by_path or str(request.app.state.default_model)
+    path_model = request.scope.get(PATH_MODEL_KEY)
+    if requested:
+        served = requested in scoring_service(request).engine.model_names
+        if served or not (path_model or allow_unknown):
+            return requested
+    return path_model or str(request.app.state.default_model)
 
 
 async def score_request(
@@ -71,27 +75,24 @@ async def score_request(
     *,
     truncate: bool,
 ) -> ScoringResult:
-    """Score what a request asks for, as long as it waits; what is worth logging is noted."""
-    note = request.scope.setdefault(LOG_FIELDS_KEY, {})
-    note |= {
-        "models": ",".join(options.models),
-        "items": len(located_items),
-        "caller": request.state.terms.caller,
+    """Score the items of a request until its client disconnects; add what is logged about it."""
+    context: RequestContext = request.state.context
+    log_fields = request.scope.setdefault(LOG_FIELDS_KEY, {})
+    log_fields |= {"models": ",".join(options.models), "items": len(located_items), "caller": context.caller}
+    work = scoring_service(request).score(located_items, options, context, truncate=truncate)
+    result = await cancel_on_disconnect(request, work)
+    log_fields |= {
+        "tokens": sum(len(item.encoded.ids) for item in result.items),
+        "computed_tokens": result.computed_tokens,
+        **stage_timings(result).model_dump(),
     }
-    work = scorer(request).score(located_items, options, request.state.terms, truncate=truncate)
-    found = await cancel_on_disconnect(request, work)
-    note |= {
-        "tokens": sum(len(item.encoded.ids) for item in found.items),
-        "computed_tokens": found.computed_tokens,
-        **stage_timings(found),
-    }
-    return found
+    return result
 
 
-def stage_timings(found: ScoringResult) -> dict[str, float]:
-    """How long the stages of a request took."""
-    return {
-        "encode_ms": round(found.encode_s * 1e3, 3),
-        "wait_ms": round(found.wait_s * 1e3, 3),
-        "device_ms": round(found.device_s * 1e3, 3),
-    }
+def stage_timings(result: ScoringResult) -> TimingsSchema:
+    """Return how long the stages of a request took."""
+    return TimingsSchema(
+        encode_ms=round(result.encode_s * 1e3, 3),
+        wait_ms=round(result.wait_s * 1e3, 3),
+        device_ms=round(result.device_s * 1e3, 3),
+    )

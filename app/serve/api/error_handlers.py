@@ -1,4 +1,4 @@
-"""A failure, said so that a caller knows what to mend; texts of a request are never repeated."""
+"""Turns errors into responses in the formats of OpenAI, vLLM and TEI, without any text of the request."""
 
 import logging
 from typing import Any
@@ -19,6 +19,7 @@ from app.errors import (
     ServiceUnavailable,
     SparseRMError,
 )
+from app.serve.api.response_schemas import ErrorDetailSchema, ErrorResponse
 from app.serve.metrics import Metrics
 
 log = logging.getLogger("sparserm")
@@ -33,95 +34,100 @@ TEI_ERROR_TYPES = {
 }  # fmt: skip
 
 
+def error_detail(error: SparseRMError) -> ErrorDetailSchema:
+    """Return what a response says about an error."""
+    return ErrorDetailSchema(
+        message=truncate_message(error.message),
+        type=error.type,
+        param=None if error.param is None else truncate_message(error.param),
+        code=error.code,
+    )
+
+
 def error_body(error: SparseRMError) -> dict[str, Any]:
-    """The OpenAI-style error body."""
-    return {
-        "error": {
-            "message": truncate_message(error.message),
-            "type": error.type,
-            "param": None if error.param is None else truncate_message(error.param),
-            "code": error.code,
-        }
-    }
+    """Return the body of an error in OpenAI's format."""
+    return ErrorResponse(error=error_detail(error)).model_dump()
 
 
 def retry_after_header(error: SparseRMError) -> dict[str, str] | None:
-    """The header that says when to come back."""
+    """Return the Retry-After header of errors that a later request can avoid, otherwise None."""
     if isinstance(error, Overloaded | ServiceUnavailable):
         return {"Retry-After": str(error.retry_after_s)}
     return None
 
 
 def from_http_exception(error: HTTPException) -> SparseRMError:
-    """What the framework refused, as one of ours."""
-    known: dict[int, type[SparseRMError]] = {
+    """Return an error of the web framework as a SparseRMError."""
+    types: dict[int, type[SparseRMError]] = {
         400: MalformedRequest, 404: NotFound, 408: RequestTimeout, 413: BodyTooLarge, 429: Overloaded,
     }  # fmt: skip
-    return known.get(error.status_code, InvalidInput)(error.detail, code=f"http_{error.status_code}")
+    return types.get(error.status_code, InvalidInput)(error.detail, code=f"http_{error.status_code}")
 
 
 def from_validation_error(error: RequestValidationError) -> SparseRMError:
-    """A validation error as one sentence about one field; the value itself is never repeated."""
+    """Return the first problem of a request as an error that names the field, without the field's value."""
     detail: dict[str, Any] = next(iter(error.errors()), {})
-    kind, place = str(detail.get("type", "invalid")), detail.get("loc", ())
-    if kind == "json_invalid":
-        return MalformedRequest("the body is not JSON", "body", kind)
-    parts = [part for part in place if part != "body"] if isinstance(place, tuple) else []
+    code, location = str(detail.get("type", "invalid")), detail.get("loc", ())
+    if code == "json_invalid":
+        return MalformedRequest("the body is not JSON", "body", code)
+    parts = [part for part in location if part != "body"] if isinstance(location, tuple) else []
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
     message = str(detail.get("msg", "invalid")).removeprefix("Value error, ")
-    return InvalidInput(f"{param or 'body'}: {message}", param or "body", kind)
+    return InvalidInput(f"{param or 'body'}: {message}", param or "body", code)
 
 
 def install_error_handlers(app: Starlette, metrics: Metrics) -> None:
-    """One envelope for whatever goes wrong."""
+    """Make the app answer every error in OpenAI's format and count it."""
 
-    def answer(error: SparseRMError) -> JSONResponse:
+    def respond(error: SparseRMError) -> JSONResponse:
         metrics.errors.labels(error.code).inc()
         return JSONResponse(error_body(error), error.status, retry_after_header(error))
 
-    async def ours(_: Request, error: Exception) -> JSONResponse:
-        return answer(error if isinstance(error, SparseRMError) else SparseRMError("internal error"))
+    async def handle_sparserm_error(_: Request, error: Exception) -> JSONResponse:
+        return respond(error if isinstance(error, SparseRMError) else SparseRMError("internal error"))
 
-    async def invalid(_: Request, error: Exception) -> JSONResponse:
+    async def handle_validation_error(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, RequestValidationError):
-            return answer(from_validation_error(error))
-        return await unexpected(_, error)
+            return respond(from_validation_error(error))
+        return await handle_unexpected_error(request, error)
 
-    async def http(_: Request, error: Exception) -> JSONResponse:
+    async def handle_http_exception(request: Request, error: Exception) -> JSONResponse:
         if not isinstance(error, HTTPException):
-            return await unexpected(_, error)
-        response = answer(from_http_exception(error))
+            return await handle_unexpected_error(request, error)
+        response = respond(from_http_exception(error))
         response.status_code = error.status_code
         response.headers.update(error.headers or {})
         return response
 
-    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+    async def handle_unexpected_error(_: Request, error: Exception) -> JSONResponse:
         log.error("unexpected %s", type(error).__name__)
-        return answer(SparseRMError("internal error"))
+        return respond(SparseRMError("internal error"))
 
-    app.add_exception_handler(SparseRMError, ours)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, unexpected)
+    app.add_exception_handler(SparseRMError, handle_sparserm_error)
+    app.add_exception_handler(RequestValidationError, handle_validation_error)
+    app.add_exception_handler(HTTPException, handle_http_exception)
+    app.add_exception_handler(Exception, handle_unexpected_error)
 
 
 def truncate_message(text: str) -> str:
-    """No longer than a line or two, and fit for JSON."""
+    """Return at most MAX_MESSAGE_CHARACTERS of a text, with characters that UTF-8 cannot encode replaced."""
     return text[:MAX_MESSAGE_CHARACTERS].encode(errors="replace").decode()
 
 
-def vllm_error(error: SparseRMError, _body: Any = None) -> tuple[int, Any]:
-    """As vLLM says it: what cannot be read is 400, and the code is the status."""
+def vllm_error(error: SparseRMError, _: Any = None) -> tuple[int, Any]:
+    """Return status and body of an error as vLLM answers it: invalid input is 400, the code is the status.
+
+    The second argument is the request's body, as for every writer of errors; it is not needed.
+    """
     status = 400 if error.status == 422 else error.status
     param = None if error.param is None else truncate_message(error.param)
-    kind = VLLM_ERROR_TYPES.get(status, "InternalServerError")
-    return status, {
-        "error": {"message": truncate_message(error.message), "type": kind, "param": param, "code": status}
-    }
+    error_type = VLLM_ERROR_TYPES.get(status, "InternalServerError")
+    message = truncate_message(error.message)
+    return status, {"error": {"message": message, "type": error_type, "param": param, "code": status}}
 
 
 def tei_error(error: SparseRMError) -> tuple[int, Any]:
-    """As text-embeddings-inference says it."""
+    """Return status and body of an error as text-embeddings-inference answers it."""
     status = {400: 422, 500: 424}.get(error.status, error.status)
     return status, {
         "error": truncate_message(error.message),

@@ -1,4 +1,4 @@
-"""Render the API description without an engine: python -m app.serve.api.openapi FILE."""
+"""Writes the OpenAPI document; needs no engine: python -m app.serve.api.openapi FILE."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from app.serve.api import admin_routes, routes
 
 
 def render_openapi() -> str:
-    """The OpenAPI document, stable between runs."""
+    """Return the OpenAPI document of the native API and all adapters as JSON with sorted keys."""
     app = FastAPI(title="SparseRM", version="1")
     for router in (routes.router, admin_routes.router, admin_routes.admin_router):
         app.include_router(router)

@@ -1,4 +1,4 @@
-"""What the native API takes, as clients see it in /docs. Unknown fields are errors."""
+"""Schemas of the native API's requests, as /docs shows them. Unknown fields are errors."""
 
 from typing import Annotated, Literal, NamedTuple, Self
 
@@ -13,20 +13,20 @@ ResponseTexts = Annotated[list[str], Field(min_length=1)]
 
 
 class RequestModel(BaseModel):
-    """A request body; what it does not know, it refuses."""
+    """Base of all request schemas: unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class InputLocation(NamedTuple):
-    """Where in a request an exchange came from, for errors that name the field."""
+    """Where in a request an item came from, so that errors name the field: inputs[3], inputs[3].response."""
 
     item: str
     conversation: str
     response: str
 
     def field_for(self, param: str | None) -> str:
-        """The request's name for a field of the exchange."""
+        """Return the request's name of an item's field; None stands for the whole item."""
         if param == "response":
             return self.response
         if param is None:
@@ -48,108 +48,108 @@ class ConversationInput(RequestModel):
     messages: Annotated[list[MessageInput], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
-    def _one_conversation(self) -> Self:
+    def _check_conversation(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give either prompt or messages")
         return self
 
     @property
     def chat_messages(self) -> tuple[Message, ...]:
-        """The conversation as messages."""
+        """The conversation as messages of the domain."""
         if self.messages is None:
             return (Message("user", self.prompt or ""),)
-        return tuple(Message(turn.role, turn.content) for turn in self.messages)
+        return tuple(Message(message.role, message.content) for message in self.messages)
 
     @property
     def conversation_field(self) -> str:
-        """Which field holds the conversation."""
+        """The name of the field that holds the conversation."""
         return "prompt" if self.messages is None else "messages"
 
 
 class RewardsInput(ConversationInput):
-    """A conversation and the response or responses to score; messages may end with the response."""
+    """A conversation and the responses to score. The messages may end with the response."""
 
     response: str | None = None
     responses: ResponseTexts | None = None
 
     @model_validator(mode="after")
-    def _one_kind_of_response(self) -> Self:
-        inside = self.messages is not None and self.messages[-1].role == "assistant"
-        given = [self.response is not None, self.responses is not None]
-        if sum(given) > 1:
+    def _check_responses(self) -> Self:
+        if self.response is not None and self.responses is not None:
             raise ValueError("give either response or responses")
-        if not any(given) and not inside:
+        if self.response is not None or self.responses is not None:
+            return self
+        messages = self.messages or []
+        if not messages or messages[-1].role != "assistant":
             raise ValueError("give response, responses, or messages that end with the assistant")
-        if not any(given) and len(self.messages or ()) < 2:
+        if len(messages) < 2:
             raise ValueError("messages hold a response but nothing it responds to")
         return self
 
-    def items(self, index: int) -> list[tuple[Item, InputLocation]]:
-        """The exchanges of the index-th input, each with its place in the request."""
-        at = f"inputs[{index}]"
-        held = InputLocation(at, f"{at}.{self.conversation_field}", f"{at}.response")
+    def to_items(self, index: int) -> list[tuple[Item, InputLocation]]:
+        """Return the items of this input, which is number `index` of the request, with their locations."""
+        path = f"inputs[{index}]"
+        location = InputLocation(path, f"{path}.{self.conversation_field}", f"{path}.response")
         if self.response is not None:
-            return [(Item(self.chat_messages, self.response), held)]
+            return [(Item(self.chat_messages, self.response), location)]
         if self.responses is None:
-            *turns, last = self.chat_messages
-            final = held._replace(response=f"{at}.messages[{len(turns)}].content")
-            return [(Item(tuple(turns), last.content), final)]
+            *messages, last = self.chat_messages
+            last_location = location._replace(response=f"{path}.messages[{len(messages)}].content")
+            return [(Item(tuple(messages), last.content), last_location)]
         return [
-            (Item(self.chat_messages, text), held._replace(response=f"{at}.responses[{i}]"))
-            for i, text in enumerate(self.responses)
+            (Item(self.chat_messages, response), location._replace(response=f"{path}.responses[{number}]"))
+            for number, response in enumerate(self.responses)
         ]
 
 
 class RewardsRequest(RequestModel):
-    """POST /v1/rewards."""
+    """Request of POST /v1/rewards."""
 
     model: ModelName | Annotated[list[ModelName], Field(min_length=1, max_length=64)] | None = Field(
-        None, description="A reward model or several, scored on one pass; the default model if omitted."
+        None,
+        description="One or several reward models, scored in one forward pass; default: the default model.",
     )
     inputs: Annotated[list[RewardsInput], Field(min_length=1)]
     top_k: int = Field(5, ge=0, le=1000, description="How many contributing features to list.")
     explain: Explain = Explain.FEATURES
-    clusters: bool = Field(default=False, description="Also sum up the contributions of each name.")
+    clusters: bool = Field(default=False, description="Also return the sum of contributions per label.")
     steer: dict[SteerTarget, SteerFactor] = Field(
         default_factory=dict,
         max_length=1000,
-        description="Scale how far latents (by number) or clusters (by name) leave the baseline; 0 silences.",
+        description="Factors on contributions: of latents by number, or of clusters by name; 0 removes them.",
     )
     length_control: bool = Field(
         default=False,
-        description="Take out of each reward what goes with its length among training responses.",
+        description="Subtract the part of each reward that response length predicts in the training data.",
     )
     truncate: bool = Field(
-        default=True, description="Cut over-long text from the left instead of refusing it."
+        default=True, description="Truncate too long text from the left instead of refusing it."
     )
 
 
 class PreferencePairInput(ConversationInput):
-    """Two responses to one conversation."""
+    """A conversation with two responses."""
 
     chosen: str
     rejected: str
 
-    def items(self, index: int) -> list[tuple[Item, InputLocation]]:
-        """Chosen, then rejected, each with its place in the request."""
-        at = f"pairs[{index}]"
+    def to_items(self, index: int) -> list[tuple[Item, InputLocation]]:
+        """Return the chosen, then the rejected item of this pair, number `index` of the request."""
+        path = f"pairs[{index}]"
+        conversation = f"{path}.{self.conversation_field}"
         return [
-            (
-                Item(self.chat_messages, text),
-                InputLocation(at, f"{at}.{self.conversation_field}", f"{at}.{name}"),
-            )
-            for name, text in (("chosen", self.chosen), ("rejected", self.rejected))
+            (Item(self.chat_messages, response), InputLocation(path, conversation, f"{path}.{name}"))
+            for name, response in (("chosen", self.chosen), ("rejected", self.rejected))
         ]
 
 
 class CompareRequest(RequestModel):
-    """POST /v1/compare."""
+    """Request of POST /v1/compare."""
 
     model: ModelName | None = None
     pairs: Annotated[list[PreferencePairInput], Field(min_length=1)]
     top_k: int = Field(5, ge=0, le=1000)
     length_control: bool = Field(
         default=False,
-        description="Take out of each reward what goes with its length among training responses.",
+        description="Subtract the part of each reward that response length predicts in the training data.",
     )
     truncate: bool = True

@@ -1,4 +1,7 @@
-"""What the native API answers, as clients see it in /docs."""
+"""Schemas of the native API's responses. This is the only list of their fields and of the fields' order.
+
+`serialization.py` builds the functions that make large rows from them; small objects are instances of them.
+"""
 
 from typing import Any, Literal
 
@@ -6,22 +9,25 @@ from pydantic import BaseModel, ConfigDict
 
 
 class FeatureContributionSchema(BaseModel):
-    """A feature's share of a reward (or of a margin), relative to the baseline."""
+    """A feature's share of a reward or of a margin, relative to the baseline."""
 
     model: str
     id: int
     sign: int
     label: str | None
     label_score: float | None
+    url: str | None
     contribution: float
     projection: float
     activation: float
     fired: bool
-    url: str | None
 
 
 class ClusterSchema(BaseModel):
-    """The directions of one name together; null holds those without one. All clusters sum as features do."""
+    """The total of all directions with one label; `name` is null for those without a label.
+
+    The clusters sum to the same total as the features.
+    """
 
     name: str | None
     directions: int
@@ -29,7 +35,7 @@ class ClusterSchema(BaseModel):
 
 
 class CompositePartSchema(BaseModel):
-    """What one head adds to a composite; all parts sum to its reward."""
+    """One model's part of a composite reward. All parts sum to the reward."""
 
     model: str
     weight: float
@@ -39,14 +45,14 @@ class CompositePartSchema(BaseModel):
 
 
 class TokenCreditSchema(BaseModel):
-    """What a response token added to the running reward."""
+    """How much one response token changed the reward of the text before it."""
 
     text: str
     credit: float
 
 
 class ErrorDetailSchema(BaseModel):
-    """What went wrong."""
+    """What went wrong, in which field."""
 
     message: str
     type: str
@@ -54,22 +60,34 @@ class ErrorDetailSchema(BaseModel):
     code: str
 
 
-class FailedRewardSchema(BaseModel):
-    """A response that could not be scored, beside others that were."""
+class ErrorResponse(BaseModel):
+    """The body of every error."""
+
+    error: ErrorDetailSchema
+
+
+class RowPositionSchema(BaseModel):
+    """The number of a row, and the input and the response that it belongs to."""
 
     index: int
     input: int
     response: int
+
+
+class ItemErrorSchema(BaseModel):
+    """Why a model could not score a response."""
+
     model: str
     error: ErrorDetailSchema
 
 
-class RewardSchema(BaseModel):
-    """One reward; reward == baseline_reward + all contributions + length_correction - penalty + residual."""
+class FailedRewardSchema(ItemErrorSchema, RowPositionSchema):
+    """A response that could not be scored, in a list with others that were."""
 
-    index: int
-    input: int
-    response: int
+
+class ScoreSchema(BaseModel):
+    """One reward and its explanation; fields with a default are left out where they do not apply."""
+
     model: str
     reward: float
     uncertainty: float
@@ -81,16 +99,22 @@ class RewardSchema(BaseModel):
     residual: float
     steer: dict[str, float] | None
     features: list[FeatureContributionSchema]
-    clusters: list[ClusterSchema] | None = None
-    parts: list[CompositePartSchema] | None = None
-    tokens: list[TokenCreditSchema] | None = None
     prompt_tokens: int
     response_tokens: int
     truncated: bool
+    parts: list[CompositePartSchema] | None = None
+    clusters: list[ClusterSchema] | None = None
+    tokens: list[TokenCreditSchema] | None = None
+
+
+class RewardSchema(ScoreSchema, RowPositionSchema):
+    """One reward; reward == baseline_reward + all contributions + length_correction - penalty + residual."""
 
 
 class UsageSchema(BaseModel):
-    """Tokens asked for, and tokens really computed after sharing prefixes."""
+    """Tokens of the request, and tokens that were computed after sharing prefixes."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     prompt_tokens: int
     response_tokens: int
@@ -105,22 +129,26 @@ class TimingsSchema(BaseModel):
     device_ms: float
 
 
-class RewardsResponse(BaseModel):
-    """Answer of POST /v1/rewards: one flat entry a response and model, in input order."""
+class ScoringResponse(BaseModel):
+    """The fields that all responses with scores share."""
 
     id: str
     object: Literal["list"] = "list"
-    models: list[str]
-    steer: dict[str, float] | None = None
-    data: list[RewardSchema | FailedRewardSchema]
     usage: UsageSchema
     timings: TimingsSchema
 
 
-class ComparisonSchema(BaseModel):
+class RewardsResponse(ScoringResponse):
+    """Response of POST /v1/rewards: one flat row per response and model, in input order."""
+
+    models: list[str]
+    steer: dict[str, float] | None = None
+    data: list[RewardSchema | FailedRewardSchema]
+
+
+class MarginSchema(BaseModel):
     """How two responses differ; margin == all contributions + length_correction - penalty + residual."""
 
-    index: int
     margin: float
     probability: float | None
     chosen_reward: float
@@ -134,33 +162,32 @@ class ComparisonSchema(BaseModel):
     truncated: bool
 
 
-class FailedComparisonSchema(BaseModel):
-    """A pair of which one response could not be scored."""
+class PairIndexSchema(BaseModel):
+    """The number of a pair."""
 
     index: int
+
+
+class ComparisonSchema(MarginSchema, PairIndexSchema):
+    """How the responses of a pair differ."""
+
+
+class FailedComparisonSchema(PairIndexSchema):
+    """A pair of which one response could not be scored."""
+
     error: ErrorDetailSchema
     truncated: bool
 
 
-class CompareResponse(BaseModel):
-    """Answer of POST /v1/compare."""
+class CompareResponse(ScoringResponse):
+    """Response of POST /v1/compare."""
 
-    id: str
-    object: Literal["list"] = "list"
     model: str
     data: list[ComparisonSchema | FailedComparisonSchema]
-    usage: UsageSchema
-    timings: TimingsSchema
-
-
-class ErrorResponse(BaseModel):
-    """The envelope of every error."""
-
-    error: ErrorDetailSchema
 
 
 class ModelCardSchema(BaseModel):
-    """A reward model as the manifest describes it."""
+    """A reward model: the fields of its manifest, or the definition of a composite."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -168,22 +195,22 @@ class ModelCardSchema(BaseModel):
     object: Literal["model"] = "model"
 
 
-class ModelChangeResponse(BaseModel):
-    """What became of a model."""
-
-    id: str
-    change: Literal["loaded", "reloaded", "unloaded"]
-
-
 class ModelListResponse(BaseModel):
-    """GET /v1/models."""
+    """Response of GET /v1/models."""
 
     object: Literal["list"] = "list"
     data: list[ModelCardSchema]
 
 
+class ModelChangeResponse(BaseModel):
+    """How a model's state changed."""
+
+    id: str
+    change: Literal["loaded", "reloaded", "unloaded"]
+
+
 class FeatureSchema(BaseModel):
-    """A direction of a model: its name, the evidence for name and choice, and how its projections spread."""
+    """A model's feature: its label, the evidence for label and selection, and its projections' deciles."""
 
     id: int
     sign: int
@@ -198,7 +225,7 @@ class FeatureSchema(BaseModel):
 
 
 class FeatureListResponse(BaseModel):
-    """GET /v1/models/{id}/features."""
+    """Response of GET /v1/models/{id}/features."""
 
     object: Literal["list"] = "list"
     total: int
@@ -207,7 +234,7 @@ class FeatureListResponse(BaseModel):
 
 
 class FeatureDriftSchema(BaseModel):
-    """A direction whose projections moved."""
+    """The drift of one feature's projections, as a population stability index."""
 
     id: int
     label: str | None
@@ -215,7 +242,7 @@ class FeatureDriftSchema(BaseModel):
 
 
 class CallerDriftSchema(BaseModel):
-    """One caller's window: population stability indices, once there are enough responses."""
+    """The drift of one caller's responses: population stability indices, if there are enough responses."""
 
     responses: int
     enough: bool
@@ -226,7 +253,7 @@ class CallerDriftSchema(BaseModel):
 
 
 class DriftResponse(BaseModel):
-    """GET /v1/models/{id}/drift."""
+    """Response of GET /v1/models/{id}/drift."""
 
     object: Literal["drift"] = "drift"
     model: str
@@ -234,5 +261,5 @@ class DriftResponse(BaseModel):
 
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorResponse} for code in (400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 503)
+    status: {"model": ErrorResponse} for status in (400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 503)
 }

@@ -1,6 +1,7 @@
-"""The native API: rewards with reasons, comparisons, model cards."""
+"""The native API: rewards with explanations, comparisons, model cards, features and drift."""
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -10,20 +11,26 @@ from fastapi.responses import JSONResponse
 from app.errors import NotFound
 from app.reward.engine import Engine
 from app.reward.reward_model import RewardModel
-from app.serve.api import request_schemas, response_bodies, response_schemas
+from app.serve.api import response_schemas
+from app.serve.api.comparison import compare_scores
 from app.serve.api.dependencies import (
     RequestContextDependency,
-    TheScorer,
+    ScoringServiceDependency,
     resolve_model,
     score_request,
     stage_timings,
 )
-from app.serve.api.error_handlers import error_body
+from app.serve.api.error_handlers import error_detail
+from app.serve.api.request_schemas import CompareRequest, RewardsRequest
+from app.serve.api.serialization import build_body, build_serializer, serialize_margin, serialize_score
 from app.serve.batching.fair_queue import FailedItem
 from app.serve.batching.service import ScoringResult, ScoringService
 from app.types import Explain, Feature, ScoredItem, ScoreOptions
 
 router = APIRouter(responses=response_schemas.ERROR_RESPONSES)
+serialize_feature = build_serializer(
+    response_schemas.FeatureSchema, Feature, list, id="latent", deciles=lambda _, deciles: deciles
+)
 
 
 @router.post(
@@ -32,22 +39,24 @@ router = APIRouter(responses=response_schemas.ERROR_RESPONSES)
     operation_id="rewards",
     dependencies=[RequestContextDependency],
 )
-async def rewards(body: request_schemas.RewardsRequest, request: Request) -> Response:
-    """Score responses; each reward comes with the features that made it."""
-    placed = [(i, one) for i, item in enumerate(body.inputs) for one in item.items(i)]
+async def compute_rewards(body: RewardsRequest, request: Request) -> Response:
+    """Score responses; each reward comes with the features that explain it."""
+    numbered = [(index, item) for index, entry in enumerate(body.inputs) for item in entry.to_items(index)]
     names = [resolve_model(request, body.model)] if isinstance(body.model, str | None) else body.model
-    ask = ScoreOptions(
+    options = ScoreOptions(
         tuple(dict.fromkeys(names)), body.explain, body.top_k,
         length_control=body.length_control, clusters=body.clusters, steer=body.steer,
     )  # fmt: skip
-    found = await score_request(request, [one for _, one in placed], ask, truncate=body.truncate)
-    answer = {
-        **_frame(found),
-        "models": list(ask.models),
-        "steer": body.steer or None,
-        "data": _reward_rows([i for i, _ in placed], ask.models, found),
-    }
-    return JSONResponse(answer)
+    result = await score_request(request, [item for _, item in numbered], options, truncate=body.truncate)
+    rows = _reward_rows([index for index, _ in numbered], options.models, result)
+    response = build_body(
+        response_schemas.RewardsResponse,
+        **_scoring_values(result),
+        models=list(options.models),
+        steer=body.steer or None,
+        data=rows,
+    )
+    return JSONResponse(response)
 
 
 @router.post(
@@ -56,37 +65,31 @@ async def rewards(body: request_schemas.RewardsRequest, request: Request) -> Res
     operation_id="compare",
     dependencies=[RequestContextDependency],
 )
-async def compare(body: request_schemas.CompareRequest, request: Request) -> Response:
-    """Which of two responses is better, how surely, and which features make the difference."""
-    placed = [one for i, pair in enumerate(body.pairs) for one in pair.items(i)]
+async def compare(body: CompareRequest, request: Request) -> Response:
+    """Compare two responses: which is better, how certain that is, and which features explain the margin."""
+    located_items = [item for index, pair in enumerate(body.pairs) for item in pair.to_items(index)]
     name = resolve_model(request, body.model)
-    ask = ScoreOptions((name,), Explain.NONE, length_control=body.length_control)
-    found = await score_request(request, placed, ask, truncate=body.truncate)
-    pairs = zip(found.items[::2], found.items[1::2], strict=True)
-    data = [
-        {
-            "index": index,
-            **_comparison(found.engine, pair, body.top_k),
-            "truncated": any(item.encoded.truncated for item in pair),
-        }
-        for index, pair in enumerate(pairs)
-    ]
-    return JSONResponse({**_frame(found), "model": name, "data": data})
+    options = ScoreOptions((name,), Explain.NONE, length_control=body.length_control)
+    result = await score_request(request, located_items, options, truncate=body.truncate)
+    pairs = zip(result.items[::2], result.items[1::2], strict=True)
+    rows = [_comparison_row(index, result.engine, pair, body.top_k) for index, pair in enumerate(pairs)]
+    response = build_body(response_schemas.CompareResponse, **_scoring_values(result), model=name, data=rows)
+    return JSONResponse(response)
 
 
 @router.get("/v1/models", response_model=response_schemas.ModelListResponse, operation_id="list_models")
-async def models(scorer: TheScorer) -> Response:
-    """The reward models served here, and what each was made from."""
-    cards = [_card(name, scorer) for name in (*scorer.engine.models, *scorer.engine.composites)]
-    return JSONResponse({"object": "list", "data": cards})
+async def list_models(service: ScoringServiceDependency) -> Response:
+    """List the served reward models with their manifests."""
+    cards = [_model_card(name, service) for name in (*service.engine.models, *service.engine.composites)]
+    return JSONResponse(build_body(response_schemas.ModelListResponse, data=cards))
 
 
 @router.get("/v1/models/{id}", response_model=response_schemas.ModelCardSchema, operation_id="get_model")
-async def model(id: str, scorer: TheScorer) -> Response:  # noqa: A002 - the path says {id}
-    """One reward model's card."""
-    if id not in scorer.engine.composites:
-        _model(scorer, id)
-    return JSONResponse(_card(id, scorer))
+async def get_model(id: str, service: ScoringServiceDependency) -> Response:  # noqa: A002 - the path says {id}
+    """Return one reward model's manifest."""
+    if id not in service.engine.composites:
+        _find_model(service, id)
+    return JSONResponse(_model_card(id, service))
 
 
 @router.get(
@@ -94,16 +97,19 @@ async def model(id: str, scorer: TheScorer) -> Response:  # noqa: A002 - the pat
     response_model=response_schemas.FeatureListResponse,
     operation_id="list_features",
 )
-async def features(
+async def list_features(
     id: str,  # noqa: A002 - the path says {id}
-    scorer: TheScorer,
+    service: ScoringServiceDependency,
     offset: Annotated[int, Query(ge=0, le=10**6)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Response:
-    """The directions a model reads, a page at a time."""
-    found = _model(scorer, id)
-    page = _features(found, slice(offset, offset + limit))
-    return JSONResponse({"object": "list", "total": len(found.features), "offset": offset, "data": page})
+    """List a page of a model's features."""
+    model = _find_model(service, id)
+    rows = _feature_rows(model, slice(offset, offset + limit))
+    response = build_body(
+        response_schemas.FeatureListResponse, total=len(model.features), offset=offset, data=rows
+    )
+    return JSONResponse(response)
 
 
 @router.get(
@@ -111,89 +117,95 @@ async def features(
     response_model=response_schemas.FeatureSchema,
     operation_id="get_feature",
 )
-async def feature(id: str, latent: int, scorer: TheScorer) -> Response:  # noqa: A002 - the path says {id}
-    """One direction of a model."""
-    found = _model(scorer, id)
-    if latent not in found.index_by_latent:
+async def get_feature(id: str, latent: int, service: ScoringServiceDependency) -> Response:  # noqa: A002 - the path says {id}
+    """Return one feature of a model."""
+    model = _find_model(service, id)
+    if latent not in model.index_by_latent:
         raise NotFound(f"model {id!r} does not read latent {latent}", "latent", "unknown_latent")
-    place = found.index_by_latent[latent]
-    return JSONResponse(_features(found, slice(place, place + 1))[0])
+    index = model.index_by_latent[latent]
+    return JSONResponse(_feature_rows(model, slice(index, index + 1))[0])
 
 
 @router.get("/v1/models/{id}/drift", response_model=response_schemas.DriftResponse, operation_id="get_drift")
-async def drift(id: str, scorer: TheScorer) -> Response:  # noqa: A002 - the path says {id}
-    """How far what each caller sent lately is from what the model was made on."""
-    _model(scorer, id)
-    return JSONResponse({"object": "drift", "model": id, "callers": scorer.drift.report(id)})
+async def get_drift(id: str, service: ScoringServiceDependency) -> Response:  # noqa: A002 - the path says {id}
+    """Return per caller how far its recent responses are from the model's training data."""
+    _find_model(service, id)
+    return JSONResponse(
+        build_body(response_schemas.DriftResponse, model=id, callers=service.drift.report(id))
+    )
 
 
-def _frame(found: ScoringResult) -> dict[str, Any]:
-    """The fields every scoring answer shares."""
+def _scoring_values(result: ScoringResult) -> dict[str, Any]:
+    """Return the values that all responses with scores share."""
+    usage = response_schemas.UsageSchema.model_validate(result)
     return {
         "id": f"rm-{uuid.uuid4().hex}",
-        "object": "list",
-        "usage": {
-            "prompt_tokens": found.prompt_tokens,
-            "response_tokens": found.response_tokens,
-            "computed_tokens": found.computed_tokens,
-        },
-        "timings": stage_timings(found),
+        "usage": usage.model_dump(),
+        "timings": stage_timings(result).model_dump(),
     }
 
 
-def _reward_rows(inputs: list[int], models: tuple[str, ...], found: ScoringResult) -> list[dict[str, Any]]:
+def _reward_rows(
+    input_indices: Sequence[int], models: Sequence[str], result: ScoringResult
+) -> list[dict[str, Any]]:
+    """Return a row per response and model. Items with the same input index are responses of one input."""
     rows: list[dict[str, Any]] = []
-    first: dict[int, int] = {}
-    for at, (which, item) in enumerate(zip(inputs, found.items, strict=True)):
-        response = at - first.setdefault(which, at)
-        said = (
-            [{"model": model, **error_body(item.error)} for model in models]
-            if isinstance(item, FailedItem)
-            else [response_bodies.reward(score, item.encoded) for score in item.scores]
-        )
-        for one in said:
-            rows.append({"index": len(rows), "input": which, "response": response, **one})
+    first_items: dict[int, int] = {}
+    for number, (input_index, item) in enumerate(zip(input_indices, result.items, strict=True)):
+        response = number - first_items.setdefault(input_index, number)
+        for values in _item_rows(item, models):
+            position = response_schemas.RowPositionSchema(
+                index=len(rows), input=input_index, response=response
+            )
+            rows.append({**dict(position), **values})
     return rows
 
 
-def _comparison(
-    engine: Engine, pair: tuple[ScoredItem | FailedItem, ScoredItem | FailedItem], top_k: int
+def _item_rows(item: ScoredItem | FailedItem, models: Sequence[str]) -> list[dict[str, Any]]:
+    """Return an item's scores, or its error for each model."""
+    if isinstance(item, FailedItem):
+        error = error_detail(item.error)
+        errors = [response_schemas.ItemErrorSchema(model=model, error=error) for model in models]
+        return [error.model_dump() for error in errors]
+    return [serialize_score(score, item.encoded) for score in item.scores]
+
+
+def _comparison_row(
+    index: int, engine: Engine, pair: tuple[ScoredItem | FailedItem, ScoredItem | FailedItem], top_k: int
 ) -> dict[str, Any]:
+    truncated = any(item.encoded.truncated for item in pair)
     for item in pair:
         if isinstance(item, FailedItem):
-            return error_body(item.error)
+            error = error_detail(item.error)
+            failed = response_schemas.FailedComparisonSchema(index=index, error=error, truncated=truncated)
+            return failed.model_dump()
     chosen, rejected = (item.scores[0] for item in pair if isinstance(item, ScoredItem))
-    return response_bodies.comparison(engine, chosen, rejected, top_k)
+    comparison = compare_scores(engine, chosen, rejected, top_k=top_k, truncated=truncated)
+    return {"index": index, **serialize_margin(comparison)}
 
 
-def _features(model: RewardModel, which: slice) -> list[dict[str, Any]]:
-    spread = model.projection_deciles[which].tolist()
-    return [
-        {"id": feature.latent, **_described(feature), "deciles": deciles}
-        for feature, deciles in zip(model.features[which], spread, strict=True)
-    ]
+def _feature_rows(model: RewardModel, rows: slice) -> list[dict[str, Any]]:
+    deciles = model.projection_deciles[rows].tolist()
+    return [serialize_feature(*pair) for pair in zip(model.features[rows], deciles, strict=True)]
 
 
-def _described(feature: Feature) -> dict[str, Any]:
-    found = asdict(feature)
-    del found["latent"]
-    return found
+def _model_card(name: str, service: ScoringService) -> dict[str, Any]:
+    if name in service.engine.composites:
+        fields = {"composite": asdict(service.engine.composites[name])}
+    else:
+        model = service.engine.models[name]
+        profiles = {name: asdict(profile) for name, profile in model.profiles.items()}
+        fields = {**asdict(model.card), "profiles": profiles}
+    return build_body(response_schemas.ModelCardSchema, id=name, **fields)
 
 
-def _card(name: str, scorer: ScoringService) -> dict[str, Any]:
-    if name in scorer.engine.composites:
-        return {"id": name, "object": "model", "composite": asdict(scorer.engine.composites[name])}
-    model = scorer.engine.models[name]
-    profiles = {profile: asdict(found) for profile, found in model.profiles.items()}
-    return {"id": name, "object": "model", **asdict(model.card), "profiles": profiles}
-
-
-def _model(scorer: ScoringService, name: str) -> RewardModel:
-    if name in scorer.engine.composites:
-        heads = ", ".join(scorer.engine.resolve_parts(name))
-        raise NotFound(f"{name!r} is a composite; ask its heads: {heads}", "id", "composite")
-    if name not in scorer.engine.models:
+def _find_model(service: ScoringService, name: str) -> RewardModel:
+    """Return a model that is not a composite, or raise NotFound."""
+    if name in service.engine.composites:
+        parts = ", ".join(service.engine.resolve_parts(name))
+        raise NotFound(f"{name!r} is a composite; ask for its models instead: {parts}", "id", "composite")
+    if name not in service.engine.models:
         raise NotFound(
-            f"no model {name[:200]!r}; there are: {', '.join(scorer.engine.models)}", "id", "unknown_model"
+            f"no model {name[:200]!r}; there are: {', '.join(service.engine.models)}", "id", "unknown_model"
         )
-    return scorer.engine.models[name]
+    return service.engine.models[name]

@@ -1,1 +1,1 @@
-"""From requests to forward passes: admission, fair queue, batcher, executor."""
+"""How requests become batches of forward passes: admission control, fair queue, batcher, executor."""

@@ -96,12 +96,7 @@ class ScoringService:
         """Score items; errors name the request's field that the item came from."""
         engine = self.engine
         engine.validate_options(options)
-        if len(located_items) > self._max_items:
-            raise InvalidInput(
-                f"{len(located_items)} responses in one request; the limit is {self._max_items}",
-                located_items[0][1].item.partition("[")[0],
-                "too_many_items",
-            )
+        self._check_item_count(located_items)
         started_at = time.perf_counter()
         characters = [_count_characters(item) for item, _ in located_items]
         with self._batcher.reserve(self._estimate_tokens(characters, engine), context) as reservation:
@@ -118,6 +113,14 @@ class ScoringService:
         result = ScoringResult(engine, located, encode_s)
         self._measure(result, context.caller)
         return result
+
+    def _check_item_count(self, located_items: Sequence[tuple[Item, InputLocation]]) -> None:
+        if len(located_items) > self._max_items:
+            raise InvalidInput(
+                f"{len(located_items)} responses in one request; the limit is {self._max_items}",
+                located_items[0][1].item.partition("[")[0],
+                "too_many_items",
+            )
 
     def _estimate_tokens(self, characters: Sequence[int], engine: Engine) -> int:
         estimate = self._batcher.admission.estimate_tokens

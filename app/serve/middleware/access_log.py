@@ -4,6 +4,9 @@ import json
 import logging
 from datetime import UTC, datetime
 
+# The attribute of a log record that holds its additional fields.
+LOG_RECORD_FIELDS = "fields"
+
 
 class JsonFormatter(logging.Formatter):
     """Formats log records as JSON; the fields of a request are added to time, level, logger and message."""
@@ -15,7 +18,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **record.__dict__.get("facts", {}),
+            **record.__dict__.get(LOG_RECORD_FIELDS, {}),
         }
         if record.exc_info and record.exc_info[0]:
             fields["error"] = record.exc_info[0].__name__

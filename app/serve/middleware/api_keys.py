@@ -1,7 +1,7 @@
 """API keys and the roles they grant, stored as digests.
 
-Keys come from SPARSERM_API_KEYS and from a file that is read again when it changes, so keys are rotated without
-a restart. Keys are long and random, so a plain SHA-256 protects them sufficiently.
+Keys come from SPARSERM_API_KEYS and from a file that is read again when it changes, so keys are rotated
+without a restart. Keys are long and random, so a plain SHA-256 protects them sufficiently.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ class ApiKeys:
         """Whether requests must carry a key."""
         return bool(self._setting_keys) or self._file is not None
 
-    def role_of(self, keys: list[str]) -> Role | None:
+    def find_role(self, keys: list[str]) -> Role | None:
         """Return the highest role that any of these keys grants, or None if all are unknown.
 
         Each key is compared with every known one in constant time.

@@ -1,6 +1,6 @@
-"""What every request passes: an id, a clock, limits on its body, headers of caution, and one line in the log.
+"""The outer middleware: request id, duration, body limits, security headers, and one log line per request.
 
-Plain ASGI, so bodies stream. Clients that stop sending or reading are let go.
+It is plain ASGI, so bodies are streamed. Clients that stop sending or reading are disconnected.
 """
 
 import asyncio
@@ -16,12 +16,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import web
 from app.serve.metrics import Metrics
+from app.serve.middleware.access_log import LOG_RECORD_FIELDS
 
 T = TypeVar("T")
 log = logging.getLogger("sparserm.request")
-LOG_FIELDS_KEY = "sparserm.note"
-REQUEST_ID_KEY = "sparserm.id"
-FORWARDED_KEY = "sparserm.elsewhere"
+# Keys in the ASGI scope. LOG_FIELDS_KEY holds fields that routes add to the log line; FORWARDED_KEY is set if
+# another process has counted and logged the request.
+LOG_FIELDS_KEY = "sparserm.log_fields"
+REQUEST_ID_KEY = "sparserm.request_id"
+FORWARDED_KEY = "sparserm.forwarded"
 DOCS_PATHS = ("/docs", "/redoc")
 CDN = "https://cdn.jsdelivr.net"
 NO_CONTENT_POLICY = "default-src 'none'; frame-ancestors 'none'"
@@ -42,7 +45,7 @@ SECURITY_HEADERS = (
 
 
 class RequestLimits:
-    """Middleware around the whole app."""
+    """ASGI middleware around the whole app."""
 
     def __init__(
         self,
@@ -55,120 +58,121 @@ class RequestLimits:
     ) -> None:
         self._app = app
         self._metrics = metrics
-        self._limit = max_body_bytes
-        self._most_held = max_buffered_bytes
-        self._slow_s = client_timeout_s
-        self._held = 0
+        self._max_body_bytes = max_body_bytes
+        self._max_buffered_bytes = max_buffered_bytes
+        self._client_timeout_s = client_timeout_s
+        self._buffered_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through."""
+        """Pass the request on with limits on its body, and log it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, code = time.perf_counter(), 499
+        started_at, status = time.perf_counter(), 499
         request_id = _request_id(scope)
         scope[REQUEST_ID_KEY] = request_id
         body = BodyReader(self, scope, receive)
 
-        async def sent(message: Message) -> None:
-            nonlocal code
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
-                code = message["status"]
-                message["headers"] = [*message["headers"], *_headers(scope, request_id)]
-            await self.in_time(send(message))
+                status = message["status"]
+                message["headers"] = [*message["headers"], *_response_headers(scope, request_id)]
+            await self.wait_for_client(send(message))
 
-        self._metrics.in_flight.inc()
+        self._metrics.requests_in_flight.inc()
         try:
-            await self._app(scope, body.receive, sent)
+            await self._app(scope, body.receive, send_with_headers)
         finally:
-            self._held -= body.bytes
-            self._metrics.in_flight.dec()
-            self._tell(scope, code, request_id, time.perf_counter() - started)
+            self._buffered_bytes -= body.num_bytes
+            self._metrics.requests_in_flight.dec()
+            self._record(scope, status, request_id, time.perf_counter() - started_at)
 
-    async def in_time(self, step: Awaitable[T]) -> T:
-        """A step that is up to the client."""
-        return await asyncio.wait_for(step, self._slow_s)
+    async def wait_for_client(self, operation: Awaitable[T]) -> T:
+        """Await something that depends on the client; TimeoutError if it takes too long."""
+        return await asyncio.wait_for(operation, self._client_timeout_s)
 
-    def take(self, size: int, so_far: int) -> None:
-        """Hold so many bytes more of a body, if it may be that long."""
-        if so_far + size > self._limit:
-            raise HTTPException(413, f"the body is larger than {self._limit} bytes")
-        if self._held + size > self._most_held:
+    def buffer(self, num_bytes: int, num_bytes_before: int) -> None:
+        """Count more bytes of a body as held in memory, or refuse them because of a limit."""
+        if num_bytes_before + num_bytes > self._max_body_bytes:
+            raise HTTPException(413, f"the body is larger than {self._max_body_bytes} bytes")
+        if self._buffered_bytes + num_bytes > self._max_buffered_bytes:
             raise HTTPException(429, "too many bytes of requests are held in memory", {"Retry-After": "1"})
-        self._held += size
+        self._buffered_bytes += num_bytes
 
-    def _tell(self, scope: Scope, code: int, request_id: bytes, seconds: float) -> None:
-        if FORWARDED_KEY in scope:  # counted where it was answered
+    def _record(self, scope: Scope, status: int, request_id: bytes, seconds: float) -> None:
+        """Count and log a finished request, unless the process that answered it has."""
+        if FORWARDED_KEY in scope:
             return
         route = getattr(scope.get("route"), "path", "none")
-        self._metrics.requests.labels(route, scope["method"], str(code)).inc()
+        self._metrics.requests.labels(route, scope["method"], str(status)).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
-        facts = {
+        fields = {
             "id": request_id.decode("ascii"),
             "method": scope["method"],
             "route": route,
-            "status": code,
+            "status": status,
             "ms": round(seconds * 1e3, 3),
             **scope.get(LOG_FIELDS_KEY, {}),
         }
-        log.info("request", extra={"facts": facts})
+        log.info("request", extra={LOG_RECORD_FIELDS: fields})
 
 
 class BodyReader:
-    """The body of one request as it comes in: counted, and waited for only so long."""
+    """Receives the body of one request within the limits on its size and on the time between its parts."""
 
-    def __init__(self, door: RequestLimits, scope: Scope, receive: Receive) -> None:
-        self.bytes = 0
-        self._door = door
+    def __init__(self, limits: RequestLimits, scope: Scope, receive: Receive) -> None:
+        self.num_bytes = 0
+        self._limits = limits
         self._receive = receive
         self._complete = False
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        self._declared = int(declared) if declared.isdigit() and len(declared) < 20 else 0
+        self._declared_bytes = int(declared) if declared.isdigit() and len(declared) < 20 else 0
 
     async def receive(self) -> Message:
-        """The next part, or, when all has come, word that the client has gone."""
+        """Return the next part of the body; after the last one, wait for the client's disconnect."""
         if self._complete:
             return await self._receive()
         try:
-            message: dict[str, Any] = dict(await self._door.in_time(self._receive()))
+            message: dict[str, Any] = dict(await self._limits.wait_for_client(self._receive()))
         except TimeoutError as error:
-            raise HTTPException(408, "the body did not come in time") from error
-        part = len(message.get("body", b""))
-        self._door.take(part, max(self.bytes, self._declared - part))
-        self.bytes += part
+            raise HTTPException(408, "the body did not arrive in time") from error
+        part_bytes = len(message.get("body", b""))
+        self._limits.buffer(part_bytes, max(self.num_bytes, self._declared_bytes - part_bytes))
+        self.num_bytes += part_bytes
         self._complete = not message.get("more_body", False)
         return message
 
 
 async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do the work, or drop it as soon as nobody waits for the answer."""
+    """Await a coroutine; cancel it if the client disconnects first."""
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(request.receive())
+    disconnect = asyncio.ensure_future(request.receive())
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             task.cancel()
         return await task
     finally:
-        gone.cancel()
+        disconnect.cancel()
         task.cancel()
 
 
-def _headers(scope: Scope, request_id: bytes) -> list[tuple[bytes, bytes]]:
-    """What every answer carries."""
-    policy = _policy(scope["path"])
+def _response_headers(scope: Scope, request_id: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the headers that every response carries."""
+    policy = _content_security_policy(scope["path"])
     return [(b"x-request-id", request_id), (b"content-security-policy", policy.encode()), *SECURITY_HEADERS]
 
 
-def _policy(path: str) -> str:
-    """Pages may load what they are made of, everything else nothing."""
+def _content_security_policy(path: str) -> str:
+    """Return the policy: HTML pages may load their own parts, other responses nothing."""
     if path == web.INDEX_PATH:
         return PAGE_POLICY
     return DOCS_POLICY if path.startswith(DOCS_PATHS) else NO_CONTENT_POLICY
 
 
 def _request_id(scope: Scope) -> bytes:
-    """The caller's id if it sent a sane one, else a new one."""
-    given = dict(scope["headers"]).get(b"x-request-id", b"")
-    sane = 0 < len(given) <= 128 and given.isascii() and given.decode("ascii", "replace").isprintable()
-    return given if sane else uuid.uuid4().hex.encode()
+    """Return the client's request id if it is short and printable ASCII, else a new one."""
+    sent = dict(scope["headers"]).get(b"x-request-id", b"")
+    valid = 0 < len(sent) <= 128 and sent.isascii() and sent.decode("ascii", "replace").isprintable()
+    return sent if valid else uuid.uuid4().hex.encode()

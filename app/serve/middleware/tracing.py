@@ -1,4 +1,4 @@
-"""OpenTelemetry, for those who install the extra: a span a request, and in it one a stage."""
+"""OpenTelemetry tracing (needs the extra `otel`): one span per request, and one per stage inside it."""
 
 import time
 from typing import Any
@@ -18,12 +18,12 @@ STAGES = ("encode", "wait", "device")
 
 
 def create_exporter(endpoint: str) -> SpanProcessor:
-    """Spans sent to a collector, many at once."""
+    """Return a processor that sends spans to a collector in batches."""
     return BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint))
 
 
 def add_tracing(app: FastAPI, processor: SpanProcessor) -> None:
-    """Trace every request of an app; callers' trace contexts are taken up."""
+    """Trace every request of an app, within the caller's trace if the request carries one."""
     provider = TracerProvider(resource=Resource({"service.name": "sparserm", "service.version": app.version}))
     provider.add_span_processor(processor)
     app.add_middleware(StageSpans, tracer=provider.get_tracer("sparserm"))
@@ -31,28 +31,28 @@ def add_tracing(app: FastAPI, processor: SpanProcessor) -> None:
 
 
 class StageSpans:
-    """Middleware that tells the request's span what was noted of it, and adds the stages."""
+    """ASGI middleware that adds the logged fields to the request's span, and a child span per stage."""
 
     def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
         self._app = app
         self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through."""
+        """Pass the request on; record the spans when the response starts."""
 
-        async def told(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._tell(scope.get(LOG_FIELDS_KEY, {}))
+                self._record(scope.get(LOG_FIELDS_KEY, {}))
             await send(message)
 
-        await self._app(scope, receive, told)
+        await self._app(scope, receive, send_and_record)
 
-    def _tell(self, note: dict[str, Any]) -> None:
-        for name, value in note.items():
+    def _record(self, fields: dict[str, Any]) -> None:
+        for name, value in fields.items():
             get_current_span().set_attribute(f"sparserm.{name}", value)
-        lengths = [int(note.get(f"{stage}_ms", 0) * 1e6) for stage in STAGES]
-        begun = time.time_ns() - sum(lengths)
-        for stage, length in zip(STAGES, lengths, strict=True):
-            if length:
-                self._tracer.start_span(stage, start_time=begun).end(begun + length)
-            begun += length
+        durations_ns = [int(fields.get(f"{stage}_ms", 0) * 1e6) for stage in STAGES]
+        start_ns = time.time_ns() - sum(durations_ns)
+        for stage, duration_ns in zip(STAGES, durations_ns, strict=True):
+            if duration_ns:
+                self._tracer.start_span(stage, start_time=start_ns).end(start_ns + duration_ns)
+            start_ns += duration_ns

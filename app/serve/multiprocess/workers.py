@@ -184,7 +184,7 @@ class WorkerPool:
         return await _send_to_all(self._ready.values(), request)
 
     async def change_models(self, request: ProxiedRequest) -> UpstreamResponse:
-        """Change the models of one worker and, if it succeeds, of the others; a worker that fails restarts."""
+        """Change the models of one worker and, if it succeeds, of the others; one that fails is restarted."""
         async with self._change_lock:
             if len(self._ready) < self._size:
                 raise ServiceUnavailable("a worker is starting; nothing was changed", code="not_ready")

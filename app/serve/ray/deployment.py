@@ -64,14 +64,14 @@ class Replica:
     """The deployment that serves requests: an engine and the server's app."""
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc] # Ray awaits it
-        threads.stay_awake_briefly()
-        memory.keep()
+        threads.limit_openmp_spinning()
+        memory.keep_freed_memory()
         from app.reward import loading
         from app.serve.application import create_app
 
         access_log.configure_logging(settings.log_level)
         engine = await asyncio.to_thread(
-            threads.apart, lambda: loading.load_engine(settings, lambda *_: None)
+            threads.run_in_temporary_thread, lambda: loading.load_engine(settings, lambda *_: None)
         )
         self._app = create_app(engine, settings, CollectorRegistry())
         self._running = AsyncExitStack()
@@ -215,7 +215,7 @@ def _request_limits(settings: Settings) -> dict[str, Any]:
 
 
 def _local_config(settings: Settings, cores: int) -> RayDeploymentConfig:
-    """Return the config for `workers` replicas: each with a GPU if there are any, else a share of the cores."""
+    """Return a config whose replicas have a GPU each if there are any, else a share of the cores."""
     gpus = settings.device in ("auto", "cuda") and ray.cluster_resources().get("GPU", 0)
     cpus = max(1, (settings.threads or cores) // settings.workers)
     return RayDeploymentConfig(replicas=settings.workers, gpus=1 if gpus else 0, cpus=cpus)

@@ -1,4 +1,4 @@
-"""What Ray Serve lets an application decide: which replica gets a request, and how many replicas there are."""
+"""The application's own policies in Ray Serve: which replica gets a request, and how many there are."""
 
 import math
 from typing import Any

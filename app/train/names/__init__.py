@@ -1,1 +1,1 @@
-"""How features get names."""
+"""Names the selected features by the tokens on which their latents fire."""

@@ -1,6 +1,7 @@
-"""Things a direction may be about, in our own words: each is a name and the tokens that show it.
+"""Concepts that a feature may be named after: each has a name and the tokens that express it.
 
-Words match a whole token without its leading space, in any case; patterns match its text as it stands.
+A word matches a whole token without its leading space, case-insensitively; a pattern matches the text of a
+token as it is.
 """
 
 import re
@@ -59,17 +60,17 @@ PATTERNS = {
 }
 
 
-QUOTED = re.compile("“([^”]+)”")
+QUOTED_WORD = re.compile("“([^”]+)”")
 
 
 def compile_concepts() -> dict[str, re.Pattern[str]]:
-    """Every concept as a pattern that a whole token matches."""
-    words = {name: "|".join(map(re.escape, listed.split())) for name, listed in WORDS.items()}
-    patterns = {name: re.compile(rf"\s*(?:{either})", re.IGNORECASE) for name, either in words.items()}
+    """Return every concept as a pattern that is matched against whole tokens."""
+    alternatives = {name: "|".join(map(re.escape, words.split())) for name, words in WORDS.items()}
+    patterns = {name: re.compile(rf"\s*(?:{either})", re.IGNORECASE) for name, either in alternatives.items()}
     return patterns | {name: re.compile(pattern) for name, pattern in PATTERNS.items()}
 
 
 def find_keywords(label: str) -> tuple[str, ...]:
-    """The words a label stands for; none where it means a kind of token or a place."""
-    bare = label.removeprefix("after ").removeprefix("before ")
-    return tuple(QUOTED.findall(bare)) or tuple(WORDS.get(bare, "").split())
+    """Return the words that a label summarises; none if it describes a kind of token or a position."""
+    concept = label.removeprefix("after ").removeprefix("before ")
+    return tuple(QUOTED_WORD.findall(concept)) or tuple(WORDS.get(concept, "").split())

@@ -1,4 +1,4 @@
-"""Tokens in context with their residuals: the evidence on which directions are named."""
+"""Collects tokens in context with their residuals, on which features are named and heads are calibrated."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,19 +13,21 @@ from torch import Tensor
 from app.backbone.packing import PackedBatch, PackedTokenCounter, pack, split_into_batches
 from app.data.pairs import hash_to_unit_interval
 from app.train.feature_cache import TensorCache
-from app.train.features import MAX_BATCH_TOKENS, FeatureExtractor
+from app.train.features import CACHE_FILE, MAX_BATCH_TOKENS, FeatureExtractor
 from app.types import EncodedItem, Pair
 
-TOKENS = 20_000
-HALF = 0.5
+NUM_TOKENS = 20_000
+"""Conversations are added until there are so many tokens."""
+SELECTION_SHARE = 0.5
+"""Share of the prompts on which names are selected; the others score them."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenContexts:
-    """Tokens one after the other: id, residual, and the stretch of text each stands in.
+    """T tokens one after the other: id, residual (T, D), and the index of the text segment each is in.
 
-    `since` counts tokens from the start of the response, negative before it. Names are chosen on one half
-    of the prompts and scored on the other.
+    `response_offset` counts tokens from the start of the response, negative before it. `in_selection_half`
+    marks the tokens on which names are selected; names are scored on the others.
     """
 
     ids: NDArray[np.int64]
@@ -36,80 +38,89 @@ class TokenContexts:
 
 
 def collect_contexts(
-    pairs: list[Pair], reader: FeatureExtractor, cache: Path, report: Callable[[float], None]
+    pairs: list[Pair], extractor: FeatureExtractor, cache: Path, progress: Callable[[float], None]
 ) -> TokenContexts:
-    """The conversations of the first pairs, up to about 20,000 tokens, kept on the shelf."""
-    groups, encoded = _sample(pairs, reader)
-    rows = [one.ids for one in encoded]
-    key = hashlib.sha256(repr(rows).encode()).hexdigest()[:32]
-    kind = f"contexts.{reader.cache_kinds[f'residuals.{reader.layers[0]}']}"
-    shelf = TensorCache(cache / "features.sqlite")
-    found = shelf.get(kind, [key])
-    if not found:
+    """Return the tokens of the conversations of the first pairs, about NUM_TOKENS in all; they are cached."""
+    groups, encoded = _sample_conversations(pairs, extractor)
+    ids = [item.ids for item in encoded]
+    key = hashlib.sha256(repr(ids).encode()).hexdigest()[:32]
+    kind = f"contexts.{extractor.cache_kinds[f'residuals.{extractor.layer}']}"
+    store = TensorCache(cache / CACHE_FILE)
+    cached = store.get(kind, [key])
+    if not cached:
         parts = []
-        for some in split_into_batches(rows, MAX_BATCH_TOKENS):
-            parts.append(_part([encoded[i] for i in some], [groups[i] for i in some], reader))
-            report(sum(len(part["ids"]) for part in parts) / TOKENS)
-        firsts = np.cumsum([0, *(int(part["text"].max()) + 1 for part in parts)])
-        for part, first in zip(parts, firsts, strict=False):
-            part["text"] += int(first)
-        found = {key: {name: torch.cat([part[name] for part in parts]) for name in parts[0]}}
-        shelf.put([(kind, key, found[key])])
-    kept = found[key]
+        for batch in split_into_batches(ids, MAX_BATCH_TOKENS):
+            part = _compute_contexts([encoded[i] for i in batch], [groups[i] for i in batch], extractor)
+            parts.append(part)
+            progress(sum(len(part["ids"]) for part in parts) / NUM_TOKENS)
+        cached = {key: _concatenate(parts)}
+        store.put([(kind, key, cached[key])])
+    tensors = cached[key]
     return TokenContexts(
-        kept["ids"].numpy(), kept["text"].numpy(), kept["since"].numpy(), kept["half"].numpy(),
-        kept["residuals"].float().to(reader.backbone.device),
+        tensors["ids"].numpy(), tensors["text"].numpy(), tensors["since"].numpy(), tensors["half"].numpy(),
+        tensors["residuals"].float().to(extractor.backbone.device),
     )  # fmt: skip
 
 
-def _sample(pairs: list[Pair], reader: FeatureExtractor) -> tuple[list[str], list[EncodedItem]]:
-    """Whole conversations and their prompt groups, until there are enough tokens."""
+def _sample_conversations(
+    pairs: list[Pair], extractor: FeatureExtractor
+) -> tuple[list[str], list[EncodedItem]]:
+    """Return whole conversations and their prompt groups, until there are enough tokens."""
     groups: list[str] = []
-    found: list[EncodedItem] = []
-    size = PackedTokenCounter()
+    items: list[EncodedItem] = []
+    counter = PackedTokenCounter()
     for pair in pairs:
-        if size.num_tokens >= TOKENS:
+        if counter.num_tokens >= NUM_TOKENS:
             break
-        for encoded in reader.text.encode(list(pair.items)):
+        for encoded in extractor.tokenizer.encode(list(pair.items)):
             groups.append(pair.group)
-            found.append(encoded)
-            size.add(encoded.ids)
-    return groups, found
+            items.append(encoded)
+            counter.add(encoded.ids)
+    return groups, items
 
 
-def _part(encoded: list[EncodedItem], groups: list[str], reader: FeatureExtractor) -> dict[str, Tensor]:
-    packed = pack([one.ids for one in encoded])
-    layer, *_ = reader.layers
-    named = {
+def _compute_contexts(
+    encoded: list[EncodedItem], groups: list[str], extractor: FeatureExtractor
+) -> dict[str, Tensor]:
+    """Run one forward pass; return the tokens as they are cached, without the first token of each text."""
+    packed = pack([item.ids for item in encoded])
+    rows = {extractor.layer: packed.computed_rows}
+    tensors = {
         "ids": torch.from_numpy(packed.ids),
-        "text": torch.from_numpy(_stretches(packed)),
-        "since": torch.from_numpy(_since(packed, encoded)),
-        "half": torch.from_numpy(_halves(packed, groups)),
-        "residuals": reader.backbone.residuals(packed, {layer: packed.computed_rows})[layer]
-        .values.cpu()
-        .half(),
+        "text": torch.from_numpy(_index_segments(packed)),
+        "since": torch.from_numpy(_compute_response_offsets(packed, encoded)),
+        "half": torch.from_numpy(_mark_selection_half(packed, groups)),
+        "residuals": extractor.backbone.residuals(packed, rows)[extractor.layer].values.cpu().half(),
     }
     kept = torch.from_numpy(packed.positions > 0)
-    return {name: tensor[kept] for name, tensor in named.items()}
+    return {name: tensor[kept] for name, tensor in tensors.items()}
 
 
-def _stretches(packed: PackedBatch) -> NDArray[np.int64]:
+def _concatenate(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Concatenate the tokens of all batches; segments are numbered consecutively."""
+    first_index = np.cumsum([0, *(int(part["text"].max()) + 1 for part in parts)])
+    for part, first in zip(parts, first_index, strict=False):
+        part["text"] += int(first)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _index_segments(packed: PackedBatch) -> NDArray[np.int64]:
     return np.concatenate(
         [np.full(segment.stop - segment.start, i) for i, segment in enumerate(packed.segments)]
     )
 
 
-def _halves(packed: PackedBatch, groups: list[str]) -> NDArray[np.bool_]:
-    half = np.zeros(len(packed.ids), dtype=bool)
+def _mark_selection_half(packed: PackedBatch, groups: list[str]) -> NDArray[np.bool_]:
+    mask = np.zeros(len(packed.ids), dtype=bool)
     for item, group in enumerate(groups):
         for start, stop in packed.item_ranges[item]:
-            half[start:stop] = hash_to_unit_interval(f"half/{group}") < HALF
-    return half
+            mask[start:stop] = hash_to_unit_interval(f"half/{group}") < SELECTION_SHARE
+    return mask
 
 
-def _since(packed: PackedBatch, encoded: list[EncodedItem]) -> NDArray[np.int64]:
-    since = np.zeros(len(packed.ids), dtype=np.int64)
-    for item, one in enumerate(encoded):
-        rows = packed.rows(item, 0, len(one.ids))
-        since[rows] = np.arange(len(rows)) - one.response_start
-    return since
+def _compute_response_offsets(packed: PackedBatch, encoded: list[EncodedItem]) -> NDArray[np.int64]:
+    offsets = np.zeros(len(packed.ids), dtype=np.int64)
+    for index, item in enumerate(encoded):
+        rows = packed.rows(index, 0, len(item.ids))
+        offsets[rows] = np.arange(len(rows)) - item.response_start
+    return offsets

@@ -1,7 +1,8 @@
-"""Somebody else's SAE as one of ours: fetched by a recipe, compared with it, kept in the form we train.
+"""Imports a pretrained SAE of a recipe: downloads it, checks it, and stores it in the format of our own.
 
-Latents that compete for places at a token (TopK) cannot be read one by one. They get one threshold, estimated
-on the training pairs so that as many fire as before, and how well the two agree is measured on other tokens.
+The latents of a TopK SAE compete at each token, so they cannot be computed one by one. They get one common
+threshold, estimated on the training pairs so that as many fire as before. How well the two agree is measured on
+other tokens.
 """
 
 import hashlib
@@ -23,18 +24,26 @@ from app.errors import SourceError
 from app.reward import loading
 from app.settings import Settings
 from app.train.features import MAX_BATCH_TOKENS
-from app.train.presets import PretrainedSae, Recipe
+from app.train.recipes import PretrainedSae, Recipe
 from app.train.sae import training
+from app.train.sae.training import LoadedSae
 from app.types import Pair
 
-PAIRS, TOKENS_EACH, AT_ONCE, MOST_AHEAD = 256, 16, 256, 8
+MAX_THRESHOLD_PAIRS = 256
+"""Training pairs on whose tokens a threshold is estimated."""
+MAX_TOKENS_PER_RESPONSE = 16
+CHUNK_ROWS = 256
+"""Rows encoded at once; SAEs have up to 131,072 latents."""
+MAX_CANDIDATE_FACTOR = 8
+"""At each token, this many times `top_k` of the largest activations are considered for the threshold."""
 
 
 @dataclass(frozen=True, slots=True)
 class ThresholdFit:
-    """A threshold in place of a competition, and how well the two agree.
+    """A threshold that replaces a top-k rule, and how well the two agree.
 
-    `right` is the share of what fires here that fires in the SAE itself too, `found` the same the other way.
+    `precision` is the share of the latents above the threshold that fire in the SAE itself, `recall` the share
+    of the latents that fire in the SAE that are above the threshold, `l0` the mean number above it.
     """
 
     top_k: int
@@ -44,110 +53,124 @@ class ThresholdFit:
     recall: float
     tokens: int
 
+    def to_provenance(self) -> dict[str, float]:
+        """Return the values under their keys in provenance.json."""
+        return {
+            "most": self.top_k,
+            "threshold": self.threshold,
+            "l0": self.l0,
+            "right": self.precision,
+            "found": self.recall,
+            "tokens": self.tokens,
+        }
+
 
 def import_pretrained_sae(
-    recipe: Recipe, pairs: list[Pair], sha256: str, settings: Settings, progress: Progress
+    recipe: Recipe, pairs: list[Pair], pairs_sha256: str, settings: Settings, progress: Progress
 ) -> Path:
-    """The folder of a recipe's SAE, made if it is not there; the pairs are read where latents compete."""
-    folder = settings.cache / "saes" / _key(recipe, sha256) / recipe.name
+    """Return the folder of a recipe's SAE, imported if it is not there; `pairs` are used for TopK SAEs only."""
+    folder = settings.cache / "saes" / _digest(recipe, pairs_sha256) / recipe.name
     if not folder.exists():
-        backbone = model_sources.pinned(recipe.backbone, settings.models_dir)
+        backbone = model_sources.pin_revision(recipe.backbone, settings.models_dir)
         progress(f"fetching the SAE of {recipe.name}", 0.0)
-        found = _checked(recipe.sae, _open(recipe.sae))
-        place = model_sources.pull(
-            model_sources.find(backbone, settings.models_dir),
+        sae = _open_checked(recipe.sae)
+        checkpoint = model_sources.fetch_checkpoint(
+            model_sources.find_source(backbone, settings.models_dir),
             layers=recipe.sae.layer,
             cache=settings.cache,
             progress=progress,
         )
-        facts = {"backbone": backbone, "layer": recipe.sae.layer, "backbone_digest": place.digest}
-        facts |= asdict(recipe.sae) | {"sae_lens": version("sae-lens")}
-        if found.top_k is not None:
-            found, firing = fit_threshold(found, _rows(pairs, backbone, recipe.sae.layer, settings, progress))
-            facts["firing"] = asdict(firing)
-        _keep(found, {name: fact for name, fact in facts.items() if fact != ""}, folder)
+        provenance = {"backbone": backbone, "layer": recipe.sae.layer, "backbone_digest": checkpoint.digest}
+        provenance |= asdict(recipe.sae) | {"sae_lens": version("sae-lens")}
+        if sae.top_k is not None:
+            rows = _compute_residuals(pairs, backbone, recipe.sae.layer, settings, progress)
+            sae, fit = fit_threshold(sae, rows)
+            provenance["firing"] = fit.to_provenance()
+        _save(sae, {name: fact for name, fact in provenance.items() if fact != ""}, folder)
     return folder
 
 
-def fit_threshold(found: training.LoadedSae, rows: Tensor) -> tuple[training.LoadedSae, ThresholdFit]:
-    """One threshold for latents that compete, from half of the rows; measured on the other half."""
-    if found.top_k is None or len(rows) < 2:
+def fit_threshold(sae: LoadedSae, rows: Tensor) -> tuple[LoadedSae, ThresholdFit]:
+    """Replace a top-k rule by one threshold, fitted on the first half of the rows, measured on the second."""
+    if sae.top_k is None or len(rows) < 2:
         raise SourceError("a threshold needs latents that compete, and tokens to see them at")
-    dictionary, most = found.dictionary.to(rows.device), found.top_k
-    fitted, unseen = rows.chunk(2)
-    ahead = min(MOST_AHEAD * most, len(dictionary.bias))
-    strongest = [dictionary.encode(some).topk(ahead, dim=1).values for some in torch.split(fitted, AT_ONCE)]
-    threshold = float(torch.cat(strongest).flatten().topk(most * len(fitted)).values[-1])
-    everywhere = torch.full_like(found.dictionary.threshold, threshold)
-    bounded = found._replace(dictionary=replace(found.dictionary, threshold=everywhere), most=None)
-    return bounded, _compared(found, bounded, unseen, threshold)
+    dictionary = sae.dictionary.to(rows.device)
+    fitting_rows, test_rows = rows.chunk(2)
+    candidates = min(MAX_CANDIDATE_FACTOR * sae.top_k, len(dictionary.bias))
+    largest = [
+        dictionary.encode(chunk).topk(candidates, dim=1).values for chunk in fitting_rows.split(CHUNK_ROWS)
+    ]
+    threshold = float(torch.cat(largest).flatten().topk(sae.top_k * len(fitting_rows)).values[-1])
+    thresholds = torch.full_like(sae.dictionary.threshold, threshold)
+    thresholded = sae._replace(dictionary=replace(sae.dictionary, threshold=thresholds), top_k=None)
+    return thresholded, _measure_fit(sae, thresholded, test_rows, threshold)
 
 
-def _compared(
-    found: training.LoadedSae, bounded: training.LoadedSae, rows: Tensor, threshold: float
-) -> ThresholdFit:
-    theirs, ours = (one._replace(dictionary=one.dictionary.to(rows.device)) for one in (found, bounded))
-    there = here = both = 0
-    for some in torch.split(rows, AT_ONCE):
-        fired, fires = theirs.activate(some) > 0, ours.activate(some) > 0
-        there, here, both = (
-            there + int(fired.sum()),
-            here + int(fires.sum()),
-            both + int((fired & fires).sum()),
-        )
+def _measure_fit(sae: LoadedSae, thresholded: LoadedSae, rows: Tensor, threshold: float) -> ThresholdFit:
+    original, ours = (s._replace(dictionary=s.dictionary.to(rows.device)) for s in (sae, thresholded))
+    in_sae = above = both = 0
+    for chunk in rows.split(CHUNK_ROWS):
+        fires_in_sae, is_above = original.activate(chunk) > 0, ours.activate(chunk) > 0
+        in_sae += int(fires_in_sae.sum())
+        above += int(is_above.sum())
+        both += int((fires_in_sae & is_above).sum())
     return ThresholdFit(
-        top_k=found.top_k or 0,
+        top_k=sae.top_k or 0,
         threshold=threshold,
-        l0=round(here / len(rows), 2),
-        precision=round(both / max(here, 1), 4),
-        recall=round(both / max(there, 1), 4),
+        l0=round(above / len(rows), 2),
+        precision=round(both / max(above, 1), 4),
+        recall=round(both / max(in_sae, 1), 4),
         tokens=len(rows),
     )
 
 
-def _open(said: PretrainedSae) -> training.LoadedSae:
-    return training.load_sae(Path(said.folder)) if said.folder else training.fetch_sae(said.release, said.id)
+def _open_checked(source: PretrainedSae) -> LoadedSae:
+    """Load the SAE of a recipe; fails if it is not what the recipe says."""
+    if source.folder:
+        sae = training.load_sae(Path(source.folder))
+    else:
+        sae = training.fetch_sae(source.release, source.id)
+    latents, inputs = sae.dictionary.encoder.shape
+    actual = {"hook": sae.hook, "kind": sae.kind, "inputs": inputs, "latents": latents}
+    for field, value in actual.items():
+        if value != getattr(source, field):
+            raise SourceError(f"the recipe says {field} {getattr(source, field)}, its SAE has {value}")
+    return sae
 
 
-def _checked(said: PretrainedSae, found: training.LoadedSae) -> training.LoadedSae:
-    """The SAE, if it is what the recipe says it is."""
-    latents, inputs = found.dictionary.encoder.shape
-    real = {"hook": found.hook, "kind": found.kind, "inputs": inputs, "latents": latents}
-    for what, value in real.items():
-        if value != getattr(said, what):
-            raise SourceError(f"the recipe says {what} {getattr(said, what)}, its SAE has {value}")
-    return found
-
-
-def _rows(pairs: list[Pair], name: str, layer: int, settings: Settings, progress: Progress) -> Tensor:
-    """Residuals of some response tokens of some pairs, prompts side by side, on the backbone's device."""
-    backbone, text = loading.load_backbone(name, layer, settings, progress)
-    encoded = text.encode([one for pair in pairs[:PAIRS] for one in pair.items])
-    found: list[Tensor] = []
-    for some in split_into_batches([one.ids for one in encoded], MAX_BATCH_TOKENS):
-        packed = pack([encoded[i].ids for i in some])
-        read = [
-            packed.rows(k, encoded[i].response_start, encoded[i].response_end + 1) for k, i in enumerate(some)
+def _compute_residuals(
+    pairs: list[Pair], name: str, layer: int, settings: Settings, progress: Progress
+) -> Tensor:
+    """Return residuals of evenly spaced response tokens of the first pairs, on the backbone's device."""
+    backbone, tokenizer = loading.load_backbone(name, layer, settings, progress)
+    encoded = tokenizer.encode([item for pair in pairs[:MAX_THRESHOLD_PAIRS] for item in pair.items])
+    residuals: list[Tensor] = []
+    for batch in split_into_batches([item.ids for item in encoded], MAX_BATCH_TOKENS):
+        packed = pack([encoded[i].ids for i in batch])
+        responses = [
+            packed.rows(k, encoded[i].response_start, encoded[i].response_end + 1)
+            for k, i in enumerate(batch)
         ]
-        at = np.concatenate([rows[:: -(-len(rows) // TOKENS_EACH)] for rows in read])
-        found.append(backbone.residuals(packed, {layer: at})[layer].at(at))
-        progress("tokens for a threshold", sum(map(len, found)) / (len(encoded) * TOKENS_EACH))
-    return torch.cat(found)
+        rows = np.concatenate([r[:: -(-len(r) // MAX_TOKENS_PER_RESPONSE)] for r in responses])
+        residuals.append(backbone.residuals(packed, {layer: rows})[layer].at(rows))
+        share = sum(map(len, residuals)) / (len(encoded) * MAX_TOKENS_PER_RESPONSE)
+        progress("tokens for a threshold", share)
+    return torch.cat(residuals)
 
 
-def _keep(found: training.LoadedSae, facts: dict[str, object], folder: Path) -> None:
-    """A folder that appears only when it is whole."""
+def _save(sae: LoadedSae, provenance: dict[str, object], folder: Path) -> None:
+    """Save an SAE in a folder that appears only when it is complete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
-        training.save_sae(found, scratch)
-        training.write_provenance(scratch, **facts)
+        training.save_sae(sae, scratch)
+        training.write_provenance(scratch, **provenance)
         scratch.replace(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _key(recipe: Recipe, sha256: str) -> str:
-    """A short digest of all that decides an adopted SAE."""
-    parts = [asdict(recipe), sha256 if recipe.sae.kind == "topk" else ""]
+def _digest(recipe: Recipe, pairs_sha256: str) -> str:
+    """Return a short digest of everything that determines an imported SAE."""
+    parts = [asdict(recipe), pairs_sha256 if recipe.sae.kind == "topk" else ""]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

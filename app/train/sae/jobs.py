@@ -1,4 +1,4 @@
-"""From chats and settings to an SAE on disk, measured: what `sparserm sae train` and `sae measure` do."""
+"""Trains and measures an SAE from chat files and settings: `sparserm sae train` and `sae measure`."""
 
 import hashlib
 import json
@@ -14,18 +14,22 @@ from app.data.pairs import read_chats, source_sha256
 from app.errors import SourceError
 from app.reward import loading
 from app.settings import Settings
-from app.train.sae import activations, training
-from app.train.sae import quality as gauge
+from app.train.sae import activations, quality, training
 from app.types import Item
 
-CHAT_TOKENS = 512
-HELD_OUT = 160
+MAX_CHAT_TOKENS = 512
+HELD_OUT_CHATS = 160
+"""First chats, which an SAE is measured on and never trained on."""
 LOSS_CHATS = 40
+"""Held-out chats on which the language model's loss is measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class SaeTrainingConfig:
-    """Which SAE to make."""
+    """Which SAE is trained: `rows` activations are harvested, and it sees `samples` of them, with repetition.
+
+    provenance.json has the fields as keys.
+    """
 
     backbone: str
     layer: int
@@ -37,86 +41,92 @@ class SaeTrainingConfig:
 
 
 def train_and_measure(
-    what: SaeTrainingConfig, chats: list[str], out: Path, settings: Settings, report: Progress
+    config: SaeTrainingConfig, chats: list[str], out: Path, settings: Settings, progress: Progress
 ) -> dict[str, Any]:
-    """Harvest activations, train an SAE on them, and measure it on conversations it has not seen."""
-    short = settings.model_copy(update={"max_tokens": CHAT_TOKENS})
-    backbone, text = loading.load_backbone(what.backbone, what.layer, short, report)
+    """Harvest activations, train an SAE on them, measure it on held-out chats; return its provenance."""
+    settings_for_chats = settings.model_copy(update={"max_tokens": MAX_CHAT_TOKENS})
+    backbone, tokenizer = loading.load_backbone(config.backbone, config.layer, settings_for_chats, progress)
     sources = {Path(chat).name: source_sha256(chat) for chat in chats}
-    key = _key(backbone.digest, text.digest, what.layer, sources)
+    key = _digest(backbone.digest, tokenizer.template_sha256, config.layer, sources)
     store = activations.ActivationStore(settings.cache / "activations" / key, backbone.hidden_size)
     activations.harvest_activations(
-        islice(_conversations(chats), HELD_OUT, None),
+        islice(_iter_chats(chats), HELD_OUT_CHATS, None),
         backbone=backbone,
-        text=text,
-        layer=what.layer,
-        rows=what.rows,
+        tokenizer=tokenizer,
+        layer=config.layer,
+        rows=config.rows,
         store=store,
-        report=lambda rows: report("harvesting activations", rows / what.rows),
+        progress=lambda rows: progress("harvesting activations", rows / config.rows),
     )
-    rows = store.rows()[: what.rows]
+    rows = store.rows()[: config.rows]
     training.train_sae(
         rows,
         out,
-        width=what.width,
-        k=what.k,
-        samples=what.samples,
-        hook=f"model.layers.{what.layer - 1}",
-        seed=what.seed,
+        width=config.width,
+        k=config.k,
+        samples=config.samples,
+        hook=f"model.layers.{config.layer - 1}",
+        seed=config.seed,
         device=backbone.device,
-        checkpoints=settings.cache / "checkpoints" / _key(key, asdict(what), len(rows)),
-        report=lambda done: report("training the SAE", done / what.samples),
+        checkpoints=settings.cache / "checkpoints" / _digest(key, asdict(config), len(rows)),
+        progress=lambda done: progress("training the SAE", done / config.samples),
     )
-    facts = {
-        **asdict(what),
+    provenance = {
+        **asdict(config),
         "backbone_digest": backbone.digest,
-        "template_sha256": text.digest,
+        "template_sha256": tokenizer.template_sha256,
         "chats": sources,
         "harvested": len(rows),
         "sae_lens": version("sae-lens"),
     }
-    training.write_provenance(out, **facts)
-    return measure_sae(out, chats, None, settings, report)
+    training.write_provenance(out, **provenance)
+    return measure_sae(out, chats, None, settings, progress)
 
 
 def measure_sae(
-    folder: Path, chats: list[str], beside: Path | None, settings: Settings, report: Progress
+    folder: Path, chats: list[str], other: Path | None, settings: Settings, progress: Progress
 ) -> dict[str, Any]:
-    """Measure an SAE on the first conversations of its chats, which training leaves out, and note it down."""
-    facts = read_provenance(folder)
-    short = settings.model_copy(update={"max_tokens": CHAT_TOKENS})
-    backbone, text = loading.load_backbone(facts["backbone"], facts["layer"], short, report)
-    found = training.load_sae(folder)
-    dictionary, bias = found.independent_latents().to(backbone.device), found.bias.to(backbone.device)
-    held_out = text.encode(list(islice(_conversations(chats), HELD_OUT)))
-    heard = lambda done: report("held-out conversations", done / len(held_out))  # noqa: E731 # read once, below
-    quality = gauge.measure_fidelity(held_out, backbone, facts["layer"], dictionary, bias, heard)
-    report("what the language model loses", 0.0)
-    llm = loading.load_full_llm(facts["backbone"], settings, report)
-    some = held_out[:LOSS_CHATS]
-    quality["loss_recovered"] = gauge.measure_loss_recovered(
-        some, llm, facts["layer"], gauge.make_reconstruct(dictionary, bias)
-    )
-    if beside:
-        quality["seed_agreement"] = gauge.measure_agreement(dictionary, training.load_sae(beside).dictionary)
-    facts["quality"] = {name: round(value, 4) for name, value in quality.items()}
-    training.write_provenance(folder, **facts)
-    return facts
+    """Measure an SAE on the held-out chats and add the results to its provenance, which is returned.
+
+    `other` is an SAE of another seed with which its directions are compared.
+    """
+    provenance = read_provenance(folder)
+    layer = provenance["layer"]
+    settings_for_chats = settings.model_copy(update={"max_tokens": MAX_CHAT_TOKENS})
+    backbone, tokenizer = loading.load_backbone(provenance["backbone"], layer, settings_for_chats, progress)
+    sae = training.load_sae(folder)
+    dictionary, bias = sae.independent_latents().to(backbone.device), sae.bias.to(backbone.device)
+    held_out = tokenizer.encode(list(islice(_iter_chats(chats), HELD_OUT_CHATS)))
+    results = quality.measure_fidelity(
+        held_out, backbone, layer, dictionary, bias,
+        lambda done: progress("held-out conversations", done / len(held_out)),
+    )  # fmt: skip
+    progress("loss recovered", 0.0)
+    llm = loading.load_full_llm(provenance["backbone"], settings, progress)
+    reconstruct = quality.make_reconstruct(dictionary, bias)
+    loss_chats = held_out[:LOSS_CHATS]
+    results["loss_recovered"] = quality.measure_loss_recovered(loss_chats, llm, layer, reconstruct)
+    if other:
+        other_dictionary = training.load_sae(other).dictionary
+        results["seed_agreement"] = quality.measure_agreement(dictionary, other_dictionary)
+    provenance["quality"] = {name: round(value, 4) for name, value in results.items()}
+    training.write_provenance(folder, **provenance)
+    return provenance
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """What is known about an SAE of ours."""
-    file = folder / "provenance.json"
+    """Return the facts about an SAE that this program trained or imported."""
+    file = folder / training.PROVENANCE_FILE
     if not file.exists():
-        raise SourceError(f"{folder} holds no SAE of ours: provenance.json is missing")
-    found: dict[str, Any] = json.loads(file.read_text())
-    return found
+        raise SourceError(f"{folder} holds no SAE of ours: {file.name} is missing")
+    provenance: dict[str, Any] = json.loads(file.read_text())
+    return provenance
 
 
-def _conversations(chats: list[str]) -> Iterator[Item]:
+def _iter_chats(chats: list[str]) -> Iterator[Item]:
     return activations.interleave([read_chats(chat) for chat in chats])
 
 
-def _key(*parts: object) -> str:
-    """A short digest of everything that decides an artefact."""
+def _digest(*parts: object) -> str:
+    """Return a short digest of everything that determines an artefact."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

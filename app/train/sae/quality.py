@@ -1,7 +1,7 @@
-"""How good an SAE is, on chats it was not trained on.
+"""Measures an SAE on chats it was not trained on: explained variance, sparsity, and loss recovered.
 
-Explained variance apart for response tokens and for the tokens that end a turn, because rewards are read
-there; and what the language model loses when it has to go on from the reconstruction.
+Explained variance is also measured separately for response tokens and for the tokens that end a turn, because
+rewards are read there. Loss recovered compares the language model's loss with and without the reconstruction.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,12 +17,15 @@ from app.backbone.packing import pack
 from app.reward.directions import Dictionary
 from app.types import EncodedItem
 
-SAME = 0.7
+MIN_SAME_COSINE = 0.7
+"""Directions of two SAEs count as the same from this cosine similarity on."""
+CHUNK_ROWS = 4096
+"""Rows encoded at once, to bound the memory of their activations."""
 Reconstruct = Callable[[Tensor], Tensor]
 
 
 def make_reconstruct(dictionary: Dictionary, bias: Tensor) -> Reconstruct:
-    """Residuals → what the dictionary makes of them."""
+    """Return a function from residuals to their reconstruction by the SAE."""
     return lambda rows: (
         (dictionary.encode(rows) @ dictionary.directions + bias) / dictionary.input_scale(rows)
     )
@@ -34,71 +37,71 @@ def measure_fidelity(
     layer: int,
     dictionary: Dictionary,
     bias: Tensor,
-    report: Callable[[int], None],
+    progress: Callable[[int], None],
 ) -> dict[str, float]:
-    """Explained variance, mean active latents, and the share of latents that never fire here."""
-    rows = [_rows(chat, backbone, layer, report, i + 1) for i, chat in enumerate(chats)]
+    """Return explained variance, mean number of active latents, and the share of latents that never fire."""
+    rows = []
+    for done, chat in enumerate(chats, 1):
+        rows.append(_compute_residuals(chat, backbone, layer))
+        progress(done)
     responses = torch.cat(
         [row[chat.response_start : chat.response_end] for row, chat in zip(rows, chats, strict=True)]
     )
     ends = torch.cat(
         [row[chat.response_end - 1 : chat.response_end + 1] for row, chat in zip(rows, chats, strict=True)]
     )
-    everything = torch.cat([row[1:] for row in rows])
-    rebuild = make_reconstruct(dictionary, bias)
-    fired = torch.stack([(dictionary.encode(part) > 0).any(0) for part in torch.split(everything, 4096)]).any(
-        0
-    )
+    all_rows = torch.cat([row[1:] for row in rows])
+    reconstruct = make_reconstruct(dictionary, bias)
+    fired = torch.stack([(dictionary.encode(chunk) > 0).any(0) for chunk in all_rows.split(CHUNK_ROWS)])
     return {
-        "explained_variance_response": _explained(responses, rebuild),
-        "explained_variance_ends": _explained(ends, rebuild),
-        "explained_variance": _explained(everything, rebuild),
-        "l0_response": _active(responses, dictionary),
-        "l0": _active(everything, dictionary),
-        "dead_share": float((~fired).float().mean()),
-        "tokens": float(len(everything)),
+        "explained_variance_response": _explained_variance(responses, reconstruct),
+        "explained_variance_ends": _explained_variance(ends, reconstruct),
+        "explained_variance": _explained_variance(all_rows, reconstruct),
+        "l0_response": _mean_active_latents(responses, dictionary),
+        "l0": _mean_active_latents(all_rows, dictionary),
+        "dead_share": float((~fired.any(0)).float().mean()),
+        "tokens": float(len(all_rows)),
     }
 
 
 def measure_loss_recovered(
-    chats: list[EncodedItem], llm: PreTrainedModel, layer: int, rebuild: Reconstruct
+    chats: list[EncodedItem], llm: PreTrainedModel, layer: int, reconstruct: Reconstruct
 ) -> float:
-    """Share of the language model's loss kept by the reconstruction: 0 as with a zeroed layer, 1 lossless."""
-    clean = _loss(chats, llm, layer, lambda rows: rows)
-    rebuilt = _loss(chats, llm, layer, rebuild)
-    nothing = _loss(chats, llm, layer, torch.zeros_like)
-    return (nothing - rebuilt) / (nothing - clean)
+    """Return the share of the language model's loss that the reconstruction keeps.
+
+    1 is lossless; 0 is as bad as residuals of zero after the layer.
+    """
+    clean = _mean_loss(chats, llm, layer, lambda rows: rows)
+    reconstructed = _mean_loss(chats, llm, layer, reconstruct)
+    zeroed = _mean_loss(chats, llm, layer, torch.zeros_like)
+    return (zeroed - reconstructed) / (zeroed - clean)
 
 
 def measure_agreement(ours: Dictionary, theirs: Dictionary) -> float:
-    """Share of our directions that another seed found too (cosine above 0.7)."""
+    """Return the share of our directions that an SAE of another seed has, too."""
     a, b = (torch.nn.functional.normalize(d.directions, dim=1) for d in (ours, theirs))
-    return float(((a @ b.T).amax(1) > SAME).float().mean())
+    return float(((a @ b.T).amax(1) > MIN_SAME_COSINE).float().mean())
 
 
-def _rows(
-    chat: EncodedItem, backbone: Backbone, layer: int, report: Callable[[int], None], number: int
-) -> Tensor:
+def _compute_residuals(chat: EncodedItem, backbone: Backbone, layer: int) -> Tensor:
     packed = pack([chat.ids])
-    rows = backbone.residuals(packed, {layer: packed.computed_rows})[layer].values
-    report(number)
-    return rows
+    return backbone.residuals(packed, {layer: packed.computed_rows})[layer].values
 
 
-def _explained(rows: Tensor, rebuild: Reconstruct) -> float:
-    error = sum(float((part - rebuild(part)).pow(2).sum()) for part in torch.split(rows, 4096))
+def _explained_variance(rows: Tensor, reconstruct: Reconstruct) -> float:
+    error = sum(float((chunk - reconstruct(chunk)).pow(2).sum()) for chunk in rows.split(CHUNK_ROWS))
     return 1 - error / float((rows - rows.mean(0)).pow(2).sum())
 
 
-def _active(rows: Tensor, dictionary: Dictionary) -> float:
-    counts = [(dictionary.encode(part) > 0).sum(1) for part in torch.split(rows, 4096)]
+def _mean_active_latents(rows: Tensor, dictionary: Dictionary) -> float:
+    counts = [(dictionary.encode(chunk) > 0).sum(1) for chunk in rows.split(CHUNK_ROWS)]
     return float(torch.cat(counts).float().mean())
 
 
-def _loss(chats: list[EncodedItem], llm: PreTrainedModel, layer: int, change: Reconstruct) -> float:
-    """Mean next-token loss with the residuals after a layer changed, the first token's left alone."""
+def _mean_loss(chats: list[EncodedItem], llm: PreTrainedModel, layer: int, replace: Reconstruct) -> float:
+    """Return the mean next-token loss with the residuals after a layer replaced, but for the first token's."""
     total, tokens = 0.0, 0
-    with torch.inference_mode(), _changed(llm, layer, change):
+    with torch.inference_mode(), _replace_residuals(llm, layer, replace):
         for chat in chats:
             ids = torch.tensor([chat.ids], device=llm.device)
             logits = llm(input_ids=ids).logits[0, 1:-1].float()
@@ -108,10 +111,12 @@ def _loss(chats: list[EncodedItem], llm: PreTrainedModel, layer: int, change: Re
 
 
 @contextmanager
-def _changed(llm: PreTrainedModel, layer: int, change: Reconstruct) -> Iterator[None]:
+def _replace_residuals(llm: PreTrainedModel, layer: int, replace: Reconstruct) -> Iterator[None]:
+    """Replace the residuals after a layer during the forward pass; the first token's stay as they are."""
+
     def hook(_module: object, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> object:
         hidden = output[0] if isinstance(output, tuple) else output
-        new = torch.cat([hidden[:, :1], change(hidden[0, 1:].float())[None].to(hidden.dtype)], dim=1)
+        new = torch.cat([hidden[:, :1], replace(hidden[0, 1:].float())[None].to(hidden.dtype)], dim=1)
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     handle = llm.model.layers[layer - 1].register_forward_hook(hook)

@@ -1,6 +1,6 @@
-"""The one door to sae_lens: train an SAE on harvested activations, load one for a reward model.
+"""Trains, loads and saves SAEs with sae_lens; no other module of the server imports it.
 
-Everything that leaves this room is plain tensors; a packaged bundle never comes here.
+Other modules get plain tensors. A bundle contains the latents that it needs, so serving does not use sae_lens.
 """
 
 import json
@@ -21,14 +21,21 @@ from torch import Tensor
 from app.errors import SourceError
 from app.reward.directions import Dictionary
 
-BATCH = 2048
+BATCH_SIZE = 2048
 DEAD_AFTER_TOKENS = 300_000
+"""A latent that has not fired for so many tokens counts as dead in training."""
 NORM_BATCHES = 20
-CHECKPOINT_EVERY = 250_000
-WHOLE = "whole"
-WEIGHTS = "sae_weights.safetensors"
-KINDS = ("standard", "jumprelu", "gated", "topk")
+"""Batches from which sae_lens estimates the norm of the activations before training."""
+MAX_CENTER_ROWS = 50_000
+"""Rows whose mean initialises the decoder bias."""
+CHECKPOINT_SAMPLES = 250_000
+COMPLETE_MARKER = "whole"
+"""Empty file that marks a checkpoint as completely written."""
+WEIGHTS_FILE = "sae_weights.safetensors"
+PROVENANCE_FILE = "provenance.json"
+SUPPORTED_KINDS = ("standard", "jumprelu", "gated", "topk")
 RESCALED = "constant_norm_rescale"
+"""sae_lens's name for inputs that are scaled to a constant norm."""
 
 
 def train_sae(
@@ -42,32 +49,38 @@ def train_sae(
     seed: int,
     device: torch.device,
     checkpoints: Path,
-    report: Callable[[int], None],
+    progress: Callable[[int], None],
 ) -> None:
-    """Train a BatchTopK SAE and save it as a JumpReLU one, normalisation folded back.
+    """Train a BatchTopK SAE with `width` latents and save it as a JumpReLU SAE for unnormalised inputs.
 
-    A run that was killed goes on from its last checkpoint; they go when the result is whole.
+    A killed run resumes from its last checkpoint in `checkpoints`, which is deleted at the end. `progress`
+    receives the number of rows that were trained on.
     """
     from sae_lens.training.sae_trainer import SAETrainer
 
-    sae = _untrained(rows, width, k, hook, seed, device)
-    last = _last_checkpoint(checkpoints)
+    sae = _initialise(rows, width, k, hook, seed, device)
+    last = _find_last_checkpoint(checkpoints)
     done = int(last.name) if last else 0
-    batches = _batches(rows, seed, report, skip=done // BATCH + NORM_BATCHES if last else 0)
+    batches = _iter_batches(rows, seed, progress, skip=done // BATCH_SIZE + NORM_BATCHES if last else 0)
     trainer = SAETrainer(
-        _schedule(width, samples, device, checkpoints), sae, batches, save_checkpoint_fn=_keep_only_this
+        _configure_trainer(width, samples, device, checkpoints),
+        sae,
+        batches,
+        save_checkpoint_fn=_delete_older_checkpoints,
     )
     if last:
         sae.load_weights_from_checkpoint(last)
         trainer.load_trainer_state(last)
-        trainer.n_training_steps = done // BATCH
-        trainer.checkpoint_thresholds = [at for at in trainer.checkpoint_thresholds if at > done]
+        trainer.n_training_steps = done // BATCH_SIZE
+        trainer.checkpoint_thresholds = [
+            threshold for threshold in trainer.checkpoint_thresholds if threshold > done
+        ]
     trainer.fit().save_inference_model(str(out))
-    _halve(out / WEIGHTS)
+    _convert_to_half(out / WEIGHTS_FILE)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def _untrained(
+def _initialise(
     rows: NDArray[np.float16], width: int, k: float, hook: str, seed: int, device: torch.device
 ) -> Any:
     from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
@@ -84,58 +97,60 @@ def _untrained(
     )
     sae = BatchTopKTrainingSAE(config)
     with torch.no_grad():
-        sae.b_dec.copy_(_center(rows, seed))
+        sae.b_dec.copy_(_compute_center(rows, seed))
     return sae
 
 
-def _schedule(width: int, samples: int, device: torch.device, checkpoints: Path) -> Any:
-    """The trainer's settings: how fast, how long, when a latent counts as dead."""
+def _configure_trainer(width: int, samples: int, device: torch.device, checkpoints: Path) -> Any:
+    """Return the trainer's settings: learning rate, length, checkpoints, and when a latent counts as dead."""
     from sae_lens.config import LoggingConfig, SAETrainerConfig
 
-    steps = samples // BATCH
+    steps = samples // BATCH_SIZE
     return SAETrainerConfig(
-        total_training_samples=steps * BATCH,
-        train_batch_size_samples=BATCH,
+        total_training_samples=steps * BATCH_SIZE,
+        train_batch_size_samples=BATCH_SIZE,
         lr=2e-4 / (width / 16384) ** 0.5,
         lr_end=0.0,
         device=str(device),
         lr_warm_up_steps=min(200, steps // 10),
         lr_decay_steps=steps // 4,
-        dead_feature_window=max(DEAD_AFTER_TOKENS // BATCH, 1),
+        dead_feature_window=max(DEAD_AFTER_TOKENS // BATCH_SIZE, 1),
         n_batches_for_norm_estimate=NORM_BATCHES,
-        n_checkpoints=max(samples // CHECKPOINT_EVERY, 1),
+        n_checkpoints=max(samples // CHECKPOINT_SAMPLES, 1),
         checkpoint_path=str(checkpoints),
         logger=LoggingConfig(log_to_wandb=False),
     )
 
 
-def _center(rows: NDArray[np.float16], seed: int) -> Tensor:
-    """The mean row at the scale the trainer sees, where the decoder's bias starts."""
-    sample = np.sort(np.random.default_rng(seed).choice(len(rows), min(len(rows), 50_000), replace=False))
-    some = rows[sample].astype(np.float32)
-    scale = rows.shape[1] ** 0.5 / np.linalg.norm(some, axis=1).mean()
-    return torch.from_numpy(some.mean(0) * scale)
+def _compute_center(rows: NDArray[np.float16], seed: int) -> Tensor:
+    """Return the mean row at the scale of the normalised inputs, the initial value of the decoder's bias."""
+    indices = np.sort(
+        np.random.default_rng(seed).choice(len(rows), min(len(rows), MAX_CENTER_ROWS), replace=False)
+    )
+    sample = rows[indices].astype(np.float32)
+    scale = rows.shape[1] ** 0.5 / np.linalg.norm(sample, axis=1).mean()
+    return torch.from_numpy(sample.mean(0) * scale)
 
 
-def _keep_only_this(checkpoint_path: Path | None) -> None:
-    """Mark a checkpoint as whole, then drop the ones before it."""
+def _delete_older_checkpoints(checkpoint_path: Path | None) -> None:
+    """Mark a checkpoint as complete, then delete the others."""
     if checkpoint_path is None:
         return
-    (checkpoint_path / WHOLE).touch()
+    (checkpoint_path / COMPLETE_MARKER).touch()
     for other in checkpoint_path.parent.iterdir():
         if other != checkpoint_path:
             shutil.rmtree(other)
 
 
-def _last_checkpoint(folder: Path) -> Path | None:
-    whole = [marker.parent for marker in folder.glob(f"*/{WHOLE}")]
-    return max(whole, key=lambda checkpoint: int(checkpoint.name), default=None)
+def _find_last_checkpoint(folder: Path) -> Path | None:
+    complete = [marker.parent for marker in folder.glob(f"*/{COMPLETE_MARKER}")]
+    return max(complete, key=lambda checkpoint: int(checkpoint.name), default=None)
 
 
 class LoadedSae(NamedTuple):
-    """An SAE as plain tensors: its latents, what its decoder adds to them, and where it reads.
+    """An SAE as plain tensors: its latents, the decoder bias, the kind by sae_lens's name, and the hook.
 
-    `most` is the number of latents that fire at a token at most, where they compete for that.
+    `top_k` is the number of latents that may fire at a token, for SAEs whose latents compete; else None.
     """
 
     dictionary: Dictionary
@@ -145,120 +160,124 @@ class LoadedSae(NamedTuple):
     top_k: int | None
 
     def independent_latents(self) -> Dictionary:
-        """The latents, if each can be read without the others."""
+        """Return the latents; fails if a latent's activation depends on the other latents."""
         if self.top_k is not None:
             raise SourceError(f"latents of a {self.kind} SAE compete; a recipe gives them a threshold first")
         return self.dictionary
 
     def activate(self, rows: Tensor) -> Tensor:
-        """Activations of all latents, as the SAE itself has them."""
-        found = self.dictionary.encode(rows)
+        """Return the activations of all latents, the same as sae_lens computes."""
+        activations = self.dictionary.encode(rows)
         if self.top_k is None:
-            return found
-        best = found.topk(self.top_k, dim=1)
-        return torch.zeros_like(found).scatter_(1, best.indices, best.values)
+            return activations
+        largest = activations.topk(self.top_k, dim=1)
+        return torch.zeros_like(activations).scatter_(1, largest.indices, largest.values)
 
 
 def load_sae(folder: Path) -> LoadedSae:
-    """An SAE that sae_lens saved."""
+    """Load an SAE that sae_lens saved."""
     from sae_lens import SAE
 
-    return _plain(SAE.load_from_disk(folder, device="cpu", dtype="float32"), str(folder))
+    return _convert(SAE.load_from_disk(folder, device="cpu", dtype="float32"), str(folder))
 
 
 def fetch_sae(release: str, name: str) -> LoadedSae:
-    """An SAE of sae_lens's registry, or of any repository on the hub in its format."""
+    """Download an SAE of sae_lens's registry, or of any hub repository in its format."""
     from sae_lens import SAE
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it warns of is refused below
+            warnings.simplefilter("ignore")  # what it warns of is rejected by _convert
             sae = SAE.from_pretrained(release, name, device="cpu", dtype="float32")
     except (ValueError, KeyError, OSError, HfHubHTTPError) as error:
         reason = str(error).partition("\n")[0]
         raise SourceError(f"cannot fetch the SAE {name!r} of {release}: {reason}") from error
-    return _plain(sae, f"{release} {name}")
+    return _convert(sae, f"{release} {name}")
 
 
-def save_sae(found: LoadedSae, folder: Path) -> None:
-    """Keep latents that do not compete as a JumpReLU SAE of sae_lens's."""
+def save_sae(sae: LoadedSae, folder: Path) -> None:
+    """Save an SAE whose latents do not compete, as a JumpReLU SAE in sae_lens's format."""
     from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
     from sae_lens.saes.sae import SAEMetadata
 
-    latents = found.dictionary
+    latents = sae.dictionary
     width, inputs = latents.encoder.shape
     config = JumpReLUSAEConfig(
         d_in=inputs,
         d_sae=width,
         apply_b_dec_to_input=False,
         normalize_activations=RESCALED if latents.input_norm else "none",
-        metadata=SAEMetadata(hook_name=found.hook),
+        metadata=SAEMetadata(hook_name=sae.hook),
     )
     with torch.device("meta"):
-        sae = JumpReLUSAE(config)
+        module = JumpReLUSAE(config)
     tensors = {
         "W_enc": latents.encoder.T.contiguous(),
         "b_enc": latents.bias,
         "threshold": latents.threshold,
         "W_dec": latents.directions,
-        "b_dec": found.bias,
+        "b_dec": sae.bias,
     }
-    sae.load_state_dict(tensors, assign=True)
-    sae.save_model(folder)
+    module.load_state_dict(tensors, assign=True)
+    module.save_model(folder)
 
 
-def _plain(sae: Any, place: str) -> LoadedSae:
-    """Any kind as JumpReLU latents: what is not linear up to the threshold is refused by name."""
-    kind, said = sae.cfg.architecture(), sae.cfg
-    if kind not in KINDS:
-        raise SourceError(f"{place} holds a {kind} SAE; there are: {', '.join(KINDS)}")
-    for what, fine in (("normalize_activations", ("none", RESCALED)), ("reshape_activations", ("none",))):
-        if (how := getattr(said, what)) not in fine:
-            raise SourceError(f"{place}: {what} is {how}, which is not in its weights")
+def _convert(sae: Any, source: str) -> LoadedSae:
+    """Convert an SAE of any supported kind to JumpReLU latents; fails for other kinds and conventions."""
+    config = sae.cfg
+    kind = config.architecture()
+    if kind not in SUPPORTED_KINDS:
+        raise SourceError(f"{source} holds a {kind} SAE; there are: {', '.join(SUPPORTED_KINDS)}")
+    for option, supported in (
+        ("normalize_activations", ("none", RESCALED)),
+        ("reshape_activations", ("none",)),
+    ):
+        if (value := getattr(config, option)) not in supported:
+            raise SourceError(f"{source}: {option} is {value}, which is not in its weights")
     weights: dict[str, Tensor] = {name: tensor.detach().float() for name, tensor in sae.state_dict().items()}
     if kind == "gated":
         gain = weights["r_mag"].exp()
         weights["threshold"] = weights["b_mag"] - gain * weights["b_gate"]
         weights["b_enc"], weights["W_enc"] = weights["b_mag"], weights["W_enc"] * gain
-    if kind == "topk" and said.rescale_acts_by_decoder_norm:
+    if kind == "topk" and config.rescale_acts_by_decoder_norm:
         norm = weights["W_dec"].norm(dim=1)
         weights["W_enc"], weights["b_enc"] = weights["W_enc"] * norm, weights["b_enc"] * norm
         weights["W_dec"] = weights["W_dec"] / norm[:, None]
     bias = weights["b_enc"]
-    if said.apply_b_dec_to_input:
+    if config.apply_b_dec_to_input:
         bias = bias - weights["b_dec"] @ weights["W_enc"]
     dictionary = Dictionary(
         encoder=weights["W_enc"].T.contiguous(),
         bias=bias,
         threshold=weights.get("threshold", torch.zeros_like(bias)),
         directions=weights["W_dec"],
-        input_norm=said.d_in**0.5 if said.normalize_activations == RESCALED else 0.0,
+        input_norm=config.d_in**0.5 if config.normalize_activations == RESCALED else 0.0,
     )
-    hook = str(said.metadata.hook_name or "")
-    return LoadedSae(dictionary, weights["b_dec"], kind, hook, int(said.k) if kind == "topk" else None)
+    hook = str(config.metadata.hook_name or "")
+    return LoadedSae(dictionary, weights["b_dec"], kind, hook, int(config.k) if kind == "topk" else None)
 
 
 def write_provenance(folder: Path, /, **facts: object) -> None:
-    """Write what is known about an SAE beside it."""
-    (folder / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n")
+    """Write facts about an SAE into its folder."""
+    (folder / PROVENANCE_FILE).write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def _halve(file: Path) -> None:
-    """Keep the weights at half precision: half the size, and sae_lens casts them back as it loads."""
+def _convert_to_half(file: Path) -> None:
+    """Convert the weights in a file to half precision; sae_lens converts them back when it loads them."""
     weights = load_file(file)
     save_file({name: tensor.half() for name, tensor in weights.items()}, file)
     file.chmod(0o644)
 
 
-def _batches(
-    rows: NDArray[np.float16], seed: int, report: Callable[[int], None], *, skip: int
+def _iter_batches(
+    rows: NDArray[np.float16], seed: int, progress: Callable[[int], None], *, skip: int
 ) -> Iterator[Tensor]:
-    """Endless shuffled batches from the given one on; `report` hears how many rows were handed out."""
-    each = len(rows) // BATCH
+    """Yield shuffled batches without end, from batch number `skip` on; `progress` receives the rows yielded."""
+    batches_per_epoch = len(rows) // BATCH_SIZE
     for number in count(skip):
-        epoch, at = divmod(number, each)
-        if at == 0 or number == skip:
+        epoch, batch = divmod(number, batches_per_epoch)
+        if batch == 0 or number == skip:
             order = np.random.default_rng((seed, epoch)).permutation(len(rows))
-        chosen = np.sort(order[at * BATCH : (at + 1) * BATCH])
-        yield torch.from_numpy(rows[chosen].astype(np.float32))
-        report((number - NORM_BATCHES) * BATCH)
+        indices = np.sort(order[batch * BATCH_SIZE : (batch + 1) * BATCH_SIZE])
+        yield torch.from_numpy(rows[indices].astype(np.float32))
+        progress((number - NORM_BATCHES) * BATCH_SIZE)

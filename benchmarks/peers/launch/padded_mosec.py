@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from mosec import Server, Worker
+from mosec import PeerServer, Worker
 
 from benchmarks.peers.launch.padded import BATCH, WAIT_S, Padded
 
@@ -20,6 +20,6 @@ class Scoring(Worker):  # type: ignore[misc] # mosec ships no types
 
 
 if __name__ == "__main__":
-    server = Server()
+    server = PeerServer()
     server.append_worker(Scoring, num=1, max_batch_size=BATCH, max_wait_time=int(WAIT_S * 1000))
     server.run()

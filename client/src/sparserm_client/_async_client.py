@@ -49,6 +49,13 @@ class AsyncClient:
     ) -> None:
         self._initialize(ServerConfig(url, model, key, timeout_s, retry_for_s))
 
+    def _initialize(self, config: ServerConfig) -> None:
+        self.config = config
+        self._http: httpx.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pending: list[_PendingCall] = []
+        self._send_tasks: set[asyncio.Task[None]] = set()
+
     async def __aenter__(self) -> "AsyncClient":
         return self
 
@@ -109,13 +116,6 @@ class AsyncClient:
     async def post(self, path: str, body: Any) -> Any:
         """Send a JSON body to a path, with retries, and return the JSON body of the response."""
         return await self._request("POST", path, json.dumps(body))
-
-    def _initialize(self, config: ServerConfig) -> None:
-        self.config = config
-        self._http: httpx.AsyncClient | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pending: list[_PendingCall] = []
-        self._send_tasks: set[asyncio.Task[None]] = set()
 
     async def _score(
         self, samples: Sequence[Sample], model: str | tuple[str, ...] | None, top_k: int

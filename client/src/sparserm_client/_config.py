@@ -22,8 +22,8 @@ RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 class ServerConfig:
     """The server's address, the default model, the API key and the time limits of a client.
 
-    One attempt takes at most `timeout_s`, which the server is told; while the server is overloaded or does
-    not answer, attempts go on for `retry_for_s`.
+    One attempt takes at most `timeout_s`; the server gets this limit in the header X-SparseRM-Timeout. While
+    the server is overloaded or does not answer, attempts go on for `retry_for_s`.
     """
 
     url: str = DEFAULT_URL
@@ -50,9 +50,9 @@ class RetryPolicy:
         self._delay_s = FIRST_DELAY_S
 
     def next_delay_s(self, response: httpx.Response | None = None, error: Exception | None = None) -> float:
-        """Return the seconds to wait after this response or error; raise RequestFailed after the last attempt.
+        """Return the seconds to wait after this response or error.
 
-        The last attempt is the one whose delay would end after the deadline.
+        Raises RequestFailed if the next attempt would start after the deadline.
         """
         retry_after = response.headers.get("retry-after", "") if response is not None else ""
         jittered = self._delay_s * random.uniform(0.5, 1.5)  # noqa: S311 # not a secret

@@ -54,7 +54,7 @@ def parse_body(response: httpx.Response) -> Any:
 
 
 def unique_models(models: Sequence[str]) -> tuple[str, ...]:
-    """Return the names in order, each once, as the server scores them; ValueError for none or for a string."""
+    """Return the names in order without repetitions, as the server scores them; ValueError for none."""
     if isinstance(models, str) or not models:
         raise ValueError(f"models must be a list of at least one model name, not {models!r}")
     return tuple(dict.fromkeys(models))

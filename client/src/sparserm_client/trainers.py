@@ -130,7 +130,7 @@ def compute_score(
 
 
 def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Any, **_: Any) -> dict[str, Any]:
-    """Score rendered texts for OpenRLHF's `--reward.remote_url FILE.py`, a file that imports this function."""
+    """Score rendered texts for OpenRLHF, if `--reward.remote_url` is a Python file that imports this."""
     import torch
 
     rewards = torch.tensor(_shared_client().rendered_rewards(queries, prompts))

@@ -1,4 +1,4 @@
-"""What a round does to a policy: reading, drawing, labelling, learning."""
+"""One round of alignment: log-probabilities, sampling, labelling and DPO."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from app.align.labelling import LabelledPair
 from app.align.policy import dpo
 from app.align.policy.logprobs import SequenceLogprobs
 from app.align.policy.model import Completion, Policy, SamplingConfig, sample_completions
-from app.align.reward_scoring import Verdict
+from app.align.reward_functions import ItemReward
 from app.settings import Settings
 from app.types import Message
 from tests.support import alignment_runs, tiny
@@ -22,126 +22,140 @@ from tests.support.training_setup import Killed, killing, quiet
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return tiny.build_models(tmp_path_factory.mktemp("learning"))
 
 
 @pytest.fixture(scope="module")
-def root(world: Settings) -> Path:
-    return world.models_dir.parent
+def root(settings: Settings) -> Path:
+    return settings.models_dir.parent
 
 
 @pytest.fixture(scope="module")
-def start(root: Path, world: Settings) -> Policy:
-    return alignment_runs.start(root, world)
+def policy(root: Path, settings: Settings) -> Policy:
+    return alignment_runs.load_initial_policy(root, settings)
 
 
 @pytest.fixture(scope="module")
-def reading(start: Policy) -> SequenceLogprobs:
-    return SequenceLogprobs(start)
+def logprobs(policy: Policy) -> SequenceLogprobs:
+    return SequenceLogprobs(policy)
 
 
-def test_a_packed_likelihood_is_the_language_model_s_own(start: Policy, reading: SequenceLogprobs) -> None:
-    exchanges = tiny.random_items(24)
-    llm = AutoModelForCausalLM.from_pretrained(start.folder)
-    for one, found in zip(exchanges, reading.compute(exchanges), strict=True):
-        (encoded,) = start.text.encode([one])
+def test_packed_logprobs_equal_those_of_the_language_model(
+    policy: Policy, logprobs: SequenceLogprobs
+) -> None:
+    items = tiny.random_items(24)
+    llm = AutoModelForCausalLM.from_pretrained(policy.folder)
+    for item, computed in zip(items, logprobs.compute(items), strict=True):
+        (encoded,) = policy.text.encode([item])
         with torch.no_grad():
-            chances = llm(torch.tensor([encoded.ids])).logits[0].double().log_softmax(-1)
-        wanted = chances[:-1].gather(1, torch.tensor(encoded.ids)[1:, None])[encoded.response_start - 1 :, 0]
-        assert torch.allclose(found, wanted, atol=1e-4)
+            all_logprobs = llm(torch.tensor([encoded.ids])).logits[0].double().log_softmax(-1)
+        targets = torch.tensor(encoded.ids)[1:, None]
+        expected = all_logprobs[:-1].gather(1, targets)[encoded.response_start - 1 :, 0]
+        assert torch.allclose(computed, expected, atol=1e-4)
 
 
-def test_what_is_drawn_depends_on_the_seed_alone(start: Policy) -> None:
-    prompts = [one.messages for one in tiny.random_items(5)]
-    drawn = [sample_completions(start, prompts, SamplingConfig(3, 5, 1.0, seed), quiet) for seed in (1, 1, 2)]
-    assert drawn[0] == drawn[1] != drawn[2]
-    assert [len(some) for some in drawn[0]] == [3] * 5
-    assert all(one.response for some in drawn[0] for one in some)
+def test_samples_depend_only_on_the_seed(policy: Policy) -> None:
+    prompts = [item.messages for item in tiny.random_items(5)]
+    samples = [
+        sample_completions(policy, prompts, SamplingConfig(3, 5, 1.0, seed), quiet) for seed in (1, 1, 2)
+    ]
+    assert samples[0] == samples[1] != samples[2]
+    assert [len(group) for group in samples[0]] == [3] * 5
+    assert all(completion.response for group in samples[0] for completion in group)
 
 
-def test_the_reference_is_the_start_and_ends_where_a_response_was_cut(
-    start: Policy, reading: SequenceLogprobs
+def test_reference_logprobs_are_of_the_initial_policy_and_exclude_the_end_of_cut_responses(
+    policy: Policy, logprobs: SequenceLogprobs
 ) -> None:
     pairs = [
         LabelledPair(
-            (Message("user", "river?"),), Completion("amber stone", True), Completion("glass", done), 1.0
+            (Message("user", "river?"),),
+            Completion("amber stone", finished=True),
+            Completion("glass", finished=finished),
+            1.0,
         )
-        for done in (True, False)
+        for finished in (True, False)
     ]
-    rows = dpo.build_rows(pairs, reading, quiet)
+    rows = dpo.build_rows(pairs, logprobs, quiet)
     assert [len(row["rejected_ids"]) for row in rows] == [
         len(rows[0]["rejected_ids"]),
         len(rows[0]["rejected_ids"]) - 1,
     ]
-    llm = AutoModelForCausalLM.from_pretrained(start.folder)
+    llm = AutoModelForCausalLM.from_pretrained(policy.folder)
     for row in rows:
         ids = row["prompt_ids"] + row["rejected_ids"]
         with torch.no_grad():
-            chances = llm(torch.tensor([ids])).logits[0].log_softmax(-1)
-        said_ids = torch.tensor(row["rejected_ids"])[:, None]
-        wanted = chances[len(row["prompt_ids"]) - 1 : -1].gather(1, said_ids).sum()
-        assert row["ref_rejected_logps"] == pytest.approx(float(wanted), abs=1e-3)
+            all_logprobs = llm(torch.tensor([ids])).logits[0].log_softmax(-1)
+        targets = torch.tensor(row["rejected_ids"])[:, None]
+        expected = all_logprobs[len(row["prompt_ids"]) - 1 : -1].gather(1, targets).sum()
+        assert row["ref_rejected_logps"] == pytest.approx(float(expected), abs=1e-3)
 
 
-def test_dpo_begins_where_policy_and_reference_agree(
-    start: Policy, reading: SequenceLogprobs, root: Path, tmp_path: Path
+def test_dpo_loss_starts_at_log_2(
+    policy: Policy, logprobs: SequenceLogprobs, root: Path, tmp_path: Path
 ) -> None:
-    what = alignment_runs.plan(root, lr=1e-12)
-    rows = dpo.build_rows(labelling.label_by_data(alignment_runs.exam(root).pairs[:4]), reading, quiet)
-    done = dpo.build_trainer(start, rows, what, 0, tmp_path).train()
-    assert done.training_loss == pytest.approx(math.log(2), abs=1e-4)
+    config = alignment_runs.make_config(root, lr=1e-12)
+    pairs = labelling.label_by_data(alignment_runs.build_evaluation_set(root).pairs[:4])
+    rows = dpo.build_rows(pairs, logprobs, quiet)
+    result = dpo.build_trainer(policy, rows, config, 0, tmp_path).train()
+    assert result.training_loss == pytest.approx(math.log(2), abs=1e-4)
 
 
-def test_dpo_makes_the_preferred_responses_likelier(
-    start: Policy, reading: SequenceLogprobs, root: Path, tmp_path: Path
+def test_dpo_raises_the_logprobs_of_preferred_responses(
+    policy: Policy, logprobs: SequenceLogprobs, root: Path, tmp_path: Path
 ) -> None:
-    exam, what = alignment_runs.exam(root), alignment_runs.plan(root, epochs=3, batch=4)
-    pairs = labelling.label_by_data(exam.pairs)
-    dpo.train_adapter(start, dpo.build_rows(pairs, reading, quiet), what, 0, tmp_path / "made", quiet)
-    taught = SequenceLogprobs(replace(start, adapter=tmp_path / "made"))
-    before, after = (metrics.likelihoods(one, exam, quiet) for one in (reading, taught))
-    agreed = metrics.agreement(exam, after, before)
-    assert min(agreed["implicit"]) > 0
-    first = metrics.agreement(exam, before, before)
-    assert sum(agreed["mc2"]) > sum(first["mc2"])
-    assert set(first["implicit"]) == {0.0}
+    evaluation = alignment_runs.build_evaluation_set(root)
+    config = alignment_runs.make_config(root, epochs=3, batch=4)
+    pairs = labelling.label_by_data(evaluation.pairs)
+    rows = dpo.build_rows(pairs, logprobs, quiet)
+    dpo.train_adapter(policy, rows, config, 0, tmp_path / "adapter", quiet)
+    trained = SequenceLogprobs(replace(policy, adapter=tmp_path / "adapter"))
+    before, after = (metrics.sum_logprobs(model, evaluation, quiet) for model in (logprobs, trained))
+    agreement = metrics.measure_agreement(evaluation, after, before)
+    assert min(agreement["implicit"]) > 0
+    initial_agreement = metrics.measure_agreement(evaluation, before, before)
+    assert sum(agreement["mc2"]) > sum(initial_agreement["mc2"])
+    assert set(initial_agreement["implicit"]) == {0.0}
 
 
 @pytest.mark.heavy
-def test_a_cut_dpo_goes_on_at_its_checkpoint(
-    start: Policy, reading: SequenceLogprobs, root: Path, tmp_path: Path
+def test_interrupted_dpo_resumes_at_its_checkpoint(
+    policy: Policy, logprobs: SequenceLogprobs, root: Path, tmp_path: Path
 ) -> None:
-    what = alignment_runs.plan(root, epochs=3, batch=4)
-    rows = dpo.build_rows(labelling.label_by_data(alignment_runs.exam(root).pairs), reading, quiet)
-    (tmp_path / "cut").mkdir()
-    killed = killing(11)
+    config = alignment_runs.make_config(root, epochs=3, batch=4)
+    pairs = labelling.label_by_data(alignment_runs.build_evaluation_set(root).pairs)
+    rows = dpo.build_rows(pairs, logprobs, quiet)
+    (tmp_path / "interrupted").mkdir()
+    kill = killing(11)
     with pytest.raises(Killed):
-        dpo.train_adapter(start, rows, what, 0, tmp_path / "cut" / "made", killed)
-    (checkpoint,) = (tmp_path / "cut" / "checkpoints").glob("checkpoint-*")
+        dpo.train_adapter(policy, rows, config, 0, tmp_path / "interrupted" / "adapter", kill)
+    (checkpoint,) = (tmp_path / "interrupted" / "checkpoints").glob("checkpoint-*")
     assert checkpoint.name == "checkpoint-10"
-    for name in ("cut", "straight"):
+    for name in ("interrupted", "uninterrupted"):
         (tmp_path / name).mkdir(exist_ok=True)
-        dpo.train_adapter(start, rows, what, 0, tmp_path / name / "made", quiet)
-    cut, straight = (
-        (tmp_path / name / "made" / "adapter_model.safetensors").read_bytes() for name in ("cut", "straight")
+        dpo.train_adapter(policy, rows, config, 0, tmp_path / name / "adapter", quiet)
+    interrupted, uninterrupted = (
+        (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes()
+        for name in ("interrupted", "uninterrupted")
     )
-    assert cut == straight
+    assert interrupted == uninterrupted
 
 
-def test_labels_come_from_the_policy_or_the_reward(reading: SequenceLogprobs) -> None:
-    prompts = [one.messages for one in tiny.random_items(6)]
-    couples = [[Completion("amber", True), Completion("stone glass", True)] for _ in prompts]  # noqa: FBT003
-    couples[2] = [couples[2][0]] * 2
-    own = labelling.label_by_policy(reading, prompts, couples, criterion="better", report=quiet)
+def test_labels_come_from_the_policy_or_the_reward(logprobs: SequenceLogprobs) -> None:
+    prompts = [item.messages for item in tiny.random_items(6)]
+    first, second = Completion("amber", finished=True), Completion("stone glass", finished=True)
+    candidates = [[first, second] for _ in prompts]
+    candidates[2] = [first] * 2
+    labelled = labelling.label_by_policy(logprobs, prompts, candidates, criterion="better", progress=quiet)
     swapped = labelling.label_by_policy(
-        reading, prompts, [some[::-1] for some in couples], criterion="better", report=quiet
+        logprobs, prompts, [group[::-1] for group in candidates], criterion="better", progress=quiet
     )
-    assert len(own) == 5
-    assert [one.chosen for one in own] == [one.chosen for one in swapped]
-    assert [one.lead for one in own] == pytest.approx([one.lead for one in swapped])
-    assert [LabelledPair.from_row(json.loads(json.dumps(one.row))) for one in own] == own
+    assert len(labelled) == 5
+    assert [pair.chosen for pair in labelled] == [pair.chosen for pair in swapped]
+    assert [pair.lead for pair in labelled] == pytest.approx([pair.lead for pair in swapped])
+    assert [LabelledPair.from_row(json.loads(json.dumps(pair.row))) for pair in labelled] == labelled
     longest = labelling.label_by_reward(
-        lambda some: [Verdict(len(e.response), 0) for e in some], prompts, couples
+        lambda items: [ItemReward(len(item.response), 0) for item in items], prompts, candidates
     )
-    assert {one.chosen.response for one in longest} == {"stone glass"}
+    assert {pair.chosen.response for pair in longest} == {"stone glass"}

@@ -1,4 +1,4 @@
-"""Steps of a fixed size, as a GPU plays them, say what a pass made to measure says, whatever went before."""
+"""Forward passes of fixed size, as CUDA graphs replay them, compute the scores of ordinary forward passes."""
 
 import logging
 import random
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from app.backbone.runtime import cuda_graphs
-from app.backbone.runtime.cuda_graphs import Steps
+from app.backbone.runtime.cuda_graphs import CudaGraphRunner
 from app.errors import NonFiniteScore
 from app.reward import loading
 from app.reward.engine import Engine
@@ -16,109 +16,117 @@ from app.settings import Settings
 from app.types import Explain, Item, ScoredItem, ScoreJob, ScoreOptions
 from tests.support import tiny
 
-ALL = ScoreOptions(tuple(tiny.MODELS), Explain.TOKENS, top_k=tiny.K)
-CLOSE = 1e-5
+ALL_MODELS = ScoreOptions(tuple(tiny.MODELS), Explain.TOKENS, top_k=tiny.K)
+TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module", params=tiny.ARCHITECTURES)
 def settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Every kind of backbone."""
+    """Settings of a models folder for each architecture."""
     return tiny.build_models(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes for a toy."""
-    monkeypatch.setattr(cuda_graphs, "SIZES", (32, 64, 128, 256))
-    monkeypatch.setattr(cuda_graphs, "KNOWN", (0, 64, 128))
+def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "NEW_ROW_SIZES", (32, 64, 128, 256))
+    monkeypatch.setattr(cuda_graphs, "CACHED_ROW_SIZES", (0, 64, 128))
 
 
 @pytest.fixture
-def launched(settings: Settings) -> Engine:
-    """An engine that takes no steps and remembers nothing."""
+def plain_engine(settings: Settings) -> Engine:
+    """An engine without graphs and without prefix cache."""
     return loading.load_engine(settings.model_copy(update={"prefix_cache_mib": 0}), lambda *_: None)
 
 
 @pytest.fixture
-def stepping(settings: Settings) -> Engine:
-    """One that takes steps, and remembers prompts."""
+def graph_engine(settings: Settings) -> Engine:
+    """An engine with graphs and a prefix cache."""
     engine = loading.load_engine(settings, lambda *_: None)
-    engine.backbone.cuda_graphs = Steps(engine.backbone.layers, engine.backbone.embed)
+    engine.backbone.cuda_graphs = CudaGraphRunner(engine.backbone.layers, engine.backbone.embed)
     return engine
 
 
-def worth(engine: Engine, exchanges: list[Item], ask: ScoreOptions = ALL) -> list[list[float]]:
-    """What every token of every response was worth."""
-    found = engine.score([ScoreJob(one, ask) for one in engine.encode(exchanges)])
-    assert all(isinstance(one, ScoredItem) for one in found)
+def score_numbers(engine: Engine, items: list[Item], options: ScoreOptions = ALL_MODELS) -> list[list[float]]:
+    """The token credits and rewards of each item."""
+    results = engine.score([ScoreJob(encoded, options) for encoded in engine.encode(items)])
+    assert all(isinstance(result, ScoredItem) for result in results)
     return [
-        [token.credit for score in one.scores for token in score.tokens or ()]
-        + [s.reward for s in one.scores]
-        for one in found
-        if isinstance(one, ScoredItem)
+        [token.credit for score in result.scores for token in score.tokens or ()]
+        + [score.reward for score in result.scores]
+        for result in results
+        if isinstance(result, ScoredItem)
     ]
 
 
-def steps_of(engine: Engine) -> Steps:
+def graph_runner(engine: Engine) -> CudaGraphRunner:
     assert engine.backbone.cuda_graphs
     return engine.backbone.cuda_graphs
 
 
-def test_steps_say_the_same_whatever_was_played_before(stepping: Engine, launched: Engine) -> None:
+def test_graphs_compute_the_same_scores_whatever_ran_before(
+    graph_engine: Engine, plain_engine: Engine
+) -> None:
     rng = random.Random(0)
     system = "seven maple orbit violet " * 6
     for count in (1, 14, 2, 5, 1, 8, 3):
-        some = [
+        items = [
             tiny.make_item(
                 system * rng.randint(0, 2) + rng.choice(tiny.WORDS), " ".join(rng.choices(tiny.WORDS, k=9))
             )
             for _ in range(count)
         ]
-        for ask in (ALL, ScoreOptions(("gamma",), Explain.TOKENS)):
-            ours, wanted = worth(stepping, some, ask), worth(launched, some, ask)
-            assert all(np.allclose(a, b, atol=CLOSE) for a, b in zip(ours, wanted, strict=True))
-    taken = steps_of(stepping).taken
-    assert len({size for size, _ in taken}) >= 3
-    assert len({known for _, known in taken}) >= 2
+        for options in (ALL_MODELS, ScoreOptions(("gamma",), Explain.TOKENS)):
+            actual = score_numbers(graph_engine, items, options)
+            expected = score_numbers(plain_engine, items, options)
+            assert all(np.allclose(a, b, atol=TOLERANCE) for a, b in zip(actual, expected, strict=True))
+    sizes = graph_runner(graph_engine).captured_sizes
+    assert len({new_rows for new_rows, _ in sizes}) >= 3
+    assert len({cached_rows for _, cached_rows in sizes}) >= 2
 
 
-def test_what_overflows_leaves_nothing_behind(stepping: Engine, launched: Engine) -> None:
-    some = tiny.random_items(3)
-    weight = stepping.backbone.embedding.weight
-    token = stepping.encode(some)[0].ids[-2]
+def test_non_finite_values_do_not_affect_later_batches(graph_engine: Engine, plain_engine: Engine) -> None:
+    items = tiny.random_items(3)
+    weight = graph_engine.backbone.embedding.weight
+    token = graph_engine.encode(items)[0].ids[-2]
     healthy = weight[token].clone()
     weight[token] = float("nan")
     assert any(
-        isinstance(one, NonFiniteScore)
-        for one in stepping.score([ScoreJob(one, ALL) for one in stepping.encode(some)])
+        isinstance(result, NonFiniteScore)
+        for result in graph_engine.score([ScoreJob(item, ALL_MODELS) for item in graph_engine.encode(items)])
     )
     weight[token] = healthy
-    assert np.allclose(worth(stepping, some)[0], worth(launched, some)[0], atol=CLOSE)
+    actual, expected = score_numbers(graph_engine, items)[0], score_numbers(plain_engine, items)[0]
+    assert np.allclose(actual, expected, atol=TOLERANCE)
 
 
-def test_what_is_too_large_is_launched(stepping: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graphs, "SIZES", (8,))
-    some = tiny.random_items(40)
-    assert len(worth(stepping, some)) == 40
-    assert not steps_of(stepping).taken
-
-
-def test_where_steps_cannot_be_recorded_passes_are_launched(
-    stepping: Engine, launched: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_batches_over_the_largest_size_run_without_graphs(
+    graph_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
+    monkeypatch.setattr(cuda_graphs, "NEW_ROW_SIZES", (8,))
+    items = tiny.random_items(40)
+    assert len(score_numbers(graph_engine, items)) == 40
+    assert not graph_runner(graph_engine).captured_sizes
+
+
+def test_forward_passes_run_without_graphs_where_capture_fails(
+    graph_engine: Engine,
+    plain_engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("no graphs here")
 
-    monkeypatch.setattr(cuda_graphs, "recorded", broken)
+    monkeypatch.setattr(cuda_graphs, "capture_graph", fail)
     with caplog.at_level(logging.WARNING, "sparserm"):
         for _ in range(2):
-            assert np.allclose(
-                worth(stepping, tiny.random_items(1)), worth(launched, tiny.random_items(1)), atol=CLOSE
-            )
+            items = tiny.random_items(1)
+            actual, expected = score_numbers(graph_engine, items), score_numbers(plain_engine, items)
+            assert np.allclose(actual, expected, atol=TOLERANCE)
     assert len([record for record in caplog.records if "no graphs here" in record.message]) == 1
-    assert not steps_of(stepping).able
+    assert not graph_runner(graph_engine).is_supported
 
 
-def test_steps_are_not_for_cpus(launched: Engine) -> None:
-    assert launched.backbone.cuda_graphs is None
-    assert launched.backbone.device == torch.device("cpu")
+def test_a_cpu_uses_no_graphs(plain_engine: Engine) -> None:
+    assert plain_engine.backbone.cuda_graphs is None
+    assert plain_engine.backbone.device == torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Memory that is used again and again is not fetched again and again."""
+"""Memory that a forward pass frees is used again without page faults."""
 
 import resource
 from concurrent.futures import ProcessPoolExecutor
@@ -8,21 +8,23 @@ import torch
 
 from app.backbone.runtime import memory
 
-ROUNDS, PAGES = 10, 3 * 2048
+ROUNDS = 10
+PAGES = 3 * 2048
+"""Pages of the tensors of one round."""
 
 
-def test_what_was_freed_is_there_for_the_next_pass() -> None:
-    """In a process of its own, as this cannot be undone; without it every round faults on every page."""
+def test_freed_memory_is_reused_without_page_faults() -> None:
+    """Runs in its own process, as it cannot be undone. By default, each round faults on every page."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        assert pool.submit(_faults).result() < PAGES
+        assert pool.submit(_count_page_faults).result() < PAGES
 
 
-def _faults() -> int:
-    """Of some rounds that take three times 8 MiB and give them back, after as many others."""
-    memory.keep()
-    found = []
+def _count_page_faults() -> int:
+    """Page faults of ROUNDS rounds that allocate and free three times 8 MiB, after as many warm-up rounds."""
+    memory.keep_freed_memory()
+    faults = []
     for _ in range(2 * ROUNDS):
-        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-        held = [torch.ones(2**21) for _ in range(3)]
-        del held
-    return found[-1] - found[ROUNDS]
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+        tensors = [torch.ones(2**21) for _ in range(3)]
+        del tensors
+    return faults[-1] - faults[ROUNDS]

@@ -27,9 +27,9 @@ TINY = Preset(
 
 
 @pytest.fixture(scope="module")
-def task(workshop: Settings) -> Task:
-    """The workshop's pairs; every other test pair says it is a reference answer."""
-    root = workshop.models_dir.parent
+def task(training_settings: Settings) -> Task:
+    """Training pairs of the fixture; every other test pair says it is a reference answer."""
+    root = training_settings.models_dir.parent
     test = [
         replace(pair, group=f"t{pair.group}", attributes=(("kind", "reference"), ("best", "True")))
         for pair in read_pairs(root / "test.jsonl")
@@ -37,18 +37,20 @@ def task(workshop: Settings) -> Task:
     return Task("toy", read_pairs(root / "pairs.jsonl"), test, ("a", "b"), "better")
 
 
-def study(task: Task, preset: Preset, workshop: Settings, sae: Path, folder: Path, report: Any) -> Any:
-    start = str(workshop.models_dir.parent / "backbone")
-    own = workshop.model_copy(update={"cache_dir": folder / "cache"})
+def study(
+    task: Task, preset: Preset, training_settings: Settings, sae: Path, folder: Path, report: Any
+) -> Any:
+    start = str(training_settings.models_dir.parent / "backbone")
+    own = training_settings.model_copy(update={"cache_dir": folder / "cache"})
     return run(task, preset, sae, start, folder, own, report)
 
 
 @pytest.mark.heavy
 def test_every_arm_is_measured_and_told(
-    task: Task, workshop: Settings, made_sae: Path, tmp_path: Path
+    task: Task, training_settings: Settings, trained_sae: Path, tmp_path: Path
 ) -> None:
     small = replace(TINY, seeds=1, per_round=4, epochs=1, answered=2, compared=8, pool_prompts=2)
-    found = study(task, small, workshop, made_sae, tmp_path, quiet)
+    found = study(task, small, training_settings, trained_sae, tmp_path, quiet)
     arms = found["study"]["arms"]
     assert tuple(arms) == ARMS
     assert arms[OURS]["pairs"] == arms[CHANCE]["pairs"]
@@ -67,13 +69,14 @@ def test_every_arm_is_measured_and_told(
 @pytest.mark.heavy
 @pytest.mark.timeout(1800)
 def test_a_cut_experiment_ends_as_an_unbroken_one(
-    task: Task, workshop: Settings, made_sae: Path, tmp_path: Path
+    task: Task, training_settings: Settings, trained_sae: Path, tmp_path: Path
 ) -> None:
     cut = killing_at("random filter, seed 1: round 1: DPO", 0)
     with pytest.raises(Killed):
-        study(task, TINY, workshop, made_sae, tmp_path / "cut", cut)
+        study(task, TINY, training_settings, trained_sae, tmp_path / "cut", cut)
     found, straight = (
-        study(task, TINY, workshop, made_sae, tmp_path / name, quiet) for name in ("cut", "straight")
+        study(task, TINY, training_settings, trained_sae, tmp_path / name, quiet)
+        for name in ("cut", "straight")
     )
     assert {**found, "seconds": 0} == {**straight, "seconds": 0}
 

@@ -20,7 +20,7 @@ from benchmarks.peers.correctness_check import Gatekeeper
 from benchmarks.peers.launch.padded import Padded
 from benchmarks.peers.launch.padded_naive import create_app
 from benchmarks.peers.measure import Bench
-from benchmarks.peers.peer import Depth, Place
+from benchmarks.peers.peer import Depth, LaunchContext
 from benchmarks.peers.schedule import Runner, course, environment, interpreter, wanted
 from benchmarks.reference import Reference, load_reference
 from benchmarks.report import Results
@@ -36,8 +36,8 @@ from benchmarks.workloads import Query, TextGenerator, Workload
 from tests.benchmarks.test_load_generator import block
 
 HEAD = [1.0, 0.5]
-PLACE = Place(Path("/venv/bin/python"), Path("/checkpoint"), 8123, 4)
-KNOWN = catalogue.peers(["alpha", "beta"], HEAD)
+PLACE = LaunchContext(Path("/venv/bin/python"), Path("/checkpoint"), 8123, 4)
+KNOWN = catalogue.all_peers(["alpha", "beta"], HEAD)
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +79,9 @@ ANSWERS: dict[str, list[Any]] = {
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_peer_is_asked_for_every_pair_and_read_in_order(name: str, query: Query) -> None:
     peer, answers = KNOWN[name], ANSWERS[name]
-    requests = peer.ask(query)
+    requests = peer.build_requests(query)
     assert len(requests) == len(answers)
-    scores = [score for answer in answers for score in peer.read(answer)]
+    scores = [score for answer in answers for score in peer.read_scores(answer)]
     assert scores == ([0.5, 1.0, 1.5] if name == "llamacpp" else [1.0, 2.0, 3.0])
     said = json.dumps([one.body for one in requests])
     for pair in query:
@@ -91,7 +91,7 @@ def test_a_peer_is_asked_for_every_pair_and_read_in_order(name: str, query: Quer
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_server_is_started_where_it_is_told_to(name: str) -> None:
     server = KNOWN[name].server
-    command = server.start(PLACE)
+    command = server.build_command(PLACE)
     said = [*command.args, *command.env.values()]
     assert "8123" in said
     assert command.args[0].startswith("/venv/bin/")
@@ -99,26 +99,26 @@ def test_a_server_is_started_where_it_is_told_to(name: str) -> None:
 
 
 def test_ours_sends_a_prompt_once_for_all_its_responses(query: Query) -> None:
-    (request,) = KNOWN["ours"].ask(query)
+    (request,) = KNOWN["ours"].build_requests(query)
     assert [len(one["responses"]) for one in request.body["inputs"]] == [2, 1]
     assert request.body["explain"] == "none"
-    (request,) = KNOWN["ours-reasons"].ask(query)
+    (request,) = KNOWN["ours-reasons"].build_requests(query)
     assert (request.body["explain"], request.body["top_k"]) == ("features", 5)
-    assert KNOWN["ours-all"].ask(query)[0].body["model"] == ["alpha", "beta"]
+    assert KNOWN["ours-all"].build_requests(query)[0].body["model"] == ["alpha", "beta"]
 
 
 def test_vllm_computes_on_every_core_in_the_precision_it_is_set_against() -> None:
-    command = KNOWN["vllm"].server.start(PLACE)
+    command = KNOWN["vllm"].server.build_command(PLACE)
     args = list(command.args)
     assert args[args.index("--dtype") + 1] == "float32"
     assert command.env["VLLM_CPU_OMP_THREADS_BIND"] == "0-3"
     assert command.env["VLLM_CPU_NUM_OF_RESERVED_CPU"] == "0"
-    assert "--enforce-eager" in KNOWN["vllm-eager"].server.start(PLACE).args
+    assert "--enforce-eager" in KNOWN["vllm-eager"].server.build_command(PLACE).args
     assert KNOWN["vllm-full"].server.depth is Depth.FULL
-    assert KNOWN["vllm-four"].against == "ours-all"
+    assert KNOWN["vllm-four"].compared_with == "ours-all"
     half = KNOWN["vllm-16"]
-    assert half.against == "ours-16"
-    assert "bfloat16" in half.server.start(PLACE).args
+    assert half.compared_with == "ours-16"
+    assert "bfloat16" in half.server.build_command(PLACE).args
 
 
 def test_every_venv_a_server_needs_can_be_installed_with_pinned_versions() -> None:
@@ -136,9 +136,9 @@ def test_a_venv_counts_as_installed_when_it_was_finished_with_these_requirements
 
 
 def test_peers_are_chosen_by_name() -> None:
-    assert [one.name for one in catalogue.chosen(KNOWN, ["naive", "ours"])] == ["ours", "naive"]
+    assert [one.name for one in catalogue.select_peers(KNOWN, ["naive", "ours"])] == ["ours", "naive"]
     with pytest.raises(ValueError, match="no peer 'them'"):
-        catalogue.chosen(KNOWN, ["them"])
+        catalogue.select_peers(KNOWN, ["them"])
 
 
 def test_the_checkpoint_says_what_the_reference_says(ground: Reference, query: Query, tmp_path: Path) -> None:
@@ -165,9 +165,9 @@ def test_operations_are_counted_layer_by_layer(ground: Reference) -> None:
 async def test_the_gate_lets_those_pass_who_say_what_they_should(
     ground: Reference, query: Query, address: str
 ) -> None:
-    peer = catalogue.peers(list(ground.models), HEAD)["ours"]
+    peer = catalogue.all_peers(list(ground.models), HEAD)["ours"]
     keeper = Gatekeeper(ground, query)
-    async with open_client(peer, [address], patience_s=60) as caller:
+    async with open_client(peer, [address], timeout_s=60) as caller:
         right = await keeper.check(peer, caller, 0)
         wrong = await keeper.check(replace(peer, judge="beta"), caller, 0)
     assert right.passed
@@ -182,12 +182,12 @@ async def test_the_naive_server_answers_as_trainers_expect(
     app = create_app(Padded(str(ground.checkpoint(Depth.CUT, tmp_path))))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-        (request,) = KNOWN["naive"].ask(query)
+        (request,) = KNOWN["naive"].build_requests(query)
         answer = await http.post(request.path, json=request.body)
-        assert KNOWN["naive"].read(answer.json()) == pytest.approx(
+        assert KNOWN["naive"].read_scores(answer.json()) == pytest.approx(
             ground.classifier_scores(Depth.CUT, query), abs=1e-5
         )
-        assert (await http.get(KNOWN["naive"].server.ready)).is_success
+        assert (await http.get(KNOWN["naive"].server.ready_path)).is_success
 
 
 def test_servers_see_nothing_of_this_process_s_threads(
@@ -211,7 +211,7 @@ async def test_servers_are_started_gated_measured_and_stopped(
 ) -> None:  # fmt: skip
     for name in ("models_dir", "cache_dir", "max_tokens"):
         monkeypatch.setenv(f"SPARSERM_{name.upper()}", str(getattr(settings, name)))
-    known = catalogue.peers(list(ground.models), ground.score_head())
+    known = catalogue.all_peers(list(ground.models), ground.score_head())
     twice = replace(known["naive"], server=replace(known["naive"].server, copies=2))
     liar = replace(known["naive"], name="liar", read=lambda answer: [r + 1 for r in answer["rewards"]])
     workloads = (

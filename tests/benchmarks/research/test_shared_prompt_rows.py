@@ -20,7 +20,9 @@ PAIRS = {
 @pytest.fixture(scope="module", params=tiny.ARCHITECTURES)
 def scalar(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
     """A tiny backbone of every kind with a scalar head; prompts are longer than their windows."""
-    folder = tiny.save_backbone(tmp_path_factory.mktemp(request.param) / "backbone", kind=request.param)
+    folder = tiny.save_backbone(
+        tmp_path_factory.mktemp(request.param) / "backbone", architecture=request.param
+    )
     torch.manual_seed(0)
     return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
 

@@ -21,7 +21,7 @@ from app.reward.engine import Engine
 from app.serve.adapters import DIALECTS, select_routers
 from app.settings import Settings
 from tests.support import paths, tiny
-from tests.support.servers import server
+from tests.support.servers import open_client
 
 pytestmark = pytest.mark.anyio
 GOLDEN = sorted(paths.GOLDEN.glob("*.json"))
@@ -115,7 +115,7 @@ WRONG: list[tuple[str, Any, int, Any]] = [
 
 @pytest.fixture
 async def client(engine: Engine, settings: Settings) -> Any:
-    async with server(engine, settings) as client:
+    async with open_client(engine, settings) as client:
         yield client
 
 
@@ -160,7 +160,7 @@ async def test_broken_and_oversized_bodies_are_refused_in_the_dialect(
 ) -> None:
     small = settings.model_copy(update={"max_body_bytes": 2000})
     for text, statuses in (("{", (400, 422)), (json.dumps({"inputs": "x" * 3000}), (413,))):
-        async with server(engine, small) as client:
+        async with open_client(engine, small) as client:
             tei = await client.post("/predict", content=text, headers={"Content-Type": "application/json"})
             vllm = await client.post("/classify", content=text, headers={"Content-Type": "application/json"})
         assert tei.status_code in statuses
@@ -244,7 +244,7 @@ async def test_the_mode_comes_from_the_url_and_is_counted(client: httpx.AsyncCli
 
 
 async def test_dialects_can_be_switched_off(engine: Engine, settings: Settings) -> None:
-    async with server(engine, settings.model_copy(update={"dialects": "openrlhf, tei"})) as client:
+    async with open_client(engine, settings.model_copy(update={"dialects": "openrlhf, tei"})) as client:
         assert (await client.post("/get_reward", json={"query": []})).status_code == 200
         assert (await client.post("/slime", json={"prompt": "a", "response": "b"})).status_code == 404
     with pytest.raises(SourceError, match="no dialect 'klingon'"):
@@ -265,7 +265,7 @@ def alike(left: Any, right: Any) -> bool:
 async def _rewrite() -> None:
     with tempfile.TemporaryDirectory() as folder:
         settings = tiny.build_models(Path(folder))
-        async with server(loading.load_engine(settings, lambda *_: None), settings) as client:
+        async with open_client(loading.load_engine(settings, lambda *_: None), settings) as client:
             for file in GOLDEN:
                 golden = json.loads(await asyncio.to_thread(file.read_text))
                 answer = await client.request(golden["method"], golden["path"], json=golden["request"])

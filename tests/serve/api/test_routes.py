@@ -15,7 +15,7 @@ from app.settings import Settings
 from app.types import Explain, ScoreOptions
 from benchmarks.server import parse_samples
 from tests.support import tiny
-from tests.support.servers import server
+from tests.support.servers import open_client
 
 pytestmark = pytest.mark.anyio
 PAIR = {"prompt": "amber river", "response": "quiet stone"}
@@ -23,7 +23,7 @@ PAIR = {"prompt": "amber river", "response": "quiet stone"}
 
 @pytest.fixture
 async def client(engine: Engine, settings: Settings) -> Any:
-    async with server(engine, settings) as client:
+    async with open_client(engine, settings) as client:
         yield client
 
 
@@ -234,7 +234,7 @@ async def test_limits_are_named(client: httpx.AsyncClient) -> None:
 
 async def test_a_body_that_is_too_large_is_not_read(engine: Engine, settings: Settings) -> None:
     small = settings.model_copy(update={"max_body_bytes": 2048})
-    async with server(engine, small) as client:
+    async with open_client(engine, small) as client:
         answer = await client.post("/v1/rewards", json={"inputs": [{**PAIR, "prompt": "x" * 4000}]})
     assert answer.status_code == 413
     assert "2048" in answer.json()["error"]["message"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
-from app.backbone.runtime.threads import lanes
+from app.backbone.runtime.threads import plan_concurrent_batches
 from app.reward.engine import Engine
 from app.serve.batching.batcher import Batcher
 from app.serve.batching.executor import Executor
@@ -36,7 +36,7 @@ async def test_slots_share_the_threads_of_a_cpu(
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
-        actual, set_thread_share = lanes(requested, device_type)
+        actual, set_thread_share = plan_concurrent_batches(requested, device_type)
         assert actual == num_slots
         executor = Executor(actual, set_thread_share)
         alone = await executor.submit(torch.get_num_threads)

@@ -1,4 +1,4 @@
-"""The order in which queued jobs are scored: fairness between requests and callers, urgency, no starvation."""
+"""The order in which queued jobs are scored: fairness between requests and callers, urgent requests."""
 
 import asyncio
 from collections.abc import Sequence

@@ -9,7 +9,7 @@ import pytest
 from app.reward.engine import Engine
 from app.settings import Settings
 from tests.support import tiny
-from tests.support.servers import listening
+from tests.support.servers import run_server
 
 SAMPLES = 300
 
@@ -49,7 +49,7 @@ def test_many_one_item_requests_are_batched_and_none_is_lost(
 ) -> None:
     """With one batch of 1,024 tokens at a time, and with two."""
     changes = {"concurrent_batches": concurrent_batches, "max_batch_tokens": 1024 * concurrent_batches}
-    with listening(engine, settings.model_copy(update=changes)) as address:
+    with run_server(engine, settings.model_copy(update=changes)) as address:
         before = read_batch_counts(address)
         queries = random_queries(0)
         separate = asyncio.run(score_separately(address, queries))

@@ -1,4 +1,4 @@
-"""Keys: every way a trainer can carry one, and what is closed without."""
+"""Authentication: every way a trainer can send a key, and what is refused without one."""
 
 import base64
 import re
@@ -14,7 +14,7 @@ from app.errors import UnprotectedServer
 from app.reward.engine import Engine
 from app.serve.middleware.auth import require_keys_beyond_loopback
 from app.settings import Settings
-from tests.support.servers import server
+from tests.support.servers import open_client
 
 pytestmark = pytest.mark.anyio
 KEY = "open sesame/1"
@@ -23,12 +23,12 @@ BODY = {"query": ["amber"]}
 
 @pytest.fixture
 async def client(engine: Engine, settings: Settings) -> Any:
-    kept = settings.model_copy(update={"api_keys": SecretStr(f"other, {KEY}")})
-    async with server(engine, kept) as client:
+    settings_with_keys = settings.model_copy(update={"api_keys": SecretStr(f"other, {KEY}")})
+    async with open_client(engine, settings_with_keys) as client:
         yield client
 
 
-def basic(user: str, password: str) -> dict[str, str]:
+def basic_credentials(user: str, password: str) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
 
 
@@ -38,15 +38,15 @@ def basic(user: str, password: str) -> dict[str, str]:
         ("/get_reward", {"Authorization": f"Bearer {KEY}"}),
         ("/get_reward", {"authorization": f"bearer {KEY}"}),
         ("/get_reward", {"X-API-Key": KEY}),
-        ("/get_reward", basic("me", KEY)),
-        ("/get_reward", basic(KEY, "")),
+        ("/get_reward", basic_credentials("me", KEY)),
+        ("/get_reward", basic_credentials(KEY, "")),
         ("/k/other/get_reward", {}),
         ("/k/other/m/beta/get_reward", {}),
         ("/m/beta/k/other/get_reward", {}),
         ("/m/beta/get_reward", {"X-API-Key": "other"}),
     ],
 )
-async def test_a_key_opens_in_every_way(
+async def test_a_key_is_accepted_wherever_it_is_sent(
     path: str, headers: dict[str, str], client: httpx.AsyncClient
 ) -> None:
     assert (await client.post(path, json=BODY, headers=headers)).status_code == 200
@@ -65,30 +65,30 @@ async def test_a_key_opens_in_every_way(
         ("/m/alpha/get_reward", {}),
     ],
 )
-async def test_without_a_known_key_nothing_opens(
+async def test_a_request_without_a_known_key_is_refused(
     path: str, headers: dict[str, str], client: httpx.AsyncClient
 ) -> None:
-    answer = await client.post(path, json=BODY, headers=headers)
-    assert answer.status_code == 401
-    assert answer.json()["error"]["code"] == "unauthorized"
-    assert answer.headers["www-authenticate"] == "Bearer"
-    assert answer.headers["x-request-id"]
+    response = await client.post(path, json=BODY, headers=headers)
+    assert response.status_code == 401
+    assert response.json()["error"]["code"] == "unauthorized"
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert response.headers["x-request-id"]
 
 
-async def test_only_the_probes_stay_open(client: httpx.AsyncClient) -> None:
-    described = (await client.get("/openapi.json", headers={"X-API-Key": KEY})).json()
-    for path, methods in described["paths"].items():
+async def test_only_the_health_probes_are_public(client: httpx.AsyncClient) -> None:
+    schema = (await client.get("/openapi.json", headers={"X-API-Key": KEY})).json()
+    for path, methods in schema["paths"].items():
         for method in methods:
-            answer = await client.request(method, path.format(id="alpha", latent=1))
-            assert (answer.status_code == 401) == (path not in ("/health", "/ready")), path
+            response = await client.request(method, path.format(id="alpha", latent=1))
+            assert (response.status_code == 401) == (path not in ("/health", "/ready")), path
     assert (await client.get("/metrics")).status_code == 401
     assert (await client.get("/docs")).status_code == 401
 
 
-async def test_the_page_is_open_and_nothing_behind_it(client: httpx.AsyncClient) -> None:
-    front = await client.get("/")
-    assert front.status_code == 200
-    parts = re.findall(r'(?:src|href)="(page/[^"]+)"', front.text)
+async def test_the_web_page_is_public_and_nothing_else(client: httpx.AsyncClient) -> None:
+    index = await client.get("/")
+    assert index.status_code == 200
+    parts = re.findall(r'(?:src|href)="(page/[^"]+)"', index.text)
     assert len(parts) >= 4
     for part in parts:
         assert (await client.get(f"/{part}")).status_code == 200
@@ -98,18 +98,20 @@ async def test_the_page_is_open_and_nothing_behind_it(client: httpx.AsyncClient)
         assert (await client.get(nothing)).status_code == 404, nothing
 
 
-def test_beyond_loopback_there_must_be_a_key_or_a_second_word() -> None:
-    for host, keys, without in (
+def test_other_hosts_than_loopback_require_a_key_or_an_explicit_setting() -> None:
+    for host, keys, allow_no_keys in (
         ("127.0.0.1", "", False), ("::1", "", False), ("localhost", "", False),
         ("0.0.0.0", "k", False), ("0.0.0.0", "", True),  # noqa: S104 # that is what is tested
     ):  # fmt: skip
-        require_keys_beyond_loopback(Settings(host=host, api_keys=SecretStr(keys), allow_no_keys=without))
+        require_keys_beyond_loopback(
+            Settings(host=host, api_keys=SecretStr(keys), allow_no_keys=allow_no_keys)
+        )
     for host in ("0.0.0.0", "192.168.1.4", "my.host"):  # noqa: S104 # that is what is tested
         with pytest.raises(UnprotectedServer, match="SPARSERM_API_KEYS"):
             require_keys_beyond_loopback(Settings(host=host))
 
 
-def test_serve_refuses_before_it_loads_anything() -> None:
+def test_serve_refuses_to_start_without_keys_before_loading() -> None:
     result = CliRunner().invoke(cli.app, ["serve", "--host", "0.0.0.0"])  # noqa: S104 # that is what is tested
     assert result.exit_code != 0
     assert "SPARSERM_ALLOW_NO_KEYS" in result.output

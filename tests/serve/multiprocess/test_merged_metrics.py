@@ -13,9 +13,9 @@ def make_metrics(scored: int, *, budget: int = 0, queue: int = 0, shared: int = 
     metrics.scored.labels("alpha").inc(scored)
     metrics.request_seconds.labels("/v1/rewards").observe(0.2)
     metrics.requests.labels("/metrics", "GET", "200").inc(shared)
-    metrics.budget.set(budget)
+    metrics.batch_budget_tokens.set(budget)
     metrics.queue_items.set(queue)
-    metrics.info.labels("alpha", "toy", "b", "d", "s", "4").set(1)
+    metrics.model_info.labels("alpha", "toy", "b", "d", "s", "4").set(1)
     return generate_latest(registry).decode()
 
 

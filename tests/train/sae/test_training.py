@@ -17,11 +17,11 @@ from tests.support import tiny
 from tests.support.training_setup import Killed, killing, quiet
 
 
-def test_the_sae_on_disk_is_what_sae_lens_saved(made_sae: Path) -> None:
+def test_the_sae_on_disk_is_what_sae_lens_saved(trained_sae: Path) -> None:
     from sae_lens import SAE
 
-    theirs = SAE.load_from_disk(made_sae, device="cpu")
-    loaded = training.load_sae(made_sae)
+    theirs = SAE.load_from_disk(trained_sae, device="cpu")
+    loaded = training.load_sae(trained_sae)
     ours, bias = loaded.independent_latents(), loaded.bias
     z = torch.randn(64, tiny.WIDTH)
     with torch.no_grad():
@@ -31,28 +31,28 @@ def test_the_sae_on_disk_is_what_sae_lens_saved(made_sae: Path) -> None:
     assert theirs.cfg.architecture() == "jumprelu"
 
 
-def test_an_sae_is_measured_on_what_it_never_saw(workshop: Settings, made_sae: Path) -> None:
-    chats = [str(workshop.models_dir.parent / "chats.jsonl")]
-    facts = jobs.measure_sae(made_sae, chats, made_sae, workshop, quiet)
+def test_an_sae_is_measured_on_what_it_never_saw(training_settings: Settings, trained_sae: Path) -> None:
+    chats = [str(training_settings.models_dir.parent / "chats.jsonl")]
+    facts = jobs.measure_sae(trained_sae, chats, trained_sae, training_settings, quiet)
     quality = facts["quality"]
     assert 0.3 < quality["explained_variance_response"] <= 1
     assert quality["seed_agreement"] == 1
     assert 0 <= quality["dead_share"] < 1
-    assert json.loads((made_sae / "provenance.json").read_text())["quality"] == quality
+    assert json.loads((trained_sae / "provenance.json").read_text())["quality"] == quality
 
 
-def test_a_perfect_reconstruction_recovers_the_whole_loss(workshop: Settings) -> None:
-    folder = str(workshop.models_dir.parent / "backbone")
-    _, text = loading.load_backbone(folder, 3, workshop, quiet)
-    llm = loading.load_full_llm(folder, workshop, quiet)
+def test_a_perfect_reconstruction_recovers_the_whole_loss(training_settings: Settings) -> None:
+    folder = str(training_settings.models_dir.parent / "backbone")
+    _, text = loading.load_backbone(folder, 3, training_settings, quiet)
+    llm = loading.load_full_llm(folder, training_settings, quiet)
     chats = text.encode(tiny.random_items(6))
     assert gauge.measure_loss_recovered(chats, llm, 3, lambda rows: rows) == pytest.approx(1)
     assert gauge.measure_loss_recovered(chats, llm, 3, torch.zeros_like) == pytest.approx(0)
 
 
-def test_an_interrupted_harvest_goes_on(workshop: Settings, tmp_path: Path) -> None:
-    root = workshop.models_dir.parent
-    backbone, text = loading.load_backbone(str(root / "backbone"), 3, workshop, quiet)
+def test_an_interrupted_harvest_goes_on(training_settings: Settings, tmp_path: Path) -> None:
+    root = training_settings.models_dir.parent
+    backbone, text = loading.load_backbone(str(root / "backbone"), 3, training_settings, quiet)
     stores = [activations.ActivationStore(tmp_path / name, tiny.WIDTH) for name in ("straight", "broken")]
 
     def harvest(store: activations.ActivationStore, rows: int) -> None:
@@ -69,8 +69,10 @@ def test_an_interrupted_harvest_goes_on(workshop: Settings, tmp_path: Path) -> N
     assert stores[0].rows().tobytes() == stores[1].rows().tobytes()
 
 
-def test_ends_of_turns_count_several_times(workshop: Settings, tmp_path: Path) -> None:
-    backbone, text = loading.load_backbone(str(workshop.models_dir.parent / "backbone"), 3, workshop, quiet)
+def test_ends_of_turns_count_several_times(training_settings: Settings, tmp_path: Path) -> None:
+    backbone, text = loading.load_backbone(
+        str(training_settings.models_dir.parent / "backbone"), 3, training_settings, quiet
+    )
     store = activations.ActivationStore(tmp_path, tiny.WIDTH)
     talk = [tiny.make_item("river?", "amber stone")]
     activations.harvest_activations(

@@ -18,15 +18,15 @@ from app.errors import SourceError
 from app.reward import loading
 from app.reward.engine import Engine
 from app.settings import Settings
-from app.train import head_training, jobs, presets
-from app.train.presets import Recipe
+from app.train import head_training, jobs, recipes
+from app.train.recipes import Recipe
 from app.train.sae import import_pretrained, training
 from app.types import Item, ScoreOptions
 from tests.support import tiny, tiny_saes
 from tests.support.paths import MODELS
 from tests.support.training_setup import quiet
 
-KNOWN = [presets.find_recipe(name, MODELS) for name in presets.list_recipes(MODELS)]
+KNOWN = [recipes.find_recipe(name, MODELS) for name in recipes.list_recipes(MODELS)]
 PAPER = {"gemma-2-2b-it": 13, "gemma-2-9b-it": 31, "llama-3.1-8b-instruct": 15}
 WIDTHS = {"16k": 2**14, "32k": 2**15, "65k": 2**16, "131k": 2**17}
 
@@ -131,12 +131,12 @@ def test_a_hook_is_before_or_after_its_block() -> None:
 
 def test_a_recipe_that_is_unknown_or_says_too_much_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no recipe 'gemma-9'.*one of none"):
-        presets.find_recipe("gemma-9", tmp_path)
+        recipes.find_recipe("gemma-9", tmp_path)
     file = tmp_path / "odd.toml"
     for text in ("hook = 1", 'about = "', "about = [1]"):
         file.write_text(text)
         with pytest.raises(SourceError, match=r"odd\.toml"):
-            presets.find_recipe(str(file), tmp_path)
+            recipes.find_recipe(str(file), tmp_path)
 
 
 @pytest.fixture
@@ -157,9 +157,9 @@ def written(folder: Path, backbone: Path | str, source: dict[str, str], kind: st
     return str(file)
 
 
-def trained(file: str, workshop: Settings, shop: Settings) -> dict[str, Any]:
+def trained(file: str, training_settings: Settings, shop: Settings) -> dict[str, Any]:
     """A bundle by a recipe, and its report."""
-    root, recipe = workshop.models_dir.parent, presets.find_recipe(file, shop.models_dir)
+    root, recipe = training_settings.models_dir.parent, recipes.find_recipe(file, shop.models_dir)
     order = jobs.build_training_config(
         "liked", str(root / "pairs.jsonl"), None, terms="CC0", sae=recipe, bad=None,
         k=16, limit=120, plan=head_training.HeadTrainingConfig(heads=2, hidden=16),
@@ -171,12 +171,12 @@ def trained(file: str, workshop: Settings, shop: Settings) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("kind", "normalised"), [("jumprelu", "constant_norm_rescale"), ("topk", "none")])
 def test_a_recipe_ends_in_a_bundle_that_serves(
-    kind: str, normalised: str, workshop: Settings, shop: Settings, tmp_path: Path
+    kind: str, normalised: str, training_settings: Settings, shop: Settings, tmp_path: Path
 ) -> None:
-    root = workshop.models_dir.parent
+    root = training_settings.models_dir.parent
     theirs = tiny_saes.on_disk(tmp_path / "theirs", kind, normalize_activations=normalised)
     file = written(tmp_path, root / "backbone", {"folder": str(theirs)}, kind)
-    report = trained(file, workshop, shop)
+    report = trained(file, training_settings, shop)
     engine = loading.load_engine(shop, quiet)
     engine.verify()
     model = engine.models["liked"]
@@ -205,10 +205,12 @@ def residual_rows(engine: Engine, exchange: Item, layer: int) -> torch.Tensor:
     ]
 
 
-def test_what_was_adopted_is_adopted_once(workshop: Settings, shop: Settings, tmp_path: Path) -> None:
-    root = workshop.models_dir.parent
+def test_what_was_adopted_is_adopted_once(
+    training_settings: Settings, shop: Settings, tmp_path: Path
+) -> None:
+    root = training_settings.models_dir.parent
     theirs = tiny_saes.on_disk(tmp_path / "theirs", "topk")
-    recipe = presets.find_recipe(
+    recipe = recipes.find_recipe(
         written(tmp_path, root / "backbone", {"folder": str(theirs)}, "topk"), tmp_path
     )
     pairs = read_pairs(root / "pairs.jsonl")
@@ -221,11 +223,11 @@ def test_what_was_adopted_is_adopted_once(workshop: Settings, shop: Settings, tm
 
 @pytest.mark.parametrize("what", ["hook", "kind", "inputs", "latents"])
 def test_an_sae_that_is_not_the_recipe_s_is_refused(
-    what: str, workshop: Settings, shop: Settings, tmp_path: Path
+    what: str, training_settings: Settings, shop: Settings, tmp_path: Path
 ) -> None:
     theirs = tiny_saes.on_disk(tmp_path / "theirs", "jumprelu")
-    folder = workshop.models_dir.parent / "backbone"
-    recipe = presets.find_recipe(written(tmp_path, folder, {"folder": str(theirs)}, "jumprelu"), tmp_path)
+    folder = training_settings.models_dir.parent / "backbone"
+    recipe = recipes.find_recipe(written(tmp_path, folder, {"folder": str(theirs)}, "jumprelu"), tmp_path)
     wrong: Any = {"hook": "blocks.1.hook_resid_post", "kind": "gated", "inputs": 65, "latents": 12}
     other = replace(recipe, sae=replace(recipe.sae, **{what: wrong[what]}))
     with pytest.raises(SourceError, match=f"the recipe says {what} {wrong[what]}, its SAE has"):
@@ -248,7 +250,7 @@ def test_hub_names_are_pinned_when_first_used(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
     tiny.save_backbone(in_the_hub(hub, "org/name", commit))
     tiny_saes.on_disk(in_the_hub(hub, "org/saes", "d" * 40) / "third", "gated")
-    recipe = presets.find_recipe(
+    recipe = recipes.find_recipe(
         written(tmp_path, "org/name", {"release": "org/saes", "id": "third"}, "gated"), tmp_path
     )
     folder = import_pretrained.import_pretrained_sae(recipe, [], "", shop, quiet)
@@ -257,9 +259,9 @@ def test_hub_names_are_pinned_when_first_used(
     assert (facts["release"], facts["id"], facts["layer"]) == ("org/saes", "third", tiny.LAYERS - 1)
     reader = jobs.load_feature_extractor(folder, shop, quiet)
     assert reader.backbone.name == f"org/name@{commit}"
-    assert model_sources.pinned(f"org/name@{commit}", tmp_path) == f"org/name@{commit}"
+    assert model_sources.pin_revision(f"org/name@{commit}", tmp_path) == f"org/name@{commit}"
     with pytest.raises(SourceError, match="cannot fetch org/other at its newest commit"):
-        model_sources.pinned("org/other", tmp_path)
+        model_sources.pin_revision("org/other", tmp_path)
     for release, name in (
         ("org/saes", "fourth"),
         ("no-such-release", "third"),
@@ -269,10 +271,14 @@ def test_hub_names_are_pinned_when_first_used(
             training.fetch_sae(release, name)
 
 
-def test_an_sae_of_another_width_is_refused(workshop: Settings, shop: Settings, tmp_path: Path) -> None:
+def test_an_sae_of_another_width_is_refused(
+    training_settings: Settings, shop: Settings, tmp_path: Path
+) -> None:
     theirs = tiny_saes.on_disk(tmp_path / "theirs", "jumprelu", d_in=48)
-    file = written(tmp_path, workshop.models_dir.parent / "backbone", {"folder": str(theirs)}, "jumprelu")
-    recipe = presets.find_recipe(file, tmp_path)
+    file = written(
+        tmp_path, training_settings.models_dir.parent / "backbone", {"folder": str(theirs)}, "jumprelu"
+    )
+    recipe = recipes.find_recipe(file, tmp_path)
     folder = import_pretrained.import_pretrained_sae(
         replace(recipe, sae=replace(recipe.sae, inputs=48)), [], "", shop, quiet
     )

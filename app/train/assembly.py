@@ -1,0 +1,100 @@
+"""Makes the descriptive parts of a bundle around a trained head: card, features and probes."""
+
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from app.errors import NonFiniteScore
+from app.reward.engine import Engine
+from app.reward.head import Head
+from app.reward.reward_model import ModelCard, Probe, RewardModel, TrainingData
+from app.train.features import FeatureExtractor
+from app.train.head_training import HeadTrainingConfig
+from app.train.selection import Selection
+from app.types import Explain, Feature, Item, Message, Pooling, ScoreJob, ScoreOptions
+
+PROBES = (
+    ("What is the capital of France?", "The capital of France is Paris."),
+    ("Can people breathe under water without equipment?", "No. Human lungs cannot take oxygen from water."),
+    ("How many legs does a spider have?", "Nobody knows; some say six, some say a hundred."),
+    ("Write one sentence about autumn.", "Autumn turns the hills copper and the mornings quiet."),
+)
+"""Prompts and responses whose rewards are stored in the bundle and recomputed when it is loaded."""
+VERSIONED_PACKAGES = ("sparserm", "torch", "transformers", "sae-lens")
+
+
+def build_model_card(
+    name: str,
+    data: TrainingData,
+    extractor: FeatureExtractor,
+    head: Head,
+    *,
+    pooling: Pooling,
+    sae_name: str,
+    config: HeadTrainingConfig,
+    temperature: float,
+) -> ModelCard:
+    """Return the card of a new model; its metrics are filled in by the evaluation."""
+    return ModelCard(
+        name=name,
+        task=name,
+        backbone=extractor.backbone.name,
+        backbone_digest=extractor.backbone.digest,
+        template_sha256=extractor.tokenizer.template_sha256,
+        layer=extractor.layer,
+        readout=pooling,
+        directions=len(head.center),
+        heads=config.heads,
+        hidden=config.hidden,
+        loss=config.loss,
+        sae=sae_name,
+        sae_sha256=extractor.sae_sha256,
+        sae_length=extractor.dictionary.input_norm,
+        data=(data,),
+        use=describe_permitted_use(data, "see the license of the data"),
+        temperature=temperature,
+        metrics={},
+        trained_parameters=head.num_parameters,
+        versions={package: version(package) for package in VERSIONED_PACKAGES},
+    )
+
+
+def describe_permitted_use(data: TrainingData, otherwise: str) -> str:
+    """Return "research use only" if the license of the data is non-commercial, else `otherwise`."""
+    return "research use only" if "NC" in data.license else otherwise
+
+
+def describe_features(selection: Selection) -> tuple[Feature, ...]:
+    """Return a feature for each selected latent, not named yet."""
+    evidence = (selection.latents, selection.signs, selection.difference, selection.stability)
+    return tuple(
+        Feature(latent, int(sign), difference=round(difference, 5), stability=round(stability, 3))
+        for latent, sign, difference, stability in zip(*(t.tolist() for t in evidence), strict=True)
+    )
+
+
+def summarise_names(features: tuple[Feature, ...]) -> dict[str, Any]:
+    """Return how many features have a name, and how reliable their names and projections are."""
+    scores = [feature.label_score for feature in features if feature.label_score is not None]
+    return {
+        "named": len(scores),
+        "directions": len(features),
+        "median_score": float(torch.tensor(scores).median()) if scores else None,
+        "projection_tells_firing": sum(feature.projection_predicts_firing for feature in features),
+    }
+
+
+def with_probes(model: RewardModel, extractor: FeatureExtractor) -> RewardModel:
+    """Return the model with a few items and the rewards it gives them, by which a bundle is verified."""
+    items = [Item((Message("user", prompt),), response) for prompt, response in PROBES]
+    engine = Engine(extractor.backbone, extractor.tokenizer, {model.card.name: model})
+    options = ScoreOptions((model.card.name,), Explain.NONE)
+    jobs = [ScoreJob(encoded, options) for encoded in engine.encode(items)]
+    probes = []
+    for item, result in zip(items, engine.score(jobs), strict=True):
+        if isinstance(result, NonFiniteScore):
+            raise result
+        probes.append(Probe(item, result.scores[0].reward))
+    return replace(model, probes=tuple(probes))

@@ -1,0 +1,137 @@
+"""Baselines that a trained model is compared with: other methods, trained and tested on the same pairs.
+
+Every method takes the comparison data, trains on the training pairs, and returns its margins on the test pairs.
+All heads are trained alike, on augmented pairs too if there are any, so that a difference in accuracy comes
+from their inputs.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from app.backbone.model_sources import Progress
+from app.evaluate.accuracy import ScoredPairs, accuracy_difference, bootstrap_mean, pair_wins
+from app.evaluate.baselines import length_margins, linear_probe_margins, tfidf_margins
+from app.reward.directions import Dictionary
+from app.train.augmentation import AugmentedPairs
+from app.train.features import PairFeatures
+from app.train.head_training import HeadTrainingConfig, TrainingSet, compute_rewards, fit_head
+from app.train.selection import select_latents
+from app.types import Pair, Pooling
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonData:
+    """Training and test pairs with their features, and the choices in which methods may differ."""
+
+    train_pairs: list[Pair]
+    train_features: PairFeatures
+    test_pairs: list[Pair]
+    test_features: PairFeatures
+    dictionary: Dictionary
+    layer: int
+    pooling: Pooling
+    k: int
+    config: HeadTrainingConfig
+    augmented: AugmentedPairs | None = None
+
+    @property
+    def groups(self) -> list[str]:
+        """Prompt groups of the training pairs."""
+        return [pair.group for pair in self.train_pairs]
+
+    @property
+    def residuals(self) -> tuple[Tensor, Tensor]:
+        """Pooled residuals of the training and of the test pairs, (N, 2, D)."""
+        return (
+            self.train_features.pooled_residuals(self.layer, self.pooling),
+            self.test_features.pooled_residuals(self.layer, self.pooling),
+        )
+
+    def select_latents(self) -> Tensor:
+        """Return the latents that the method selects on the training pairs, (2k)."""
+        firing_rates = self.train_features.firing_rates(self.pooling)
+        return select_latents(firing_rates, self.groups, self.k, seed=self.config.seed).latents
+
+
+BaselineMethod = Callable[[ComparisonData], Tensor]
+
+
+def train_on_whole_residual(data: ComparisonData) -> Tensor:
+    """Train the same head on the whole residual vector."""
+    return train_on_projections(data, torch.eye(data.dictionary.directions.shape[1]))
+
+
+def train_linear_probe(data: ComparisonData) -> Tensor:
+    """Train a logistic regression on the residual vector."""
+    train, test = data.residuals
+    return linear_probe_margins(train, data.groups, test)
+
+
+def train_on_random_directions(data: ComparisonData) -> Tensor:
+    """Train the same head on the same number of random directions."""
+    generator = torch.Generator().manual_seed(data.config.seed)
+    width = data.dictionary.directions.shape[1]
+    return train_on_projections(data, normalize(torch.randn(2 * data.k, width, generator=generator), dim=1))
+
+
+def train_on_sae_activations(data: ComparisonData) -> Tensor:
+    """Train the same head on the activations of the selected latents instead of the projections."""
+    latents = data.select_latents().cpu()
+
+    def get_activations(features: PairFeatures) -> Tensor:
+        return features.mean_activations(data.pooling)[..., latents].float()
+
+    return _train_head(data, get_activations, torch.eye(len(latents)))
+
+
+def train_tfidf(data: ComparisonData) -> Tensor:
+    """Train a logistic regression on the TF-IDF of the response."""
+    return tfidf_margins(data.train_pairs, data.test_pairs)
+
+
+def prefer_longer_response(data: ComparisonData) -> Tensor:
+    """Prefer the longer response; nothing is trained."""
+    return length_margins(data.test_features.lengths())
+
+
+def train_on_projections(data: ComparisonData, basis: Tensor) -> Tensor:
+    """Train a head on projections of the pooled residuals on any basis (K, D)."""
+    return _train_head(data, lambda features: features.pooled_residuals(data.layer, data.pooling), basis)
+
+
+def _train_head(data: ComparisonData, get_vectors: Callable[[PairFeatures], Tensor], basis: Tensor) -> Tensor:
+    training_set = TrainingSet.from_vectors(get_vectors(data.train_features), basis, data.groups)
+    if data.augmented:
+        projections = get_vectors(data.augmented.features) @ basis.T
+        training_set = training_set.with_augmented(projections, data.augmented.groups)
+    head = fit_head(training_set, data.config, lambda _: None)
+    rewards = compute_rewards(head, get_vectors(data.test_features) @ basis.T)
+    return rewards[:, 0] - rewards[:, 1]
+
+
+BASELINES: dict[str, BaselineMethod] = {
+    "same head on the whole residual": train_on_whole_residual,
+    "linear probe on the residual": train_linear_probe,
+    "same head on random directions": train_on_random_directions,
+    "same head on SAE activations": train_on_sae_activations,
+    "TF-IDF of the response": train_tfidf,
+    "longer response wins": prefer_longer_response,
+}
+"""The baselines of a model's report, by the name they have there."""
+
+
+def compare_baselines(data: ComparisonData, scored: ScoredPairs, progress: Progress) -> dict[str, Any]:
+    """Return the accuracy of every baseline, and the lead over it of the model whose rewards are `scored`."""
+    results: dict[str, Any] = {}
+    for done, (baseline, method) in enumerate(BASELINES.items()):
+        progress("baselines", done / len(BASELINES))
+        wins = pair_wins(method(data))
+        lead = accuracy_difference(pair_wins(scored.margins), wins, scored.groups)
+        results[baseline] = {**asdict(bootstrap_mean(wins, scored.groups)), "lead": asdict(lead)}
+    progress("baselines", 1.0)
+    return results
