@@ -1,7 +1,8 @@
-"""What 16 bits change: the same responses under the same models, in float32 and in bfloat16.
+"""Compares rewards in float32 and bfloat16: the same responses under the same models.
 
-The gate is .999 for the ranks of rewards and .9 for the ten largest features; the time of both is the
-processor's, interleaved, so that other programs disturb it little.
+bfloat16 is accepted if the rank correlation of rewards is at least .999 and the ten largest features overlap
+by at least .9. Both engines are timed in processor seconds, interleaved, so that other programs disturb the
+times little.
 """
 
 import argparse
@@ -20,74 +21,87 @@ from app.settings import Settings
 from app.types import Explain, Item, Score, ScoredItem, ScoreJob, ScoreOptions
 
 DTYPES = ("float32", "bfloat16")
-SPEARMAN, OVERLAP, TOP = 0.999, 0.9, 10
-PASS_TOKENS = 1024
+MIN_SPEARMAN = 0.999
+MIN_OVERLAP = 0.9
+TOP_FEATURES = 10
+BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Of one model: rank correlation of rewards, shared share of the largest features, furthest reward."""
+    """For one model: rank correlation, overlap of the largest features, largest reward difference."""
 
     spearman: float
     overlap: float
-    furthest: float
+    max_difference: float
 
     @property
-    def passes(self) -> bool:
-        """Whether the gate opens."""
-        return self.spearman >= SPEARMAN and self.overlap >= OVERLAP
+    def is_accepted(self) -> bool:
+        """Whether the rewards agree well enough."""
+        return self.spearman >= MIN_SPEARMAN and self.overlap >= MIN_OVERLAP
 
 
 def main() -> None:
-    """Print both."""
+    """Print the agreement for each model, and the time of both dtypes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pairs", nargs="+", help="files of preference pairs")
-    parser.add_argument("--limit", type=int, default=30, help="pairs of each file")
-    given = parser.parse_args()
-    pairs = [pair for file in given.pairs for pair in read_pairs(file)[: given.limit]]
-    exchanges = list(dict.fromkeys(exchange for pair in pairs for exchange in pair.items))
+    parser.add_argument("--limit", type=int, default=30, help="pairs from each file")
+    args = parser.parse_args()
+    pairs = [pair for file in args.pairs for pair in read_pairs(file)[: args.limit]]
+    items = list(dict.fromkeys(item for pair in pairs for item in pair.items))
     engines = [
         loading.load_engine(Settings(dtype=dtype, prefix_cache_mib=0), lambda *_: None) for dtype in DTYPES
     ]
-    found, seconds = compared(engines, exchanges)
-    for name, one in found.items():
-        told = f"Spearman {one.spearman:.5f}, overlap {one.overlap:.3f}, at most {one.furthest:.3f} off"
-        print(f"{name}: {told}: {'passes' if one.passes else 'FAILS'}")
-    whole, half = seconds
-    print(f"{len(exchanges)} responses: {whole:.1f} s and {half:.1f} s, {whole / half:.2f} times")
+    agreements, seconds = compare_engines(engines, items)
+    for name, agreement in agreements.items():
+        print(
+            f"{name}: Spearman {agreement.spearman:.5f}, overlap {agreement.overlap:.3f}, "
+            f"difference at most {agreement.max_difference:.3f}: "
+            f"{'passes' if agreement.is_accepted else 'FAILS'}"
+        )
+    float32_s, bfloat16_s = seconds
+    print(
+        f"{len(items)} responses: {float32_s:.1f} s in float32, {bfloat16_s:.1f} s in bfloat16, "
+        f"{float32_s / bfloat16_s:.2f} times as fast"
+    )
 
 
-def compared(
-    engines: Sequence[Engine], exchanges: Sequence[Item]
+def compare_engines(
+    engines: Sequence[Engine], items: Sequence[Item]
 ) -> tuple[dict[str, Agreement], list[float]]:
-    """Agreement of two engines by model, and the seconds each computed."""
-    names = tuple(engines[0].models)
-    encoded = engines[0].encode(exchanges)
-    said: list[list[tuple[Score, ...]]] = [[], []]
+    """The agreement of two engines for each model, and the processor seconds of each engine."""
+    models = tuple(engines[0].models)
+    encoded = engines[0].encode(items)
+    scores: list[list[tuple[Score, ...]]] = [[], []]
     seconds = [0.0, 0.0]
-    for some in split_into_batches([one.ids for one in encoded], PASS_TOKENS):
-        jobs = [ScoreJob(encoded[i], ScoreOptions(names, Explain.FEATURES, top_k=TOP)) for i in some]
-        for at, engine in enumerate(engines):
+    for indices in split_into_batches([item.ids for item in encoded], BATCH_TOKENS):
+        options = ScoreOptions(models, Explain.FEATURES, top_k=TOP_FEATURES)
+        jobs = [ScoreJob(encoded[i], options) for i in indices]
+        for n, engine in enumerate(engines):
             started = time.process_time()
-            scored = [one for one in engine.score(jobs) if isinstance(one, ScoredItem)]
-            seconds[at] += time.process_time() - started
-            said[at].extend(one.scores for one in scored)
-    sides = [list(zip(*one, strict=True)) for one in said]
-    return {name: _agreement(*(side[at] for side in sides)) for at, name in enumerate(names)}, seconds
+            scored = [result for result in engine.score(jobs) if isinstance(result, ScoredItem)]
+            seconds[n] += time.process_time() - started
+            scores[n].extend(result.scores for result in scored)
+    scores_by_model = [list(zip(*engine_scores, strict=True)) for engine_scores in scores]
+    agreements = {
+        model: _agreement(*(model_scores[n] for model_scores in scores_by_model))
+        for n, model in enumerate(models)
+    }
+    return agreements, seconds
 
 
 def _agreement(exact: Sequence[Score], other: Sequence[Score]) -> Agreement:
     rewards = np.array([[a.reward, b.reward] for a, b in zip(exact, other, strict=True)])
-    shared = [len(_latents(a) & _latents(b)) / TOP for a, b in zip(exact, other, strict=True)]
+    overlaps = [len(_latents(a) & _latents(b)) / TOP_FEATURES for a, b in zip(exact, other, strict=True)]
     return Agreement(
         float(spearmanr(*rewards.T).statistic),
-        float(np.mean(shared)),
+        float(np.mean(overlaps)),
         float(np.abs(np.diff(rewards)).max()),
     )
 
 
 def _latents(score: Score) -> set[int]:
-    return {one.feature.latent for one in score.features}
+    return {contribution.feature.latent for contribution in score.features}
 
 
 if __name__ == "__main__":

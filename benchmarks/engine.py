@@ -1,7 +1,7 @@
-"""make bench: shared prefixes against padded batches, the price of reasons, HTTP against the engine.
+"""Times the engine (make bench): packed against padded batches, the cost of explanations, HTTP overhead.
 
-Everything is measured in one run, interleaved, with the machine's matrix-product peak and load
-average beside it. Figures are medians; read the ratios, not the times.
+The contenders are interleaved in one run; the machine's matrix-product peak and load average are printed too.
+The values are medians; compare the ratios, not the times.
 """
 
 import os
@@ -33,100 +33,113 @@ from app.types import Item, Message, ScoredItem, ScoreJob, ScoreOptions
 from benchmarks import machine
 
 ROUNDS = 5
-PROMPTS, RESPONSES = 4, 8
-PAIRS = 30
+PROMPTS = 4
+RESPONSES = 8
+HTTP_ROUNDS = 30
 WORDS = Path(__file__).read_text().split()
 
 
 def main() -> None:
-    """Print both comparisons."""
-    settings = Settings(prefix_cache_mib=0)  # a round must not know the prompts of the one before
+    """Print all three comparisons."""
+    # Without a prefix cache, so that a round does not know the prompts of the one before.
+    settings = Settings(prefix_cache_mib=0)
     engine = loading.load_engine(settings, lambda *_: None)
     print(
         f"load average {os.getloadavg()[0]:.2f}, {torch.get_num_threads()} threads, {engine.backbone.dtype}"
     )
-    sharing(engine, settings)
-    reasons(engine)
-    latency(engine, settings)
+    compare_packed_with_padded(engine, settings)
+    compare_explanations_with_reward_only(engine)
+    compare_http_with_engine(engine, settings)
 
 
-def sharing(engine: Engine, settings: Settings) -> None:
-    """32 items of 4 prompts x 8 responses: packed with shared prefixes against padded batches of 8."""
+def compare_packed_with_padded(engine: Engine, settings: Settings) -> None:
+    """32 items (4 prompts, 8 responses each): packed with shared prefixes against padded batches of 8."""
     rng = random.Random(0)
-    items = _groups(rng, engine.backbone.config.vocab_size)
-    useful, packed = sum(map(len, items)), pack(items)
-    padded = _padded(engine, settings)
+    items = _make_groups(rng, engine.backbone.config.vocab_size)
+    useful_tokens, packed = sum(map(len, items)), pack(items)
+    run_padded = _make_padded_runner(engine, settings)
     reads = {engine.backbone.num_layers: packed.computed_rows}
     contenders: dict[str, Callable[[], object]] = {
         "packed, prefixes shared": lambda: engine.backbone.residuals(packed, reads),
-        "padded batches of 8": lambda: padded(items),
+        "padded batches of 8": lambda: run_padded(items),
     }
-    times = _interleaved(contenders)
+    times = _time_interleaved(contenders)
     peak = machine.measure_peak_gflops([])
     computed = len(packed.ids)
-    share = f"{useful} tokens, computed {computed} ({computed / useful:.0%})"
+    share = f"{useful_tokens} tokens, computed {computed} ({computed / useful_tokens:.0%})"
     print(f"\n{PROMPTS} prompts x {RESPONSES} responses: {share}")
     for name, seconds in times.items():
-        print(f"  {name:<24} {useful / statistics.median(seconds):8.0f} useful tokens/s {_spread(seconds)}")
-    ours, theirs = (statistics.median(seconds) for seconds in times.values())
-    print(f"  ratio {theirs / ours:.2f}; GEMM peak in this run {peak:.0f} GFLOP/s")
+        print(
+            f"  {name:<24} {useful_tokens / statistics.median(seconds):8.0f} useful tokens/s "
+            f"{_format_range(seconds)}"
+        )
+    packed_s, padded_s = (statistics.median(seconds) for seconds in times.values())
+    print(f"  ratio {padded_s / packed_s:.2f}; GEMM peak in this run {peak:.0f} GFLOP/s")
 
 
-def reasons(engine: Engine) -> None:
-    """32 different pairs: all that an answer says, and the drift monitor, against the reward alone."""
+def compare_explanations_with_reward_only(engine: Engine) -> None:
+    """32 different items: explanations, uncertainty and the drift monitor, against the reward only."""
     rng = random.Random(2)
     name, model = next(iter(engine.models.items()))
-    exchanges = [Item((Message("user", _text(rng, 60)),), _text(rng, 60)) for _ in range(32)]
-    encoded = engine.encode(exchanges)
+    items = [Item((Message("user", _random_text(rng, 60)),), _random_text(rng, 60)) for _ in range(32)]
+    encoded = engine.encode(items)
     drift = DriftMonitor(engine.models, Metrics(CollectorRegistry()))
 
     @torch.inference_mode()
-    def bare() -> None:
-        packed = pack([one.ids for one in encoded])
-        spans = [pooled_span(model.card.readout, one) for one in encoded]
-        rows = np.concatenate([packed.rows(i, *at) for i, at in enumerate(spans)])
+    def compute_reward_only() -> None:
+        packed = pack([item.ids for item in encoded])
+        spans = [pooled_span(model.card.readout, item) for item in encoded]
+        rows = np.concatenate([packed.rows(i, *bounds) for i, bounds in enumerate(spans)])
         layer = engine.backbone.residuals(packed, {model.card.layer: rows})[model.card.layer]
         projected = model.dictionary.project(layer.at(rows))
         model.head.score_members(
-            model.head.standardise(mean_pool(projected, [b - a for a, b in spans]))
+            model.head.standardise(mean_pool(projected, [stop - start for start, stop in spans]))
         ).mean(1)
 
-    def whole() -> None:
-        for result in engine.score([ScoreJob(one, ScoreOptions((name,))) for one in encoded]):
+    def score_with_explanations() -> None:
+        for result in engine.score([ScoreJob(item, ScoreOptions((name,))) for item in encoded]):
             if isinstance(result, ScoredItem):
                 drift.observe(result.scores[0], "bench")
 
-    times = _interleaved({"reward alone": bare, "reasons, doubt, drift": whole})
-    alone, everything = (statistics.median(seconds) for seconds in times.values())
-    print(f"\n32 pairs of {sum(len(one.ids) for one in encoded)} tokens, {name}")
-    print(f"  reward alone {alone * 1e3:.0f} ms {_spread(times['reward alone'])}")
-    print(f"  with reasons, doubt and drift {everything * 1e3:.0f} ms; ratio {everything / alone:.3f}")
+    times = _time_interleaved(
+        {"reward only": compute_reward_only, "explanations, drift": score_with_explanations}
+    )
+    reward_only_s, explained_s = (statistics.median(seconds) for seconds in times.values())
+    print(f"\n32 items of {sum(len(item.ids) for item in encoded)} tokens, {name}")
+    print(f"  reward only {reward_only_s * 1e3:.0f} ms {_format_range(times['reward only'])}")
+    print(
+        f"  with explanations, uncertainty and drift {explained_s * 1e3:.0f} ms; "
+        f"ratio {explained_s / reward_only_s:.3f}"
+    )
 
 
-def latency(engine: Engine, settings: Settings) -> None:
-    """One pair at a time on an idle server: HTTP against engine.score of the same pair."""
+def compare_http_with_engine(engine: Engine, settings: Settings) -> None:
+    """One item at a time on an idle server: HTTP against engine.score of the same item."""
     rng = random.Random(1)
-    over: list[float] = []
-    bare: list[float] = []
-    with _serving(engine, settings) as client:
-        for round_ in range(PAIRS):
-            exchange = Item((Message("user", _text(rng, 60)),), _text(rng, 60))
-            body = {"inputs": [{"prompt": exchange.messages[0].content, "response": exchange.response}]}
-            timed = [
-                (over, lambda body=body: client.post("/v1/rewards", json=body).raise_for_status()),
-                (bare, lambda one=exchange: _score(engine, one)),
+    http_s: list[float] = []
+    engine_s: list[float] = []
+    with _serve(engine, settings) as client:
+        for round_ in range(HTTP_ROUNDS):
+            item = Item((Message("user", _random_text(rng, 60)),), _random_text(rng, 60))
+            body = {"inputs": [{"prompt": item.messages[0].content, "response": item.response}]}
+            contenders = [
+                (http_s, lambda body=body: client.post("/v1/rewards", json=body).raise_for_status()),
+                (engine_s, lambda item=item: _score(engine, item)),
             ]
-            for times, call in timed if round_ % 2 else reversed(timed):
+            for times, call in contenders if round_ % 2 else reversed(contenders):
                 started = time.perf_counter()
                 call()
                 times.append(time.perf_counter() - started)
-    ratio = statistics.median(over) / statistics.median(bare)
-    print(f"\none pair, idle server: HTTP {statistics.median(over) * 1e3:.1f} ms {_spread(over)}")
-    print(f"  engine.score {statistics.median(bare) * 1e3:.1f} ms {_spread(bare)}; ratio {ratio:.3f}")
+    ratio = statistics.median(http_s) / statistics.median(engine_s)
+    print(f"\none item, idle server: HTTP {statistics.median(http_s) * 1e3:.1f} ms {_format_range(http_s)}")
+    print(
+        f"  engine.score {statistics.median(engine_s) * 1e3:.1f} ms {_format_range(engine_s)}; "
+        f"ratio {ratio:.3f}"
+    )
 
 
-def _groups(rng: random.Random, vocabulary: int) -> list[tuple[int, ...]]:
-    """Token ids of every prompt with each of its responses; lengths vary."""
+def _make_groups(rng: random.Random, vocabulary: int) -> list[tuple[int, ...]]:
+    """The token ids of every prompt with each of its responses; lengths vary."""
     items = []
     for group in range(PROMPTS):
         prompt = rng.choices(range(10, vocabulary), k=200 + 30 * group)
@@ -137,14 +150,14 @@ def _groups(rng: random.Random, vocabulary: int) -> list[tuple[int, ...]]:
     return items
 
 
-def _padded(engine: Engine, settings: Settings) -> Callable[[list[tuple[int, ...]]], None]:
-    """The same cut weights in transformers' own attention, right-padded, eight at a time."""
+def _make_padded_runner(engine: Engine, settings: Settings) -> Callable[[list[tuple[int, ...]]], None]:
+    """A function that runs the same cut backbone in transformers: right-padded batches of eight."""
     source = model_sources.find_source(engine.backbone.name, settings.models_dir)
-    place = model_sources.fetch_checkpoint(
+    checkpoint = model_sources.fetch_checkpoint(
         source, num_layers=engine.backbone.num_layers, cache=settings.cache, progress=lambda *_: None
     )
     model = AutoModel.from_pretrained(
-        place.path, num_hidden_layers=engine.backbone.num_layers, dtype=engine.backbone.dtype
+        checkpoint.path, num_hidden_layers=engine.backbone.num_layers, dtype=engine.backbone.dtype
     ).to(engine.backbone.device)
 
     @torch.inference_mode()
@@ -159,7 +172,7 @@ def _padded(engine: Engine, settings: Settings) -> Callable[[list[tuple[int, ...
     return run
 
 
-def _interleaved(contenders: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+def _time_interleaved(contenders: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for call in contenders.values():
         call()
@@ -171,14 +184,14 @@ def _interleaved(contenders: dict[str, Callable[[], object]]) -> dict[str, list[
     return times
 
 
-def _score(engine: Engine, exchange: Item) -> object:
-    (encoded,) = engine.encode([exchange])
+def _score(engine: Engine, item: Item) -> object:
+    (encoded,) = engine.encode([item])
     return engine.score([ScoreJob(encoded, ScoreOptions((next(iter(engine.models)),)))])
 
 
 @contextmanager
-def _serving(engine: Engine, settings: Settings) -> Iterator[httpx.Client]:
-    """The engine behind HTTP on a free loopback port."""
+def _serve(engine: Engine, settings: Settings) -> Iterator[httpx.Client]:
+    """Serve the engine over HTTP on a free loopback port."""
     app = create_app(engine, settings, CollectorRegistry())
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
@@ -194,11 +207,11 @@ def _serving(engine: Engine, settings: Settings) -> Iterator[httpx.Client]:
         thread.join()
 
 
-def _text(rng: random.Random, words: int) -> str:
+def _random_text(rng: random.Random, words: int) -> str:
     return " ".join(rng.choices(WORDS, k=words))
 
 
-def _spread(seconds: list[float]) -> str:
+def _format_range(seconds: list[float]) -> str:
     return f"[{min(seconds) * 1e3:.0f}-{max(seconds) * 1e3:.0f} ms]"
 
 

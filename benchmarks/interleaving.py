@@ -1,4 +1,4 @@
-"""Lets several servers share a machine by turns: all processes of the others are suspended (SIGSTOP) meanwhile."""
+"""Lets servers share a machine by turns: while one runs, all processes of the others are suspended."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress

@@ -1,8 +1,8 @@
 """Sends requests to a server over HTTP and records the outcome and latency of each.
 
-Closed loop: each client sends its next burst after all responses to the last one, which measures the peak rate.
-Open loop: requests are sent at random times, whether or not earlier ones were answered; latency counts from the
-scheduled send time.
+Closed loop: each client sends its next burst after all responses to the last one, which measures the peak
+rate. Open loop: requests are sent at random times, whether or not earlier ones were answered; latency counts
+from the scheduled send time.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """One request: its outcome, its latency from the scheduled send time, and the token counts of its items."""
+    """One request: outcome, latency from the scheduled send time, and the token counts of its items."""
 
     outcome: Outcome
     latency_s: float
@@ -113,7 +113,7 @@ async def open_client(
 async def run_closed_loop(
     send: SendQuery, bursts: Iterator[Burst], workload: Workload, *, seconds: float, rng: Random
 ) -> LoadRun:
-    """Run `workload.clients` clients; each sends bursts one after the other, and starts none after `seconds`."""
+    """Run `workload.clients` clients; each sends burst after burst, and starts none after `seconds`."""
     records: list[RequestRecord] = []
     first_bursts = list(islice(bursts, workload.clients))
     started = time.perf_counter()
@@ -147,7 +147,7 @@ async def run_open_loop(
 
 
 def pregenerate(bursts: Iterator[Burst], tokens: int) -> Iterator[Burst]:
-    """The same bursts, with the first `tokens` tokens generated now, so that it costs no time while measuring."""
+    """The same bursts; the first `tokens` tokens are generated now, which saves time while measuring."""
     first: list[Burst] = []
     while sum(len(item.ids) for burst in first for query in burst for item in query) < tokens:
         first.append(next(bursts))

@@ -1,6 +1,6 @@
-"""What the machine is, what it can do at the moment, and who uses it.
+"""Describes the machine, measures its current matrix-product peak, and measures who uses it.
 
-A figure counts only beside the peak of matrix products that the machine reached just before and just after.
+A measurement is interpreted together with the peak that the machine reached just before and just after it.
 """
 
 import asyncio
@@ -22,22 +22,28 @@ from torch import Tensor
 
 from app.backbone.linear import PackedLinear
 
-REPEATS, CUBE, ROWS = 20, 1024, 1024
-STEADY, OTHERS = 0.05, 0.1
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
-BYTES, SAMPLE_S = 2**20, 2.0
+REPEATS = 20
+CUBE_SIZE = 1024
+ROWS = 1024
+# The machine was steady if its peak changed by at most this share and other processes used at most that
+# share.
+MAX_PEAK_CHANGE = 0.05
+MAX_OTHERS_SHARE = 0.1
+REPORTED_CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
+MIB = 2**20
+MEMORY_SAMPLE_S = 2.0
 
 
 def describe_machine() -> dict[str, str]:
-    """What figures depend on."""
+    """The facts that measurements depend on: processor, cores, memory, versions."""
     info = Path("/proc/cpuinfo").read_text()
-    named = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
-    known = {key.strip(): value.strip() for key, value in named.items()}
-    flags = set(known.get("flags", "").split())
+    pairs = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    cpu = {key.strip(): value.strip() for key, value in pairs.items()}
+    flags = set(cpu.get("flags", "").split())
     return {
-        "processor": known.get("model name", platform.machine()),
+        "processor": cpu.get("model name", platform.machine()),
         "cores": str(count_cores()),
-        "instructions": " ".join(flag for flag in FLAGS if flag in flags),
+        "instructions": " ".join(flag for flag in REPORTED_CPU_FLAGS if flag in flags),
         "memory_gib": f"{psutil.virtual_memory().total / 2**30:.0f}",
         "python": platform.python_version(),
         "torch": version("torch"),
@@ -46,23 +52,26 @@ def describe_machine() -> dict[str, str]:
 
 
 def count_cores() -> int:
-    """How many cores this process may use."""
+    """The number of cores this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def measure_peak_gflops(shapes: Iterable[tuple[int, int]]) -> float:
-    """GFLOP/s of float32 matrix products, packed or not: best median of a cube and of the model's shapes."""
-    return max(_gflops(*shape) for shape in [(CUBE, CUBE, CUBE), *((ROWS, *shape) for shape in shapes)])
+    """GFLOP/s of float32 matrix products: the best over several shapes, with and without packed weights."""
+    return max(
+        _gflops(*shape)
+        for shape in [(CUBE_SIZE, CUBE_SIZE, CUBE_SIZE), *((ROWS, *shape) for shape in shapes)]
+    )
 
 
 def is_steady(before: float, after: float, others: float) -> bool:
-    """Whether the machine was as fast after as before, and nobody else used much of it."""
-    return abs(before - after) <= STEADY * max(before, after) and others <= OTHERS
+    """Whether the peak stayed the same and other processes used little of the machine."""
+    return abs(before - after) <= MAX_PEAK_CHANGE * max(before, after) and others <= MAX_OTHERS_SHARE
 
 
 @dataclass(frozen=True, slots=True)
 class CpuUse:
-    """Seconds of all cores since the machine started: of servers, of this process, of everybody."""
+    """Core-seconds since the machine started: of the servers, of this process, and of all processes."""
 
     at: float
     server: float
@@ -70,59 +79,59 @@ class CpuUse:
     busy: float
 
     def shares_since(self, before: "CpuUse") -> dict[str, float]:
-        """Each one's share of the machine; `others` are those who have no part in it."""
-        whole = (self.at - before.at) * count_cores()
+        """Shares of the machine since `before`; `others` is everything but the servers and this process."""
+        capacity = (self.at - before.at) * count_cores()
         server, client = self.server - before.server, self.client - before.client
         others = max(0.0, self.busy - before.busy - server - client)
-        return {"server": server / whole, "client": client / whole, "others": others / whole}
+        return {"server": server / capacity, "client": client / capacity, "others": others / capacity}
 
 
 def measure_cpu_use(pids: Sequence[int]) -> CpuUse:
-    """What has been used so far; `pids` are the servers', whose children count as they do."""
+    """The use so far; `pids` are the servers, and their child processes are included."""
     times = psutil.cpu_times()
     busy = sum(times) - times.idle - times.iowait - times.guest - times.guest_nice
     client = psutil.Process().cpu_times()
-    served = _sum(pids, lambda one: sum(one.cpu_times()[:2]))
-    return CpuUse(time.perf_counter(), served, client.user + client.system, busy)
+    server = _sum_over_processes(pids, lambda process: sum(process.cpu_times()[:2]))
+    return CpuUse(time.perf_counter(), server, client.user + client.system, busy)
 
 
 class ResourceMonitor(AbstractAsyncContextManager["ResourceMonitor"]):
-    """What servers use and hold from its beginning to its end."""
+    """Measures the processor shares and the memory of servers while its block runs."""
 
     def __init__(self, pids: Sequence[int]) -> None:
         self._pids = pids
 
     async def __aenter__(self) -> Self:
-        """Begin."""
+        """Start measuring."""
         self.initial_mib = self.max_mib = resident_mib(self._pids)
         self._before = measure_cpu_use(self._pids)
         self._sampling = asyncio.create_task(self._sample())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """End."""
+        """Stop measuring."""
         self._sampling.cancel()
         self.shares = measure_cpu_use(self._pids).shares_since(self._before)
 
     async def _sample(self) -> None:
         while True:
-            await asyncio.sleep(SAMPLE_S)
+            await asyncio.sleep(MEMORY_SAMPLE_S)
             self.max_mib = max(self.max_mib, resident_mib(self._pids))
 
 
 def resident_mib(pids: Sequence[int]) -> float:
-    """Memory held by servers and their children; what they share counts once."""
-    return _sum(pids, lambda one: one.memory_full_info().pss) / BYTES
+    """Memory of servers and their child processes; shared memory counts once (PSS)."""
+    return _sum_over_processes(pids, lambda process: process.memory_full_info().pss) / MIB
 
 
-def _sum(pids: Sequence[int], of: Callable[[psutil.Process], float]) -> float:
-    """Over processes and all their children; a child that has just ended counts for nothing."""
+def _sum_over_processes(pids: Sequence[int], measure: Callable[[psutil.Process], float]) -> float:
+    """Sum over processes and all their children; a child that has just ended counts as zero."""
     total = 0.0
     for root in map(psutil.Process, pids):
-        total += of(root)
+        total += measure(root)
         for child in root.children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                total += of(child)
+                total += measure(child)
     return total
 
 

@@ -1,4 +1,4 @@
-"""A run in one picture: how fast each server was under each workload, and how many answers came in time."""
+"""Plots a run: tokens per second by server and workload, and the share of requests answered in time."""
 
 from pathlib import Path
 from typing import Any
@@ -14,59 +14,62 @@ from matplotlib import pyplot as plt  # after the backend is chosen
 from matplotlib.axes import Axes  # the same
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter  # the same
 
-SHAPES = MARKERS + "<>hX8pd"
+ALL_MARKERS = MARKERS + "<>hX8pd"
 
 
-def draw(results: Results, file: Path) -> None:
-    """Write the picture; colours the colour-blind can tell apart, and a marker for each server."""
+def save_plot(results: Results, file: Path) -> None:
+    """Write the plot; each server has a marker and a colour that the colour-blind can tell apart."""
     with mpl.rc_context(STYLE):
-        height = 2 + 0.5 * max(len(results.closed), 8)
-        figure, (speeds, shares) = plt.subplots(1, 2, figsize=(12, height), width_ratios=(3, 2))
-        for place, peer in enumerate(results.peers):
-            look = {"color": COLOURS[place % len(COLOURS)], "marker": SHAPES[place % len(SHAPES)]}
-            _speeds(speeds, results, peer, {**look, "label": peer})
-            _shares(shares, results, peer, look)
-        _dress(speeds, shares, results)
+        height = 2 + 0.5 * max(len(results.closed_loop_workloads), 8)
+        figure, (speed_axes, share_axes) = plt.subplots(1, 2, figsize=(12, height), width_ratios=(3, 2))
+        for i, peer in enumerate(results.peers):
+            style = {"color": COLOURS[i % len(COLOURS)], "marker": ALL_MARKERS[i % len(ALL_MARKERS)]}
+            _plot_speeds(speed_axes, results, peer, {**style, "label": peer})
+            _plot_shares_in_time(share_axes, results, peer, style)
+        _label_axes(speed_axes, share_axes, results)
         figure.legend(loc="lower center", ncols=8, frameon=False, fontsize=8)
         figure.tight_layout(rect=(0, 0.06, 1, 1))
         figure.savefig(file)
         plt.close(figure)
 
 
-def _speeds(axes: Axes, results: Results, peer: str, look: dict[str, Any]) -> None:
-    """One below the other within the row of a workload."""
-    aside = 0.8 * ((results.peers.index(peer) + 0.5) / len(results.peers) - 0.5)
-    rows, middles, below, above = [], [], [], []
-    for row, workload in enumerate(results.closed):
-        if found := median_and_range(results.speeds(peer, workload).values()):
-            rows.append(row + aside)
-            middles.append(found.median)
-            below.append(found.median - found.minimum)
-            above.append(found.maximum - found.median)
-    axes.errorbar(middles, rows, xerr=(below, above), linestyle="", markersize=4, linewidth=1, **look)
+def _plot_speeds(axes: Axes, results: Results, peer: str, style: dict[str, Any]) -> None:
+    """One point per workload with its range; peers are offset within the row of a workload."""
+    offset = 0.8 * ((results.peers.index(peer) + 0.5) / len(results.peers) - 0.5)
+    rows, medians, below, above = [], [], [], []
+    for row, workload in enumerate(results.closed_loop_workloads):
+        if speed := median_and_range(results.tokens_per_s_by_round(peer, workload).values()):
+            rows.append(row + offset)
+            medians.append(speed.median)
+            below.append(speed.median - speed.minimum)
+            above.append(speed.maximum - speed.median)
+    axes.errorbar(medians, rows, xerr=(below, above), linestyle="", markersize=4, linewidth=1, **style)
 
 
-def _shares(axes: Axes, results: Results, peer: str, look: dict[str, Any]) -> None:
+def _plot_shares_in_time(axes: Axes, results: Results, peer: str, style: dict[str, Any]) -> None:
     points = sorted(
         (point.rate, point.share_in_time)
         for workload in results.workloads
-        for block in results.blocks(peer, workload)
-        for point in block.curve
+        for measurement in results.measurements(peer, workload)
+        for point in measurement.curve
     )
     if points:
-        axes.plot(*zip(*points, strict=True), linewidth=1, markersize=4, **look)
+        axes.plot(*zip(*points, strict=True), linewidth=1, markersize=4, **style)
 
 
-def _dress(speeds: Axes, shares: Axes, results: Results) -> None:
-    speeds.set_yticks(range(len(results.closed)), results.closed)
-    speeds.set_ylim(len(results.closed) - 0.5, -0.5)
-    rounds = max(len(results.blocks(peer, one)) for peer in results.peers for one in results.workloads)
-    speeds.set(
-        xscale="log", xlabel=f"tokens of answered pairs a second; median and range, n = {rounds} rounds"
+def _label_axes(speed_axes: Axes, share_axes: Axes, results: Results) -> None:
+    workloads = results.closed_loop_workloads
+    speed_axes.set_yticks(range(len(workloads)), workloads)
+    speed_axes.set_ylim(len(workloads) - 0.5, -0.5)
+    rounds = max(
+        len(results.measurements(peer, workload)) for peer in results.peers for workload in results.workloads
     )
-    speeds.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    speeds.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    speeds.xaxis.set_minor_formatter(NullFormatter())
+    speed_axes.set(
+        xscale="log", xlabel=f"tokens of scored items per second; median and range, n = {rounds} rounds"
+    )
+    speed_axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    speed_axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    speed_axes.xaxis.set_minor_formatter(NullFormatter())
     slo = results.facts["slo_s"]
-    shares.set(xlabel="requests a second at random moments", ylabel=f"share answered within {slo} s")
-    shares.set_ylim(-0.02, 1.02)
+    share_axes.set(xlabel="requests per second at random times", ylabel=f"share answered within {slo} s")
+    share_axes.set_ylim(-0.02, 1.02)

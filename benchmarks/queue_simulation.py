@@ -1,8 +1,8 @@
 """A simulation of how long requests wait at replicas that batch what arrives while they compute.
 
-A forward pass takes a constant time plus a time per new token. Requests that arrive meanwhile wait; the next pass
-takes the oldest ones that fit its token budget. A prompt that is cached, or that is already in the batch, adds no
-new tokens.
+A forward pass takes a constant time plus a time per new token. Requests that arrive meanwhile wait; the next
+pass takes the oldest ones that fit its token budget. A prompt that is cached, or that is already in the
+batch, adds no new tokens.
 """
 
 import heapq

@@ -1,9 +1,9 @@
-"""Two workers, and two replicas on Ray, of one thread each, against two single servers side by side.
+"""Compares two workers, and two replicas on Ray, with two single servers side by side; one thread each.
 
-`python -m benchmarks.replicas` measures tokens a second on pairs that share nothing, and the share of tokens
-saved when responses to one prompt come one by one, against one single server. They take short turns, because
-a machine that is shared is now faster and now slower; whoever does not have the turn is stopped altogether.
-With `--tiny` it is the tests' toy.
+`python -m benchmarks.replicas` measures tokens per second on items that share nothing, and the share of
+tokens saved when responses to one prompt arrive one by one (against one single server). The contenders take
+short turns, because the speed of a shared machine changes; while one is measured, the others are suspended.
+`--tiny` uses the tests' tiny model.
 """
 
 import argparse
@@ -20,183 +20,195 @@ from random import Random
 
 from app.reward import loading
 from app.settings import Settings
-from benchmarks import machine, summary_statistics
+from benchmarks import machine
 from benchmarks.interleaving import Servers, resumed, suspended
 from benchmarks.load_generator import LoadRun, Outcome, SendQuery, open_client, pregenerate, run_closed_loop
-from benchmarks.peers.ours import peers
 from benchmarks.peers.peer import Peer
-from benchmarks.server import SPARSERM_COMMAND, ServerProcess, find_free_port, run_server
+from benchmarks.peers.sparserm import make_peers
+from benchmarks.server import SPARSERM_COMMAND, ServerProcess, find_free_port, run_server_process
+from benchmarks.summary_statistics import count_outcomes, ratio_by_round
 from benchmarks.workloads import Query, TextGenerator, Workload, select_workloads
 from tests.support import tiny
 
-ALONE, WORKERS, RAY = "two single servers", "two workers", "two replicas on Ray"
-SPREAD, GROUPED = select_workloads(["unique-16", "groups-8-75-apart"])
-WARM_S, PATIENCE_S, WRITTEN = 2.0, 300.0, 20_000
+SINGLE_SERVERS, WORKERS, RAY = "two single servers", "two workers", "two replicas on Ray"
+UNIQUE, GROUPED = select_workloads(["unique-16", "groups-8-75-apart"])
+WARM_UP_S = 2.0
+REQUEST_TIMEOUT_S = 300.0
+PREGENERATED_TOKENS = 20_000
 
 
 def main() -> None:
     """Print every round, then ratios."""
-    given = _arguments()
+    args = _parse_arguments()
     with ExitStack() as stack:
-        ground = stack.enter_context(grounds(toy=given.tiny))
-        course = Course(ground, given.seconds)
-        all_ = {
-            name: stack.enter_context(suspended(begun(ground.environment)))
-            for name, begun in CONTENDERS.items()
+        setup = stack.enter_context(set_up(tiny_models=args.tiny))
+        comparison = ReplicaComparison(setup, args.seconds)
+        contenders = {
+            name: stack.enter_context(suspended(start(setup.environment)))
+            for name, start in CONTENDERS.items()
         }
-        for round_ in range(given.rounds):
-            for name in sorted(all_, reverse=bool(round_ % 2)):
-                with resumed(all_[name]) as servers:
-                    course.run(name, servers, round_)
-    course.report()
+        for round_ in range(args.rounds):
+            for name in sorted(contenders, reverse=bool(round_ % 2)):
+                with resumed(contenders[name]) as servers:
+                    comparison.run(name, servers, round_)
+    comparison.report()
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
-    """What all are asked for, by whom, in pairs of how many tokens, and what servers are told."""
+class Setup:
+    """What all contenders share: how to request scores, the texts, the tokens per item, the environment."""
 
     peer: Peer
-    words: TextGenerator
-    tokens: int
+    generator: TextGenerator
+    item_tokens: int
     environment: dict[str, str]
 
-    def sized(self, workload: Workload) -> Workload:
-        """The same with pairs of this length."""
-        return replace(workload, tokens=(self.tokens, self.tokens))
+    def resize(self, workload: Workload) -> Workload:
+        """The workload with items of `item_tokens` tokens."""
+        return replace(workload, tokens=(self.item_tokens, self.item_tokens))
 
 
 @contextmanager
-def grounds(*, toy: bool) -> Iterator[Ground]:
-    """The shipped models on processors, or the tests' toy."""
+def set_up(*, tiny_models: bool) -> Iterator[Setup]:
+    """The setup for the shipped models on the CPU, or for the tests' tiny model."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = tiny.build_models(Path(folder)) if toy else Settings()
+        settings = tiny.build_models(Path(folder)) if tiny_models else Settings()
         engine = loading.load_engine(settings, lambda *_: None)
-        peer, words = peers(list(engine.models))[0], TextGenerator(engine.text)
+        peer, generator = make_peers(list(engine.models))[0], TextGenerator(engine.text)
         del engine
-        told = {
+        environment = {
             **os.environ, "SPARSERM_DEVICE": "cpu", "SPARSERM_MODELS_DIR": str(settings.models_dir),
             "SPARSERM_CACHE_DIR": str(settings.cache), "SPARSERM_MAX_TOKENS": str(settings.max_tokens),
         }  # fmt: skip
-        yield Ground(peer, words, 64 if toy else 256, told)
+        yield Setup(peer, generator, 64 if tiny_models else 256, environment)
 
 
-class Tally:
-    """Tokens answered while everybody is still asking; how long the last answers take is chance."""
+class TokenCounter:
+    """Counts the tokens scored within `seconds`; later answers depend on chance and are not counted."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._began = 0.0
+        self._started = 0.0
         self._tokens = 0
 
     @property
     def rate(self) -> float:
-        """Tokens a second."""
+        """Tokens per second."""
         return self._tokens / self.seconds
 
-    async def ask(self, ask: SendQuery, query: Query) -> Outcome:
-        """Ask, and count what comes in time."""
-        self._began = self._began or time.perf_counter()
-        fate = await ask(query)
-        if fate is Outcome.GOOD and time.perf_counter() < self._began + self.seconds:
-            self._tokens += sum(len(pair.ids) for pair in query)
-        return fate
+    async def send(self, send: SendQuery, query: Query) -> Outcome:
+        """Send a query and count its tokens if the answer comes in time."""
+        self._started = self._started or time.perf_counter()
+        outcome = await send(query)
+        if outcome is Outcome.GOOD and time.perf_counter() < self._started + self.seconds:
+            self._tokens += sum(len(item.ids) for item in query)
+        return outcome
 
 
-def asked(ground: Ground, servers: Servers, workload: Workload, tally: Tally, *, seed: int) -> list[LoadRun]:
-    """All servers at once, the voices divided between them."""
-    part = replace(ground.sized(workload), voices=workload.clients // len(servers))
+def run_clients(
+    setup: Setup, servers: Servers, workload: Workload, counter: TokenCounter, *, seed: int
+) -> list[LoadRun]:
+    """Load all servers at once; the workload's clients are divided between them."""
+    part = replace(setup.resize(workload), clients=workload.clients // len(servers))
 
-    async def one(server: ServerProcess, rng: Random) -> LoadRun:
-        turns = pregenerate(part.generate_bursts(ground.words, rng), WRITTEN)
-        async with open_client(ground.peer, [server.url], timeout_s=PATIENCE_S) as caller:
-            ask = partial(tally.ask, caller.send)
-            return await run_closed_loop(ask, turns, part, seconds=tally.seconds, rng=rng)
+    async def load_server(server: ServerProcess, rng: Random) -> LoadRun:
+        bursts = pregenerate(part.generate_bursts(setup.generator, rng), PREGENERATED_TOKENS)
+        async with open_client(setup.peer, [server.url], timeout_s=REQUEST_TIMEOUT_S) as client:
+            send = partial(counter.send, client.send)
+            return await run_closed_loop(send, bursts, part, seconds=counter.seconds, rng=rng)
 
-    async def all_() -> list[LoadRun]:
+    async def load_servers() -> list[LoadRun]:
         rngs = [Random(f"{workload.name} {seed} {i}") for i in range(len(servers))]
-        return await asyncio.gather(*map(one, servers, rngs))
+        return await asyncio.gather(*map(load_server, servers, rngs))
 
-    return asyncio.run(all_())
+    return asyncio.run(load_servers())
 
 
 @contextmanager
-def side_by_side(told: dict[str, str]) -> Iterator[Servers]:
+def run_single_servers(environment: dict[str, str]) -> Iterator[Servers]:
     """Two servers of one thread each."""
-    given = {**told, "SPARSERM_THREADS": "1"}
-    with _serve(given) as one, _serve(given) as other:
-        yield [one, other]
+    one_thread = {**environment, "SPARSERM_THREADS": "1"}
+    with _serve(one_thread) as first, _serve(one_thread) as second:
+        yield [first, second]
 
 
 @contextmanager
-def behind_one_address(told: dict[str, str], *options: str) -> Iterator[Servers]:
-    """Two workers of one thread each, or whoever the options say runs them."""
-    with _serve({**told, "SPARSERM_THREADS": "2"}, "--workers", "2", *options) as server:
+def run_two_workers(environment: dict[str, str], *options: str) -> Iterator[Servers]:
+    """One server with two workers of one thread each; `--ray` runs them as Ray replicas."""
+    with _serve({**environment, "SPARSERM_THREADS": "2"}, "--workers", "2", *options) as server:
         yield [server]
 
 
-class Course:
-    """What each contender goes through, and what was measured on it."""
+class ReplicaComparison:
+    """Measures the contenders round by round and keeps their rates and saved shares."""
 
-    def __init__(self, ground: Ground, seconds: float) -> None:
-        self._ground = ground
+    def __init__(self, setup: Setup, seconds: float) -> None:
+        self._setup = setup
         self._seconds = seconds
         self._rates: dict[str, dict[int, float]] = {}
-        self._saved: dict[str, dict[int, float]] = {}
+        self._saved_shares: dict[str, dict[int, float]] = {}
 
     def run(self, name: str, servers: Servers, round_: int) -> None:
-        """One round of one contender."""
-        asked(self._ground, servers, SPREAD, Tally(WARM_S), seed=-1)
-        before, tally = machine.measure_peak_gflops([]), Tally(self._seconds)
-        runs = asked(self._ground, servers, SPREAD, tally, seed=round_)
-        saved = self._share_saved(servers[:1], round_)
-        after, load = machine.measure_peak_gflops([]), os.getloadavg()[0]
-        self._rates.setdefault(name, {})[round_] = tally.rate
-        self._saved.setdefault(name, {})[round_] = saved
-        fates = [summary_statistics.count_outcomes(run) for run in runs]
+        """Measure one contender in one round."""
+        run_clients(self._setup, servers, UNIQUE, TokenCounter(WARM_UP_S), seed=-1)
+        peak_before, counter = machine.measure_peak_gflops([]), TokenCounter(self._seconds)
+        runs = run_clients(self._setup, servers, UNIQUE, counter, seed=round_)
+        saved_share = self._measure_saved_share(servers[:1], round_)
+        peak_after, load_average = machine.measure_peak_gflops([]), os.getloadavg()[0]
+        self._rates.setdefault(name, {})[round_] = counter.rate
+        self._saved_shares.setdefault(name, {})[round_] = saved_share
+        outcomes = [count_outcomes(run) for run in runs]
         print(
-            f"round {round_}, {name}: {tally.rate:.0f} tokens/s, groups save {saved:.1%} of their tokens; "
-            f"{fates}; GEMM peak {before:.0f} and {after:.0f} GFLOP/s, load average {load:.2f}",
+            f"round {round_}, {name}: {counter.rate:.0f} tokens/s, "
+            f"groups save {saved_share:.1%} of their tokens; "
+            f"{outcomes}; GEMM peak {peak_before:.0f} and {peak_after:.0f} GFLOP/s, "
+            f"load average {load_average:.2f}",
             flush=True,
         )
 
     def report(self) -> None:
-        """Ratios, round by round."""
+        """Print the ratios to the single servers."""
         for name in (WORKERS, RAY):
-            rates = summary_statistics.ratio_by_round(self._rates[name], self._rates[ALONE])
-            saved = summary_statistics.ratio_by_round(self._saved[name], self._saved[ALONE])
-            print(f"{name}: {rates:.3f} of the tokens/s of {ALONE}; {saved:.3f} of one server's sharing")
+            rates = ratio_by_round(self._rates[name], self._rates[SINGLE_SERVERS])
+            saved = ratio_by_round(self._saved_shares[name], self._saved_shares[SINGLE_SERVERS])
+            print(
+                f"{name}: {rates:.3f} of the tokens/s of {SINGLE_SERVERS}; "
+                f"{saved:.3f} of one server's saved share"
+            )
 
-    def _share_saved(self, servers: Servers, round_: int) -> float:
-        """Of the tokens of groups whose responses come one by one, those that were not computed."""
-        before = [_told(servers, name) for name in ("tokens_saved", "tokens")]
-        asked(self._ground, servers, GROUPED, Tally(self._seconds / 2), seed=1000 + round_)
+    def _measure_saved_share(self, servers: Servers, round_: int) -> float:
+        """The share of tokens not computed when the responses of a group arrive one by one."""
+        metrics = ("tokens_saved", "tokens")
+        before = [_read_metric(servers, name) for name in metrics]
+        run_clients(self._setup, servers, GROUPED, TokenCounter(self._seconds / 2), seed=1000 + round_)
         saved, tokens = (
-            _told(servers, name) - was for name, was in zip(("tokens_saved", "tokens"), before, strict=True)
+            _read_metric(servers, name) - value for name, value in zip(metrics, before, strict=True)
         )
         return saved / tokens
 
 
-def _serve(told: dict[str, str], *options: str) -> AbstractContextManager[ServerProcess]:
+def _serve(environment: dict[str, str], *options: str) -> AbstractContextManager[ServerProcess]:
     port = find_free_port()
-    return run_server([*SPARSERM_COMMAND, str(port), *options], told, port=port, ready="/ready")
+    command = [*SPARSERM_COMMAND, str(port), *options]
+    return run_server_process(command, environment, port=port, ready_path="/ready")
 
 
 CONTENDERS: dict[str, Callable[[dict[str, str]], AbstractContextManager[Servers]]] = {
-    ALONE: side_by_side,
-    WORKERS: behind_one_address,
-    RAY: lambda told: behind_one_address(told, "--ray"),
+    SINGLE_SERVERS: run_single_servers,
+    WORKERS: run_two_workers,
+    RAY: lambda environment: run_two_workers(environment, "--ray"),
 }
 
 
-def _told(servers: Servers, name: str) -> float:
+def _read_metric(servers: Servers, name: str) -> float:
     return sum(server.metric(f"sparserm_{name}_total") for server in servers)
 
 
-def _arguments() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=18.0, help="that each is asked in a turn")
-    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--seconds", type=float, default=18.0, help="load on a contender in each round")
+    parser.add_argument("--tiny", action="store_true", help="use the tests' tiny model")
     return parser.parse_args()
 
 

@@ -1,7 +1,8 @@
 """The results file of a benchmark run: one JSON entry a line, so that an interrupted run can continue.
 
-The first line describes the machine, the code and the settings; a file with another description is refused, so
-results of different machines or versions are never mixed. The JSON keys are a stable format (docs/peers.json).
+The first line describes the machine, the code and the settings; a file with another description is refused,
+so results of different machines or versions are never mixed. The JSON keys are a stable format
+(docs/peers.json).
 """
 
 import os
@@ -34,7 +35,7 @@ class ServerStart:
 
 @dataclass(frozen=True, slots=True)
 class BareForward:
-    """Seconds that transformers, cut at the same layer, takes for one item of 256 tokens, with no server running."""
+    """Seconds of transformers alone, cut at the same layer, for one item of 256 tokens."""
 
     round: int
     seconds: float

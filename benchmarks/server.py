@@ -58,12 +58,12 @@ def run_sparserm(**environment: str) -> Iterator[ServerProcess]:
     """Run `sparserm serve` with extra environment variables until the block ends."""
     port = find_free_port()
     command = [*SPARSERM_COMMAND, str(port)]
-    with run_server(command, {**os.environ, **environment}, port=port, ready_path="/ready") as server:
+    with run_server_process(command, {**os.environ, **environment}, port=port, ready_path="/ready") as server:
         yield server
 
 
 @contextmanager
-def run_server(
+def run_server_process(
     args: Sequence[str],
     env: Mapping[str, str],
     *,

@@ -1,7 +1,7 @@
 """Workloads: items of random words with an exact number of tokens, generated anew in every run.
 
-Each conversation has its own system turn, so that only the template's first tokens are shared unless a workload
-shares a prompt on purpose. Lengths are the same for every server and round; words are not.
+Each conversation has its own system turn, so that only the template's first tokens are shared unless a
+workload shares a prompt on purpose. Lengths are the same for every server and round; words are not.
 """
 
 import math
@@ -65,8 +65,8 @@ class TextGenerator:
         has_lengths = (encoded.response_start, len(encoded.ids)) == (prompt, tokens)
         if not has_lengths or self._ids(text) != [*encoded.ids]:
             raise ValueError(
-                f"the tokenizer gives {len(encoded.ids)} tokens instead of {tokens}: words that are one token "
-                "alone are not one token in a text"
+                f"the tokenizer gives {len(encoded.ids)} tokens instead of {tokens}: words that are one "
+                "token alone are not one token in a text"
             )
         return BenchmarkItem(item.messages, item.response, text, encoded)
 
@@ -133,19 +133,22 @@ WORKLOADS = (
     Workload("mixed", "one item of 64 to 512 tokens per request, 16 clients", 16, (64, 512)),
     *(
         Workload(
-            f"groups-{n}-{percent}", f"{n} responses per request, {percent} % of 256 tokens are the prompt's", 4,
-            responses=n, prompt_percent=percent, one_request=True,
+            f"groups-{n}-{percent}", f"{n} responses per request, {percent} % of 256 tokens are the prompt's",
+            4, responses=n, prompt_percent=percent, one_request=True,
         )
         for n in (8, 16) for percent in (25, 50, 75)
     ),
     Workload(
-        "groups-8-75-apart", "8 responses to a prompt as 8 requests within 50 ms", 4, responses=8, spread_s=0.05
+        "groups-8-75-apart", "8 responses to a prompt as 8 requests within 50 ms", 4,
+        responses=8, spread_s=0.05,
     ),
     Workload(
         "storm", f"{BURST_ITEMS} items of 256 tokens at once, each on its own connection",
         groups=BURST_ITEMS, own_connections=True,
     ),
-    Workload("batch", f"{BURST_ITEMS} items of 256 tokens in one request", groups=BURST_ITEMS, one_request=True),
+    Workload(
+        "batch", f"{BURST_ITEMS} items of 256 tokens in one request", groups=BURST_ITEMS, one_request=True
+    ),
     Workload(
         "queue", f"{QUEUE_ITEMS:,} items of 64 tokens at once", tokens=(64, 64), groups=QUEUE_ITEMS,
         only_peers=("ours", "vllm"),

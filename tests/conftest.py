@@ -51,13 +51,13 @@ def address(engine: Engine, settings: Settings) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def training_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Settings of a folder with a tiny backbone, and chats and pairs to train on."""
-    return training_setup.build(tmp_path_factory.mktemp("training"))
+    return training_setup.write_training_data(tmp_path_factory.mktemp("training"))
 
 
 @pytest.fixture(scope="session")
 def trained_sae(training_settings: Settings) -> Path:
     """Folder of an SAE trained on the tiny backbone."""
-    return training_setup.build_sae(training_settings)
+    return training_setup.train_tiny_sae(training_settings)
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,7 @@ def score_responses(items: Sequence[Item], reward_functions: Mapping[str, Reward
 
 
 def summarize(evaluation: EvaluationSet, agreement: dict[str, list[float]], responses: list[Row]) -> Row:
-    """Return means with bootstrap intervals over prompts, and the KL per token as estimated from responses."""
+    """Return means with bootstrap intervals over prompts, and the KL per token estimated from responses."""
     groups = [pair.group for pair in evaluation.pairs]
     summary: Row = {"implicit accuracy": _mean((np.sign(agreement["implicit"]) + 1) / 2, groups)}
     question_groups = [question.group for question in evaluation.questions]

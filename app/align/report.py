@@ -35,10 +35,10 @@ def _render(config: AlignmentConfig, report: Row) -> Iterator[str]:
     yield f"# Aligning {config.policy} with {config.model}\n"
     yield (
         f"Labels: {config.labels}. {config.per_round} prompts per round, {config.candidates} responses per "
-        f"prompt, DPO with β {config.beta:g} for {config.epochs} epochs at learning rate {config.lr:g}, LoRA of "
-        f"rank {config.rank}, seed {config.seed}. The table shows means over test pairs, questions or responses "
-        "with 95 % intervals by bootstrap over prompts. KL is the divergence from the initial policy in nats per "
-        "token, estimated from the responses. Round 0 is the initial policy.\n"
+        f"prompt, DPO with β {config.beta:g} for {config.epochs} epochs at learning rate {config.lr:g}, LoRA "
+        f"of rank {config.rank}, seed {config.seed}. The table shows means over test pairs, questions or "
+        "responses with 95 % intervals by bootstrap over prompts. KL is the divergence from the initial "
+        "policy in nats per token, estimated from the responses. Round 0 is the initial policy.\n"
     )
     rows = report["rounds"]
     names = [name for name in rows[0]["summary"] if name != "kl"]
@@ -81,4 +81,5 @@ def _build_panels(rounds: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
 def _format_title(config: AlignmentConfig, rounds: Sequence[Row]) -> str:
     summary = rounds[0]["summary"]
     pairs, responses = summary["implicit accuracy"]["n"], summary["tokens"]["n"]
-    return f"{config.policy} aligned with {config.model}: {pairs} test pairs, {responses} responses, 95 % intervals"
+    counts = f"{pairs} test pairs, {responses} responses, 95 % intervals"
+    return f"{config.policy} aligned with {config.model}: {counts}"

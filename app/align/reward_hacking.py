@@ -21,8 +21,8 @@ def find_alarms(
 ) -> list[str]:
     """Return the reasons to stop, in words.
 
-    `before` and `after` are responses of two rounds to the same prompts; `initial` and `current` are summaries
-    of round 0 and of the round just finished.
+    `before` and `after` are responses of two rounds to the same prompts; `initial` and `current` are the
+    summaries of round 0 and of the round just finished.
     """
     alarms = []
     if current["kl"] > config.max_kl:

@@ -111,7 +111,7 @@ def new(
     role: Annotated[str, typer.Option(help="score, admin or metrics.")] = "score",
     name: Annotated[str, typer.Option(help="Who uses the key; only a note for you.")] = "",
 ) -> None:
-    """Create an API key. The key is printed once, on stderr; stdout gets the line for SPARSERM_API_KEYS_FILE."""
+    """Create an API key: it is printed once, on stderr; stdout gets the line for SPARSERM_API_KEYS_FILE."""
     from app.serve.middleware.api_keys import Role, generate_key
 
     if role.upper() not in Role.__members__:

@@ -92,7 +92,7 @@ def draw_length(file: Path, test: Row) -> None:
             ends[side] = (rows[-1]["tokens"], rows[-1]["reward"], COLOURS[index])
         _label_curves(axes, ends)
         axes.set(xscale="log", xlabel="tokens of the response (log scale)")
-        axes.set(ylabel="mean reward (standard deviations of training responses)")
+        axes.set(ylabel="mean reward (standard deviations)")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_formatter(NullFormatter())

@@ -1,8 +1,8 @@
 """Baselines that a trained model is compared with: other methods, trained and tested on the same pairs.
 
-Every method takes the comparison data, trains on the training pairs, and returns its margins on the test pairs.
-All heads are trained alike, on augmented pairs too if there are any, so that a difference in accuracy comes
-from their inputs.
+Every method takes the comparison data, trains on the training pairs, and returns its margins on the test
+pairs. All heads are trained alike, on augmented pairs too if there are any, so that a difference in accuracy
+comes from their inputs.
 """
 
 from collections.abc import Callable

@@ -92,7 +92,7 @@ def _score_held_out(
     config: HeadTrainingConfig,
     progress: Callable[[float], None],
 ) -> tuple[Tensor, Tensor]:
-    """Return reward and distance of every original response, (N, 2) each, by heads not trained on its prompt."""
+    """Return rewards and distances of original responses, (N, 2), by heads not trained on their prompts."""
     folds = assign_folds(training_set.groups, CALIBRATION_FOLDS, config.seed)
     projections, original_folds = training_set.original.projections, folds[~training_set.is_augmented]
     rewards, distances = (torch.zeros(projections.shape[:2], dtype=torch.float64) for _ in range(2))

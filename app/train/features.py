@@ -182,13 +182,13 @@ def _compute_features(
     """Yield the missing features of the responses of one forward pass."""
     packed = pack([item.ids for item in encoded])
     layers = [layer for layer in extractor.layers if f"residuals.{layer}" in missing]
-    rows = [packed.rows(i, item.start, item.stop + 1) for i, item in enumerate(encoded)]
+    rows = [packed.rows(i, item.response_start, item.response_end + 1) for i, item in enumerate(encoded)]
     needed = {*layers, *([extractor.layer] if "latents" in missing else [])}
     residuals = extractor.backbone.residuals(packed, dict.fromkeys(needed, np.concatenate(rows)))
     for item, key, item_rows in zip(encoded, keys, rows, strict=True):
         for layer in layers:
             pooled = _pool(residuals[layer].at(item_rows)).cpu()
-            tokens = torch.tensor(item.stop - item.start)
+            tokens = torch.tensor(item.response_end - item.response_start)
             yield f"residuals.{layer}", key, {"pooled": pooled, "tokens": tokens}
         if "latents" in missing:
             activations = extractor.dictionary.encode(residuals[extractor.layer].at(item_rows))

@@ -105,7 +105,7 @@ class TrainingSet:
 
 @dataclass(frozen=True, slots=True)
 class WhitenedInputs:
-    """Training inputs `x` (N, 2, K), and how they are computed: ((projections - center) / scale) @ transform."""
+    """Training inputs `x` (N, 2, K) and how they are made: ((projections - center) / scale) @ transform."""
 
     x: Tensor
     center: Tensor
@@ -116,7 +116,7 @@ class WhitenedInputs:
 def tune_config(
     training_set: TrainingSet, config: HeadTrainingConfig, progress: Callable[[float], None]
 ) -> HeadTrainingConfig:
-    """Return the configuration whose heads predict held-out thirds of the prompts with the lowest log loss."""
+    """Return the configuration whose heads have the lowest log loss on held-out thirds of the prompts."""
     inputs = _whiten(training_set, config)
     fold = assign_folds(training_set.groups, TUNING_FOLDS, config.seed)
     in_training = torch.stack([(fold != f).float() for f in range(TUNING_FOLDS)], dim=1)
@@ -152,7 +152,7 @@ def fit_head(training_set: TrainingSet, config: HeadTrainingConfig, progress: Ca
     members: list[Tensor] = []
     weights = _draw_bootstrap_counts(training_set.groups, config) * _pair_weights(training_set)
     gamma = torch.tensor(config.gamma)
-    for epoch, members in _train_members(inputs.x, weights, config, gamma):  # noqa: B007 # last members are used
+    for epoch, members in _train_members(inputs.x, weights, config, gamma):  # noqa: B007 # the last are used
         progress(epoch)
     w1, b1, w2 = members
     folded_w1 = (w1.transpose(1, 2) @ inputs.transform.T).half()

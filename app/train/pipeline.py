@@ -45,8 +45,8 @@ CARD_METRICS = ("accuracy", "ci_low", "ci_high", "n", "ece")
 class TrainingConfig:
     """What is trained: the name of the model, its data, and the choices that the method leaves open.
 
-    `max_pairs` 0 trains on all pairs. `augment_share` is the share of pairs that are trained on once more with
-    an augmented rejected response. `slices` are conditions on pairs for which accuracy is also reported.
+    `max_pairs` 0 trains on all pairs. `augment_share` is the share of pairs that are trained on once more
+    with an augmented rejected response. `slices` are conditions on pairs for which accuracy is also reported.
     """
 
     name: str
@@ -170,7 +170,7 @@ def extract(
     augment_share: float = 0.0,
     stage: str = "training pairs",
 ) -> ExtractedPairs:
-    """Extract the features of pairs, and of augmented pairs for a share of them; `stage` names the progress."""
+    """Extract features of pairs, and of augmented pairs for a share of them; `stage` names the progress."""
     responses = [pair.items for pair in pairs]
     count = max(len({item for row in responses for item in row}), 1)
     features = extract_features(responses, extractor, cache, lambda done: progress(stage, done / count))

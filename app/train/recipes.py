@@ -19,8 +19,8 @@ LAYERS_AFTER_BLOCK = {r"blocks\.(\d+)\.hook_resid_post": 1, r"blocks\.(\d+)\.hoo
 class PretrainedSae:
     """An SAE as its authors describe it: of a release of sae_lens's registry, or in a local folder.
 
-    `hook` is the point in the backbone that it encodes, `inputs` and `latents` are its sizes, and `neuronpedia`
-    is its path on neuronpedia.org. The fields are the keys of a recipe's [sae] table.
+    `hook` is the point in the backbone that it encodes, `inputs` and `latents` are its sizes, and
+    `neuronpedia` is its path on neuronpedia.org. The fields are the keys of a recipe's [sae] table.
     """
 
     __pydantic_config__ = FORBID_EXTRA

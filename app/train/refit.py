@@ -1,8 +1,8 @@
 """Trains the head of an existing bundle again, on more pairs, over the same directions.
 
-Features are cached, so this takes seconds. Names, hyperparameters and layer stay; head, calibration and probes
-are new. The new bundle is written completely, then moved file by file over the old one, its checksums last.
-Measurements of the old head are removed from the report.
+Features are cached, so this takes seconds. Names, hyperparameters and layer stay; head, calibration and
+probes are new. The new bundle is written completely, then moved file by file over the old one, its checksums
+last. Measurements of the old head are removed from the report.
 """
 
 from dataclasses import replace
@@ -81,7 +81,7 @@ def _train_again(
 
 
 def _install_staged_bundle(folder: Path) -> None:
-    """Move a complete staged bundle over the installed one; an incomplete one is overwritten by the next run."""
+    """Move a staged bundle over the installed one if it is complete; else the next run overwrites it."""
     staged = folder / STAGING_FOLDER
     if not (staged / CHECKSUMS_FILE).exists():
         return

@@ -1,8 +1,8 @@
 """Selects the latents whose firing rate differs most between chosen and rejected responses.
 
-The firing rate of a side is the share of pooled tokens on which a latent fires, averaged over the responses of
-that side; if one token is pooled, this is the share of responses, as in the paper. With a thousand pairs the
-rates are noisy. So the selection is repeated with sides swapped at random, which shows what chance alone
+The firing rate of a side is the share of pooled tokens on which a latent fires, averaged over the responses
+of that side; if one token is pooled, this is the share of responses, as in the paper. With a thousand pairs
+the rates are noisy. So the selection is repeated with sides swapped at random, which shows what chance alone
 selects, and on bootstrap samples, which show what another thousand pairs would select.
 """
 
@@ -21,8 +21,8 @@ class Selection:
 
     `signs` is +1 where chosen responses fire the latent more. `difference` is the chosen minus the rejected
     firing rate. `stability` is the share of bootstrap samples that select the latent on the same side,
-    `false_discovery` the share of the selected latents that chance would select as strongly, and `overlap` the
-    mean Jaccard overlap of a bootstrap sample's selection with this one.
+    `false_discovery` the share of the selected latents that chance would select as strongly, and `overlap`
+    the mean Jaccard overlap of a bootstrap sample's selection with this one.
     """
 
     latents: Tensor

@@ -1,1 +1,1 @@
-"""Does a reward model's filter help online DPO? Five arms, the same pairs, and best-of-n beside them."""
+"""Measures whether a reward model's filter helps online DPO: five arms on the same pairs, and best-of-n."""

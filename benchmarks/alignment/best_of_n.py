@@ -1,9 +1,8 @@
-"""Best-of-n: how far the gold reward climbs when the other reward chooses, and where it turns.
+"""Best-of-n: how the gold reward changes with n when another reward selects, and where it starts to fall.
 
-One pool of responses a prompt stands for every n: the expectation over all subsets of n is exact.
+One pool of responses per prompt gives every n: the expectation over all subsets of size n is exact.
 """
 
-from collections.abc import Callable
 from math import comb, log
 from pathlib import Path
 from typing import Any
@@ -13,74 +12,86 @@ import numpy as np
 from app.align.artifacts import RunArtifacts
 from app.align.policy.model import Conversation, Policy, SamplingConfig, sample_completions
 from app.evaluate.accuracy import BOOTSTRAP_RESAMPLES, Float64Array
-from app.types import Item
+from app.types import Item, Progress
 from benchmarks.alignment.presets import Preset
-from benchmarks.alignment.reward_models import Jury
+from benchmarks.alignment.reward_models import RewardModels
 
 Row = dict[str, Any]
-SEED = 104_729
+SAMPLING_SEED = 104_729
 
 
-def run(
-    prompts: list[Conversation], preset: Preset, jury: Jury, start: Policy, folder: Path,
-    report: Callable[[str, float], None],
+def run_best_of_n(
+    prompts: list[Conversation], preset: Preset, models: RewardModels, policy: Policy, folder: Path,
+    progress: Progress,
 ) -> Row:  # fmt: skip
-    """The curve for n = 1, 2, 4, ... up to the pool, with its peak."""
-    stages = RunArtifacts(folder)
-    stages.record_config({"prompts": len(prompts), "pool": preset.pool, "new_tokens": preset.new_tokens})
-    how = SamplingConfig(preset.pool, preset.new_tokens, 1.0, SEED)
-    rows = stages.load_or_create_rows(
+    """The curve for n = 1, 2, 4, ... up to the pool size, with its peak."""
+    artifacts = RunArtifacts(folder)
+    artifacts.record_config({"prompts": len(prompts), "pool": preset.pool, "new_tokens": preset.new_tokens})
+    sampling = SamplingConfig(preset.pool, preset.new_tokens, 1.0, SAMPLING_SEED)
+    rows = artifacts.load_or_create_rows(
         "pool",
         lambda: [
-            {"responses": [one.response for one in some]}
-            for some in sample_completions(
-                start, prompts, how, lambda share: report("best of n: drawing", share)
+            {"responses": [completion.response for completion in completions]}
+            for completions in sample_completions(
+                policy, prompts, sampling, lambda share: progress("best of n: sampling", share)
             )
         ],
     )
 
-    def scored() -> list[list[list[float]]]:
-        asked = [Item(t, said) for t, row in zip(prompts, rows, strict=True) for said in row["responses"]]
-        both = (jury.scorer(lambda: jury.sparse)(asked), jury.scorer(lambda: jury.gold)(asked))
-        return [np.reshape([one.reward for one in some], (len(prompts), -1)).tolist() for some in both]
+    def score_pool() -> list[list[list[float]]]:
+        items = [
+            Item(prompt, response)
+            for prompt, row in zip(prompts, rows, strict=True)
+            for response in row["responses"]
+        ]
+        functions = (
+            models.make_reward_function(lambda: models.sparse),
+            models.make_reward_function(lambda: models.gold),
+        )
+        return [
+            np.reshape([score.reward for score in score_items(items)], (len(prompts), -1)).tolist()
+            for score_items in functions
+        ]
 
-    proxy, gold = (np.array(some) for some in stages.load_or_create_json("rewards", scored))
-    return curve(proxy, gold)
+    proxy, gold = (np.array(rewards) for rewards in artifacts.load_or_create_json("rewards", score_pool))
+    return best_of_n_curve(proxy, gold)
 
 
-def curve(proxy: Float64Array, gold: Float64Array) -> Row:
-    """Both rewards of the best of n by the first, (prompts, pool) each, in deviations of the pool."""
-    sizes = [2**power for power in range(proxy.shape[1].bit_length()) if 2**power <= proxy.shape[1]]
+def best_of_n_curve(proxy: Float64Array, gold: Float64Array) -> Row:
+    """Both rewards of the best of n by `proxy`, in standard deviations; the inputs are (prompts, pool)."""
+    prompts, pool = proxy.shape
+    sizes = [2**power for power in range(pool.bit_length()) if 2**power <= pool]
     order = np.argsort(-proxy, axis=1, kind="stable")
-    scale = {"reward": proxy, "gold": gold}
-    chosen = {
-        name: np.stack([_standard(values, order) @ _chances(proxy.shape[1], n) for n in sizes])
-        for name, values in scale.items()
+    expected = {
+        name: np.stack([_standardise(rewards, order) @ _selection_probabilities(pool, n) for n in sizes])
+        for name, rewards in {"reward": proxy, "gold": gold}.items()
     }
-    draws = np.random.default_rng(0).integers(proxy.shape[0], size=(BOOTSTRAP_RESAMPLES, proxy.shape[0]))
-    peaks = chosen["gold"][:, draws].mean(2).argmax(0)
+    resamples = np.random.default_rng(0).integers(prompts, size=(BOOTSTRAP_RESAMPLES, prompts))
+    peaks = expected["gold"][:, resamples].mean(2).argmax(0)
     return {
         "n": sizes,
         "kl": [log(n) - (n - 1) / n for n in sizes],
-        **{name: [_interval(row, draws) for row in rows] for name, rows in chosen.items()},
-        "peak": sizes[int(chosen["gold"].mean(1).argmax())],
-        "peak_interval": [sizes[int(np.percentile(peaks, at, method="nearest"))] for at in (2.5, 97.5)],
-        "prompts": proxy.shape[0],
+        **{name: [_interval(row, resamples) for row in rows] for name, rows in expected.items()},
+        "peak": sizes[int(expected["gold"].mean(1).argmax())],
+        "peak_interval": [
+            sizes[int(np.percentile(peaks, percent, method="nearest"))] for percent in (2.5, 97.5)
+        ],
+        "prompts": prompts,
     }
 
 
-def _standard(values: Float64Array, order: Any) -> Float64Array:
-    """Best first by the chooser, less the prompt's mean, in deviations within prompts."""
-    centred = values - values.mean(1, keepdims=True)
-    found: Float64Array = np.take_along_axis(centred, order, axis=1) / max(float(centred.std()), 1e-9)
-    return found
+def _standardise(rewards: Float64Array, order: Any) -> Float64Array:
+    """Sorted by `order`, minus the prompt's mean, in standard deviations within prompts."""
+    centred = rewards - rewards.mean(1, keepdims=True)
+    standardised: Float64Array = np.take_along_axis(centred, order, axis=1) / max(float(centred.std()), 1e-9)
+    return standardised
 
 
-def _chances(pool: int, n: int) -> Float64Array:
-    """How likely each of the pool, best first, is the best of n drawn without putting back."""
-    return np.array([comb(pool - at - 1, n - 1) / comb(pool, n) for at in range(pool)])
+def _selection_probabilities(pool: int, n: int) -> Float64Array:
+    """The probability that each response, best first, is the best of n drawn without replacement."""
+    return np.array([comb(pool - rank - 1, n - 1) / comb(pool, n) for rank in range(pool)])
 
 
-def _interval(row: Float64Array, draws: Any) -> Row:
-    low, high = np.percentile(row[draws].mean(1), [2.5, 97.5])
-    return {"mean": float(row.mean()), "ci_low": float(low), "ci_high": float(high)}
+def _interval(values: Float64Array, resamples: Any) -> Row:
+    low, high = np.percentile(values[resamples].mean(1), [2.5, 97.5])
+    return {"mean": float(values.mean()), "ci_low": float(low), "ci_high": float(high)}

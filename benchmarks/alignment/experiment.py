@@ -1,11 +1,11 @@
-"""The arms: the same prompts, responses and labels in the first round; only the filter differs.
+"""Runs the arms: the same prompts, responses and labels in the first round; only the filter differs.
 
-SparseRM comes first, because the random filter keeps as many pairs as it did.
+SparseRM runs first, because the random filter keeps as many pairs as SparseRM did.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -19,20 +19,24 @@ from app.align.labelling import LabelledPair
 from app.align.loop import AlignmentInputs, AlignmentLoop, MarginFunction
 from app.align.policy.model import Policy
 from app.evaluate.accuracy import Float64Array, accuracy_difference, bootstrap_mean, pair_accuracy
-from app.types import Pair
+from app.types import Pair, Progress
 from benchmarks.alignment.presets import Preset
-from benchmarks.alignment.reward_models import Jury, sieve
+from benchmarks.alignment.reward_models import RewardModels, make_margin_filter
 
-OURS, NONE, CHANCE, DENSE, STANDARD = "SparseRM", "no filter", "random filter", "DenseRM", "StandardRM"
-ARMS = (OURS, NONE, CHANCE, DENSE, STANDARD)
-SHARED = ("round-0/answers.jsonl", "round-0/measures.json", "round-1/candidates.jsonl", "round-1/pairs.jsonl")
+SPARSE, NO_FILTER, RANDOM, DENSE, STANDARD = (
+    "SparseRM", "no filter", "random filter", "DenseRM", "StandardRM",
+)  # fmt: skip
+ARMS = (SPARSE, NO_FILTER, RANDOM, DENSE, STANDARD)
+# Files that no filter affects; they are copied from the SparseRM arm of the same seed.
+SHARED_FILES = (
+    "round-0/answers.jsonl", "round-0/measures.json", "round-1/candidates.jsonl", "round-1/pairs.jsonl",
+)  # fmt: skip
 Row = dict[str, Any]
-Report = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """What is asked: training and test pairs with their digests, and by what the policy judges itself."""
+class AlignmentTask:
+    """Training and test pairs with digests, and the criterion by which the policy labels its responses."""
 
     name: str
     train: list[Pair]
@@ -41,136 +45,163 @@ class Task:
     criterion: str
 
 
-class Study:
-    """Every arm with every seed, in folders of their own."""
+class AlignmentExperiment:
+    """Every arm with every seed, each in its own folder."""
 
-    def __init__(self, task: Task, preset: Preset, jury: Jury, start: Policy, folder: Path) -> None:
-        self.task, self.preset, self.jury = task, preset, jury
+    def __init__(
+        self, task: AlignmentTask, preset: Preset, reward_models: RewardModels, start: Policy, folder: Path
+    ) -> None:
+        self.task, self.preset, self.reward_models = task, preset, reward_models
         self.start, self.folder = start, folder
-        self.exam = metrics.build_evaluation_set(task.test, preset.compared, preset.answered)
+        self.evaluation_set = metrics.build_evaluation_set(task.test, preset.compared, preset.answered)
 
-    def run(self, report: Report) -> Row:
-        """All arms, or those that are left; means, intervals and leads."""
-        seeds = range(self.preset.seeds)
-        done = [(seed, arm, self._arm(arm, seed, report)) for seed in seeds for arm in ARMS]
-        found = {arm: [row for _, other, row in done if other == arm] for arm in ARMS}
-        start = json.loads((self._home(OURS, 0) / "report.json").read_text())["rounds"][0]["summary"]
+    def run(self, progress: Progress) -> Row:
+        """Run all arms that are not finished; return means, intervals and differences from no filter."""
+        results: dict[str, list[Row]] = {arm: [] for arm in ARMS}
+        for seed in range(self.preset.seeds):
+            for arm in ARMS:
+                results[arm].append(self._run_arm(arm, seed, progress))
+        report = json.loads((self._arm_folder(SPARSE, 0) / "report.json").read_text())
         return {
-            "pairs": len(self.exam.pairs),
-            "questions": len(self.exam.questions),
-            "answers": len(self.exam.prompts),
-            "start": start,
-            "arms": {arm: _compared(rows, found[NONE], self.exam) for arm, rows in found.items()},
-            "reward models": self._reward_models(),
+            "pairs": len(self.evaluation_set.pairs),
+            "questions": len(self.evaluation_set.questions),
+            "answers": len(self.evaluation_set.prompts),
+            "start": report["rounds"][0]["summary"],
+            "arms": {
+                arm: _summarise_arm(rows, results[NO_FILTER], self.evaluation_set)
+                for arm, rows in results.items()
+            },
+            "reward models": self._reward_model_accuracies(),
         }
 
-    def _arm(self, arm: str, seed: int, report: Report) -> Row:
-        """One loop, and what its last round was found to be."""
-        home = self._home(arm, seed)
-        _share(self._home(OURS, seed), home)
-        plan, where = _plan(self.task, self.preset, seed), f"{arm}, seed {seed}"
+    def _run_arm(self, arm: str, seed: int, progress: Progress) -> Row:
+        """Run one alignment loop; return the measures of its last round and the pairs kept in each round."""
+        folder = self._arm_folder(arm, seed)
+        _copy_shared_files(self._arm_folder(SPARSE, seed), folder)
+        config, prefix = _make_config(self.task, self.preset, seed), f"{arm}, seed {seed}"
         loop = AlignmentLoop(
-            plan, self._parts(arm, seed), home, lambda stage, n: report(f"{where}: {stage}", n)
+            config,
+            self._make_inputs(arm, seed),
+            folder,
+            lambda stage, share: progress(f"{prefix}: {stage}", share),
         )
-        told = loop.run({"arm": arm, "data": self.task.digests, **plan.model_dump()})
-        last: Row = json.loads((home / f"round-{plan.rounds}" / "measures.json").read_text())
-        return last | {"pairs": [row["pairs"] for row in told["rounds"][1:]]}
+        report = loop.run({"arm": arm, "data": self.task.digests, **config.model_dump()})
+        measures: Row = json.loads((folder / f"round-{config.rounds}" / "measures.json").read_text())
+        return measures | {"pairs": [row["pairs"] for row in report["rounds"][1:]]}
 
-    def _parts(self, arm: str, seed: int) -> AlignmentInputs:
-        jury = self.jury
-        scorers = {
-            reward_hacking.REWARD: jury.scorer(lambda: jury.sparse),
-            reward_hacking.HELD_OUT: jury.scorer(lambda: jury.gold),
+    def _make_inputs(self, arm: str, seed: int) -> AlignmentInputs:
+        models = self.reward_models
+        reward_functions = {
+            reward_hacking.REWARD: models.make_reward_function(lambda: models.sparse),
+            reward_hacking.HELD_OUT: models.make_reward_function(lambda: models.gold),
         }
-        prompts = list(dict.fromkeys(pair.messages for pair in jury.others))
-        sieves = _sieve(arm, jury, self._home(OURS, seed), seed)
-        return AlignmentInputs(self.start, prompts, [], self.exam, sieves, scorers, lambda _: None)
+        prompts = list(dict.fromkeys(pair.messages for pair in models.other_pairs))
+        margins = _make_filter(arm, models, self._arm_folder(SPARSE, seed), seed)
+        return AlignmentInputs(
+            self.start, prompts, [], self.evaluation_set, margins, reward_functions, lambda _: None
+        )
 
-    def _reward_models(self) -> Row:
-        """How often each agrees with people on the test pairs that policies are examined on."""
-        jury, test = self.jury, list(self.exam.pairs)
-        margins = {
-            OURS: jury.margins(jury.sparse, test),
-            DENSE: jury.margins(jury.dense, test),
-            STANDARD: jury.standard(test),
-            "gold": jury.margins(jury.gold, test),
+    def _reward_model_accuracies(self) -> Row:
+        """The accuracy of each reward model on the test pairs that policies are evaluated on."""
+        models, test_pairs = self.reward_models, list(self.evaluation_set.pairs)
+        margins_by_model = {
+            SPARSE: models.score_margins(models.sparse, test_pairs),
+            DENSE: models.score_margins(models.dense, test_pairs),
+            STANDARD: models.score_standard_rm_margins(test_pairs),
+            "gold": models.score_margins(models.gold, test_pairs),
         }
-        groups = [pair.group for pair in test]
-        return {name: _said(pair_accuracy(found, groups)) for name, found in margins.items()}
+        groups = [pair.group for pair in test_pairs]
+        return {
+            name: _interval_row(pair_accuracy(margins, groups)) for name, margins in margins_by_model.items()
+        }
 
-    def _home(self, arm: str, seed: int) -> Path:
+    def _arm_folder(self, arm: str, seed: int) -> Path:
         return self.folder / f"seed-{seed}" / arm.replace(" ", "-").lower()
 
 
-def _plan(task: Task, preset: Preset, seed: int) -> AlignmentConfig:
+def _make_config(task: AlignmentTask, preset: Preset, seed: int) -> AlignmentConfig:
     return AlignmentConfig(
-        prompts=task.name, test=task.name, model=OURS, held_out="gold", criterion=task.criterion,
+        prompts=task.name, test=task.name, model=SPARSE, held_out="gold", criterion=task.criterion,
         rounds=preset.rounds, per_round=preset.per_round, new_tokens=preset.new_tokens, epochs=preset.epochs,
         lr=preset.lr, batch=preset.batch, step=preset.step, answered=preset.answered,
         compared=preset.compared, watch=False, seed=seed,
     )  # fmt: skip
 
 
-def _share(first: Path, here: Path) -> None:
-    """What no filter has touched yet is the same in every arm."""
-    for name in SHARED:
-        if first != here and (first / name).exists() and not (here / name).exists():
-            (here / name).parent.mkdir(parents=True, exist_ok=True)
-            scratch = (here / name).with_suffix(".part")
-            shutil.copyfile(first / name, scratch)
-            scratch.replace(here / name)
+def _copy_shared_files(source: Path, target: Path) -> None:
+    for name in SHARED_FILES:
+        if source != target and (source / name).exists() and not (target / name).exists():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            scratch = (target / name).with_suffix(".part")
+            shutil.copyfile(source / name, scratch)
+            scratch.replace(target / name)
 
 
-def _sieve(arm: str, jury: Jury, ours: Path, seed: int) -> MarginFunction:
-    def everything(pairs: Sequence[LabelledPair], _: int) -> list[float]:
+def _make_filter(arm: str, models: RewardModels, sparse_folder: Path, seed: int) -> MarginFunction:
+    """The filter of an arm: pairs with a negative margin are dropped."""
+
+    def keep_all(pairs: Sequence[LabelledPair], _: int) -> list[float]:
         return [0.0] * len(pairs)
 
-    def chance(pairs: Sequence[LabelledPair], number: int) -> list[float]:
-        margins = json.loads((ours / f"round-{number}" / "margins.json").read_text())
-        share = sum(margin >= 0 for margin in margins) / len(margins)
-        kept = [0.0] * round(share * len(pairs))
-        drawn = kept + [-1.0] * (len(pairs) - len(kept))
-        Random(seed * 1000 + number).shuffle(drawn)
-        return drawn
+    def keep_random(pairs: Sequence[LabelledPair], round_: int) -> list[float]:
+        """Keep as large a share of the pairs as SparseRM kept in the same round."""
+        sparse_margins = json.loads((sparse_folder / f"round-{round_}" / "margins.json").read_text())
+        share = sum(margin >= 0 for margin in sparse_margins) / len(sparse_margins)
+        kept = round(share * len(pairs))
+        margins = [0.0] * kept + [-1.0] * (len(pairs) - kept)
+        Random(seed * 1000 + round_).shuffle(margins)
+        return margins
 
     return {
-        OURS: sieve(lambda pairs: jury.margins(jury.sparse, pairs)),
-        NONE: everything,
-        CHANCE: chance,
-        DENSE: sieve(lambda pairs: jury.margins(jury.dense, pairs)),
-        STANDARD: sieve(jury.standard),
+        SPARSE: make_margin_filter(lambda pairs: models.score_margins(models.sparse, pairs)),
+        NO_FILTER: keep_all,
+        RANDOM: keep_random,
+        DENSE: make_margin_filter(lambda pairs: models.score_margins(models.dense, pairs)),
+        STANDARD: make_margin_filter(models.score_standard_rm_margins),
     }[arm]
 
 
-def _items(row: Row) -> dict[str, Float64Array]:
-    """What is compared between arms, item by item."""
-    agreed, answers = row["agreement"], row["answers"]
-    found = {
-        "implicit accuracy": (np.sign(agreed["implicit"]) + 1) / 2,
-        "mc1": np.array(agreed["mc1"]), "mc2": np.array(agreed["mc2"]),
+def _values_by_metric(measures: Row) -> dict[str, Float64Array]:
+    """The values of each metric by test pair, question or prompt; metrics without values are left out."""
+    agreement, answers = measures["agreement"], measures["answers"]
+    values = {
+        "implicit accuracy": (np.sign(agreement["implicit"]) + 1) / 2,
+        "mc1": np.array(agreement["mc1"]), "mc2": np.array(agreement["mc2"]),
         **{
-            n: np.array([one[n] for one in answers], float)
-            for n in (reward_hacking.REWARD, reward_hacking.HELD_OUT, "tokens")
+            name: np.array([answer[name] for answer in answers], float)
+            for name in (reward_hacking.REWARD, reward_hacking.HELD_OUT, "tokens")
         },
     }  # fmt: skip
-    return {name: values for name, values in found.items() if len(values)}
+    return {name: array for name, array in values.items() if len(array)}
 
 
-def _compared(rows: list[Row], without: list[Row], exam: metrics.EvaluationSet) -> Row:
-    """Means over seeds with intervals over prompts, leads over no filter, and each seed's own mean."""
-    pairs, choices = [pair.group for pair in exam.pairs], [choice.group for choice in exam.questions]
-    numbers = [str(at) for at in range(len(exam.prompts))]
-    ours, theirs = ([_items(row) for row in some] for some in (rows, without))
-    found: Row = {"kl": [row["summary"]["kl"] for row in rows], "pairs": [row["pairs"] for row in rows]}
-    for name in ours[0]:
-        groups = {"implicit accuracy": pairs, "mc1": choices, "mc2": choices}.get(name, numbers)
-        mean, base = (np.mean([one[name] for one in some], axis=0) for some in (ours, theirs))
-        found[name] = {
-            **_said(bootstrap_mean(mean, groups)), "lead": _said(accuracy_difference(mean, base, groups)),
-            "seeds": [float(one[name].mean()) for one in ours],
-        }  # fmt: skip
-    return found
+def _summarise_arm(rows: list[Row], unfiltered_rows: list[Row], evaluation_set: metrics.EvaluationSet) -> Row:
+    """Means over seeds with intervals over prompts, the difference from no filter, and each seed's mean."""
+    pair_groups = [pair.group for pair in evaluation_set.pairs]
+    question_groups = [question.group for question in evaluation_set.questions]
+    prompt_groups = [str(i) for i in range(len(evaluation_set.prompts))]
+    groups_by_metric = {"implicit accuracy": pair_groups, "mc1": question_groups, "mc2": question_groups}
+    values = [_values_by_metric(row) for row in rows]
+    unfiltered_values = [_values_by_metric(row) for row in unfiltered_rows]
+    summary: Row = {"kl": [row["summary"]["kl"] for row in rows], "pairs": [row["pairs"] for row in rows]}
+    for metric in values[0]:
+        groups = groups_by_metric.get(metric, prompt_groups)
+        mean, unfiltered_mean = (
+            np.mean([seed_values[metric] for seed_values in arm_values], axis=0)
+            for arm_values in (values, unfiltered_values)
+        )
+        summary[metric] = {
+            **_interval_row(bootstrap_mean(mean, groups)),
+            "lead": _interval_row(accuracy_difference(mean, unfiltered_mean, groups)),
+            "seeds": [float(seed_values[metric].mean()) for seed_values in values],
+        }
+    return summary
 
 
-def _said(found: Any) -> Row:
-    return {"mean": found.accuracy, "ci_low": found.ci_low, "ci_high": found.ci_high, "n": found.n}
+def _interval_row(interval: Any) -> Row:
+    return {
+        "mean": interval.accuracy,
+        "ci_low": interval.ci_low,
+        "ci_high": interval.ci_high,
+        "n": interval.n,
+    }

@@ -1,4 +1,4 @@
-"""How large the experiment is."""
+"""The sizes of the experiment."""
 
 from dataclasses import dataclass, fields, replace
 
@@ -7,7 +7,7 @@ from app.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Sizes: `learnt` pairs teach reward models, `standard` of them StandardRM, `gold` others gold."""
+    """Sizes: `learnt` pairs train the reward models, `standard` of them StandardRM, `gold` other pairs gold."""
 
     seeds: int = 3
     rounds: int = 1
@@ -37,13 +37,13 @@ PRESETS = {
 }  # fmt: skip
 
 
-def changed(preset: Preset, choices: list[str]) -> Preset:
-    """The same with some sizes set by NAME=VALUE."""
-    kinds = {field.name: type(getattr(preset, field.name)) for field in fields(preset)}
-    found = {}
-    for choice in choices:
-        name, _, value = choice.partition("=")
-        if name not in kinds:
-            raise DataError(f"no size {name!r}; there are: {', '.join(kinds)}")
-        found[name] = kinds[name](value)
-    return replace(preset, **found)
+def override_preset(preset: Preset, overrides: list[str]) -> Preset:
+    """The preset with fields replaced by NAME=VALUE."""
+    types = {field.name: type(getattr(preset, field.name)) for field in fields(preset)}
+    values = {}
+    for override in overrides:
+        name, _, value = override.partition("=")
+        if name not in types:
+            raise DataError(f"no size {name!r}; choose from: {', '.join(types)}")
+        values[name] = types[name](value)
+    return replace(preset, **values)

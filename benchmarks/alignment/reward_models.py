@@ -1,6 +1,6 @@
-"""The reward models of the experiment, made from one half of the training prompts, and the gold one.
+"""The reward models of the experiment, trained on one half of the training prompts, and the gold model.
 
-The gold reward is a head over whole residuals taught by the other half, so it shares a backbone with the
+The gold reward is a head over whole residuals trained on the other half, so it shares the backbone with the
 others but no pair and no prompt.
 """
 
@@ -18,119 +18,131 @@ from app.align.loop import MarginFunction
 from app.align.reward_functions import ItemReward, RewardFunction
 from app.data.pairs import hash_to_unit_interval
 from app.reward.head import Head
-from app.reward.reward_model import TrainingData
 from app.train import features, head_training, pipeline
 from app.train.feature_cache import TensorCache
-from app.types import Item, Pair, Pooling
+from app.types import Item, Pair, Pooling, Progress
 from benchmarks.alignment.presets import Preset
-from benchmarks.research import standard_rm as standard
+from benchmarks.research import standard_rm
 
-Report = Callable[[str, float], None]
-READOUT = Pooling.MEAN
-HALF = 0.5
-NOBODY = TrainingData("", "", 0, "")
+POOLING = Pooling.MEAN
+TRAINING_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Reward:
-    """A head over projections of pooled residuals."""
+class LinearReward:
+    """A head over projections of pooled residuals onto `basis`."""
 
     head: Head
     basis: Tensor
 
-    def of(self, vectors: Tensor) -> Tensor:
-        """Rewards of (N, M, D) vectors, (N, M)."""
-        known = self.head.standardise((vectors @ self.basis.T).flatten(0, 1))
-        return self.head.score_members(known).mean(1).reshape(vectors.shape[:2])
+    def score(self, vectors: Tensor) -> Tensor:
+        """The rewards (N, M) of pooled residuals (N, M, D)."""
+        inputs = self.head.standardise((vectors @ self.basis.T).flatten(0, 1))
+        return self.head.score_members(inputs).mean(1).reshape(vectors.shape[:2])
 
 
-class Jury:
-    """Everybody who judges; each is made when it is first asked."""
+class RewardModels:
+    """All reward models of the experiment; each is trained on first use.
+
+    `training_pairs` train the models that are compared; `other_pairs` train the gold model and give the
+    prompts.
+    """
 
     def __init__(
         self,
         pairs: list[Pair],
         preset: Preset,
-        reader: features.FeatureExtractor,
+        extractor: features.FeatureExtractor,
         llm: Path,
         cache: Path,
-        report: Report,
+        progress: Progress,
     ) -> None:
-        self.preset, self._reader, self._llm = preset, reader, llm
-        self._cache, self._report = cache, report
+        self.preset, self._extractor, self._llm = preset, extractor, llm
+        self._cache, self._progress = cache, progress
         halves: dict[bool, list[Pair]] = {True: [], False: []}
         for pair in pairs:
-            halves[hash_to_unit_interval(f"half/{pair.group}") < HALF].append(pair)
-        self.learnt, self.others = halves[True][: preset.learnt], halves[False]
+            halves[hash_to_unit_interval(f"half/{pair.group}") < TRAINING_SHARE].append(pair)
+        self.training_pairs, self.other_pairs = halves[True][: preset.learnt], halves[False]
 
     @cached_property
-    def sparse(self) -> Reward:
-        """The method."""
-        found = self._lesson
-        return Reward(found.head, found.dictionary.directions)
+    def sparse(self) -> LinearReward:
+        """SparseRM: a head over the selected directions."""
+        trained, directions = self._trained
+        return LinearReward(trained.head, directions.dictionary.directions)
 
     @cached_property
-    def dense(self) -> Reward:
-        """The same head over the whole residual."""
-        return self._whole(self.learnt)
+    def dense(self) -> LinearReward:
+        """DenseRM: the same head over the whole residual."""
+        return self._train_dense(self.training_pairs)
 
     @cached_property
-    def gold(self) -> Reward:
-        """The same, from the pairs that no other has seen."""
-        return self._whole(self.others[: self.preset.gold])
+    def gold(self) -> LinearReward:
+        """The gold reward: a DenseRM trained on pairs that no other model has seen."""
+        return self._train_dense(self.other_pairs[: self.preset.gold])
 
-    def scorer(self, which: Callable[[], Reward]) -> RewardFunction:
-        """Rewards of exchanges."""
+    def make_reward_function(self, get_model: Callable[[], LinearReward]) -> RewardFunction:
+        """A function that scores items; the model is trained on the first call."""
 
-        def scored(exchanges: Sequence[Item]) -> list[ItemReward]:
-            vectors = self._vectors([(one,) for one in exchanges], "rewards")
-            return [ItemReward(float(reward)) for reward in which().of(vectors)[:, 0]]
+        def score_items(items: Sequence[Item]) -> list[ItemReward]:
+            vectors = self._pool_residuals([(item,) for item in items], "rewards")
+            return [ItemReward(float(reward)) for reward in get_model().score(vectors)[:, 0]]
 
-        return scored
+        return score_items
 
-    def margins(self, reward: Reward, pairs: Sequence[Pair]) -> Tensor:
-        """Reward of the preferred response minus that of the other."""
-        found = reward.of(self._vectors([pair.items for pair in pairs], "pairs"))
-        return found[:, 0] - found[:, 1]
+    def score_margins(self, model: LinearReward, pairs: Sequence[Pair]) -> Tensor:
+        """The reward of each preferred response minus that of the rejected one."""
+        rewards = model.score(self._pool_residuals([pair.items for pair in pairs], "pairs"))
+        return rewards[:, 0] - rewards[:, 1]
 
-    def standard(self, pairs: Sequence[Pair]) -> Tensor:
-        """The same by a fine-tuned StandardRM, made once and kept."""
-        taught, plan = self.learnt[: self.preset.standard], standard.StandardPlan(self.preset.standard_epochs)
-        text = self._reader.text
-        key = hashlib.sha256(repr((str(self._llm), text.template_sha256, plan, taught)).encode()).hexdigest()[
-            :16
-        ]
-        home = self._cache / "standard" / key
-        home.mkdir(parents=True, exist_ok=True)
-        clock = standard.Clock(home / "spent.json")
-        model = standard.trained(self._llm, text, taught, plan, clock, self._report)
-        return standard.margins(model, text, list(pairs), TensorCache(home / "margins.sqlite"), self._report)
-
-    @cached_property
-    def _lesson(self) -> pipeline.Learnt:
-        order = pipeline.TrainingConfig("", self.learnt, NOBODY, [], "", READOUT, self.preset.k)
-        seen = pipeline.table(self.learnt, self._reader, self._cache, "learnt pairs", self._report)
-        return pipeline.learn(order, self.learnt, seen, None, self._reader, self._report)
-
-    def _whole(self, pairs: list[Pair]) -> Reward:
-        vectors = self._vectors([pair.items for pair in pairs], "pairs")
-        basis = torch.eye(vectors.shape[2])
-        lesson = head_training.TrainingSet.from_vectors(vectors, basis, [pair.group for pair in pairs])
-        return Reward(head_training.fit_head(lesson, self._lesson.plan, lambda _: None), basis)
-
-    def _vectors(self, rows: Sequence[tuple[Item, ...]], what: str) -> Tensor:
-        count = len({one for row in rows for one in row})
-        found = features.extract_features(
-            rows, self._reader, self._cache, lambda done: self._report(what, done / count)
+    def score_standard_rm_margins(self, pairs: Sequence[Pair]) -> Tensor:
+        """The margins of a fine-tuned StandardRM, which is trained once and cached."""
+        training_pairs = self.training_pairs[: self.preset.standard]
+        config = standard_rm.StandardRMConfig(self.preset.standard_epochs)
+        tokenizer = self._extractor.tokenizer
+        inputs = (str(self._llm), tokenizer.template_sha256, config, training_pairs)
+        key = hashlib.sha256(repr(inputs).encode()).hexdigest()[:16]
+        folder = self._cache / "standard" / key
+        folder.mkdir(parents=True, exist_ok=True)
+        clock = standard_rm.TrainingClock(folder / "spent.json")
+        model = standard_rm.train_standard_rm(
+            self._llm, tokenizer, training_pairs, config, clock, self._progress
         )
-        return found.pooled_residuals(self._reader.layers[0], READOUT)
+        cache = TensorCache(folder / "margins.sqlite")
+        return standard_rm.score_margins(model, tokenizer, list(pairs), cache, self._progress)
+
+    @cached_property
+    def _trained(self) -> tuple[pipeline.TrainedHead, pipeline.DirectionSet]:
+        extracted = pipeline.extract(
+            self.training_pairs, self._extractor, self._cache, self._progress, stage="training pairs"
+        )
+        config = head_training.HeadTrainingConfig()
+        _, directions = pipeline.select(extracted, self._extractor, POOLING, self.preset.k, config.seed)
+        return pipeline.train_head(extracted, directions, config, self._progress), directions
+
+    def _train_dense(self, pairs: list[Pair]) -> LinearReward:
+        vectors = self._pool_residuals([pair.items for pair in pairs], "pairs")
+        identity = torch.eye(vectors.shape[2])
+        groups = [pair.group for pair in pairs]
+        training_set = head_training.TrainingSet.from_vectors(vectors, identity, groups)
+        head = head_training.fit_head(training_set, self._trained[0].config, lambda _: None)
+        return LinearReward(head, identity)
+
+    def _pool_residuals(self, rows: Sequence[tuple[Item, ...]], stage: str) -> Tensor:
+        """The pooled residuals (N, M, D) of N rows of M items."""
+        count = len({item for row in rows for item in row})
+        extracted = features.extract_features(
+            rows, self._extractor, self._cache, lambda done: self._progress(stage, done / count)
+        )
+        return extracted.pooled_residuals(self._extractor.layers[0], POOLING)
 
 
-def sieve(margins: Callable[[Sequence[Pair]], Tensor]) -> MarginFunction:
-    """Whoever has margins of pairs as a filter of a round."""
+def make_margin_filter(score_margins: Callable[[Sequence[Pair]], Tensor]) -> MarginFunction:
+    """A filter of labelled pairs by the margins of a reward model."""
 
-    def sieved(pairs: Sequence[LabelledPair], _: int) -> list[float]:
-        asked = [Pair(one.messages, one.chosen.response, one.rejected.response, "") for one in pairs]
-        return [float(margin) for margin in margins(asked)]
+    def filter_margins(pairs: Sequence[LabelledPair], _: int) -> list[float]:
+        preference_pairs = [
+            Pair(pair.messages, pair.chosen.response, pair.rejected.response, "") for pair in pairs
+        ]
+        return [float(margin) for margin in score_margins(preference_pairs)]
 
-    return sieved
+    return filter_margins

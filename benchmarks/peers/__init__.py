@@ -1,1 +1,1 @@
-"""Servers to measure side by side: a file each says how it is started, asked and read."""
+"""Compares SparseRM with other servers; one module per server defines its command, requests and responses."""

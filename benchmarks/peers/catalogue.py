@@ -1,23 +1,23 @@
-"""Every peer by name."""
+"""All peers by name."""
 
 from collections.abc import Sequence
 
-from benchmarks.peers import infinity, litserve, llamacpp, mosec, naive, ours, vllm
+from benchmarks.peers import infinity, litserve, llamacpp, mosec, naive, sparserm, vllm
 from benchmarks.peers.peer import Peer
 
 
-def all_peers(models: Sequence[str], head: Sequence[float]) -> dict[str, Peer]:
-    """All of them: ours for these reward models, the others with this score head."""
-    found = [
-        *ours.peers(list(models)), *vllm.PEERS, *infinity.PEERS, *llamacpp.peers(head), *naive.PEERS,
-        *litserve.PEERS, *mosec.PEERS,
+def all_peers(reward_models: Sequence[str], score_head: Sequence[float]) -> dict[str, Peer]:
+    """SparseRM with these reward models, and the other servers with this score head."""
+    peers = [
+        *sparserm.make_peers(list(reward_models)), *vllm.PEERS, *infinity.PEERS,
+        *llamacpp.make_peers(score_head), *naive.PEERS, *litserve.PEERS, *mosec.PEERS,
     ]  # fmt: skip
-    return {peer.name: peer for peer in found}
+    return {peer.name: peer for peer in peers}
 
 
 def select_peers(known: dict[str, Peer], names: Sequence[str]) -> list[Peer]:
-    """Peers by name, in the order of the catalogue; all of them for no names."""
+    """The named peers, in the order of the catalogue; all peers if `names` is empty."""
     for name in names:
         if name not in known:
-            raise ValueError(f"no peer {name!r}; there are: {', '.join(known)}")
+            raise ValueError(f"no peer {name!r}; choose from: {', '.join(known)}")
     return [peer for name, peer in known.items() if not names or name in names]

@@ -1,4 +1,4 @@
-"""Nobody is timed who says something else: scores against what transformers makes of the same pairs."""
+"""Checks a peer's scores against transformers' scores of the same items; a peer that fails is not timed."""
 
 from collections.abc import Sequence
 
@@ -9,36 +9,36 @@ from benchmarks.results_log import CorrectnessResult
 from benchmarks.workloads import Query
 
 
-class Gatekeeper:
-    """Knows what the scores of a few pairs must be; the pairs are asked in one request, then one by one."""
+class CorrectnessChecker:
+    """Holds probe items and their expected scores; a peer scores them in one request, then one by one."""
 
     def __init__(self, reference: Reference, probes: Query) -> None:
         self._reference = reference
         self._probes = probes
-        self._known: dict[str, list[float]] = {}
+        self._expected_by_key: dict[str, list[float]] = {}
 
-    def prepare(self, peer: Peer) -> None:
-        """Find out what the scores must be, before a server takes the machine."""
-        self._wanted(peer)
+    def compute_expected(self, peer: Peer) -> None:
+        """Compute the expected scores of a peer, before a server uses the machine."""
+        self._expected(peer)
 
-    async def check(self, peer: Peer, caller: LoadClient, round_: int) -> CorrectnessResult:
-        """How far off a peer is at most."""
-        together = await caller.scores(self._probes)
-        alone = [score for pair in self._probes for score in await caller.scores((pair,))]
-        wanted = self._wanted(peer)
-        worst = max(_furthest(together, wanted), _furthest(alone, wanted))
+    async def check(self, peer: Peer, client: LoadClient, round_: int) -> CorrectnessResult:
+        """The largest difference between the peer's scores and the expected ones."""
+        in_one_request = await client.scores(self._probes)
+        one_by_one = [score for item in self._probes for score in await client.scores((item,))]
+        expected = self._expected(peer)
+        worst = max(_max_difference(in_one_request, expected), _max_difference(one_by_one, expected))
         return CorrectnessResult(peer.name, round_, worst, peer.tolerance)
 
-    def _wanted(self, peer: Peer) -> list[float]:
+    def _expected(self, peer: Peer) -> list[float]:
         key = peer.reward_model or str(peer.server.depth)
-        if key not in self._known:
-            self._known[key] = (
+        if key not in self._expected_by_key:
+            self._expected_by_key[key] = (
                 self._reference.rewards(peer.reward_model, self._probes)
                 if peer.reward_model
                 else self._reference.classifier_scores(peer.server.depth, self._probes)
             )
-        return self._known[key]
+        return self._expected_by_key[key]
 
 
-def _furthest(found: Sequence[float], wanted: Sequence[float]) -> float:
-    return max(abs(a - b) for a, b in zip(found, wanted, strict=True))
+def _max_difference(scores: Sequence[float], expected: Sequence[float]) -> float:
+    return max(abs(a - b) for a, b in zip(scores, expected, strict=True))

@@ -1,4 +1,4 @@
-"""infinity: batches of so many texts sorted by length, padded, through a transformers pipeline."""
+"""infinity: texts sorted by length, in padded batches, through a transformers pipeline."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,39 +9,49 @@ from benchmarks.workloads import Query
 BATCH = 32
 
 
-def start(place: LaunchContext, *switches: str) -> Command:
-    """Its torch engine in float32; warmed up by what is asked before measuring."""
-    program = str(place.python.with_name("infinity_emb"))
+def build_command(context: LaunchContext, *switches: str) -> Command:
+    """The start command: torch in float32; the warm-up workload replaces its own warm-up."""
+    program = str(context.python.with_name("infinity_emb"))
     options = {
-        "--model-id": str(place.checkpoint), "--served-model-name": "reward", "--host": LOOPBACK,
-        "--port": str(place.port), "--engine": "torch", "--device": "cpu", "--dtype": "float32",
+        "--model-id": str(context.checkpoint), "--served-model-name": "reward", "--host": LOOPBACK,
+        "--port": str(context.port), "--engine": "torch", "--device": "cpu", "--dtype": "float32",
         "--batch-size": str(BATCH),
     }  # fmt: skip
-    said = [word for option in options.items() for word in option]
+    arguments = [word for option in options.items() for word in option]
     env = {"INFINITY_ANONYMOUS_USAGE_STATS": "0", "DO_NOT_TRACK": "1"}
-    plain = ["--no-bettertransformer", "--no-trust-remote-code", "--no-model-warmup"]
-    return Command([program, "v2", *said, *plain, *switches], env)
+    flags = ["--no-bettertransformer", "--no-trust-remote-code", "--no-model-warmup"]
+    return Command([program, "v2", *arguments, *flags, *switches], env)
 
 
-def ask(query: Query) -> list[PeerRequest]:
-    """POST /classify with text; it takes no token ids."""
+def build_requests(query: Query) -> list[PeerRequest]:
+    """POST /classify with the texts; it does not accept token ids."""
     texts = [pair.text for pair in query]
     return [PeerRequest("/classify", {"model": "reward", "input": texts, "raw_scores": True})]
 
 
-def read(answer: Any) -> list[float]:
-    """The first label's raw logit."""
+def read_scores(answer: Any) -> list[float]:
+    """The raw logit of the label `score`."""
     return [label["score"] for row in answer["data"] for label in row if label["label"] == "score"]
 
 
 COMPILED = PeerServer(
-    "infinity", "infinity-emb 0.0.78, torch, compiled as by default", start, "infinity", expected_start_s=30
+    "infinity",
+    "infinity-emb 0.0.78, torch, compiled as by default",
+    build_command,
+    "infinity",
+    expected_start_s=30,
 )
 EAGER = replace(
-    COMPILED, name="infinity-eager", about="the same, not compiled",
-    start=lambda place: start(place, "--no-compile"),
+    COMPILED, name="infinity-eager", description="the same, not compiled",
+    build_command=lambda context: build_command(context, "--no-compile"),
 )  # fmt: skip
 PEERS = [
-    Peer("infinity", COMPILED, ask, read),
-    Peer("infinity-eager", EAGER, ask, read, only_workloads=("unique-1", "unique-16", "unique-64", "mixed")),
+    Peer("infinity", COMPILED, build_requests, read_scores),
+    Peer(
+        "infinity-eager",
+        EAGER,
+        build_requests,
+        read_scores,
+        only_workloads=("unique-1", "unique-16", "unique-64", "mixed"),
+    ),
 ]

@@ -1,6 +1,6 @@
-"""python -m benchmarks.peers.install [NAME ...]: a venv for each peer, with every version pinned.
+"""Creates a venv for each peer, with pinned versions: python -m benchmarks.peers.install [NAME ...].
 
-What is installed already is left alone; what was cut short is begun again.
+Venvs that are up to date are kept; incomplete ones are created again.
 """
 
 import argparse
@@ -13,44 +13,45 @@ from pathlib import Path
 from app.settings import Settings
 
 REQUIREMENTS = Path(__file__).with_name("requirements")
-MARK = "installed"
+# A file in each venv with the digest of the installed requirements.
+MARKER = "installed"
 
 
 def main() -> None:
-    """Install all of them, or those that are named."""
+    """Install the named venvs, or all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("names", nargs="*", help=f"some of {', '.join(names())}; all of them by default")
-    parser.add_argument("--folder", type=Path, default=folder(Settings()), help="where the venvs go")
-    chosen = parser.parse_args()
-    if unknown := set(chosen.names) - set(names()):
+    parser.add_argument("names", nargs="*", help=f"choose from {', '.join(venv_names())}; default: all")
+    parser.add_argument("--folder", type=Path, default=default_folder(Settings()), help="folder of the venvs")
+    args = parser.parse_args()
+    if unknown := set(args.names) - set(venv_names()):
         parser.error(f"no requirements for {', '.join(sorted(unknown))}")
-    for name in chosen.names or names():
-        venv = chosen.folder / name
-        if installed(venv, name):
-            print(f"{name}: installed already")
+    for name in args.names or venv_names():
+        venv = args.folder / name
+        if is_installed(venv, name):
+            print(f"{name}: already installed")
         else:
             print(f"{name}: installing into {venv}", flush=True)
             install(venv, name)
 
 
-def folder(settings: Settings) -> Path:
-    """Where venvs, checkpoints, logs and results lie unless somebody says otherwise."""
+def default_folder(settings: Settings) -> Path:
+    """The default folder of venvs, checkpoints, logs and results."""
     return settings.cache / "peers"
 
 
-def names() -> list[str]:
-    """Venvs there are requirements for."""
+def venv_names() -> list[str]:
+    """The names of all venvs: one requirements file each."""
     return sorted(file.stem for file in REQUIREMENTS.glob("*.txt"))
 
 
-def installed(venv: Path, name: str) -> bool:
-    """Whether exactly these requirements were installed to the end."""
-    mark = venv / MARK
-    return mark.exists() and mark.read_text() == _digest(name)
+def is_installed(venv: Path, name: str) -> bool:
+    """Whether the installation of exactly these requirements was completed."""
+    marker = venv / MARKER
+    return marker.exists() and marker.read_text() == _digest(name)
 
 
 def install(venv: Path, name: str) -> None:
-    """What is listed, and what torch needs on this machine besides."""
+    """Install the listed versions, and the dependencies of torch on this machine, which are not listed."""
     shutil.rmtree(venv, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     file = REQUIREMENTS / f"{name}.txt"
@@ -58,12 +59,12 @@ def install(venv: Path, name: str) -> None:
     if torch:
         _pip(venv, *torch)
     _pip(venv, "--no-deps", "--requirement", str(file))
-    (venv / MARK).write_text(_digest(name))
+    (venv / MARKER).write_text(_digest(name))
 
 
-def _pip(venv: Path, *what: str) -> None:
+def _pip(venv: Path, *arguments: str) -> None:
     command = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*command, *what], check=True)
+    subprocess.run([*command, *arguments], check=True)
 
 
 def _digest(name: str) -> str:

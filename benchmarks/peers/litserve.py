@@ -1,4 +1,4 @@
-"""LitServe around the padded model: batches of a most size or a most wait, one item a request."""
+"""LitServe around the padded model: batches limited by size and by waiting time, one item per request."""
 
 from typing import Any
 
@@ -6,27 +6,21 @@ from benchmarks.peers.peer import LAUNCH_PACKAGE, Command, LaunchContext, Peer, 
 from benchmarks.workloads import Query
 
 
-def start(place: LaunchContext) -> Command:
-    """One worker on every core."""
-    program = [str(place.python), "-m", f"{LAUNCH_PACKAGE}.padded_litserve"]
-    return Command([*program, str(place.checkpoint), str(place.port)])
+def build_command(context: LaunchContext) -> Command:
+    """The start command: one worker that uses every core."""
+    program = [str(context.python), "-m", f"{LAUNCH_PACKAGE}.padded_litserve"]
+    return Command([*program, str(context.checkpoint), str(context.port)])
 
 
-def ask(query: Query) -> list[PeerRequest]:
-    """POST /predict with token ids, a request each: batching is the server's."""
+def build_requests(query: Query) -> list[PeerRequest]:
+    """POST /predict with token ids, one request per item: the server batches."""
     return [PeerRequest("/predict", {"ids": list(pair.ids)}) for pair in query]
 
 
-def read(answer: Any) -> list[float]:
-    """One number."""
+def read_scores(answer: Any) -> list[float]:
+    """The score of the single item."""
     return [float(answer["score"])]
 
 
-PEERS = [
-    Peer(
-        "litserve",
-        PeerServer("litserve", "LitServe 0.2.19, padded batches of 8", start, "litserve"),
-        ask,
-        read,
-    )
-]
+SERVER = PeerServer("litserve", "LitServe 0.2.19, padded batches of 8", build_command, "litserve")
+PEERS = [Peer("litserve", SERVER, build_requests, read_scores)]

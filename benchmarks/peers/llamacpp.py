@@ -1,7 +1,7 @@
-"""llama.cpp's server in its natural form: the whole model, four bits a weight, the last token's embedding.
+"""llama.cpp's server as usually run: all layers, 4-bit weights, the embedding of the last token.
 
-It has no score head for this architecture, so the client multiplies. Activations are quantised too: scores
-are near the reference, not equal to it.
+It has no score head for this architecture, so the client applies the head to the embedding. Activations are
+quantised too, so scores are close to the reference, not equal to it.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,34 +10,41 @@ from typing import Any
 from benchmarks.peers.peer import LAUNCH_PACKAGE, Command, Depth, LaunchContext, Peer, PeerRequest, PeerServer
 from benchmarks.workloads import Query
 
-TOLERANCE = 0.2  # about a standard deviation of the scores
+# About one standard deviation of the scores: 4-bit weights and quantised activations.
+TOLERANCE = 0.2
 
 
-def peers(head: Sequence[float]) -> list[Peer]:
-    """The peer, reading scores by this head."""
-    return [Peer("llamacpp", SERVER, ask, reading(head), tolerance=TOLERANCE)]
+def make_peers(score_head: Sequence[float]) -> list[Peer]:
+    """The peer; its scores are embeddings multiplied by this head."""
+    return [Peer("llamacpp", SERVER, build_requests, make_score_reader(score_head), tolerance=TOLERANCE)]
 
 
-def start(place: LaunchContext) -> Command:
-    """Its own GGUF, from the wheel the backbone comes from; every core computes."""
-    return Command([str(place.python), "-m", f"{LAUNCH_PACKAGE}.llamacpp", str(place.port), str(place.cores)])
+def build_command(context: LaunchContext) -> Command:
+    """The start command: the GGUF file of the backbone's own wheel, on every core."""
+    return Command(
+        [str(context.python), "-m", f"{LAUNCH_PACKAGE}.llamacpp", str(context.port), str(context.cores)]
+    )
 
 
-def ask(query: Query) -> list[PeerRequest]:
-    """POST /v1/embeddings with token ids."""
+def build_requests(query: Query) -> list[PeerRequest]:
+    """POST /v1/embeddings with the token ids of all items."""
     return [PeerRequest("/v1/embeddings", {"model": "reward", "input": [list(pair.ids) for pair in query]})]
 
 
-def reading(head: Sequence[float]) -> Callable[[Any], list[float]]:
-    """Embeddings by the head, in the order asked."""
+def make_score_reader(score_head: Sequence[float]) -> Callable[[Any], list[float]]:
+    """A function that multiplies the embeddings by the head, in the order of the request."""
 
-    def read(answer: Any) -> list[float]:
+    def read_scores(answer: Any) -> list[float]:
         rows = sorted(answer["data"], key=lambda row: int(row["index"]))
-        return [sum(a * b for a, b in zip(head, row["embedding"], strict=True)) for row in rows]
+        return [sum(a * b for a, b in zip(score_head, row["embedding"], strict=True)) for row in rows]
 
-    return read
+    return read_scores
 
 
 SERVER = PeerServer(
-    "llamacpp", "llama.cpp (xllamacpp 2026.10.11549), Q4_1, all layers", start, "llamacpp", depth=Depth.FULL
+    "llamacpp",
+    "llama.cpp (xllamacpp 2026.10.11549), Q4_1, all layers",
+    build_command,
+    "llamacpp",
+    depth=Depth.FULL,
 )

@@ -1,4 +1,4 @@
-"""mosec around the padded model: batches of a most size or a most wait, one item a request."""
+"""mosec around the padded model: batches limited by size and by waiting time, one item per request."""
 
 from typing import Any
 
@@ -16,22 +16,22 @@ from benchmarks.workloads import Query
 TIMEOUT_MS = 600_000
 
 
-def start(place: LaunchContext) -> Command:
-    """One worker on every core; it reads its own options, so the checkpoint comes in the environment."""
-    options = ["--address", LOOPBACK, "--port", str(place.port), "--timeout", str(TIMEOUT_MS)]
-    env = {"SPARSERM_BENCH_CHECKPOINT": str(place.checkpoint)}
-    return Command([str(place.python), "-m", f"{LAUNCH_PACKAGE}.padded_mosec", *options], env)
+def build_command(context: LaunchContext) -> Command:
+    """One worker using every core; mosec parses the command line, so the checkpoint goes through env."""
+    options = ["--address", LOOPBACK, "--port", str(context.port), "--timeout", str(TIMEOUT_MS)]
+    env = {"SPARSERM_BENCH_CHECKPOINT": str(context.checkpoint)}
+    return Command([str(context.python), "-m", f"{LAUNCH_PACKAGE}.padded_mosec", *options], env)
 
 
-def ask(query: Query) -> list[PeerRequest]:
-    """POST /inference with token ids, a request each: batching is the server's."""
+def build_requests(query: Query) -> list[PeerRequest]:
+    """POST /inference with token ids, one request per item: the server batches."""
     return [PeerRequest("/inference", {"ids": list(pair.ids)}) for pair in query]
 
 
-def read(answer: Any) -> list[float]:
-    """One number."""
+def read_scores(answer: Any) -> list[float]:
+    """The score of the single item."""
     return [float(answer["score"])]
 
 
-SERVER = PeerServer("mosec", "mosec 0.9.8, padded batches of 8", start, "mosec", ready_path="/")
-PEERS = [Peer("mosec", SERVER, ask, read)]
+SERVER = PeerServer("mosec", "mosec 0.9.8, padded batches of 8", build_command, "mosec", ready_path="/")
+PEERS = [Peer("mosec", SERVER, build_requests, read_scores)]

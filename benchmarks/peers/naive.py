@@ -1,4 +1,4 @@
-"""A reward server as RLHF frameworks ship them: a request is one padded batch, and blocks the event loop."""
+"""A reward server as RLHF frameworks ship it: each request is one padded batch and blocks the event loop."""
 
 from typing import Any
 
@@ -6,21 +6,21 @@ from benchmarks.peers.peer import LAUNCH_PACKAGE, Command, LaunchContext, Peer, 
 from benchmarks.workloads import Query
 
 
-def start(place: LaunchContext) -> Command:
-    """In this project's own venv."""
-    program = [str(place.python), "-m", f"{LAUNCH_PACKAGE}.padded_naive"]
-    return Command([*program, str(place.checkpoint), str(place.port)])
+def build_command(context: LaunchContext) -> Command:
+    """The start command; it runs in this project's own venv."""
+    program = [str(context.python), "-m", f"{LAUNCH_PACKAGE}.padded_naive"]
+    return Command([*program, str(context.checkpoint), str(context.port)])
 
 
-def ask(query: Query) -> list[PeerRequest]:
-    """POST /get_reward with text."""
+def build_requests(query: Query) -> list[PeerRequest]:
+    """POST /get_reward with the texts."""
     return [PeerRequest("/get_reward", {"query": [pair.text for pair in query]})]
 
 
-def read(answer: Any) -> list[float]:
-    """A number a text."""
+def read_scores(answer: Any) -> list[float]:
+    """One score per text."""
     return list(answer["rewards"])
 
 
-SERVER = PeerServer("naive", "transformers behind FastAPI, padded, blocking", start)
-PEERS = [Peer("naive", SERVER, ask, read)]
+SERVER = PeerServer("naive", "transformers behind FastAPI, padded, blocking", build_command)
+PEERS = [Peer("naive", SERVER, build_requests, read_scores)]

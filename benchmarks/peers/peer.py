@@ -1,6 +1,7 @@
-"""What a peer is: how its server is started, what a request to it looks like, how its score is read.
+"""What a peer is: how its server is started, what requests to it look like, and how its scores are read.
 
-A module here is pure: it opens nothing and starts nothing. What runs in a server's own venv lies in launch/.
+The modules of peers here are pure: they open no connection and start no process. Code that runs inside a
+server's own venv is in launch/.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ class Depth(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LaunchContext:
-    """Where a server is to run: its interpreter, its checkpoint, its port, and how many cores it may use."""
+    """What a start command depends on: the venv's Python, the checkpoint, the port, the number of cores."""
 
     python: Path
     checkpoint: Path
@@ -34,7 +35,7 @@ class LaunchContext:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command line and what it needs in its environment."""
+    """A command line and the environment variables it needs."""
 
     args: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
@@ -42,7 +43,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class PeerRequest:
-    """What is posted, and where."""
+    """The path and JSON body of a POST request."""
 
     path: str
     body: Any
@@ -50,9 +51,9 @@ class PeerRequest:
 
 @dataclass(frozen=True, slots=True)
 class PeerServer:
-    """A server process, or several of the same; `venv` is empty for this project's own.
+    """A server process, or several copies of it; `venv` is empty for this project's own venv.
 
-    `start_s` is about how long a start takes, so that one can be told how long everything will.
+    `expected_start_s` is about how long a start takes; the expected duration of a run is computed from it.
     """
 
     name: str
@@ -67,11 +68,13 @@ class PeerServer:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One way to ask a server. Its scores have to be within `tolerance` of the reference, or it is not timed.
+    """One way to request scores from a server.
 
-    The reference is the classifier, or the reward model named by `judge`. `counters` are series of its
-    /metrics that show what was computed; `patience` is the header, if it knows one, by which callers say how
-    long they wait; `only` are the workloads it is there for; `against` is whose figures its own divide.
+    It is timed only if its scores are within `tolerance` of the reference: the classifier, or the reward
+    model named by `reward_model`. `counters` are metrics of the server that show what it computed.
+    `timeout_header` is the header, if any, that tells the server how long the client waits. `only_workloads`
+    are the workloads it runs by default (all if empty). Its speed is compared with the peer named by
+    `compared_with`.
     """
 
     name: str

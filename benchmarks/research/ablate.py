@@ -1,4 +1,4 @@
-"""`python -m benchmarks.research.ablate MODEL PAIRS TEST`: measures variants of the method on a model's data."""
+"""`python -m benchmarks.research.ablate MODEL PAIRS TEST`: measures variants of the method."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +11,15 @@ from app.cli import common
 from app.data.pairs import BadRowHandler, read_pairs
 from app.evaluate import report as reports
 from app.reward import bundle
+from app.reward.reward_model import ModelCard
 from app.settings import Settings
 from app.train import jobs, pipeline
 from app.train.augmentation import AUGMENT_SHARE, extract_augmented
 from app.train.baseline_heads import ComparisonData
 from app.train.feature_cache import TensorCache
+from app.train.features import FeatureExtractor
 from app.train.head_training import HeadTrainingConfig
+from app.types import Pair
 from benchmarks.research.ablation import NUM_SEEDS, Ablation, run_ablation
 from benchmarks.research.generalization import GeneralizationTests, measure_generalization
 
@@ -75,24 +78,15 @@ def ablate_and_report(
     other_pairs = {Path(source).stem: read_pairs(source, on_bad_row) for source in elsewhere}
     tests = GeneralizationTests.from_pairs(test_pairs, other_pairs)
     extractor = jobs.load_feature_extractor(sae_folder, settings, progress, layers=layers)
-    single_layer = replace(extractor, layers=extractor.layers[:1])
-    train_data = pipeline.extract(train_pairs, extractor, settings.cache, progress)
-    test_data = pipeline.extract(test_pairs, extractor, settings.cache, progress, stage="test pairs")
-    augmented = extract_augmented(
-        train_pairs, train_data.features, AUGMENT_SHARE, single_layer, settings.cache,
-        lambda done: progress("augmented pairs", done),
-    )  # fmt: skip
-    data = ComparisonData(
-        train_pairs, train_data.features, test_pairs, test_data.features, extractor.dictionary, card.layer,
-        card.readout, card.directions // 2, HeadTrainingConfig(**reports.read(folder)["training"]["plan"]),
-        augmented,
-    )  # fmt: skip
+    config = HeadTrainingConfig(**reports.read(folder)["training"]["plan"])
+    data = _build_comparison_data(train_pairs, test_pairs, card, config, extractor, settings.cache, progress)
     cache = TensorCache(settings.cache / "ablations" / f"{name}.sqlite")
     ablation = Ablation(
-        data, min(limit, len(train_pairs)), cache, repr(extractor.cache_kinds), seeds=seeds, layers=extractor.layers
+        data, min(limit, len(train_pairs)), cache, repr(extractor.cache_kinds), seeds=seeds,
+        layers=extractor.layers,
     )  # fmt: skip
     further = pipeline.extract(
-        tests.pairs, single_layer, settings.cache, progress, stage="pairs of the generalization tests"
+        tests.pairs, _use_one_layer(extractor), settings.cache, progress, stage="generalization pairs"
     )
     results = {
         "ablation": run_ablation(ablation, progress),
@@ -100,6 +94,33 @@ def ablate_and_report(
     }
     reports.update(folder, card, results)
     cache.clear()
+
+
+def _build_comparison_data(
+    train_pairs: list[Pair],
+    test_pairs: list[Pair],
+    card: ModelCard,
+    config: HeadTrainingConfig,
+    extractor: FeatureExtractor,
+    cache: Path,
+    progress: Progress,
+) -> ComparisonData:
+    """Extract the features of all pairs, at all layers, and of augmented pairs at the SAE's layer."""
+    train = pipeline.extract(train_pairs, extractor, cache, progress)
+    test = pipeline.extract(test_pairs, extractor, cache, progress, stage="test pairs")
+    augmented = extract_augmented(
+        train_pairs, train.features, AUGMENT_SHARE, _use_one_layer(extractor), cache,
+        lambda done: progress("augmented pairs", done),
+    )  # fmt: skip
+    return ComparisonData(
+        train_pairs, train.features, test_pairs, test.features, extractor.dictionary, card.layer,
+        card.readout, card.directions // 2, config, augmented,
+    )  # fmt: skip
+
+
+def _use_one_layer(extractor: FeatureExtractor) -> FeatureExtractor:
+    """Return the extractor without the layers that the SAE does not encode."""
+    return replace(extractor, layers=extractor.layers[:1])
 
 
 if __name__ == "__main__":

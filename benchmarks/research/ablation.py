@@ -1,8 +1,8 @@
 """Measures which parts of the method matter: every variant on the same pairs, seeds and test.
 
-Each seed draws its own training pairs, so intervals cover the choice of the training pairs as well as of the test
-prompts; wins are averaged over seeds before prompts are resampled. Only one variant is trained on augmented
-pairs. The wins of each training are cached, so a killed run resumes and nothing is trained twice.
+Each seed draws its own training pairs, so intervals cover the choice of the training pairs as well as of the
+test prompts; wins are averaged over seeds before prompts are resampled. Only one variant is trained on
+augmented pairs. The wins of each training are cached, so a killed run resumes and nothing is trained twice.
 """
 
 import hashlib
@@ -32,7 +32,8 @@ WINS = "wins"
 class Ablation:
     """What is compared: all training pairs, how many of them a variant is trained on, and how often.
 
-    `source` identifies the features in the cache's keys. `sizes`, `ks` and `layers` are the points of the curves.
+    `source` identifies the features in the cache's keys. `sizes`, `ks` and `layers` are the points of the
+    curves.
     """
 
     data: ComparisonData
@@ -155,7 +156,7 @@ def _measure_curves(
 
 
 def summarise_wins(wins: Mapping[str, Float64Array], groups: list[str]) -> dict[str, dict[str, Any]]:
-    """Return the mean of each variant with its interval, and the lead of the first variant over the others."""
+    """Return the mean of each variant with its interval, and the lead of the first over the others."""
     first, *_ = wins
     return {
         name: asdict(bootstrap_mean(values, groups))

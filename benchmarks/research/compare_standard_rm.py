@@ -1,8 +1,8 @@
-"""`python -m benchmarks.research.compare_standard_rm MODEL PAIRS TEST`: compares with a fine-tuned StandardRM.
+"""`python -m benchmarks.research.compare_standard_rm MODEL PAIRS TEST`: compares with a StandardRM.
 
-SparseRM and StandardRM are trained on the same pairs; accuracy, time, size and memory are compared. Ours is timed
-with an empty feature cache, extraction included, and runs first, so that the peak of memory is its own. Neither is
-trained on augmented pairs, and both compute in the same precision.
+SparseRM and StandardRM are trained on the same pairs; accuracy, time, size and memory are compared. Ours is
+timed with an empty feature cache, extraction included, and runs first, so that the peak of memory is its own.
+Neither is trained on augmented pairs, and both compute in the same precision.
 """
 
 import resource
@@ -113,7 +113,7 @@ def compare(
 
 
 def merge_sizes(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Return new results with the other sizes of earlier ones, if those were made under the same conditions."""
+    """Return new results, with other sizes of earlier ones that were made under the same conditions."""
     kept = before["sizes"] if before and _get_conditions(before) == _get_conditions(new) else {}
     sizes = {**kept, **new["sizes"]}
     return {**new, "sizes": {size: sizes[size] for size in sorted(sizes, key=int)}}

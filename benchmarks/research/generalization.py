@@ -1,8 +1,8 @@
 """Measures what the selection of directions gains beyond the test: on other tasks and on rewritten texts.
 
-The heads are those of the ablation. Each is trained once for each seed and scores everything at once: the test
-pairs, preference pairs of other tasks, and a sample of the test after every rewriting that changes the form of a
-text and keeps its words.
+The heads are those of the ablation. Each is trained once for each seed and scores everything at once: the
+test pairs, preference pairs of other tasks, and a sample of the test after every rewriting that changes the
+form of a text and keeps its words.
 """
 
 from collections.abc import Mapping

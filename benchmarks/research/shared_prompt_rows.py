@@ -1,7 +1,7 @@
 """Runs both responses of a pair in one row, the prompt once, through a model of transformers and peft.
 
-The attention mask lets every token attend to what it would attend to in a row of its own. So rewards and gradients
-are the same as with two rows, for less work.
+The attention mask lets every token attend to what it would attend to in a row of its own. So rewards and
+gradients are the same as with two rows, for less work.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ PairRow = dict[str, Tensor]
 
 
 def build_row(chosen: TokenIds, rejected: TokenIds) -> PairRow:
-    """Return `ids` and `positions` (T), the attention `mask` (T, T), and `ends` (2), the rows of the last tokens."""
+    """Return `ids` and `positions` (T), the `mask` (T, T), and `ends` (2), the rows of the last tokens."""
     packed = pack([chosen, rejected])
     ends = [packed.rows(i, len(ids) - 1, len(ids)) for i, ids in enumerate((chosen, rejected))]
     return {

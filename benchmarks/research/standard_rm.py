@@ -1,8 +1,8 @@
-"""Trains a StandardRM: the usual reward model, with LoRA on every layer, a scalar head and Bradley-Terry loss.
+"""Trains a StandardRM, the usual reward model: LoRA on every layer, a scalar head, Bradley-Terry loss.
 
 It gets the same backbone, token ids and pairs as ours, and computes the prompt of a pair once, as ours does.
-TRL trains it and writes checkpoints, so a killed run resumes; so does its scoring of the test pairs. The result
-is stored with its time, size and memory.
+TRL trains it and writes checkpoints, so a killed run resumes; so does its scoring of the test pairs. The
+result is stored with its time, size and memory.
 """
 
 import hashlib
@@ -181,7 +181,7 @@ def score_margins(
     cache: TensorCache,
     progress: Progress,
 ) -> Tensor:
-    """Return reward of chosen minus reward of rejected (N,); margins in the model's cache are not recomputed."""
+    """Return the rewards of chosen minus rejected (N,); margins in the model's cache are not recomputed."""
     keys = [hashlib.sha256(repr(pair.items).encode()).hexdigest() for pair in pairs]
     margins = {key: tensors[MARGIN] for key, tensors in cache.get(MARGIN, keys).items()}
     for done, (key, pair) in enumerate(zip(keys, pairs, strict=True), 1):

@@ -1,7 +1,8 @@
 """`python -m benchmarks.research.trl_baseline MODEL PAIRS`: times TRL's RewardTrainer as it ships.
 
-TRL pads, and computes the prompt once for each response. The StandardRM of `compare_standard_rm` does neither.
-Both ways are timed on the same few pairs, alternately. One pair is a batch, so that TRL pads as little as it can.
+TRL pads, and computes the prompt once for each response. The StandardRM of `compare_standard_rm` does
+neither. Both ways are timed on the same few pairs, alternately. One pair is a batch, so that TRL pads as
+little as it can.
 """
 
 import random

@@ -23,7 +23,7 @@ from app.types import Item
 from tests.cli.test_commands import joined_output, sparserm
 from tests.support import alignment_runs, offline_runs, tiny
 from tests.support.servers import run_server
-from tests.support.training_setup import Killed, killing_at, quiet
+from tests.support.training_setup import Killed, ignore_progress, kill_in_stage
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
 ) -> None:
     config = alignment_runs.make_config(root, rounds=2)
     with pytest.raises(Killed):
-        alignment_runs.run(config, tmp_path / "interrupted", settings, killing_at(stage, 0))
+        alignment_runs.run(config, tmp_path / "interrupted", settings, kill_in_stage(stage, 0))
     alignment_runs.run(config, tmp_path / "interrupted", settings)
     artifacts = alignment_runs.read_artifacts(tmp_path / "interrupted")
     assert artifacts == alignment_runs.read_artifacts(uninterrupted)
@@ -104,9 +104,9 @@ def test_a_command_killed_at_random_times_ends_like_an_uninterrupted_one(
 
 def test_a_server_returns_the_same_rewards_as_this_process(root: Path, settings: Settings) -> None:
     config, items = alignment_runs.make_config(root), tiny.random_items(12)
-    with run_server(loading.load_engine(settings, quiet), settings) as url:
+    with run_server(loading.load_engine(settings, ignore_progress), settings) as url:
         local, remote = (
-            make_reward_functions(config, settings, quiet, address, None) for address in (None, url)
+            make_reward_functions(config, settings, ignore_progress, address, None) for address in (None, url)
         )
         for name in (reward_hacking.REWARD, reward_hacking.HELD_OUT):
             local_rewards, remote_rewards = (

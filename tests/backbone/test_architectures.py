@@ -10,7 +10,7 @@ from app.errors import SourceError
 from app.reward import loading
 from app.settings import Settings
 from tests.support import tiny
-from tests.support.training_setup import quiet
+from tests.support.training_setup import ignore_progress
 
 
 def test_unsupported_layer_types_are_refused(settings: Settings, tmp_path: Path) -> None:
@@ -19,13 +19,13 @@ def test_unsupported_layer_types_are_refused(settings: Settings, tmp_path: Path)
     entry = '{"layer_types": ["full_attention", "chunked_attention", "full_attention", "full_attention"],'
     (folder / "config.json").write_text(config.replace("{", entry, 1))
     with pytest.raises(SourceError, match="layer 1 of this backbone uses chunked_attention"):
-        loading.load_backbone(str(folder), None, settings, quiet)
+        loading.load_backbone(str(folder), None, settings, ignore_progress)
 
 
 def test_unsupported_model_types_are_refused(settings: Settings, tmp_path: Path) -> None:
     folder = tiny.save_backbone(tmp_path, architecture="olmo")
     with pytest.raises(SourceError, match="'olmo' is not supported; there are: llama"):
-        loading.load_backbone(str(folder), None, settings, quiet)
+        loading.load_backbone(str(folder), None, settings, ignore_progress)
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ def test_unsupported_parts_are_refused_before_weights_are_loaded(
     (folder / "config.json").write_text(json.dumps(config | changes))
     (folder / "model.safetensors").write_bytes(b"never read")
     with pytest.raises(SourceError, match=re.escape(message)):
-        loading.load_backbone(str(folder), None, settings, quiet)
+        loading.load_backbone(str(folder), None, settings, ignore_progress)

@@ -12,7 +12,7 @@ from app.settings import Settings
 from tests.reward.test_shipped_models import ITEMS
 from tests.support import tiny
 from tests.support.paths import MODELS
-from tests.support.training_setup import quiet
+from tests.support.training_setup import ignore_progress
 
 pytestmark = [pytest.mark.real, pytest.mark.heavy, pytest.mark.timeout(1200)]
 NAME = "gemma-3-270m"
@@ -27,7 +27,7 @@ def shipped_settings() -> Settings:
 
 @pytest.fixture(scope="module")
 def gemma(shipped_settings: Settings) -> tuple[Backbone, ChatTokenizer]:
-    return loading.load_backbone(NAME, None, shipped_settings, quiet)
+    return loading.load_backbone(NAME, None, shipped_settings, ignore_progress)
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -39,7 +39,7 @@ def test_the_layers_compute_what_transformers_computes(
     gemma: tuple[Backbone, ChatTokenizer], shipped_settings: Settings
 ) -> None:
     backbone, tokenizer = gemma
-    llm = loading.load_full_llm(NAME, shipped_settings, quiet)
+    llm = loading.load_full_llm(NAME, shipped_settings, ignore_progress)
     llm.set_attn_implementation("eager")
     for item in ITEMS[:2]:
         (encoded,) = tokenizer.encode([item])
@@ -80,7 +80,7 @@ def test_the_downloaded_model_prefers_sense_to_nonsense(
 ) -> None:
     """A sentence is likelier than the same words in another order."""
     _, tokenizer = gemma
-    llm = loading.load_full_llm(NAME, shipped_settings, quiet)
+    llm = loading.load_full_llm(NAME, shipped_settings, ignore_progress)
     losses = []
     for sentence in (
         "The capital of France is the city of Paris.",

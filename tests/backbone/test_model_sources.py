@@ -15,7 +15,7 @@ from app.errors import InvalidInput, SourceError
 from app.reward import loading
 from app.settings import Settings
 from tests.support import tiny
-from tests.support.training_setup import quiet
+from tests.support.training_setup import ignore_progress
 
 
 def test_the_catalogue_contains_the_default_backbone() -> None:
@@ -33,30 +33,30 @@ def test_a_hub_name_without_a_commit_is_refused(tmp_path: Path) -> None:
 
 
 def test_only_the_requested_layers_of_a_folder_are_loaded(root: Path, settings: Settings) -> None:
-    backbone, _ = loading.load_backbone(str(root / "backbone"), 2, settings, quiet)
+    backbone, _ = loading.load_backbone(str(root / "backbone"), 2, settings, ignore_progress)
     assert (backbone.num_layers, backbone.total_layers) == (2, tiny.LAYERS)
     with pytest.raises(SourceError, match="has 4 layers; 5 were requested"):
-        loading.load_backbone(str(root / "backbone"), 5, settings, quiet)
+        loading.load_backbone(str(root / "backbone"), 5, settings, ignore_progress)
 
 
 def test_the_digest_of_a_folder_depends_on_its_weights(tmp_path: Path) -> None:
     folders = [tiny.save_backbone(tmp_path / str(seed), seed=seed) for seed in (1, 2)]
     sources = [model_sources.find_source(str(folder), tmp_path) for folder in folders]
     checkpoints = [
-        model_sources.fetch_checkpoint(source, num_layers=None, cache=tmp_path, progress=quiet)
+        model_sources.fetch_checkpoint(source, num_layers=None, cache=tmp_path, progress=ignore_progress)
         for source in sources
     ]
     assert checkpoints[0].digest != checkpoints[1].digest
     (folders[0] / "config.json").unlink()
     with pytest.raises(SourceError, match=r"config\.json missing"):
-        model_sources.fetch_checkpoint(sources[0], num_layers=None, cache=tmp_path, progress=quiet)
+        model_sources.fetch_checkpoint(sources[0], num_layers=None, cache=tmp_path, progress=ignore_progress)
 
 
 def test_a_file_with_another_digest_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "weights.gguf"
     file.write_bytes(b"other content")
     with pytest.raises(SourceError, match="expected " + "0" * 64):
-        model_sources.verify_sha256(file, "0" * 64, quiet)
+        model_sources.verify_sha256(file, "0" * 64, ignore_progress)
 
 
 def test_a_cached_checkpoint_with_enough_layers_is_used(tmp_path: Path) -> None:
@@ -66,7 +66,9 @@ def test_a_cached_checkpoint_with_enough_layers_is_used(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "source.json").write_text(f'{{"layers": {num_layers}, "total_layers": 12}}')
     for requested, suffix in ((5, "-6"), (9, "-9")):
-        local = model_sources.fetch_checkpoint(source, num_layers=requested, cache=tmp_path, progress=quiet)
+        local = model_sources.fetch_checkpoint(
+            source, num_layers=requested, cache=tmp_path, progress=ignore_progress
+        )
         assert local.path.endswith(suffix)
 
 
@@ -77,7 +79,7 @@ def test_missing_weights_are_an_error(settings: Settings, tmp_path: Path) -> Non
     save_file(remaining, folder / "model.safetensors", {"format": "pt"})
     message = r"lacks 3 weights of its model, for example layers\.1\.mlp\.down_proj"
     with pytest.raises(SourceError, match=message):
-        loading.load_backbone(str(folder), None, settings, quiet)
+        loading.load_backbone(str(folder), None, settings, ignore_progress)
 
 
 def save_multimodal(folder: Path) -> Path:
@@ -106,7 +108,7 @@ def test_only_the_text_model_of_a_multimodal_model_is_loaded(settings: Settings,
     text_folder = tiny.save_backbone(tmp_path / "text", architecture="gemma3")
     folders = (text_folder, save_multimodal(text_folder))
     (text_only, tokenizer), (multimodal, _) = (
-        loading.load_backbone(str(folder), 3, settings, quiet) for folder in folders
+        loading.load_backbone(str(folder), 3, settings, ignore_progress) for folder in folders
     )
     packed = pack([encoded.ids for encoded in tokenizer.encode(tiny.random_items(6))])
     expected, actual = (tiny.compute_residuals(backbone, packed, 3) for backbone in (text_only, multimodal))
@@ -115,7 +117,7 @@ def test_only_the_text_model_of_a_multimodal_model_is_loaded(settings: Settings,
         text_only.total_layers, text_only.num_parameters,
     )  # fmt: skip
     ids = torch.tensor([packed.ids[:20].tolist()])
-    logits = [loading.load_full_llm(str(folder), settings, quiet)(ids).logits for folder in folders]
+    logits = [loading.load_full_llm(str(folder), settings, ignore_progress)(ids).logits for folder in folders]
     assert torch.equal(*logits)
 
 
@@ -143,7 +145,9 @@ def test_the_parts_of_a_file_are_joined_in_order(tmp_path: Path, monkeypatch: py
     )
     joined = hashlib.sha256(b"first, then the rest").hexdigest()
     with pytest.raises(SourceError, match=f"has sha256 {joined}, expected 000"):
-        model_sources.fetch_checkpoint(source, num_layers=None, cache=tmp_path / "cache", progress=quiet)
+        model_sources.fetch_checkpoint(
+            source, num_layers=None, cache=tmp_path / "cache", progress=ignore_progress
+        )
     assert not list((tmp_path / "cache").rglob("*.gguf*"))
 
 
@@ -153,11 +157,11 @@ def test_a_backbone_without_a_template_gets_that_of_the_catalogue(settings: Sett
     source = model_sources.BackboneSource("toy", folder=str(folder), template=tiny.TEMPLATE)
     cpu = torch.device("cpu")
     _, tokenizer = model_sources.load_backbone(
-        source, num_layers=1, cache=tmp_path, device=cpu, dtype=torch.float32, progress=quiet
+        source, num_layers=1, cache=tmp_path, device=cpu, dtype=torch.float32, progress=ignore_progress
     )
     assert tokenizer.chat_template == tiny.TEMPLATE
     with pytest.raises(InvalidInput, match="no chat template"):
-        loading.load_backbone(str(folder), None, settings, quiet)
+        loading.load_backbone(str(folder), None, settings, ignore_progress)
 
 
 def test_a_hub_model_is_loaded_at_its_commit(
@@ -166,7 +170,7 @@ def test_a_hub_model_is_loaded_at_its_commit(
     commit = "c" * 40
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(SourceError, match=f"cannot fetch org/name at {commit}"):
-        loading.load_backbone(f"org/name@{commit}", None, settings, quiet)
+        loading.load_backbone(f"org/name@{commit}", None, settings, ignore_progress)
     tiny.save_backbone(tmp_path / "models--org--name" / "snapshots" / commit)
-    backbone, _ = loading.load_backbone(f"org/name@{commit}", 2, settings, quiet)
+    backbone, _ = loading.load_backbone(f"org/name@{commit}", 2, settings, ignore_progress)
     assert (backbone.num_layers, backbone.digest) == (2, f"hub:org/name@{commit}")

@@ -1,4 +1,4 @@
-"""The load generator and what it is built of, on the tiny model."""
+"""The load generator, the workloads, the results log and the statistics, on the tiny model."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ from benchmarks.load_generator import (
     run_closed_loop,
     run_open_loop,
 )
-from benchmarks.peers import ours
+from benchmarks.peers import sparserm
 from benchmarks.peers.peer import Peer
 from benchmarks.results_log import Measurement, ResultsLog, RunHeader
 from benchmarks.summary_statistics import MedianAndRange
@@ -37,114 +37,121 @@ SMALL = (64, 64)
 
 
 @pytest.fixture(scope="module")
-def words(engine: Engine) -> TextGenerator:
+def generator(engine: Engine) -> TextGenerator:
     return TextGenerator(engine.text)
 
 
-def small(workload: Workload) -> Workload:
-    """The same at lengths the tiny model takes, with fewer prompts."""
-    least, most = (min(bound, 160) for bound in workload.tokens)
-    return replace(workload, tokens=(least, most), groups=min(workload.groups, 5), prompt_percent=75)
+def shrink(workload: Workload) -> Workload:
+    """The workload at lengths that fit the tiny model, with fewer prompts."""
+    low, high = (min(bound, 160) for bound in workload.tokens)
+    return replace(workload, tokens=(low, high), groups=min(workload.groups, 5), prompt_percent=75)
 
 
-def first(workload: Workload, words: TextGenerator, seed: int) -> Burst:
-    return next(workload.generate_bursts(words, Random(seed)))
+def first_burst(workload: Workload, generator: TextGenerator, seed: int) -> Burst:
+    return next(workload.generate_bursts(generator, Random(seed)))
 
 
-def turns(words: TextGenerator, tokens: tuple[int, int] = SMALL, **shape: int) -> Iterator[Burst]:
-    return Workload("here", "", tokens=tokens, **shape).generate_bursts(words, Random(0))  # type: ignore[arg-type]
+def make_bursts(generator: TextGenerator, tokens: tuple[int, int] = SMALL, **shape: int) -> Iterator[Burst]:
+    return Workload("here", "", tokens=tokens, **shape).generate_bursts(generator, Random(0))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda one: one.name)
-def test_pairs_have_exactly_the_tokens_they_should(
-    workload: Workload, words: TextGenerator, engine: Engine
+@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
+def test_items_have_exactly_the_requested_tokens(
+    workload: Workload, generator: TextGenerator, engine: Engine
 ) -> None:
-    scaled = small(workload)
-    turn = first(scaled, words, 1)
-    pairs = [pair for query in turn for pair in query]
-    assert len(pairs) == scaled.groups * scaled.responses
-    assert len(turn) == (1 if scaled.one_request else len(pairs))
-    for pair in pairs:
-        (encoded,) = engine.encode([Item(pair.messages, pair.response)])
-        assert encoded == pair.encoded
-        assert scaled.tokens[0] <= len(pair.ids) <= scaled.tokens[1]
-        assert encoded.response_start == len(pair.ids) * scaled.prompt_percent // 100
-        assert engine.text.tokenizer.encode(pair.text, add_special_tokens=False) == list(pair.ids)
+    scaled = shrink(workload)
+    burst = first_burst(scaled, generator, 1)
+    items = [item for query in burst for item in query]
+    assert len(items) == scaled.groups * scaled.responses
+    assert len(burst) == (1 if scaled.one_request else len(items))
+    for item in items:
+        (encoded,) = engine.encode([Item(item.messages, item.response)])
+        assert encoded == item.encoded
+        assert scaled.tokens[0] <= len(item.ids) <= scaled.tokens[1]
+        assert encoded.response_start == len(item.ids) * scaled.prompt_percent // 100
+        assert engine.text.tokenizer.encode(item.text, add_special_tokens=False) == list(item.ids)
 
 
-def test_only_groups_share_more_than_the_template(words: TextGenerator) -> None:
-    group = words.generate_group(Random(0), 3, 60, 80)
-    assert len({pair.ids[:60] for pair in group}) == 1
-    assert len({pair.ids for pair in group}) == 3
-    (a,), (b,) = (words.generate_group(Random(seed), 1, 60, 80) for seed in (1, 2))
+def test_only_groups_share_more_than_the_template(generator: TextGenerator) -> None:
+    group = generator.generate_group(Random(0), 3, 60, 80)
+    assert len({item.ids[:60] for item in group}) == 1
+    assert len({item.ids for item in group}) == 3
+    (a,), (b,) = (generator.generate_group(Random(seed), 1, 60, 80) for seed in (1, 2))
     shared = next(i for i, (x, y) in enumerate(zip(a.ids, b.ids, strict=True)) if x != y)
     assert shared < 20
 
 
-def test_words_are_new_for_every_seed_but_lengths_are_the_same(words: TextGenerator) -> None:
+def test_words_depend_on_the_seed_and_lengths_do_not(generator: TextGenerator) -> None:
     mixed = Workload("mixed", "", tokens=(56, 160), groups=6)
-    (one, again, other) = ([pair for (pair,) in first(mixed, words, seed)] for seed in (1, 1, 2))
-    assert one == again
-    assert [len(pair.ids) for pair in one] == [len(pair.ids) for pair in other]
-    assert not {pair.text for pair in one} & {pair.text for pair in other}
-    assert len({len(pair.ids) for pair in one}) > 1
+    (seed_1, seed_1_again, seed_2) = (
+        [item for (item,) in first_burst(mixed, generator, seed)] for seed in (1, 1, 2)
+    )
+    assert seed_1 == seed_1_again
+    assert [len(item.ids) for item in seed_1] == [len(item.ids) for item in seed_2]
+    assert not {item.text for item in seed_1} & {item.text for item in seed_2}
+    assert len({len(item.ids) for item in seed_1}) > 1
 
 
-def test_too_few_tokens_are_refused(words: TextGenerator) -> None:
+def test_rejects_too_few_tokens(generator: TextGenerator) -> None:
     with pytest.raises(ValueError, match="too few"):
-        words.generate_group(Random(0), 1, 9, 12)
+        generator.generate_group(Random(0), 1, 9, 12)
 
 
-def test_workloads_are_chosen_by_their_first_words() -> None:
-    assert [one.name for one in select_workloads(["unique-1"])] == ["unique-1"]
-    assert [one.name for one in select_workloads(["groups-8-75"])] == ["groups-8-75", "groups-8-75-apart"]
+def test_workloads_are_selected_by_their_first_words() -> None:
+    assert [workload.name for workload in select_workloads(["unique-1"])] == ["unique-1"]
+    assert [workload.name for workload in select_workloads(["groups-8-75"])] == [
+        "groups-8-75",
+        "groups-8-75-apart",
+    ]
     assert select_workloads([]) == WORKLOADS
     with pytest.raises(ValueError, match="no workload 'uniq'"):
         select_workloads(["uniq"])
 
 
-class Slow:
-    """Answers after a while, and knows how many wait at once."""
+class SlowServer:
+    """Answers after a delay, and counts its requests and how many wait at once."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.asked = self.waiting = self.most = 0
+        self.requests = self.waiting = self.max_waiting = 0
 
-    async def ask(self, _query: Query) -> Outcome:
-        self.asked += 1
+    async def send(self, _query: Query) -> Outcome:
+        self.requests += 1
         self.waiting += 1
-        self.most = max(self.most, self.waiting)
+        self.max_waiting = max(self.max_waiting, self.waiting)
         await asyncio.sleep(self.seconds)
         self.waiting -= 1
         return Outcome.GOOD
 
 
 @pytest.mark.anyio
-async def test_voices_ask_again_as_soon_as_they_have_heard(words: TextGenerator) -> None:
-    server, workload = Slow(0.02), Workload("here", "", clients=3)
-    run = await run_closed_loop(server.ask, turns(words), workload, seconds=0.2, rng=Random(0))
-    assert server.most == 3
-    assert len(run.records) == server.asked > 6
+async def test_clients_send_again_as_soon_as_they_are_answered(generator: TextGenerator) -> None:
+    server, workload = SlowServer(0.02), Workload("here", "", clients=3)
+    run = await run_closed_loop(server.send, make_bursts(generator), workload, seconds=0.2, rng=Random(0))
+    assert server.max_waiting == 3
+    assert len(run.records) == server.requests > 6
     assert run.seconds >= 0.2
-    assert all(one.latency_s >= 0.02 and one.item_lengths == (64,) for one in run.records)
+    assert all(record.latency_s >= 0.02 and record.item_lengths == (64,) for record in run.records)
 
 
 @pytest.mark.anyio
-async def test_a_turn_goes_out_at_once_and_is_waited_for(words: TextGenerator) -> None:
-    server, workload = Slow(0.01), Workload("here", "", groups=7)
-    run = await run_closed_loop(server.ask, turns(words, groups=7), workload, seconds=0, rng=Random(0))
-    assert server.most == len(run.records) == 7
+async def test_burst_is_sent_at_once_and_awaited(generator: TextGenerator) -> None:
+    server, workload = SlowServer(0.01), Workload("here", "", groups=7)
+    run = await run_closed_loop(
+        server.send, make_bursts(generator, groups=7), workload, seconds=0, rng=Random(0)
+    )
+    assert server.max_waiting == len(run.records) == 7
 
 
 @pytest.mark.anyio
-async def test_latency_counts_from_the_moment_a_request_was_meant_to_go_out(words: TextGenerator) -> None:
-    async def stalls(_query: Query) -> Outcome:
-        time.sleep(0.05)  # noqa: ASYNC251 # the client itself is held up
+async def test_latency_counts_from_the_scheduled_send_time(generator: TextGenerator) -> None:
+    async def block_the_client(_query: Query) -> Outcome:
+        time.sleep(0.05)  # noqa: ASYNC251 # the client itself is blocked
         return Outcome.GOOD
 
-    run = await run_open_loop(stalls, turns(words), rate=200, seconds=0.1, rng=Random(0))
+    run = await run_open_loop(block_the_client, make_bursts(generator), rate=200, seconds=0.1, rng=Random(0))
     assert len(run.records) > 5
-    assert max(one.latency_s for one in run.records) > 0.05 * (len(run.records) - 3)
+    assert max(record.latency_s for record in run.records) > 0.05 * (len(run.records) - 3)
     assert run.seconds == 0.1
 
 
@@ -156,58 +163,62 @@ def test_arrivals_are_a_poisson_process() -> None:
     assert sum((gap - mean) ** 2 for gap in gaps) / len(gaps) == pytest.approx(mean**2, rel=0.15)
 
 
-def test_turns_are_written_beforehand_and_none_is_lost(words: TextGenerator) -> None:
-    made = 0
+def test_pregenerates_bursts_and_loses_none(generator: TextGenerator) -> None:
+    generated = 0
 
-    def counting() -> Iterator[Burst]:
-        nonlocal made
-        for turn in turns(words):
-            made += 1
-            yield turn
+    def counted_bursts() -> Iterator[Burst]:
+        nonlocal generated
+        for burst in make_bursts(generator):
+            generated += 1
+            yield burst
 
-    ahead = pregenerate(counting(), 64 * 5)
-    assert made == 5
-    wanted, found = turns(words), [next(ahead) for _ in range(7)]
-    assert found == [next(wanted) for _ in range(7)]
+    bursts = pregenerate(counted_bursts(), 64 * 5)
+    assert generated == 5
+    expected = make_bursts(generator)
+    assert [next(bursts) for _ in range(7)] == [next(expected) for _ in range(7)]
 
 
 @pytest.fixture(scope="module")
 def tiny_peer(engine: Engine) -> Peer:
-    return ours.peers(list(engine.models))[0]
+    return sparserm.make_peers(list(engine.models))[0]
 
 
 @pytest.mark.anyio
-async def test_what_becomes_of_requests(tiny_peer: Peer, address: str, words: TextGenerator) -> None:
-    query = words.generate_group(Random(0), 2, 60, 80)
-    unknown = replace(tiny_peer, ask=ours.asking(["nobody"], explain=False))
-    sparing = replace(tiny_peer, read=lambda _answer: [1.0])
+async def test_outcome_of_each_kind_of_response(
+    tiny_peer: Peer, address: str, generator: TextGenerator
+) -> None:
+    query = generator.generate_group(Random(0), 2, 60, 80)
+    unknown_model = replace(
+        tiny_peer, build_requests=sparserm.make_request_builder(["nobody"], explain=False)
+    )
+    too_few_scores = replace(tiny_peer, read_scores=lambda _answer: [1.0])
     cases = (
         (tiny_peer, address, "60", Outcome.GOOD),
-        (unknown, address, "60", Outcome.WRONG),
-        (sparing, address, "60", Outcome.WRONG),
+        (unknown_model, address, "60", Outcome.WRONG),
+        (too_few_scores, address, "60", Outcome.WRONG),
         (tiny_peer, "http://127.0.0.1:9", "60", Outcome.LOST),
         (tiny_peer, address, "0.00001", Outcome.REFUSED),
     )
-    for peer, url, patience, fate in cases:
-        async with httpx.AsyncClient(headers={peer.timeout_header: patience}, timeout=60) as http:
-            assert await LoadClient(peer, [url], http).send(query) is fate
+    for peer, url, timeout_s, outcome in cases:
+        async with httpx.AsyncClient(headers={peer.timeout_header: timeout_s}, timeout=60) as http:
+            assert await LoadClient(peer, [url], http).send(query) is outcome
 
 
 @pytest.mark.anyio
-async def test_every_server_is_asked_and_the_first_one_heard(
-    tiny_peer: Peer, engine: Engine, settings: Settings, words: TextGenerator
+async def test_all_servers_are_queried_and_the_first_one_is_read(
+    tiny_peer: Peer, engine: Engine, settings: Settings, generator: TextGenerator
 ) -> None:
-    query = words.generate_group(Random(0), 2, 60, 80)
-    with run_server(engine, settings) as one, run_server(engine, settings) as two:
-        async with open_client(tiny_peer, [one, two], timeout_s=60, own_connections=True) as caller:
-            both = await caller.scores(query)
-        async with open_client(tiny_peer, [two], timeout_s=60) as caller:
-            assert await caller.scores(query) == pytest.approx(both)
-        async with open_client(tiny_peer, [one, "http://127.0.0.1:9"], timeout_s=60) as caller:
-            assert await caller.send(query) is Outcome.LOST
+    query = generator.generate_group(Random(0), 2, 60, 80)
+    with run_server(engine, settings) as first, run_server(engine, settings) as second:
+        async with open_client(tiny_peer, [first, second], timeout_s=60, own_connections=True) as client:
+            both = await client.scores(query)
+        async with open_client(tiny_peer, [second], timeout_s=60) as client:
+            assert await client.scores(query) == pytest.approx(both)
+        async with open_client(tiny_peer, [first, "http://127.0.0.1:9"], timeout_s=60) as client:
+            assert await client.send(query) is Outcome.LOST
 
 
-def test_quantiles_need_answers_beyond_them() -> None:
+def test_quantiles_need_ten_latencies_beyond_them() -> None:
     assert summary_statistics.latency_quantiles([]) == {}
     assert summary_statistics.latency_quantiles([3.0]) == {0.5: 3.0}
     assert list(summary_statistics.latency_quantiles([1.0] * 99)) == [0.5]
@@ -216,64 +227,64 @@ def test_quantiles_need_answers_beyond_them() -> None:
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    found = summary_statistics.ratio_by_round({0: 4.0, 1: 6.0, 2: 9.0}, {0: 2.0, 1: 2.0})
-    assert found == MedianAndRange(2.5, 2.0, 3.0, 2)
-    assert f"{found:.1f}" == "2.5 [2.0-3.0]"
+    ratio = summary_statistics.ratio_by_round({0: 4.0, 1: 6.0, 2: 9.0}, {0: 2.0, 1: 2.0})
+    assert ratio == MedianAndRange(2.5, 2.0, 3.0, 2)
+    assert f"{ratio:.1f}" == "2.5 [2.0-3.0]"
     assert summary_statistics.ratio_by_round({0: 1.0}, {1: 1.0}) is None
 
 
-def test_goodput_counts_what_was_refused_and_late() -> None:
-    heard = [
+def test_share_in_time_includes_refused_and_late_requests() -> None:
+    records = [
         RequestRecord(Outcome.GOOD, 1.0, (10,)),
         RequestRecord(Outcome.GOOD, 3.0, (20,)),
         RequestRecord(Outcome.REFUSED, 0.1, (30,)),
     ]
-    run = LoadRun(tuple(heard), 2.0)
+    run = LoadRun(tuple(records), 2.0)
     assert summary_statistics.share_in_time(run, 2.0) == pytest.approx(1 / 3)
     assert summary_statistics.scored_lengths(run) == [10, 20]
     assert summary_statistics.count_outcomes(run) == {"good": 2, "refused": 1}
 
 
-def block(**given: object) -> Measurement:
+def make_measurement(**fields: object) -> Measurement:
     base = {
-        "peer": "ours", "against": "ours", "workload": "unique-16", "round": 0, "seed": 1, "at": "now",
-        "load_average": 0.1, "peaks": (100.0, 100.0), "steady": True, "seconds": 2.0, "fates": {"good": 4},
+        "peer": "ours", "compared_with": "ours", "workload": "unique-16", "round": 0, "seed": 1, "at": "now",
+        "load_average": 0.1, "peaks": (100.0, 100.0), "steady": True, "seconds": 2.0, "outcomes": {"good": 4},
         "pairs": 4, "tokens": 1024, "gflops": 100.0, "latencies": (0.5, 0.6), "cores": 2,
         "shares": {"server": 0.9, "client": 0.02, "others": 0.01}, "resident_mib": (500.0, 510.0),
     }  # fmt: skip
-    return Measurement(**{**base, **given})  # type: ignore[arg-type]
+    return Measurement(**{**base, **fields})  # type: ignore[arg-type]
 
 
-def test_a_journal_goes_on_where_it_stood(tmp_path: Path) -> None:
+def test_results_log_continues_an_interrupted_run(tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"
-    journal = ResultsLog(file, RunHeader({"cores": "2"}))
-    journal.append(block())
-    journal.append(block(workload="long", steady=False))
+    log = ResultsLog(file, RunHeader({"cores": "2"}))
+    log.append(make_measurement())
+    log.append(make_measurement(workload="long", steady=False))
     with file.open("ab") as out:
         out.write(b'{"kind":"block","peer":"cut sho')
-    again = ResultsLog(file, RunHeader({"cores": "2"}))
-    assert again.measurements == journal.measurements
-    assert again.has_steady("ours", "unique-16", 0)
-    assert not again.has_steady("ours", "unique-16", 1)
-    assert not again.has_steady("ours", "long", 0)
-    again.append(block(round=1))
+    reopened = ResultsLog(file, RunHeader({"cores": "2"}))
+    assert reopened.measurements == log.measurements
+    assert reopened.has_steady("ours", "unique-16", 0)
+    assert not reopened.has_steady("ours", "unique-16", 1)
+    assert not reopened.has_steady("ours", "long", 0)
+    reopened.append(make_measurement(round=1))
     assert [json.loads(line)["kind"] for line in file.read_text().splitlines()] == ["header", *["block"] * 3]
 
 
-def test_a_journal_of_another_machine_is_refused(tmp_path: Path) -> None:
+def test_rejects_a_results_log_of_another_machine(tmp_path: Path) -> None:
     ResultsLog(tmp_path / "results.jsonl", RunHeader({"cores": "2"}))
     with pytest.raises(ValueError, match="another machine"):
         ResultsLog(tmp_path / "results.jsonl", RunHeader({"cores": "4"}))
 
 
-def test_a_block_knows_its_rates() -> None:
-    found = block()
-    assert (found.tokens_per_s, found.share_of_peak) == (512.0, 0.5)
-    assert found.cpu_s_per_1000_tokens == pytest.approx(1000 * 0.9 * 2 * 2 / 1024)
-    assert block(gflops=None).share_of_peak is None
+def test_measurement_computes_its_rates() -> None:
+    measurement = make_measurement()
+    assert (measurement.tokens_per_s, measurement.share_of_peak) == (512.0, 0.5)
+    assert measurement.cpu_s_per_1000_tokens == pytest.approx(1000 * 0.9 * 2 * 2 / 1024)
+    assert make_measurement(gflops=None).share_of_peak is None
 
 
-def test_the_machine_s_peak_is_a_rate_of_operations() -> None:
+def test_machine_peak_is_a_rate_of_operations() -> None:
     assert 1 < machine.measure_peak_gflops([(64, 96)]) < 1e6
     assert machine.is_steady(100, 96, 0.05)
     assert not machine.is_steady(94, 100, 0.05)
@@ -282,11 +293,11 @@ def test_the_machine_s_peak_is_a_rate_of_operations() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_watch_tells_who_used_the_machine() -> None:
-    async with machine.ResourceMonitor([]) as watch:
+async def test_resource_monitor_measures_who_used_the_machine() -> None:
+    async with machine.ResourceMonitor([]) as monitor:
         until = time.process_time() + 0.2
         while time.process_time() < until:
             pass
-    assert watch.shares["server"] == 0
-    assert 0 < watch.shares["client"] <= 1
-    assert watch.initial_mib == 0
+    assert monitor.shares["server"] == 0
+    assert 0 < monitor.shares["client"] <= 1
+    assert monitor.initial_mib == 0

@@ -19,7 +19,7 @@ from tests.cli.test_commands import joined_output, sparserm
 from tests.support import offline_runs, tiny
 from tests.support.offline_runs import MODEL
 from tests.support.servers import run_server
-from tests.support.training_setup import quiet
+from tests.support.training_setup import ignore_progress
 
 PROMPT_AND_RESPONSE = ("--prompt", "amber river", "--response", "quiet stone")
 CHART_LINE = re.compile(r"^(.+?) +([+-]\d+\.\d{3}) ", re.MULTILINE)
@@ -77,7 +77,7 @@ def test_the_key_of_the_environment_is_sent_to_a_server(
     )
     offline_runs.write_rows(workdir / "in.jsonl", offline_runs.make_response_rows(3))
     arguments = ("score", "in.jsonl", "out.jsonl", "--model", MODEL)
-    with run_server(loading.load_engine(settings_with_key, quiet), settings_with_key) as url:
+    with run_server(loading.load_engine(settings_with_key, ignore_progress), settings_with_key) as url:
         without_key = sparserm(*arguments, "--url", url)
         assert (without_key.exit_code, "401" in joined_output(without_key)) == (1, True)
         monkeypatch.setenv("SPARSERM_KEY", "secret")

@@ -129,9 +129,9 @@ def test_sources_are_valid_in_the_oldest_supported_python(path: Path) -> None:
     ast.parse(path.read_text(), feature_version=(3, 10))
 
 
-def test_types_are_valid_in_the_oldest_supported_python(tmp_path: Path) -> None:
-    mypy = [sys.executable, "-m", "mypy", "--strict", "--python-version", "3.10", "--config-file="]
-    options = ["--cache-dir", tmp_path / "cache", "--follow-imports", "silent"]
+def test_names_of_the_standard_library_exist_in_the_oldest_supported_python(tmp_path: Path) -> None:
+    mypy = [sys.executable, "-m", "mypy", "--python-version", "3.10", "--config-file="]
+    options = ["--cache-dir", tmp_path / "cache", "--follow-imports", "skip"]
     run(*mypy, *options, CLIENT / "src" / "sparserm_client", cwd=CLIENT / "src")
 
 

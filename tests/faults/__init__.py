@@ -1,1 +1,1 @@
-"""Faults, injected into real server processes while innocent requests go on."""
+"""Fault injection: server processes are made to fail while other clients' requests must stay correct."""

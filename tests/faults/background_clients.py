@@ -1,4 +1,4 @@
-"""Innocent callers: each knows what its rewards must be, and remembers every answer that was not that."""
+"""Background clients: each knows the rewards it must get, and records every answer that differs."""
 
 import random
 import threading
@@ -10,81 +10,91 @@ import httpx
 from sparserm_client import Client, Sample
 
 from app.reward.engine import Engine
-from app.types import ScoreOptions as Wanted
+from app.types import ScoreOptions
 from tests.support import tiny
 
 TOLERANCE = 1e-5
-Corpus = Sequence[tuple[dict[str, str], float]]
+ExpectedRewards = Sequence[tuple[dict[str, str], float]]
 
 
-def corpus(engine: Engine, count: int = 200) -> Corpus:
-    """Items and the rewards an engine in this process gives them."""
-    exchanges = tiny.random_items(count, seed=7)
-    name = next(iter(engine.models))
-    rewards = [scores[0].reward for scores in tiny.score_items(engine, exchanges, Wanted((name,)))]
-    inputs = [{"prompt": one.messages[0].content, "response": one.response} for one in exchanges]
+def compute_expected_rewards(engine: Engine, count: int = 200) -> ExpectedRewards:
+    """Random inputs and the rewards that an engine in this process gives them."""
+    items = tiny.random_items(count, seed=7)
+    model = next(iter(engine.models))
+    rewards = [scores[0].reward for scores in tiny.score_items(engine, items, ScoreOptions((model,)))]
+    inputs = [{"prompt": item.messages[0].content, "response": item.response} for item in items]
     return list(zip(inputs, rewards, strict=True))
 
 
 @dataclass
-class Heard:
-    """What a chorus has heard so far."""
+class ClientLog:
+    """What the background clients received so far: the number of correct rewards, and every failure."""
 
-    right: int = 0
-    wrong: list[str] = field(default_factory=list)
+    correct: int = 0
+    failures: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def note(self, wanted: Sequence[float], found: Sequence[float]) -> None:
-        """Compare an answer with what it must be."""
-        off = [f"{w} but {f}" for w, f in zip(wanted, found, strict=True) if not abs(w - f) <= TOLERANCE]
+    def record_rewards(self, expected: Sequence[float], rewards: Sequence[float]) -> None:
+        """Compare the rewards of one answer with the expected ones."""
+        wrong = [
+            f"expected {a}, got {b}"
+            for a, b in zip(expected, rewards, strict=True)
+            if not abs(a - b) <= TOLERANCE
+        ]
         with self.lock:
-            self.right += len(wanted) - len(off)
-            self.wrong += off
+            self.correct += len(expected) - len(wrong)
+            self.failures += wrong
 
-    def fail(self, reason: str) -> None:
-        """Remember an answer that was none."""
+    def record_failure(self, reason: str) -> None:
+        """Record a request without rewards."""
         with self.lock:
-            self.wrong.append(reason)
+            self.failures.append(reason)
 
 
 @contextmanager
-def singing(url: str, songs: Corpus, *, voices: int = 4, patient: bool = False) -> Iterator[Heard]:
-    """Callers that ask on and on; patient ones try again while the server is away."""
-    heard, done = Heard(), threading.Event()
-    voice = _patient if patient else _strict
+def background_clients(
+    url: str, inputs: ExpectedRewards, *, count: int = 4, retry: bool = False
+) -> Iterator[ClientLog]:
+    """Run clients that send requests until the block ends; with `retry` they wait while it is down."""
+    log, stop = ClientLog(), threading.Event()
+    run_client = _run_retrying_client if retry else _run_strict_client
     threads = [
-        threading.Thread(target=voice, args=(url, songs, random.Random(seed), heard, done))
-        for seed in range(voices)
+        threading.Thread(target=run_client, args=(url, inputs, random.Random(seed), log, stop))
+        for seed in range(count)
     ]
     for thread in threads:
         thread.start()
     try:
-        yield heard
+        yield log
     finally:
-        done.set()
+        stop.set()
         for thread in threads:
             thread.join()
 
 
-def _strict(url: str, songs: Corpus, rng: random.Random, heard: Heard, done: threading.Event) -> None:
+def _run_strict_client(
+    url: str, inputs: ExpectedRewards, rng: random.Random, log: ClientLog, stop: threading.Event
+) -> None:
     with httpx.Client(base_url=url, timeout=60) as http:
-        while not done.is_set():
-            some = rng.sample(songs, rng.randint(1, 6))
+        while not stop.is_set():
+            sample = rng.sample(inputs, rng.randint(1, 6))
             try:
-                answer = http.post("/v1/rewards", json={"inputs": [item for item, _ in some], "top_k": 0})
+                response = http.post("/v1/rewards", json={"inputs": [item for item, _ in sample], "top_k": 0})
             except httpx.TransportError as error:
-                heard.fail(f"{type(error).__name__}: {error}")
+                log.record_failure(f"{type(error).__name__}: {error}")
                 continue
-            if answer.status_code != 200:
-                heard.fail(f"{answer.status_code} {answer.text[:200]}")
+            if response.status_code != 200:
+                log.record_failure(f"{response.status_code} {response.text[:200]}")
                 continue
-            found = [row.get("reward", float("nan")) for row in answer.json()["data"]]
-            heard.note([reward for _, reward in some], found)
+            rewards = [row.get("reward", float("nan")) for row in response.json()["data"]]
+            log.record_rewards([reward for _, reward in sample], rewards)
 
 
-def _patient(url: str, songs: Corpus, rng: random.Random, heard: Heard, done: threading.Event) -> None:
-    with Client(url, patience_s=600) as client:
-        while not done.is_set():
-            some = rng.sample(songs, rng.randint(1, 6))
-            found = client.rewards([Sample(item["prompt"], item["response"]) for item, _ in some])
-            heard.note([reward for _, reward in some], [one.reward for one in found])
+def _run_retrying_client(
+    url: str, inputs: ExpectedRewards, rng: random.Random, log: ClientLog, stop: threading.Event
+) -> None:
+    with Client(url, retry_for_s=600) as client:
+        while not stop.is_set():
+            sample = rng.sample(inputs, rng.randint(1, 6))
+            results = client.rewards([Sample(item["prompt"], item["response"]) for item, _ in sample])
+            log.record_rewards([reward for _, reward in sample], [result.reward for result in results])

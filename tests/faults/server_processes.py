@@ -1,7 +1,7 @@
-"""Server processes that start in a moment, serve as `sparserm serve` does, and can be made to fail.
+"""Server processes that start quickly, serve as `sparserm serve` does, and fail on demand.
 
-They are forked from a process that has imported everything already. Texts with a trigger word make the device
-fail where a real one would: inside the pass.
+They are forked from a process that has already imported everything. A trigger word in a text makes the device
+fail where a real one would: inside the forward pass.
 """
 
 import os
@@ -31,46 +31,53 @@ from app.settings import Settings
 from app.types import ScoredItem, ScoreJob
 from benchmarks.server import parse_samples
 
-POISON, OVERFLOW, HUGE, DEATH, HANG, JUMP = "poison", "overflow", "huge", "death", "hang", "jump"
-KEY = {"X-API-Key": "boss"}
-CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.faults.server_processes", "transformers.models.llama.modeling_llama"])
+RAISE_WORD = "poison"
+OVERFLOW_WORD = "overflow"
+OUT_OF_MEMORY_WORD = "huge"
+DEVICE_LOST_WORD = "death"
+HANG_WORD = "hang"
+CLOCK_JUMP_WORD = "jump"
+ADMIN_HEADERS = {"X-API-Key": "boss"}
+FORKSERVER = get_context("forkserver")
+FORKSERVER.set_forkserver_preload(
+    ["tests.faults.server_processes", "transformers.models.llama.modeling_llama"]
+)
 
 
-class Faulty(Engine):
-    """An engine whose passes fail on trigger words, as devices do."""
+class FaultyEngine(Engine):
+    """An engine whose forward passes fail on trigger words, as devices do."""
 
-    dead = False
+    is_device_lost = False
 
     def run(self, prepared: PreparedBatch) -> list[ScoredItem | NonFiniteScore]:
-        """A pass, or what becomes of it."""
-        said = {word for job in prepared.jobs for word in self._words(job)}
-        if DEATH in said or self.dead:
-            self.dead = True
+        """Run the batch, or fail as its trigger words say; a lost device stays lost."""
+        words = {word for job in prepared.jobs for word in self._words(job)}
+        if DEVICE_LOST_WORD in words or self.is_device_lost:
+            self.is_device_lost = True
             raise RuntimeError("CUDA error: device-side assert triggered")
-        if HANG in said:
+        if HANG_WORD in words:
             threading.Event().wait()
-        if POISON in said:
-            raise ValueError("an item that breaks the pass it is in")
-        if HUGE in said and len(prepared.jobs) > 1:
+        if RAISE_WORD in words:
+            raise ValueError("an item that makes its forward pass fail")
+        if OUT_OF_MEMORY_WORD in words and len(prepared.jobs) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        if JUMP in said:
-            _jump()
+        if CLOCK_JUMP_WORD in words:
+            _make_clock_jump()
         return super().run(prepared)
 
     def _run_forward(self, prepared: PreparedBatch) -> list[ScoredItem | NonFiniteScore]:
-        spoilt = [i for i, job in enumerate(prepared.jobs) if OVERFLOW in self._words(job)]
-        if not spoilt:
+        overflowing = [i for i, job in enumerate(prepared.jobs) if OVERFLOW_WORD in self._words(job)]
+        if not overflowing:
             return super()._run_forward(prepared)
-        whole, backbone = self.backbone.residuals, self.backbone
+        original, backbone = self.backbone.residuals, self.backbone
 
-        def residuals(packed: PackedBatch, *given: Any) -> dict[int, Residuals]:
-            found = whole(packed, *given)
-            for i in spoilt:
+        def residuals(packed: PackedBatch, *args: Any) -> dict[int, Residuals]:
+            residuals_by_layer = original(packed, *args)
+            for i in overflowing:
                 rows = packed.rows(i, 0, len(prepared.jobs[i].encoded.ids))
-                for layer in found.values():
+                for layer in residuals_by_layer.values():
                     layer.values[torch.from_numpy(np.isin(layer.rows, rows))] = torch.inf
-            return found
+            return residuals_by_layer
 
         backbone.residuals = residuals  # type: ignore[method-assign, assignment]
         try:
@@ -83,44 +90,46 @@ class Faulty(Engine):
 
 
 @dataclass
-class Server:
-    """A process and how to speak to it: on a new connection each time."""
+class FaultyServer:
+    """A server process and a client that uses a new connection for each request."""
 
     process: BaseProcess
     url: str
     http: httpx.Client
 
-    def ask(self, inputs: Sequence[dict[str, str]]) -> httpx.Response:
-        """One request."""
+    def request_rewards(self, inputs: Sequence[dict[str, str]]) -> httpx.Response:
+        """Send one request."""
         return self.http.post("/v1/rewards", json={"inputs": inputs, "top_k": 0})
 
     def metric(self, name: str) -> float:
-        """The sum of a series over its labels."""
+        """The sum of a metric's samples over all labels."""
         return sum(sample.value for sample in parse_samples(self.http.get("/metrics").text, name))
 
 
 @contextmanager
-def running(settings: Settings, port: int) -> Iterator[Server]:
-    """A server on a port of this machine, killed at the end if it still lives."""
-    quiet = settings.model_copy(update={"port": port, "log_level": "error"})
-    child = CONTEXT.Process(target=_serve, args=(quiet,))
+def run_faulty_server(settings: Settings, port: int) -> Iterator[FaultyServer]:
+    """Run a server on a port of this machine; it is killed at the end."""
+    quiet_settings = settings.model_copy(update={"port": port, "log_level": "error"})
+    child = FORKSERVER.Process(target=_serve, args=(quiet_settings,))
     child.start()
-    url, once = f"http://127.0.0.1:{port}", httpx.Limits(max_keepalive_connections=0)
-    with httpx.Client(base_url=url, timeout=60, limits=once, headers=KEY, verify=False) as http:  # noqa: S501 # plain HTTP
+    url, no_keepalive = f"http://127.0.0.1:{port}", httpx.Limits(max_keepalive_connections=0)
+    with httpx.Client(
+        base_url=url, timeout=60, limits=no_keepalive, headers=ADMIN_HEADERS, verify=False
+    ) as http:  # plain HTTP
         try:
-            server = Server(child, url, http)
-            _until_ready(server)
+            server = FaultyServer(child, url, http)
+            _wait_until_ready(server)
             yield server
         finally:
             child.kill()
             child.join()
 
 
-def _until_ready(server: Server) -> None:
-    """Wait until it takes work."""
+def _wait_until_ready(server: FaultyServer) -> None:
+    """Wait until the server accepts requests."""
     for _ in range(1200):
         if server.process.exitcode is not None:
-            raise RuntimeError(f"the server ended with {server.process.exitcode}")
+            raise RuntimeError(f"the server exited with {server.process.exitcode}")
         try:
             if server.http.get("/ready").status_code == 200:
                 return
@@ -132,13 +141,13 @@ def _until_ready(server: Server) -> None:
 def _serve(settings: Settings) -> None:
     torch.set_num_threads(1)
     engine = loading.load_engine(settings, lambda *_: None)
-    engine.__class__ = Faulty
+    engine.__class__ = FaultyEngine
     access_log.configure_logging(settings.log_level)
     os._exit(process.run(create_app(engine, settings, CollectorRegistry()), settings))
 
 
-def _jump() -> None:
-    """The wall clock goes back and forth by hours."""
+def _make_clock_jump() -> None:
+    """Make the wall clock jump forward or back by an hour."""
     step = 3600.0 * (-1) ** int(time.perf_counter() * 10)
     now = time.time
     time.time = lambda: now() + step

@@ -1,4 +1,4 @@
-"""Whatever is sent: an answer below 500. Whatever lies on the disk: a model or a BundleError. And no hang."""
+"""Fuzzing: every request gets a status below 500, every bundle loads or raises BundleError, nothing hangs."""
 
 import copy
 import json
@@ -27,20 +27,23 @@ from tests.support import tiny
 from tests.support.paths import GOLDEN
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1800)]
-REQUESTS, BUNDLES = 20_000, 5_000
-FILES = sorted(GOLDEN.glob("*.json"))
-TURN = {"role": "user", "content": "amber"}
-NATIVE: dict[str, dict[str, Any]] = {
+MAX_REQUESTS = 20_000
+MAX_BUNDLES = 5_000
+GOLDEN_FILES = sorted(GOLDEN.glob("*.json"))
+MESSAGE = {"role": "user", "content": "amber"}
+NATIVE_REQUESTS: dict[str, dict[str, Any]] = {
     "/v1/rewards": {
         "model": ["alpha", "beta"], "top_k": 2, "explain": "tokens", "clusters": True, "steer": {"3": 0.5},
-        "inputs": [{"messages": [TURN], "responses": ["river", "stone"]}, {"prompt": "a", "response": "b"}],
+        "inputs": [
+            {"messages": [MESSAGE], "responses": ["river", "stone"]}, {"prompt": "a", "response": "b"},
+        ],
     },
     "/v1/compare": {"model": "beta", "pairs": [{"prompt": "amber", "chosen": "river", "rejected": "stone"}]},
     "/v1/models/beta/reload": {},
 }  # fmt: skip
-GOLDENS = [
-    *(json.loads(file.read_text()) for file in FILES),
-    *({"path": path, "request": body} for path, body in NATIVE.items()),
+VALID_REQUESTS = [
+    *(json.loads(file.read_text()) for file in GOLDEN_FILES),
+    *({"path": path, "request": body} for path, body in NATIVE_REQUESTS.items()),
 ]
 Case = tuple[str, str, bytes, dict[str, str]]
 JUNK = st.one_of(
@@ -51,20 +54,20 @@ JUNK = st.one_of(
     ]),
 )  # fmt: skip
 FAST = hypothesis_settings(
-    max_examples=REQUESTS, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=MAX_REQUESTS, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
 
 
-def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place in a JSON value."""
+def paths_in(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every node in a JSON value."""
     yield path
-    inside = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in inside:
-        yield from places(value, (*path, key))
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in children:
+        yield from paths_in(value, (*path, key))
 
 
-def put(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """The same value with something else in one place."""
+def replace_at(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """A copy of a JSON value with the node at `path` replaced."""
     if not path:
         return value
     changed = copy.deepcopy(tree)
@@ -76,16 +79,16 @@ def put(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 @st.composite
-def bodies(draw: st.DrawFn) -> Case:
-    """A request that was good once."""
-    golden = draw(st.sampled_from(GOLDENS))
-    body = golden["request"]
+def mutated_requests(draw: st.DrawFn) -> Case:
+    """A valid request with up to three nodes replaced, and sometimes damaged bytes."""
+    valid = draw(st.sampled_from(VALID_REQUESTS))
+    body = valid["request"]
     for _ in range(draw(st.integers(0, 3))):
-        body = put(body, draw(st.sampled_from(list(places(body)))), draw(JUNK))
+        body = replace_at(body, draw(st.sampled_from(list(paths_in(body)))), draw(JUNK))
     raw = json.dumps(body).encode()
     if draw(st.integers(0, 9)) == 0:
-        at = draw(st.integers(0, max(len(raw) - 1, 0)))
-        raw = raw[:at] + draw(st.binary(max_size=8)) + raw[at + 1 :]
+        position = draw(st.integers(0, max(len(raw) - 1, 0)))
+        raw = raw[:position] + draw(st.binary(max_size=8)) + raw[position + 1 :]
     prefix = draw(st.sampled_from(["", "", "", "/m/beta", "/m/nobody", "/k/x", "/m/alpha@none"]))
     query = draw(st.sampled_from(["", "", "?mode=split", "?mode=x", "?key=reward", "?key=", "?%00"]))
     headers = draw(
@@ -99,73 +102,75 @@ def bodies(draw: st.DrawFn) -> Case:
             },
         )
     )
-    return draw(st.sampled_from(["POST"] * 9 + ["PUT"])), prefix + golden["path"] + query, raw, headers
+    return draw(st.sampled_from(["POST"] * 9 + ["PUT"])), prefix + valid["path"] + query, raw, headers
 
 
 @pytest.fixture(scope="module")
 def client(engine: Engine, settings: Settings) -> Iterator[TestClient]:
     app = create_app(engine, settings, CollectorRegistry())
-    with TestClient(app, raise_server_exceptions=True) as found:
-        yield found
+    with TestClient(app, raise_server_exceptions=True) as test_client:
+        yield test_client
 
 
 @FAST
-@given(case=bodies())
-def test_no_request_breaks_the_server(client: TestClient, case: Case) -> None:
+@given(case=mutated_requests())
+def test_mutated_request_gets_a_status_below_500(client: TestClient, case: Case) -> None:
     method, path, body, headers = case
-    answer = client.request(method, path, content=body, headers=headers)
-    assert answer.status_code < 500, answer.text[:500]
-    assert "Traceback" not in answer.text
-    for number in numbers(json.loads(answer.content)):
+    response = client.request(method, path, content=body, headers=headers)
+    assert response.status_code < 500, response.text[:500]
+    assert "Traceback" not in response.text
+    for number in numbers_in(json.loads(response.content)):
         assert math.isfinite(number)
 
 
-def numbers(node: Any) -> Iterator[float]:
+def numbers_in(node: Any) -> Iterator[float]:
     """Every number in a JSON value."""
     if isinstance(node, float):
         yield node
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from numbers(value)
+        yield from numbers_in(value)
 
 
-def test_no_bundle_breaks_the_loader(settings: Settings, engine: Engine, tmp_path: Path) -> None:
-    whole, rng = settings.models_dir / "alpha", random.Random(0)
-    served = refused = 0
-    for _ in range(BUNDLES):
+def test_damaged_bundle_loads_or_raises_bundle_error(
+    settings: Settings, engine: Engine, tmp_path: Path
+) -> None:
+    intact, rng = settings.models_dir / "alpha", random.Random(0)
+    loaded = refused = 0
+    for _ in range(MAX_BUNDLES):
         folder = tmp_path / "alpha"
-        shutil.copytree(whole, folder, dirs_exist_ok=True)
+        shutil.copytree(intact, folder, dirs_exist_ok=True)
         damage(folder, rng)
         if rng.random() < 0.8:
             tiny.rewrite_digests(folder)
         try:
             Engine(engine.backbone, engine.text, {"alpha": bundle.load_bundle(folder)}).verify()
-            served += 1
+            loaded += 1
         except BundleError:
             refused += 1
-    assert served + refused == BUNDLES
-    assert refused > BUNDLES / 2
+    assert loaded + refused == MAX_BUNDLES
+    assert refused > MAX_BUNDLES / 2
 
 
 def damage(folder: Path, rng: random.Random) -> None:
-    """Change one thing or several, by bytes, by JSON or by tensors."""
+    """Damage one to three things: bytes, JSON nodes or tensors."""
     for _ in range(rng.randint(1, 3)):
         file = folder / rng.choice(["manifest.json", "weights.safetensors", "features.json", "probes.json"])
-        kind = rng.choice([bitten, cut, reworded if file.suffix == ".json" else reshaped])
-        kind(file, rng)
+        change = rng.choice([flip_bytes, truncate, change_json if file.suffix == ".json" else change_tensor])
+        change(file, rng)
 
 
-def bitten(file: Path, rng: random.Random) -> None:
+def flip_bytes(file: Path, rng: random.Random) -> None:
     content = bytearray(file.read_bytes() or b" ")
     for _ in range(rng.randint(1, 4)):
         content[int(len(content) * rng.random() ** 4)] = rng.randrange(256)
     file.write_bytes(content)
 
 
-def cut(file: Path, rng: random.Random) -> None:
+def truncate(file: Path, rng: random.Random) -> None:
     file.write_bytes(file.read_bytes()[: rng.randrange(file.stat().st_size + 1)])
 
 
-def reworded(file: Path, rng: random.Random) -> None:
+def change_json(file: Path, rng: random.Random) -> None:
     try:
         tree = json.loads(file.read_bytes())
     except ValueError:
@@ -186,20 +191,20 @@ def reworded(file: Path, rng: random.Random) -> None:
         "../up",
         "Infinity",
     ]
-    path = rng.choice(list(places(tree)))
-    file.write_text(json.dumps(put(tree, path, rng.choice(junk))))
+    path = rng.choice(list(paths_in(tree)))
+    file.write_text(json.dumps(replace_at(tree, path, rng.choice(junk))))
 
 
-def reshaped(file: Path, rng: random.Random) -> None:
+def change_tensor(file: Path, rng: random.Random) -> None:
     try:
         tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
-    except Exception:  # noqa: BLE001 # an earlier damage has made it unreadable
+    except Exception:  # noqa: BLE001 # earlier damage has made it unreadable
         return
     name = rng.choice(sorted(tensors))
-    one = tensors[name]
+    tensor = tensors[name]
     tensors[name] = rng.choice([
-        one[:-1], one[..., None], one * torch.nan, one.long(), one * 1e30, one[:0], -one, one * 0,
-        one.mT if one.dim() > 1 else one,
+        tensor[:-1], tensor[..., None], tensor * torch.nan, tensor.long(), tensor * 1e30, tensor[:0],
+        -tensor, tensor * 0, tensor.mT if tensor.dim() > 1 else tensor,
     ]).contiguous()  # fmt: skip
     if rng.random() < 0.1:
         del tensors[name]

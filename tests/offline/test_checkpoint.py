@@ -22,10 +22,10 @@ from app.offline.checkpoint import RunFiles, open_writer
 from app.offline.tasks import COMPARE, SCORE, PairFilter, filter_task
 from app.reward.engine import Engine
 from app.settings import Settings
-from tests.faults.server_processes import CONTEXT
+from tests.faults.server_processes import FORKSERVER
 from tests.support import offline_runs
 from tests.support.offline_runs import MODEL
-from tests.support.training_setup import Killed, killing
+from tests.support.training_setup import Killed, kill_after
 
 ROWS = 400
 
@@ -53,7 +53,13 @@ def test_a_run_interrupted_anywhere_ends_in_the_same_bytes(
     for after in cuts:
         try:
             offline_runs.run_task(
-                engine, settings, task, source, folder / interrupted, progress=killing(after), batch_tokens=32
+                engine,
+                settings,
+                task,
+                source,
+                folder / interrupted,
+                progress=kill_after(after),
+                batch_tokens=32,
             )
         except Killed:
             assert not (folder / interrupted).exists()
@@ -75,7 +81,7 @@ def test_lines_after_the_checkpoint_are_cut_off(engine: Engine, settings: Settin
     offline_runs.run_task(engine, settings, SCORE, source, tmp_path / "straight.jsonl")
     files = RunFiles(tmp_path / "interrupted.jsonl")
     with pytest.raises(Killed):
-        offline_runs.run_task(engine, settings, SCORE, source, files.output, progress=killing(3))
+        offline_runs.run_task(engine, settings, SCORE, source, files.output, progress=kill_after(3))
     for path in (files.partial_output, files.partial_bad_rows):
         with path.open("ab") as stream:
             stream.write(b'{"half a ro')
@@ -111,7 +117,7 @@ def test_a_run_killed_after_its_output_only_cleans_up(
 def start_run(engine: Engine, settings: Settings, folder: Path) -> Path:
     source = offline_runs.write_rows(folder / "in.jsonl", offline_runs.make_response_rows(ROWS))
     with pytest.raises(Killed):
-        offline_runs.run_task(engine, settings, SCORE, source, folder / "out.jsonl", progress=killing(3))
+        offline_runs.run_task(engine, settings, SCORE, source, folder / "out.jsonl", progress=kill_after(3))
     return source
 
 
@@ -212,7 +218,7 @@ def test_two_runs_cannot_write_one_output(engine: Engine, settings: Settings, tm
 @contextmanager
 def scoring(source: Path, output: Path, environment: dict[str, str]) -> Iterator[BaseProcess]:
     """Run the command in a process; wait for its end when the block ends."""
-    child = CONTEXT.Process(target=offline_runs.score_in_process, args=(source, output, environment))
+    child = FORKSERVER.Process(target=offline_runs.score_in_process, args=(source, output, environment))
     child.start()
     yield child
     child.join()

@@ -16,18 +16,18 @@ from app.offline.tasks import COMPARE, RANK, SCORE, Task
 from app.reward import loading
 from app.reward.engine import Engine
 from app.settings import Settings
-from tests.faults.server_processes import OVERFLOW, Faulty
+from tests.faults.server_processes import OVERFLOW_WORD, FaultyEngine
 from tests.support import offline_runs, tiny
 from tests.support.offline_runs import MODEL
 from tests.support.servers import run_server
-from tests.support.training_setup import Killed, killing, quiet
+from tests.support.training_setup import Killed, ignore_progress, kill_after
 
 ROLE = {"messages": [{"role": "bot", "content": "a"}], "response": "b"}
 RANKED = [{"prompt": f"river {n}?", "responses": tiny.WORDS[: 2 + n]} for n in range(9)]
 
 
 def run_on_server(
-    url: str, task: Task, source: Path, output: Path, *, progress: Any = quiet, **options: Any
+    url: str, task: Task, source: Path, output: Path, *, progress: Any = ignore_progress, **options: Any
 ) -> RunCheckpoint:
     request = ScoringRequest(options.pop("model", MODEL), 3, paired=task.paired, **options)
     return run.run_offline(
@@ -89,10 +89,10 @@ def test_an_item_that_a_server_rejects_makes_only_its_row_bad(address: str, tmp_
 def test_an_item_that_a_server_cannot_score_makes_only_its_row_bad(
     settings: Settings, tmp_path: Path
 ) -> None:
-    engine = loading.load_engine(settings, quiet)
-    engine.__class__ = Faulty
+    engine = loading.load_engine(settings, ignore_progress)
+    engine.__class__ = FaultyEngine
     rows = offline_runs.make_pair_rows(20)
-    rows[4]["rejected"] = f"amber {OVERFLOW} stone"
+    rows[4]["rejected"] = f"amber {OVERFLOW_WORD} stone"
     source = offline_runs.write_rows(tmp_path / "in.jsonl", rows)
     with run_server(engine, settings) as url:
         assert run_on_server(url, COMPARE, source, tmp_path / "out.jsonl").written_rows == 19
@@ -104,7 +104,7 @@ def test_a_run_on_a_server_is_resumed(address: str, tmp_path: Path) -> None:
     source = offline_runs.write_rows(tmp_path / "in.jsonl", offline_runs.make_response_rows(150))
     run_on_server(address, SCORE, source, tmp_path / "straight.jsonl")
     with pytest.raises(Killed):
-        run_on_server(address, SCORE, source, tmp_path / "interrupted.jsonl", progress=killing(2))
+        run_on_server(address, SCORE, source, tmp_path / "interrupted.jsonl", progress=kill_after(2))
     written = (tmp_path / "interrupted.jsonl.part").read_bytes()
     run_on_server(address, SCORE, source, tmp_path / "interrupted.jsonl")
     assert written
@@ -133,12 +133,12 @@ def test_a_profile_and_a_composite_are_scored_alike(tmp_path: Path) -> None:
     (settings.models_dir / "alpha" / "profiles").mkdir()
     (settings.models_dir / "alpha" / "profiles" / "brief.json").write_text('{"length_control": true}')
     item = (tiny.make_item("river", "amber stone"),)
-    with run_server(loading.load_engine(settings, quiet), settings) as url:
+    with run_server(loading.load_engine(settings, ignore_progress), settings) as url:
         for name in ("alpha@brief", "both"):
             request = ScoringRequest(name, 2)
             with (
                 open_remote_scorer(request, url, None) as remote,
-                open_local_scorer(request, settings, quiet) as local,
+                open_local_scorer(request, settings, ignore_progress) as local,
             ):
                 theirs, ours = (scorer.score(scorer.prepare([item]))[0] for scorer in (remote, local))
             assert isinstance(theirs, list)

@@ -13,7 +13,7 @@ from app.align.run import run_alignment
 from app.data.pairs import read_pairs
 from app.settings import Settings
 from tests.support import tiny
-from tests.support.training_setup import quiet
+from tests.support.training_setup import ignore_progress
 
 NO_LIMITS = {"max_kl": 1e3, "max_drift": 1e3}
 
@@ -48,12 +48,14 @@ def make_config(root: Path, **overrides: Any) -> AlignmentConfig:
     )  # fmt: skip
 
 
-def run(config: AlignmentConfig, folder: Path, settings: Settings, progress: Any = quiet) -> JsonRow:
-    return run_alignment(config, folder, settings, progress, on_round_end=quiet)
+def run(
+    config: AlignmentConfig, folder: Path, settings: Settings, progress: Any = ignore_progress
+) -> JsonRow:
+    return run_alignment(config, folder, settings, progress, on_round_end=ignore_progress)
 
 
 def load_initial_policy(root: Path, settings: Settings) -> Policy:
-    return load_policy(str(root / "backbone"), settings, 256, quiet)
+    return load_policy(str(root / "backbone"), settings, 256, ignore_progress)
 
 
 def build_evaluation_set(root: Path) -> metrics.EvaluationSet:

@@ -1,4 +1,4 @@
-"""A real browser for the page's tests. A test fails if the page logs an error, gets an error status or asks other hosts."""
+"""A browser for the page's tests; console errors, error statuses and requests to other hosts fail them."""
 
 import json
 import os
@@ -50,8 +50,8 @@ def open_scored_page(browser: Browser, address: str, fragment: str = "", **optio
 def open_page(browser: Browser, address: str, fragment: str = "", **options: Any) -> Iterator[Page]:
     """Open the page in a browser context of its own, without waiting for scores.
 
-    Options: `refused`, the error statuses that the test expects; `complaints`, a list that collects complaints
-    instead of failing the test; everything else goes to `new_context`.
+    Options: `refused`, the error statuses that the test expects; `complaints`, a list that collects
+    complaints instead of failing the test; everything else goes to `new_context`.
     """
     refused: list[int] = options.pop("refused", [])
     collected: list[str] | None = options.pop("complaints", None)

@@ -1,4 +1,4 @@
-"""Tiny SAEs of every kind, written by sae_lens itself, with weights at which something happens."""
+"""Tiny SAEs of every kind, made by sae_lens itself, with weights at which some latents fire."""
 
 from pathlib import Path
 from typing import Any
@@ -8,18 +8,19 @@ import torch
 from tests.support import tiny
 
 HOOK = f"blocks.{tiny.LAYERS - 2}.hook_resid_post"
-LATENTS, MOST = 128, 9
+LATENTS = 128
+TOP_K = 9
 
 
-def made(kind: str, **conventions: Any) -> Any:
-    """An SAE of a kind by its name in sae_lens, ready to encode."""
+def build_sae(kind: str, **conventions: Any) -> Any:
+    """Return an SAE of a kind, by its name in sae_lens."""
     from sae_lens import SAE
     from sae_lens.saes.sae import SAEMetadata
 
-    extra = {"k": MOST} if kind in ("topk", "abstopk") else {}
+    extra = {"k": TOP_K} if kind in ("topk", "abstopk") else {}
     hook = conventions.pop("hook", HOOK)
-    said = {"d_in": tiny.WIDTH, "d_sae": LATENTS, "device": "cpu", "dtype": "float32", "architecture": kind}
-    sae = SAE.from_dict({**said, **extra, **conventions})
+    config = {"d_in": tiny.WIDTH, "d_sae": LATENTS, "device": "cpu", "dtype": "float32", "architecture": kind}
+    sae = SAE.from_dict({**config, **extra, **conventions})
     sae.cfg.metadata = SAEMetadata(hook_name=hook)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -28,7 +29,7 @@ def made(kind: str, **conventions: Any) -> Any:
     return sae
 
 
-def on_disk(folder: Path, kind: str, **conventions: Any) -> Path:
-    """The same in a folder, as sae_lens saves it."""
-    made(kind, **conventions).save_model(folder)
+def write_sae(folder: Path, kind: str, **conventions: Any) -> Path:
+    """Save such an SAE in a folder with sae_lens; return the folder."""
+    build_sae(kind, **conventions).save_model(folder)
     return folder

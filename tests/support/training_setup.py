@@ -11,71 +11,85 @@ from app.train.sae import jobs as sae_jobs
 from tests.support import tiny
 
 
-def quiet(*_: Any) -> None:
-    pass
+def ignore_progress(*_: Any) -> None:
+    """A progress callback that does nothing."""
 
 
-def build(root: Path) -> Settings:
-    """A tiny backbone, chats and pairs in which 'amber' is what people like."""
+def write_training_data(root: Path) -> Settings:
+    """Write a tiny backbone, chats, and pairs in which responses with 'amber' are preferred."""
     tiny.save_backbone(root / "backbone")
     rng = random.Random(0)
     words = [word for word in tiny.WORDS if word != "amber"]
     chats, pairs = [], []
     for n in range(500):
-        talk = [
-            {"role": r, "content": " ".join(rng.choices(tiny.WORDS, k=12))} for r in ("user", "assistant")
+        messages = [
+            {"role": role, "content": " ".join(rng.choices(tiny.WORDS, k=12))}
+            for role in ("user", "assistant")
         ]
-        chats.append({"messages": talk})
-        plain = rng.choices(words, k=6)
-        liked = [*plain[:3], "amber", "amber", *plain[3:]]
+        chats.append({"messages": messages})
+        rejected = rng.choices(words, k=6)
+        chosen = [*rejected[:3], "amber", "amber", *rejected[3:]]
         pairs.append(
-            {"prompt": f"river {n % 90}?", "chosen": " ".join(liked), "rejected": " ".join([*plain, "glass"])}
+            {
+                "prompt": f"river {n % 90}?",
+                "chosen": " ".join(chosen),
+                "rejected": " ".join([*rejected, "glass"]),
+            }
         )
     for name, rows in (("chats", chats), ("pairs", pairs[:400]), ("test", pairs[400:])):
         (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tiny.make_settings(root)
 
 
-def build_sae(training_settings: Settings) -> Path:
+def train_tiny_sae(training_settings: Settings) -> Path:
+    """Train an SAE on the chats; return its folder."""
     root = training_settings.models_dir.parent
-    what = sae_jobs.SaeTrainingConfig(str(root / "backbone"), 3, 128, 8, 8000, 2048 * 24, 0)
-    facts = sae_jobs.train_and_measure(
-        what, [str(root / "chats.jsonl")], root / "sae", training_settings, quiet
+    config = sae_jobs.SaeTrainingConfig(str(root / "backbone"), 3, 128, 8, 8000, 2048 * 24, 0)
+    provenance = sae_jobs.train_and_measure(
+        config, [str(root / "chats.jsonl")], root / "sae", training_settings, ignore_progress
     )
-    assert facts["quality"]["l0"] > 0
+    assert provenance["quality"]["l0"] > 0
     return root / "sae"
 
 
-def order(
-    training_settings: Settings, trained_sae: Path, name: str, **choices: Any
+def training_config(
+    training_settings: Settings,
+    trained_sae: Path,
+    name: str,
+    *,
+    with_test: bool = False,
+    seed: int = 0,
+    data_license: str = "CC0",
+    **choices: Any,
 ) -> pipeline.TrainingConfig:
+    """Return the configuration of a small model; `choices` are further fields of it."""
     root = training_settings.models_dir.parent
-    test = str(root / "test.jsonl") if choices.pop("tested", False) else None
-    plan = head_training.HeadTrainingConfig(heads=3, hidden=16, seed=choices.pop("seed", 0))
-    terms = choices.pop("terms", "CC0")
+    test = str(root / "test.jsonl") if with_test else None
+    head = head_training.HeadTrainingConfig(heads=3, hidden=16, seed=seed)
     return jobs.build_training_config(
-        name, str(root / "pairs.jsonl"), test, terms=terms, sae=trained_sae, bad=None,
-        **{"k": 16, "limit": 200, "plan": plan, **choices},
+        name, str(root / "pairs.jsonl"), test, data_license=data_license, sae=trained_sae, on_bad_row=None,
+        **{"k": 16, "max_pairs": 200, "head": head, **choices},
     )  # fmt: skip
 
 
 class Killed(Exception):
-    """Stands for the signal: raised where a run would have been cut."""
+    """Raised by a progress callback where a run is to be interrupted, in place of a signal."""
 
 
-def killing(after: int) -> Any:
-    heard = 0
+def kill_after(count: int) -> Any:
+    """Return a progress callback that raises Killed on every call after the first `count`."""
+    calls = 0
 
-    def report(*_: Any) -> None:
-        nonlocal heard
-        heard += 1
-        if heard > after:
+    def progress(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > count:
             raise Killed
 
-    return report
+    return progress
 
 
-def killing_at(stage: str, after: int) -> Any:
-    """The same, but only calls about one stage count."""
-    inner = killing(after)
-    return lambda heard, _share: inner() if heard == stage else None
+def kill_in_stage(stage: str, count: int) -> Any:
+    """Return a progress callback like `kill_after` that counts the calls of one stage only."""
+    kill = kill_after(count)
+    return lambda current_stage, _share: kill() if current_stage == stage else None

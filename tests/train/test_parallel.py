@@ -1,4 +1,4 @@
-"""Trainings side by side: as one after the other, each on its share of the threads."""
+"""Trainings in parallel give the same results as one after the other, each on its share of the threads."""
 
 from collections.abc import Iterator
 
@@ -11,42 +11,42 @@ from app.train.parallel import run_in_parallel
 
 @pytest.fixture(params=[1, 2, 3])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Torch on so many threads."""
-    before, wanted = torch.get_num_threads(), int(request.param)
-    torch.set_num_threads(wanted)
-    yield wanted
+    """The number of threads that torch has during a test."""
+    before, count = torch.get_num_threads(), int(request.param)
+    torch.set_num_threads(count)
+    yield count
     torch.set_num_threads(before)
 
 
-def test_each_has_its_share_of_the_threads_and_its_place(threads: int) -> None:
-    """Whoever called has all threads again afterwards."""
-    told: list[float] = []
-    found = run_in_parallel([lambda i=i: (i, torch.get_num_threads()) for i in range(5)], told.append)  # type: ignore[misc]
-    alone = {1: range(5), 2: [4], 3: []}[threads]
-    assert found == [(i, threads if i in alone else 1) for i in range(5)]
-    assert told == sorted(told)
-    assert told[-1] == 1
+def test_tasks_share_the_threads_and_keep_their_order(threads: int) -> None:
+    """The caller has all threads again afterwards."""
+    progress: list[float] = []
+    results = run_in_parallel([lambda i=i: (i, torch.get_num_threads()) for i in range(5)], progress.append)  # type: ignore[misc]
+    run_alone = {1: range(5), 2: [4], 3: []}[threads]
+    assert results == [(i, threads if i in run_alone else 1) for i in range(5)]
+    assert progress == sorted(progress)
+    assert progress[-1] == 1
     assert torch.get_num_threads() == threads
 
 
-def test_what_fails_in_one_fails(threads: int) -> None:
-    """And the threads are given back."""
+def test_a_failure_of_one_task_is_raised(threads: int) -> None:
+    """The threads are restored also then."""
     with pytest.raises(ZeroDivisionError):
         run_in_parallel([lambda: 1.0, lambda: 1 / 0], lambda _: None)
     assert torch.get_num_threads() == threads
 
 
-def test_a_plan_and_a_head_do_not_depend_on_the_threads() -> None:
-    """Every training draws from a generator of its own."""
+def test_tuning_and_training_do_not_depend_on_the_number_of_threads() -> None:
+    """Every training has a random generator of its own."""
     random = torch.Generator().manual_seed(0)
     vectors, basis = torch.randn(60, 2, 16, generator=random), torch.randn(8, 16, generator=random)
     vectors[:, 0] += basis[0]
-    lesson = TrainingSet.from_vectors(vectors, basis, [str(i // 2) for i in range(60)])
-    before, found = torch.get_num_threads(), []
-    for wanted in (1, 2):
-        torch.set_num_threads(wanted)
-        plan = tune_config(lesson, HeadTrainingConfig(heads=2, hidden=16), lambda _: None)
-        found.append((plan, fit_head(lesson, plan, lambda _: None).w1))
+    training_set = TrainingSet.from_vectors(vectors, basis, [str(i // 2) for i in range(60)])
+    before, results = torch.get_num_threads(), []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        config = tune_config(training_set, HeadTrainingConfig(heads=2, hidden=16), lambda _: None)
+        results.append((config, fit_head(training_set, config, lambda _: None).w1))
     torch.set_num_threads(before)
-    assert found[0][0] == found[1][0]
-    assert torch.equal(found[0][1], found[1][1])
+    assert results[0][0] == results[1][0]
+    assert torch.equal(results[0][1], results[1][1])

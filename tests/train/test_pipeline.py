@@ -1,4 +1,4 @@
-"""Training end to end on the tiny backbone: pairs → bundle → served rewards."""
+"""Training on the tiny backbone, from pairs to a bundle that is served; the steps of the pipeline."""
 
 import dataclasses
 import json
@@ -16,41 +16,46 @@ from app.evaluate.audit.attacks import ATTACKS
 from app.reward import bundle, loading
 from app.reward.pooling import pooled_span
 from app.settings import Settings
-from app.train import augmentation, features, head_training, jobs, pipeline, variants
+from app.train import augmentation, features, head_training, jobs, pipeline
+from app.train.baseline_heads import BASELINES
+from app.train.losses import LOSSES
 from app.train.names import contexts, labels
 from app.train.names.concepts import find_keywords
 from app.train.selection import select_latents
 from app.types import MIN_AGREEMENT, Pooling, ScoreOptions
 from tests.support import tiny
-from tests.support.training_setup import Killed, killing, order, quiet
+from tests.support.training_setup import Killed, ignore_progress, kill_after, training_config
 
 
-def test_a_trained_bundle_is_served_and_has_learnt(training_settings: Settings, trained_sae: Path) -> None:
+def test_a_trained_bundle_ranks_pairs_and_is_served(training_settings: Settings, trained_sae: Path) -> None:
     model = jobs.train_and_save(
-        order(training_settings, trained_sae, "amber", tested=True), trained_sae, training_settings, quiet
+        training_config(training_settings, trained_sae, "amber", with_test=True),
+        trained_sae,
+        training_settings,
+        ignore_progress,
     )
     folder = training_settings.models_dir / "amber"
-    found = json.loads((folder / "report.json").read_text())
-    assert found["test"]["accuracy"] == model.card.metrics["accuracy"] > 0.9
-    assert found["test"]["n"] == 100
-    assert set(found["baselines"]) == set(variants.BASELINES)
-    told = (folder / "report.md").read_text()
-    assert "**SparseRM**" in told
-    assert f"{found['sae']['quality']['l0_response']:.0f} latents active at a response token" in told
+    results = json.loads((folder / "report.json").read_text())
+    assert results["test"]["accuracy"] == model.card.metrics["accuracy"] > 0.9
+    assert results["test"]["n"] == 100
+    assert set(results["baselines"]) == set(BASELINES)
+    report = (folder / "report.md").read_text()
+    assert "**SparseRM**" in report
+    assert f"{results['sae']['quality']['l0_response']:.0f} latents active at a response token" in report
     assert {"calibration.png", "length.png"} <= {file.name for file in folder.iterdir()}
-    engine = loading.load_engine(training_settings, quiet)
+    engine = loading.load_engine(training_settings, ignore_progress)
     engine.verify()
-    liked, other = (
+    preferred, other = (
         tiny.make_item("river 1?", text) for text in ("seven amber amber maple", "seven maple glass")
     )
-    (better,), (worse,) = tiny.score_items(engine, [liked, other], ScoreOptions(("amber",)))
+    (better,), (worse,) = tiny.score_items(engine, [preferred, other], ScoreOptions(("amber",)))
     assert better.reward > worse.reward
-    tested = read_pairs(training_settings.models_dir.parent / "test.jsonl")
-    served = accuracy_run.evaluate_bundle(folder, tested, (), training_settings, quiet)
-    assert served["accuracy"] == pytest.approx(found["test"]["accuracy"], abs=0.011)
+    test_pairs = read_pairs(training_settings.models_dir.parent / "test.jsonl")
+    served = accuracy_run.evaluate_bundle(folder, test_pairs, (), training_settings, ignore_progress)
+    assert served["accuracy"] == pytest.approx(results["test"]["accuracy"], abs=0.011)
 
 
-def test_a_new_bundle_is_not_told_by_what_was_measured_of_the_old(
+def test_training_again_removes_the_old_measurements_from_the_report(
     training_settings: Settings, trained_sae: Path
 ) -> None:
     folder = training_settings.models_dir / "renewed"
@@ -58,7 +63,10 @@ def test_a_new_bundle_is_not_told_by_what_was_measured_of_the_old(
     (folder / "report.json").write_text(json.dumps({"verified": {"largest_residual": 7}}))
     (folder / "directions.png").touch()
     jobs.train_and_save(
-        order(training_settings, trained_sae, "renewed"), trained_sae, training_settings, quiet
+        training_config(training_settings, trained_sae, "renewed"),
+        trained_sae,
+        training_settings,
+        ignore_progress,
     )
     assert "verified" not in json.loads((folder / "report.json").read_text())
     assert not (folder / "directions.png").exists()
@@ -67,101 +75,113 @@ def test_a_new_bundle_is_not_told_by_what_was_measured_of_the_old(
 def test_training_again_gives_the_same_bundle(
     training_settings: Settings, trained_sae: Path, tmp_path: Path
 ) -> None:
-    twice = order(training_settings, trained_sae, "twice", readout=Pooling.END, seed=3)
+    config = training_config(training_settings, trained_sae, "twice", pooling=Pooling.END, seed=3)
     sums = []
     for _ in range(2):
-        jobs.train_and_save(twice, trained_sae, training_settings, quiet)
+        jobs.train_and_save(config, trained_sae, training_settings, ignore_progress)
         sums.append((training_settings.models_dir / "twice" / "SHA256SUMS").read_text())
     assert sums[0] == sums[1]
     (training_settings.models_dir / "twice").rename(tmp_path / "twice")
 
 
-def test_data_for_research_says_so(training_settings: Settings, trained_sae: Path) -> None:
-    what = order(training_settings, trained_sae, "nc", terms="CC BY-NC 4.0", limit=50)
-    made = pipeline.train(
-        what,
-        jobs.load_feature_extractor(trained_sae, training_settings, quiet),
+def test_a_non_commercial_license_restricts_the_use_of_the_model(
+    training_settings: Settings, trained_sae: Path
+) -> None:
+    config = training_config(training_settings, trained_sae, "nc", data_license="CC BY-NC 4.0", max_pairs=50)
+    result = pipeline.train(
+        config,
+        jobs.load_feature_extractor(trained_sae, training_settings, ignore_progress),
         training_settings.cache,
-        quiet,
+        ignore_progress,
     )
-    assert made.model.card.use == "research use only"
-    assert made.model.card.data[0].pairs == made.findings["training"]["pairs"] == 50
+    assert result.model.card.use == "research use only"
+    assert result.model.card.data[0].pairs == result.results["training"]["pairs"] == 50
 
 
-def test_an_sae_of_another_backbone_is_refused(training_settings: Settings, trained_sae: Path) -> None:
-    note = json.loads((trained_sae / "provenance.json").read_text())
+def test_rejects_an_sae_of_another_backbone(training_settings: Settings, trained_sae: Path) -> None:
+    provenance = json.loads((trained_sae / "provenance.json").read_text())
     other = training_settings.models_dir.parent / "other-sae"
     other.mkdir()
-    (other / "provenance.json").write_text(json.dumps({**note, "backbone_digest": "sha256:0"}))
+    (other / "provenance.json").write_text(json.dumps({**provenance, "backbone_digest": "sha256:0"}))
     with pytest.raises(SourceError, match="was trained on sha256:0"):
-        jobs.train_and_save(order(training_settings, other, "x"), other, training_settings, quiet)
+        jobs.train_and_save(
+            training_config(training_settings, other, "x"), other, training_settings, ignore_progress
+        )
 
 
-def test_too_few_prompts_are_refused(training_settings: Settings, trained_sae: Path) -> None:
-    what = order(training_settings, trained_sae, "few")
+def test_rejects_too_few_prompts(training_settings: Settings, trained_sae: Path) -> None:
+    config = training_config(training_settings, trained_sae, "few")
     with pytest.raises(DataError, match="cross-validation needs more"):
-        pipeline.take_training_pairs(dataclasses.replace(what, pairs=what.pairs[:2]))
+        pipeline.take_training_pairs(dataclasses.replace(config, pairs=config.pairs[:2]))
 
 
 @pytest.mark.parametrize("after", [1, 4, 9, 14])
-def test_killed_training_ends_in_the_same_bundle(
+def test_interrupted_training_ends_in_the_same_bundle(
     training_settings: Settings,
     trained_sae: Path,
     tmp_path: Path,
     after: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(features, "PASS_TOKENS", 512)
-    what = order(training_settings, trained_sae, "cut", tested=True)
+    monkeypatch.setattr(features, "MAX_BATCH_TOKENS", 512)
+    config = training_config(training_settings, trained_sae, "cut", with_test=True)
     sums = []
-    for name, report in (("straight", quiet), ("broken", killing(after)), ("broken", quiet)):
-        here = training_settings.model_copy(
+    for name, progress in (
+        ("uninterrupted", ignore_progress),
+        ("interrupted", kill_after(after)),
+        ("interrupted", ignore_progress),
+    ):
+        settings = training_settings.model_copy(
             update={"cache_dir": tmp_path / name, "models_dir": tmp_path / name}
         )
         try:
-            jobs.train_and_save(what, trained_sae, here, report)
+            jobs.train_and_save(config, trained_sae, settings, progress)
         except Killed:
-            assert name == "broken"
+            assert name == "interrupted"
             continue
         sums.append((tmp_path / name / "cut" / "SHA256SUMS").read_text())
     assert len(sums) == 2
     assert sums[0] == sums[1]
 
 
-def test_features_are_kept_and_shared_between_runs(
+def test_features_are_cached_and_shared_between_runs(
     training_settings: Settings, trained_sae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader = jobs.load_feature_extractor(trained_sae, training_settings, quiet)
-    pairs = order(training_settings, trained_sae, "x").pairs[:40]
-    first = features.extract_features([pair.items for pair in pairs], reader, tmp_path, quiet)
-    monkeypatch.setattr(type(reader.backbone), "residuals", killing(0))
-    again = features.extract_features([pair.items for pair in pairs[:30]], reader, tmp_path, quiet)
-    for readout in Pooling:
-        assert torch.equal(first.pooled_residuals(3, readout)[:30], again.pooled_residuals(3, readout))
-        assert torch.equal(first.firing_rates(readout)[:30], again.firing_rates(readout))
-        assert torch.equal(first.mean_activations(readout)[:30], again.mean_activations(readout))
+    extractor = jobs.load_feature_extractor(trained_sae, training_settings, ignore_progress)
+    pairs = training_config(training_settings, trained_sae, "x").pairs[:40]
+    first = features.extract_features([pair.items for pair in pairs], extractor, tmp_path, ignore_progress)
+    monkeypatch.setattr(type(extractor.backbone), "residuals", kill_after(0))
+    again = features.extract_features(
+        [pair.items for pair in pairs[:30]], extractor, tmp_path, ignore_progress
+    )
+    for pooling in Pooling:
+        assert torch.equal(first.pooled_residuals(3, pooling)[:30], again.pooled_residuals(3, pooling))
+        assert torch.equal(first.firing_rates(pooling)[:30], again.firing_rates(pooling))
+        assert torch.equal(first.mean_activations(pooling)[:30], again.mean_activations(pooling))
 
 
-def test_features_are_what_the_engine_reads(
+def test_features_equal_those_of_the_engine(
     training_settings: Settings, trained_sae: Path, tmp_path: Path
 ) -> None:
-    reader = jobs.load_feature_extractor(trained_sae, training_settings, quiet)
-    pair = order(training_settings, trained_sae, "x").pairs[0]
-    table = features.extract_features([pair.items], reader, tmp_path, quiet)
-    chosen, _ = reader.text.encode(pair.items)
+    extractor = jobs.load_feature_extractor(trained_sae, training_settings, ignore_progress)
+    pair = training_config(training_settings, trained_sae, "x").pairs[0]
+    extracted = features.extract_features([pair.items], extractor, tmp_path, ignore_progress)
+    chosen, _ = extractor.tokenizer.encode(pair.items)
     packed = pack([chosen.ids])
-    rows = tiny.compute_residuals(reader.backbone, packed, 3)
-    for readout in Pooling:
-        start, stop = pooled_span(readout, chosen)
-        latents = reader.dictionary.encode(rows[start:stop])
-        assert torch.allclose(table.pooled_residuals(3, readout)[0, 0], rows[start:stop].mean(0), atol=1e-5)
+    rows = tiny.compute_residuals(extractor.backbone, packed, 3)
+    for pooling in Pooling:
+        start, stop = pooled_span(pooling, chosen)
+        latents = extractor.dictionary.encode(rows[start:stop])
         assert torch.allclose(
-            table.firing_rates(readout)[0, 0].float(), (latents > 0).float().mean(0), atol=1e-3
+            extracted.pooled_residuals(3, pooling)[0, 0], rows[start:stop].mean(0), atol=1e-5
         )
-        assert torch.allclose(table.mean_activations(readout)[0, 0].float(), latents.mean(0), atol=1e-2)
+        assert torch.allclose(
+            extracted.firing_rates(pooling)[0, 0].float(), (latents > 0).float().mean(0), atol=1e-3
+        )
+        assert torch.allclose(extracted.mean_activations(pooling)[0, 0].float(), latents.mean(0), atol=1e-2)
 
 
-def test_selection_takes_the_largest_differences_and_knows_how_sure_it_is() -> None:
+def test_selection_takes_the_largest_differences_and_measures_its_reliability() -> None:
     random = torch.Generator().manual_seed(0)
     firing = (torch.rand(300, 2, 40, generator=random) < 0.3).float()
     firing[:, 0, 2], firing[:, 1, 4] = 1, 1
@@ -177,19 +197,27 @@ def test_selection_takes_the_largest_differences_and_knows_how_sure_it_is() -> N
     assert greedy.overlap < 0.8
 
 
-def test_a_name_must_tell_when_its_latent_fires(training_settings: Settings, trained_sae: Path) -> None:
-    reader = jobs.load_feature_extractor(trained_sae, training_settings, quiet)
-    made = pipeline.train(
-        order(training_settings, trained_sae, "named"), reader, training_settings.cache, quiet
+def test_a_feature_is_named_only_if_the_name_predicts_its_firing(
+    training_settings: Settings, trained_sae: Path
+) -> None:
+    extractor = jobs.load_feature_extractor(trained_sae, training_settings, ignore_progress)
+    result = pipeline.train(
+        training_config(training_settings, trained_sae, "named"),
+        extractor,
+        training_settings.cache,
+        ignore_progress,
     )
-    read = contexts.collect_contexts(
-        order(training_settings, trained_sae, "named").pairs, reader, training_settings.cache, quiet
+    tokens = contexts.collect_contexts(
+        training_config(training_settings, trained_sae, "named").pairs,
+        extractor,
+        training_settings.cache,
+        ignore_progress,
     )
-    amber = reader.text.decode(read.ids.tolist())
-    assert any("amber" in word for word in amber)
-    named = [feature for feature in made.model.features if feature.label]
+    texts = extractor.tokenizer.decode(tokens.ids.tolist())
+    assert any("amber" in text for text in texts)
+    named = [feature for feature in result.model.features if feature.label]
     assert named
-    for feature in made.model.features:
+    for feature in result.model.features:
         assert (feature.label is None) == (feature.label_score is None)
         if feature.label_score is not None:
             assert feature.label_score >= labels.MIN_LABEL_SCORE
@@ -197,21 +225,23 @@ def test_a_name_must_tell_when_its_latent_fires(training_settings: Settings, tra
             assert feature.keywords == find_keywords(feature.label or "")
 
 
-def test_a_label_s_keywords_are_the_words_it_stands_for() -> None:
+def test_keywords_are_the_words_that_a_label_summarises() -> None:
     assert {"no", "never", "nor"} <= set(find_keywords("after negation"))
     assert find_keywords("before “it” “is”") == ("it", "is")
     assert find_keywords("full stop") == find_keywords("the start of the response") == ()
 
 
-@pytest.mark.parametrize("loss", list(head_training.LOSSES))
-def test_every_head_learns_and_is_standardised(loss: str) -> None:
+@pytest.mark.parametrize("loss", list(LOSSES))
+def test_every_loss_trains_a_head_with_standardised_rewards(loss: str) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, 2, 8, generator=generator) * 3 + 5
     x[:, 0, 0] += 6
     groups = [str(i) for i in range(200)]
-    lesson = head_training.TrainingSet.from_vectors(x, torch.eye(8), groups)
+    training_set = head_training.TrainingSet.from_vectors(x, torch.eye(8), groups)
     head = head_training.fit_head(
-        lesson, head_training.HeadTrainingConfig(heads=4, hidden=16, loss=loss, epochs=100, lr=5e-3), quiet
+        training_set,
+        head_training.HeadTrainingConfig(heads=4, hidden=16, loss=loss, epochs=100, lr=5e-3),
+        ignore_progress,
     )
     rewards = head.score_members(head.standardise(x.flatten(0, 1)))
     assert torch.allclose(rewards.mean(0), torch.zeros(4, dtype=torch.float64), atol=1e-3)
@@ -220,47 +250,47 @@ def test_every_head_learns_and_is_standardised(loss: str) -> None:
     assert not torch.equal(head.w1[0], head.w1[1])
 
 
-def test_bundles_found_by_name(training_settings: Settings) -> None:
+def test_a_folder_without_a_bundle_is_not_listed(training_settings: Settings) -> None:
     assert "sae" not in bundle.list_bundles(training_settings.models_dir)
 
 
-def test_drills_teach_not_to_pay_for_a_dress() -> None:
+def test_augmented_pairs_teach_a_head_to_ignore_additions() -> None:
     generator = torch.Generator().manual_seed(0)
-    honest = torch.randn(300, 2, 6, generator=generator)
-    honest[:, 0, :2] += 1.0
-    dressed = honest.clone()
-    dressed[:, 1, 1] += 4.0
+    original = torch.randn(300, 2, 6, generator=generator)
+    original[:, 0, :2] += 1.0
+    augmented = original.clone()
+    augmented[:, 1, 1] += 4.0
     groups = [str(i) for i in range(300)]
-    plain = head_training.TrainingSet.from_vectors(honest, torch.eye(6), groups)
-    drilled = plain.with_augmented(dressed[:150], groups[:150])
-    plan = head_training.HeadTrainingConfig(heads=4, hidden=16, epochs=60, lr=3e-3, dropout=0.2)
-    overtaken = []
-    for lesson in (plain, drilled):
-        head = head_training.fit_head(lesson, plan, quiet)
-        rewards = head.score_members(head.standardise(honest.flatten(0, 1)))
+    without = head_training.TrainingSet.from_vectors(original, torch.eye(6), groups)
+    with_augmented = without.with_augmented(augmented[:150], groups[:150])
+    config = head_training.HeadTrainingConfig(heads=4, hidden=16, epochs=60, lr=3e-3, dropout=0.2)
+    shares_fooled = []
+    for training_set in (without, with_augmented):
+        head = head_training.fit_head(training_set, config, ignore_progress)
+        rewards = head.score_members(head.standardise(original.flatten(0, 1)))
         assert torch.allclose(rewards.mean(0), torch.zeros(4, dtype=torch.float64), atol=1e-3)
         assert torch.allclose(rewards.std(0), torch.ones(4, dtype=torch.float64), atol=1e-2)
-        unseen = head_training.compute_rewards(head, dressed[150:])
-        overtaken.append(float((unseen[:, 1] > unseen[:, 0]).double().mean()))
-    assert overtaken[0] > 0.8
-    assert overtaken[1] < 0.4
+        unseen = head_training.compute_rewards(head, augmented[150:])
+        shares_fooled.append(float((unseen[:, 1] > unseen[:, 0]).double().mean()))
+    assert shares_fooled[0] > 0.8
+    assert shares_fooled[1] < 0.4
 
 
-def test_a_drill_depends_on_its_pair_alone(training_settings: Settings, trained_sae: Path) -> None:
-    pairs = order(training_settings, trained_sae, "x").pairs
-    every = augmentation.augment_rejected(pairs, 1.0)
-    assert [i for i, _ in every] == list(range(len(pairs)))
-    assert augmentation.augment_rejected(pairs[5:], 1.0) == [
-        (i - 5, exchange) for i, exchange in every if i >= 5
-    ]
-    half = augmentation.augment_rejected(pairs, 0.5)
-    assert set(half) < set(every)
-    assert 0.3 < len(half) / len(every) < 0.7
+def test_augmentation_of_a_pair_depends_on_that_pair_alone(
+    training_settings: Settings, trained_sae: Path
+) -> None:
+    pairs = training_config(training_settings, trained_sae, "x").pairs
+    augmented = augmentation.augment_rejected(pairs, 1.0)
+    assert [i for i, _ in augmented] == list(range(len(pairs)))
+    assert augmentation.augment_rejected(pairs[5:], 1.0) == [(i - 5, item) for i, item in augmented if i >= 5]
+    augmented_half = augmentation.augment_rejected(pairs, 0.5)
+    assert set(augmented_half) < set(augmented)
+    assert 0.3 < len(augmented_half) / len(augmented) < 0.7
     assert augmentation.augment_rejected(pairs, 0.0) == []
 
 
-def test_drills_are_not_what_the_stress_suite_attacks_with() -> None:
-    taught = {
+def test_augmentations_use_other_texts_than_the_attacks() -> None:
+    augmentation_texts = {
         *augmentation.FILLER_SENTENCES,
         *augmentation.COMPLIMENTS,
         *augmentation.SELF_GRADES,
@@ -270,6 +300,6 @@ def test_drills_are_not_what_the_stress_suite_attacks_with() -> None:
     }
     rng = Random(0)
     for attack in ATTACKS.values():
-        assert not any(text in attack("why?", "so.", ("a",), rng) for text in taught)
-    for dress in augmentation.AUGMENTATIONS:
-        assert dress("why?", "so.", ("a",), rng) != "so."
+        assert not any(text in attack("why?", "so.", ("a",), rng) for text in augmentation_texts)
+    for augment in augmentation.AUGMENTATIONS:
+        assert augment("why?", "so.", ("a",), rng) != "so."

@@ -1,4 +1,4 @@
-"""Recipes: what they say is what sae_lens's registry says, and one walks from pairs to a served bundle."""
+"""Recipes agree with sae_lens's registry, and training with one ends in a bundle that is served."""
 
 import json
 import re
@@ -24,10 +24,10 @@ from app.train.sae import import_pretrained, training
 from app.types import Item, ScoreOptions
 from tests.support import tiny, tiny_saes
 from tests.support.paths import MODELS
-from tests.support.training_setup import quiet
+from tests.support.training_setup import ignore_progress
 
-KNOWN = [recipes.find_recipe(name, MODELS) for name in recipes.list_recipes(MODELS)]
-PAPER = {"gemma-2-2b-it": 13, "gemma-2-9b-it": 31, "llama-3.1-8b-instruct": 15}
+RECIPES = [recipes.find_recipe(name, MODELS) for name in recipes.list_recipes(MODELS)]
+PAPER_BLOCKS = {"gemma-2-2b-it": 13, "gemma-2-9b-it": 31, "llama-3.1-8b-instruct": 15}
 WIDTHS = {"16k": 2**14, "32k": 2**15, "65k": 2**16, "131k": 2**17}
 
 
@@ -35,56 +35,54 @@ WIDTHS = {"16k": 2**14, "32k": 2**15, "65k": 2**16, "131k": 2**17}
 def registry() -> dict[str, Any]:
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
-    found: dict[str, Any] = get_pretrained_saes_directory()
-    return found
+    directory: dict[str, Any] = get_pretrained_saes_directory()
+    return directory
 
 
-def id_of(recipe: Recipe) -> str:
+def get_name(recipe: Recipe) -> str:
     return recipe.name
 
 
-@pytest.mark.parametrize("recipe", KNOWN, ids=id_of)
+@pytest.mark.parametrize("recipe", RECIPES, ids=get_name)
 def test_every_recipe_is_in_the_registry(recipe: Recipe, registry: dict[str, Any]) -> None:
-    said, listed = recipe.sae, registry[recipe.sae.release]
-    assert said.id in listed.saes_map
-    assert (listed.neuronpedia_id[said.id] or "") == said.neuronpedia
-    assert listed.conversion_func in LOADERS
-    kinds, hook = LOADERS[listed.conversion_func]
-    block = re.search(r"(?:layer_?|^l|blocks\.)(\d+)", said.id)
+    sae, release = recipe.sae, registry[recipe.sae.release]
+    assert sae.id in release.saes_map
+    assert (release.neuronpedia_id[sae.id] or "") == sae.neuronpedia
+    assert release.conversion_func in LOADERS
+    kind, hook = LOADERS[release.conversion_func]
+    block = re.search(r"(?:layer_?|^l|blocks\.)(\d+)", sae.id)
     assert block
-    assert said.hook == hook.format(block[1])
-    assert said.kind == kinds
-    assert said.layer == int(block[1]) + said.hook.endswith("post") <= recipe.layers
-    if said.neuronpedia:
-        model, _, source = said.neuronpedia.partition("/")
+    assert sae.hook == hook.format(block[1])
+    assert sae.kind == kind
+    assert sae.layer == int(block[1]) + sae.hook.endswith("post") <= recipe.layers
+    if sae.neuronpedia:
+        model, _, source = sae.neuronpedia.partition("/")
         assert source.startswith(f"{block[1]}-")
-        assert told(model) & told(recipe.backbone.rpartition("/")[2])
+        assert sizes_in_name(model) & sizes_in_name(recipe.backbone.rpartition("/")[2])
 
 
-@pytest.mark.parametrize("recipe", KNOWN, ids=id_of)
-def test_its_sizes_are_those_in_its_makers_names(recipe: Recipe, registry: dict[str, Any]) -> None:
+@pytest.mark.parametrize("recipe", RECIPES, ids=get_name)
+def test_sizes_of_a_recipe_agree_with_the_names_of_its_sae(recipe: Recipe, registry: dict[str, Any]) -> None:
     from sae_lens.loading import pretrained_sae_loaders as loaders
 
-    said, repository = recipe.sae, registry[recipe.sae.release].repo_id
-    named = f"{said.id} {said.neuronpedia}"
-    if width := re.search(r"\b(?:width_|res-|att-)(\d+k)|_width_(\d+k)", named):
-        assert said.latents == WIDTHS[width[1] or width[2]]
-    if times := re.search(r"(\d+)x$", said.id):
-        assert said.latents == int(times[1]) * said.inputs
-    if found := re.search(r"SAE-Res-(.+)-W", repository):
-        _, latents, most = loaders._parse_qwen_scope_repo_id(repository)  # noqa: SLF001 # the name is all there is
-        assert (said.latents, said.inputs) == (latents, loaders.QWEN_SCOPE_MODEL_INFO[found[1]][1])
-        assert most > 0
+    sae, repository = recipe.sae, registry[recipe.sae.release].repo_id
+    names = f"{sae.id} {sae.neuronpedia}"
+    if width := re.search(r"\b(?:width_|res-|att-)(\d+k)|_width_(\d+k)", names):
+        assert sae.latents == WIDTHS[width[1] or width[2]]
+    if factor := re.search(r"(\d+)x$", sae.id):
+        assert sae.latents == int(factor[1]) * sae.inputs
+    if match := re.search(r"SAE-Res-(.+)-W", repository):
+        _, latents, top_k = loaders._parse_qwen_scope_repo_id(repository)  # noqa: SLF001 # sae_lens has no public function
+        assert (sae.latents, sae.inputs) == (latents, loaders.QWEN_SCOPE_MODEL_INFO[match[1]][1])
+        assert top_k > 0
     if "gemma-scope-2b" in repository or "gemma-scope-9b" in repository or "gemma-scope-27b" in repository:
-        config = loaders.get_gemma_2_config_from_hf(
-            repository, registry[said.release].saes_map[said.id], "cpu"
-        )
-        shown = (config["hook_name"], config["d_in"], config["d_sae"])
-        assert shown == (said.hook, said.inputs, said.latents)
+        config = loaders.get_gemma_2_config_from_hf(repository, registry[sae.release].saes_map[sae.id], "cpu")
+        downloaded = (config["hook_name"], config["d_in"], config["d_sae"])
+        assert downloaded == (sae.hook, sae.inputs, sae.latents)
 
 
-def told(name: str) -> set[str]:
-    """The sizes in a model's name."""
+def sizes_in_name(name: str) -> set[str]:
+    """Return the numbers of parameters in a model's name."""
     return set(re.findall(r"\d+(?:\.\d+)?[bm]\b", name.lower()))
 
 
@@ -96,59 +94,61 @@ LOADERS = {
     "goodfire": ("standard", "blocks.{}.hook_resid_post"),
     "deepseek_r1": ("standard", "blocks.{}.hook_resid_post"),
     "qwen_scope": ("topk", "blocks.{}.hook_resid_post"),
-    None: ("standard", "blocks.{}.hook_resid_pre"),  # the registry's own format, whose ids are hooks
+    None: ("standard", "blocks.{}.hook_resid_pre"),  # the registry's own format, in which ids are hooks
 }
 
 
-def test_the_paper_s_models_are_among_them_at_its_layers() -> None:
-    found = {recipe.name: recipe.sae.layer - 1 for recipe in KNOWN}
-    assert {name: found[name] for name in PAPER} == PAPER
+def test_recipes_include_the_models_and_layers_of_the_paper() -> None:
+    blocks = {recipe.name: recipe.sae.layer - 1 for recipe in RECIPES}
+    assert {name: blocks[name] for name in PAPER_BLOCKS} == PAPER_BLOCKS
 
 
-def test_the_page_lists_them_all() -> None:
+def test_every_recipe_is_documented() -> None:
     page = (MODELS.parent / "docs" / "recipes.md").read_text()
-    for one in KNOWN:
-        place, size = f"{one.sae.layer} of {one.layers}", f"{one.sae.latents:,} | {one.sae.kind}"
-        assert (
-            f"| {one.name} | {one.backbone} | {place} | {one.sae.release} {one.sae.id} | {size} |\n" in page
-        )
+    for recipe in RECIPES:
+        sae = recipe.sae
+        columns = (
+            recipe.name, recipe.backbone, f"{sae.layer} of {recipe.layers}", f"{sae.release} {sae.id}",
+            f"{sae.latents:,}", sae.kind,
+        )  # fmt: skip
+        assert f"| {' | '.join(columns)} |\n" in page
 
 
-def test_the_command_names_them_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_lists_full_names_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSERM_MODELS_DIR", str(MODELS))
-    shown = CliRunner().invoke(cli.app, ["recipes"], env={"COLUMNS": "80"}).output
-    assert all(f"{one.name} " in shown for one in KNOWN)
+    output = CliRunner().invoke(cli.app, ["recipes"], env={"COLUMNS": "80"}).output
+    assert all(f"{recipe.name} " in output for recipe in RECIPES)
 
 
-def test_a_hook_is_before_or_after_its_block() -> None:
-    said = KNOWN[0].sae
+def test_the_layer_of_a_hook_is_before_or_after_its_block() -> None:
+    sae = RECIPES[0].sae
     hooks = {"blocks.7.hook_resid_post": 8, "blocks.7.hook_resid_pre": 7}
-    assert {hook: replace(said, hook=hook).layer for hook in hooks} == hooks
+    assert {hook: replace(sae, hook=hook).layer for hook in hooks} == hooks
     for other in ("blocks.7.hook_mlp_out", "blocks.7.attn.hook_z", "hook_embed"):
         with pytest.raises(SourceError, match="does not read the residual stream"):
-            assert replace(said, hook=other).layer
+            assert replace(sae, hook=other).layer
 
 
-def test_a_recipe_that_is_unknown_or_says_too_much_is_refused(tmp_path: Path) -> None:
+def test_rejects_unknown_recipes_and_invalid_files(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no recipe 'gemma-9'.*one of none"):
         recipes.find_recipe("gemma-9", tmp_path)
-    file = tmp_path / "odd.toml"
+    file = tmp_path / "invalid.toml"
     for text in ("hook = 1", 'about = "', "about = [1]"):
         file.write_text(text)
-        with pytest.raises(SourceError, match=r"odd\.toml"):
+        with pytest.raises(SourceError, match=r"invalid\.toml"):
             recipes.find_recipe(str(file), tmp_path)
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Settings:
-    """Models and a cache of one's own."""
+def own_settings(tmp_path: Path) -> Settings:
+    """Settings with models and a cache of the test's own."""
     return tiny.make_settings(tmp_path)
 
 
-def written(folder: Path, backbone: Path | str, source: dict[str, str], kind: str) -> str:
-    """A recipe as a user would write it."""
-    facts = {**source, "hook": tiny_saes.HOOK, "kind": kind, "neuronpedia": "toy/2-res"}
-    lines = [f'{name} = "{value}"' for name, value in facts.items()]
+def write_recipe(folder: Path, backbone: Path | str, source: dict[str, str], kind: str) -> str:
+    """Write a recipe file as a user would; return its path."""
+    fields = {**source, "hook": tiny_saes.HOOK, "kind": kind, "neuronpedia": "toy/2-res"}
+    lines = [f'{name} = "{value}"' for name, value in fields.items()]
     text = f'about = "toy"\nlicense = "CC0"\nbackbone = "{backbone}"\nlayers = {tiny.LAYERS}\n\n[sae]\n'
     file = folder / "toy.toml"
     file.write_text(
@@ -157,108 +157,119 @@ def written(folder: Path, backbone: Path | str, source: dict[str, str], kind: st
     return str(file)
 
 
-def trained(file: str, training_settings: Settings, shop: Settings) -> dict[str, Any]:
-    """A bundle by a recipe, and its report."""
-    root, recipe = training_settings.models_dir.parent, recipes.find_recipe(file, shop.models_dir)
-    order = jobs.build_training_config(
-        "liked", str(root / "pairs.jsonl"), None, terms="CC0", sae=recipe, bad=None,
-        k=16, limit=120, plan=head_training.HeadTrainingConfig(heads=2, hidden=16),
+def train_with_recipe(file: str, training_settings: Settings, own_settings: Settings) -> dict[str, Any]:
+    """Train a model with a recipe; return its report."""
+    root, recipe = training_settings.models_dir.parent, recipes.find_recipe(file, own_settings.models_dir)
+    config = jobs.build_training_config(
+        "liked", str(root / "pairs.jsonl"), None, data_license="CC0", sae=recipe, on_bad_row=None,
+        k=16, max_pairs=120, head=head_training.HeadTrainingConfig(heads=2, hidden=16),
     )  # fmt: skip
-    jobs.train_and_save(order, recipe, shop, quiet)
-    report: dict[str, Any] = json.loads((shop.models_dir / "liked" / "report.json").read_text())
+    jobs.train_and_save(config, recipe, own_settings, ignore_progress)
+    report: dict[str, Any] = json.loads((own_settings.models_dir / "liked" / "report.json").read_text())
     return report
 
 
 @pytest.mark.parametrize(("kind", "normalised"), [("jumprelu", "constant_norm_rescale"), ("topk", "none")])
-def test_a_recipe_ends_in_a_bundle_that_serves(
-    kind: str, normalised: str, training_settings: Settings, shop: Settings, tmp_path: Path
+def test_training_with_a_recipe_ends_in_a_served_bundle(
+    kind: str, normalised: str, training_settings: Settings, own_settings: Settings, tmp_path: Path
 ) -> None:
     root = training_settings.models_dir.parent
-    theirs = tiny_saes.on_disk(tmp_path / "theirs", kind, normalize_activations=normalised)
-    file = written(tmp_path, root / "backbone", {"folder": str(theirs)}, kind)
-    report = trained(file, training_settings, shop)
-    engine = loading.load_engine(shop, quiet)
+    theirs = tiny_saes.write_sae(tmp_path / "theirs", kind, normalize_activations=normalised)
+    file = write_recipe(tmp_path, root / "backbone", {"folder": str(theirs)}, kind)
+    report = train_with_recipe(file, training_settings, own_settings)
+    engine = loading.load_engine(own_settings, ignore_progress)
     engine.verify()
     model = engine.models["liked"]
     assert (model.card.sae, model.card.layer) == ("toy", tiny.LAYERS - 1)
     assert model.features[0].url == f"https://www.neuronpedia.org/toy/2-res/{model.features[0].latent}"
     assert report["sae"]["kind"] == kind
     firing = report["sae"].get("firing")
-    text = (shop.models_dir / "liked" / "report.md").read_text()
+    text = (own_settings.models_dir / "liked" / "report.md").read_text()
     assert (firing is not None) == (kind == "topk") == ("largest latents of each token" in text)
-    asked = [one for pair in read_pairs(root / "test.jsonl")[:40] for one in pair.items]
-    scores = [score for (score,) in tiny.score_items(engine, asked, ScoreOptions(("liked",), top_k=32))]
+    items = [item for pair in read_pairs(root / "test.jsonl")[:40] for item in pair.items]
+    scores = [score for (score,) in tiny.score_items(engine, items, ScoreOptions(("liked",), top_k=32))]
     rewards = torch.tensor([score.reward for score in scores]).view(-1, 2)
     assert (rewards[:, 0] > rewards[:, 1]).float().mean() > 0.8
-    shown, *_ = scores
-    latents = [one.feature.latent for one in shown.features]
-    full = training.load_sae(next((shop.cache / "saes").glob("*/toy"))).independent_latents()
-    residuals = residual_rows(engine, asked[0], model.card.layer)
-    expected = full.encode(residuals).mean(0)[latents]
-    assert torch.allclose(torch.tensor([one.activation for one in shown.features]), expected, atol=1e-5)
+    score, *_ = scores
+    latents = [contribution.feature.latent for contribution in score.features]
+    dictionary = training.load_sae(next((own_settings.cache / "saes").glob("*/toy"))).independent_latents()
+    residuals = compute_response_residuals(engine, items[0], model.card.layer)
+    expected = dictionary.encode(residuals).mean(0)[latents]
+    assert torch.allclose(
+        torch.tensor([contribution.activation for contribution in score.features]), expected, atol=1e-5
+    )
 
 
-def residual_rows(engine: Engine, exchange: Item, layer: int) -> torch.Tensor:
-    (encoded,) = engine.encode([exchange])
+def compute_response_residuals(engine: Engine, item: Item, layer: int) -> torch.Tensor:
+    (encoded,) = engine.encode([item])
     return tiny.compute_residuals(engine.backbone, pack([encoded.ids]), layer)[
         encoded.response_start : encoded.response_end
     ]
 
 
-def test_what_was_adopted_is_adopted_once(
-    training_settings: Settings, shop: Settings, tmp_path: Path
+def test_an_imported_sae_is_reused(
+    training_settings: Settings, own_settings: Settings, tmp_path: Path
 ) -> None:
     root = training_settings.models_dir.parent
-    theirs = tiny_saes.on_disk(tmp_path / "theirs", "topk")
+    theirs = tiny_saes.write_sae(tmp_path / "theirs", "topk")
     recipe = recipes.find_recipe(
-        written(tmp_path, root / "backbone", {"folder": str(theirs)}, "topk"), tmp_path
+        write_recipe(tmp_path, root / "backbone", {"folder": str(theirs)}, "topk"), tmp_path
     )
     pairs = read_pairs(root / "pairs.jsonl")
-    first = import_pretrained.import_pretrained_sae(recipe, pairs, "a", shop, quiet)
-    before = (first / training.WEIGHTS).stat().st_mtime_ns
-    assert import_pretrained.import_pretrained_sae(recipe, pairs, "a", shop, quiet) == first
-    assert (first / training.WEIGHTS).stat().st_mtime_ns == before
-    assert import_pretrained.import_pretrained_sae(recipe, pairs, "b", shop, quiet) != first
+    first = import_pretrained.import_pretrained_sae(recipe, pairs, "a", own_settings, ignore_progress)
+    before = (first / training.WEIGHTS_FILE).stat().st_mtime_ns
+    assert import_pretrained.import_pretrained_sae(recipe, pairs, "a", own_settings, ignore_progress) == first
+    assert (first / training.WEIGHTS_FILE).stat().st_mtime_ns == before
+    assert import_pretrained.import_pretrained_sae(recipe, pairs, "b", own_settings, ignore_progress) != first
 
 
-@pytest.mark.parametrize("what", ["hook", "kind", "inputs", "latents"])
-def test_an_sae_that_is_not_the_recipe_s_is_refused(
-    what: str, training_settings: Settings, shop: Settings, tmp_path: Path
+@pytest.mark.parametrize("field", ["hook", "kind", "inputs", "latents"])
+def test_rejects_an_sae_that_differs_from_the_recipe(
+    field: str, training_settings: Settings, own_settings: Settings, tmp_path: Path
 ) -> None:
-    theirs = tiny_saes.on_disk(tmp_path / "theirs", "jumprelu")
+    theirs = tiny_saes.write_sae(tmp_path / "theirs", "jumprelu")
     folder = training_settings.models_dir.parent / "backbone"
-    recipe = recipes.find_recipe(written(tmp_path, folder, {"folder": str(theirs)}, "jumprelu"), tmp_path)
+    recipe = recipes.find_recipe(
+        write_recipe(tmp_path, folder, {"folder": str(theirs)}, "jumprelu"), tmp_path
+    )
     wrong: Any = {"hook": "blocks.1.hook_resid_post", "kind": "gated", "inputs": 65, "latents": 12}
-    other = replace(recipe, sae=replace(recipe.sae, **{what: wrong[what]}))
-    with pytest.raises(SourceError, match=f"the recipe says {what} {wrong[what]}, its SAE has"):
-        import_pretrained.import_pretrained_sae(other, [], "", shop, quiet)
-    assert not list((shop.cache / "saes").rglob("*.json"))
+    other = replace(recipe, sae=replace(recipe.sae, **{field: wrong[field]}))
+    with pytest.raises(SourceError, match=f"the recipe says {field} {wrong[field]}, its SAE has"):
+        import_pretrained.import_pretrained_sae(other, [], "", own_settings, ignore_progress)
+    assert not list((own_settings.cache / "saes").rglob("*.json"))
 
 
-def in_the_hub(cache: Path, name: str, commit: str) -> Path:
-    """Where a repository's files lie in the hub's cache, `main` being at a commit."""
+def make_hub_folder(cache: Path, name: str, commit: str) -> Path:
+    """Return the folder of a repository in the hub's cache, after creating its `main` reference."""
     folder = cache / f"models--{name.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text(commit)
     return folder / "snapshots" / commit
 
 
-def test_hub_names_are_pinned_when_first_used(
-    shop: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_hub_backbones_are_pinned_to_a_commit_when_first_used(
+    own_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit, hub = "c" * 40, tmp_path / "hub"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
-    tiny.save_backbone(in_the_hub(hub, "org/name", commit))
-    tiny_saes.on_disk(in_the_hub(hub, "org/saes", "d" * 40) / "third", "gated")
+    tiny.save_backbone(make_hub_folder(hub, "org/name", commit))
+    tiny_saes.write_sae(make_hub_folder(hub, "org/saes", "d" * 40) / "third", "gated")
     recipe = recipes.find_recipe(
-        written(tmp_path, "org/name", {"release": "org/saes", "id": "third"}, "gated"), tmp_path
+        write_recipe(tmp_path, "org/name", {"release": "org/saes", "id": "third"}, "gated"), tmp_path
     )
-    folder = import_pretrained.import_pretrained_sae(recipe, [], "", shop, quiet)
-    facts = json.loads((folder / "provenance.json").read_text())
-    assert (facts["backbone"], facts["backbone_digest"]) == (f"org/name@{commit}", f"hub:org/name@{commit}")
-    assert (facts["release"], facts["id"], facts["layer"]) == ("org/saes", "third", tiny.LAYERS - 1)
-    reader = jobs.load_feature_extractor(folder, shop, quiet)
-    assert reader.backbone.name == f"org/name@{commit}"
+    folder = import_pretrained.import_pretrained_sae(recipe, [], "", own_settings, ignore_progress)
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert (provenance["backbone"], provenance["backbone_digest"]) == (
+        f"org/name@{commit}",
+        f"hub:org/name@{commit}",
+    )
+    assert (provenance["release"], provenance["id"], provenance["layer"]) == (
+        "org/saes",
+        "third",
+        tiny.LAYERS - 1,
+    )
+    extractor = jobs.load_feature_extractor(folder, own_settings, ignore_progress)
+    assert extractor.backbone.name == f"org/name@{commit}"
     assert model_sources.pin_revision(f"org/name@{commit}", tmp_path) == f"org/name@{commit}"
     with pytest.raises(SourceError, match="cannot fetch org/other at its newest commit"):
         model_sources.pin_revision("org/other", tmp_path)
@@ -271,16 +282,16 @@ def test_hub_names_are_pinned_when_first_used(
             training.fetch_sae(release, name)
 
 
-def test_an_sae_of_another_width_is_refused(
-    training_settings: Settings, shop: Settings, tmp_path: Path
+def test_rejects_an_sae_of_another_width(
+    training_settings: Settings, own_settings: Settings, tmp_path: Path
 ) -> None:
-    theirs = tiny_saes.on_disk(tmp_path / "theirs", "jumprelu", d_in=48)
-    file = written(
+    theirs = tiny_saes.write_sae(tmp_path / "theirs", "jumprelu", d_in=48)
+    file = write_recipe(
         tmp_path, training_settings.models_dir.parent / "backbone", {"folder": str(theirs)}, "jumprelu"
     )
     recipe = recipes.find_recipe(file, tmp_path)
     folder = import_pretrained.import_pretrained_sae(
-        replace(recipe, sae=replace(recipe.sae, inputs=48)), [], "", shop, quiet
+        replace(recipe, sae=replace(recipe.sae, inputs=48)), [], "", own_settings, ignore_progress
     )
     with pytest.raises(SourceError, match="reads 48 numbers, not 64"):
-        jobs.load_feature_extractor(folder, shop, quiet)
+        jobs.load_feature_extractor(folder, own_settings, ignore_progress)

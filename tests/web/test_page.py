@@ -1,4 +1,4 @@
-"""The page in a real browser: numbers match the API, hostile text never runs, keys stay local, links restore state."""
+"""The page in a browser: numbers match the API, hostile text never runs, keys stay local, links work."""
 
 import json
 import os

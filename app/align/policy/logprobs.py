@@ -1,6 +1,6 @@
 """Log-probabilities of responses under a policy, token by token.
 
-They are computed on packed batches: responses to the same prompt share its computation, and nothing is padded.
+They are computed on packed batches: responses to a prompt share its computation, and nothing is padded.
 """
 
 from collections.abc import Callable, Sequence

@@ -116,9 +116,9 @@ def _sample_batch(
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     suppressed = [int(token) for token in text.tokenizer.all_special_ids if token != text.closing_token]
     config = GenerationConfig(
-        do_sample=True, temperature=sampling.temperature, top_k=0, top_p=1.0, min_new_tokens=1,
-        max_new_tokens=sampling.new_tokens, num_return_sequences=sampling.count, eos_token_id=text.closing_token,
-        pad_token_id=text.padding_token, suppress_tokens=suppressed,
+        do_sample=True, temperature=sampling.temperature, top_k=0, top_p=1.0,
+        min_new_tokens=1, max_new_tokens=sampling.new_tokens, num_return_sequences=sampling.count,
+        eos_token_id=text.closing_token, pad_token_id=text.padding_token, suppress_tokens=suppressed,
     )  # fmt: skip
     device = llm.device
     output = llm.generate(ids.to(device), attention_mask=mask.to(device), generation_config=config)

@@ -25,7 +25,7 @@ def ignore_peft_warning() -> Iterator[None]:
 def trainer_arguments(folder: Path, *, batch: int, step: int, half: bool) -> dict[str, Any]:
     """Return the arguments that all TRL trainers share; they write to `folder`.
 
-    `batch` is the number of pairs per optimizer step, `step` that per forward pass; `half` trains in bfloat16.
+    `batch` is the number of pairs per optimizer step, `step` that per forward pass; `half` selects bfloat16.
     """
     cuda = torch.cuda.is_available()
     return {

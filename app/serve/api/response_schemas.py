@@ -74,15 +74,11 @@ class RowPositionSchema(BaseModel):
     response: int
 
 
-class ItemErrorSchema(BaseModel):
-    """Why a model could not score a response."""
+class FailedRewardSchema(RowPositionSchema):
+    """A response that could not be scored, in a list with others that were."""
 
     model: str
     error: ErrorDetailSchema
-
-
-class FailedRewardSchema(ItemErrorSchema, RowPositionSchema):
-    """A response that could not be scored, in a list with others that were."""
 
 
 class ScoreSchema(BaseModel):

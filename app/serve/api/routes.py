@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from app.errors import NotFound
+from app.errors import NotFound, SparseRMError
 from app.reward.engine import Engine
 from app.reward.reward_model import RewardModel
 from app.serve.api import response_schemas
@@ -22,7 +22,13 @@ from app.serve.api.dependencies import (
 )
 from app.serve.api.error_handlers import error_detail
 from app.serve.api.request_schemas import CompareRequest, RewardsRequest
-from app.serve.api.serialization import build_body, build_serializer, serialize_margin, serialize_score
+from app.serve.api.serialization import (
+    RowPosition,
+    build_body,
+    build_serializer,
+    serialize_margin,
+    serialize_reward,
+)
 from app.serve.batching.fair_queue import FailedItem
 from app.serve.batching.service import ScoringResult, ScoringService
 from app.types import Explain, Feature, ScoredItem, ScoreOptions
@@ -153,21 +159,18 @@ def _reward_rows(
     first_items: dict[int, int] = {}
     for number, (input_index, item) in enumerate(zip(input_indices, result.items, strict=True)):
         response = number - first_items.setdefault(input_index, number)
-        for values in _item_rows(item, models):
-            position = response_schemas.RowPositionSchema(
-                index=len(rows), input=input_index, response=response
-            )
-            rows.append({**dict(position), **values})
+        for model_index, model in enumerate(models):
+            position = RowPosition(len(rows), input_index, response)
+            if isinstance(item, FailedItem):
+                rows.append(_failed_reward_row(position, model, item.error))
+            else:
+                rows.append(serialize_reward(item.scores[model_index], item.encoded, position))
     return rows
 
 
-def _item_rows(item: ScoredItem | FailedItem, models: Sequence[str]) -> list[dict[str, Any]]:
-    """Return an item's scores, or its error for each model."""
-    if isinstance(item, FailedItem):
-        error = error_detail(item.error)
-        errors = [response_schemas.ItemErrorSchema(model=model, error=error) for model in models]
-        return [error.model_dump() for error in errors]
-    return [serialize_score(score, item.encoded) for score in item.scores]
+def _failed_reward_row(position: RowPosition, model: str, error: SparseRMError) -> dict[str, Any]:
+    row = response_schemas.FailedRewardSchema(**asdict(position), model=model, error=error_detail(error))
+    return row.model_dump()
 
 
 def _comparison_row(

@@ -1,10 +1,10 @@
 """Names features, and scores each name.
 
-A candidate name is one of our concepts, a common word, or the tokens whose logits a direction raises most.
-It is selected on half of the prompts and scored on the other half: the score is its balanced accuracy in
-predicting whether the latent fires, on tokens that include the hardest ones on which it does not. A feature is
-named only if the score is high enough, and only if its projection, which is the input of the head, predicts
-when the latent fires.
+A candidate name is one of our concepts, a common word, or the tokens whose logits a direction raises most. It
+is selected on half of the prompts and scored on the other half: the score is its balanced accuracy in
+predicting whether the latent fires, on tokens that include the hardest ones on which it does not. A feature
+is named only if the score is high enough, and only if its projection, which is the input of the head,
+predicts when the latent fires.
 """
 
 import re
@@ -78,11 +78,11 @@ def name_features(
     shared = _build_shared_candidates(contexts, tokenizer)
     raised = _find_raised_tokens(dictionary.directions, backbone, contexts, tokenizer)
     named = []
-    for k, feature in enumerate(features):
-        feature = replace(feature, agreement=_compute_auroc(projections[:, k], fired[:, k]))  # noqa: PLW2901 # one feature, step by step
+    for k, unnamed in enumerate(features):
+        feature = replace(unnamed, agreement=_compute_auroc(projections[:, k], fired[:, k]))
         if neuronpedia:
             url = f"https://www.neuronpedia.org/{neuronpedia}/{feature.latent}"
-            feature = replace(feature, url=url)  # noqa: PLW2901 # one feature, step by step
+            feature = replace(feature, url=url)
         named.append(_name_feature(feature, fired[:, k], projections[:, k], contexts, shared, raised[k]))
     return tuple(named)
 

@@ -1,8 +1,8 @@
 """Stores residual vectors of chats on disk, on which an SAE is trained.
 
-They are computed by the same code as in serving. The first token of a text is left out, because its residual is
-a huge outlier; the last tokens of a turn are stored several times, because rewards are often read from them.
-The store grows by whole batches, so an interrupted harvest resumes after the last complete one.
+They are computed by the same code as in serving. The first token of a text is left out, because its residual
+is a huge outlier; the last tokens of a turn are stored several times, because rewards are often read from
+them. The store grows by whole batches, so an interrupted harvest resumes after the last complete one.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Imports a pretrained SAE of a recipe: downloads it, checks it, and stores it in the format of our own.
 
 The latents of a TopK SAE compete at each token, so they cannot be computed one by one. They get one common
-threshold, estimated on the training pairs so that as many fire as before. How well the two agree is measured on
-other tokens.
+threshold, estimated on the training pairs so that as many fire as before. How well the two agree is measured
+on other tokens.
 """
 
 import hashlib
@@ -42,8 +42,8 @@ MAX_CANDIDATE_FACTOR = 8
 class ThresholdFit:
     """A threshold that replaces a top-k rule, and how well the two agree.
 
-    `precision` is the share of the latents above the threshold that fire in the SAE itself, `recall` the share
-    of the latents that fire in the SAE that are above the threshold, `l0` the mean number above it.
+    `precision` is the share of the latents above the threshold that fire in the SAE itself, `recall` the
+    share of the latents that fire in the SAE that are above the threshold, `l0` the mean number above it.
     """
 
     top_k: int
@@ -68,7 +68,7 @@ class ThresholdFit:
 def import_pretrained_sae(
     recipe: Recipe, pairs: list[Pair], pairs_sha256: str, settings: Settings, progress: Progress
 ) -> Path:
-    """Return the folder of a recipe's SAE, imported if it is not there; `pairs` are used for TopK SAEs only."""
+    """Return the folder of a recipe's SAE, importing it if needed; `pairs` are used for TopK SAEs only."""
     folder = settings.cache / "saes" / _digest(recipe, pairs_sha256) / recipe.name
     if not folder.exists():
         backbone = model_sources.pin_revision(recipe.backbone, settings.models_dir)
@@ -76,7 +76,7 @@ def import_pretrained_sae(
         sae = _open_checked(recipe.sae)
         checkpoint = model_sources.fetch_checkpoint(
             model_sources.find_source(backbone, settings.models_dir),
-            layers=recipe.sae.layer,
+            num_layers=recipe.sae.layer,
             cache=settings.cache,
             progress=progress,
         )
@@ -98,7 +98,8 @@ def fit_threshold(sae: LoadedSae, rows: Tensor) -> tuple[LoadedSae, ThresholdFit
     fitting_rows, test_rows = rows.chunk(2)
     candidates = min(MAX_CANDIDATE_FACTOR * sae.top_k, len(dictionary.bias))
     largest = [
-        dictionary.encode(chunk).topk(candidates, dim=1).values for chunk in fitting_rows.split(CHUNK_ROWS)
+        dictionary.encode(chunk).topk(candidates, dim=1).values
+        for chunk in torch.split(fitting_rows, CHUNK_ROWS)
     ]
     threshold = float(torch.cat(largest).flatten().topk(sae.top_k * len(fitting_rows)).values[-1])
     thresholds = torch.full_like(sae.dictionary.threshold, threshold)
@@ -109,7 +110,7 @@ def fit_threshold(sae: LoadedSae, rows: Tensor) -> tuple[LoadedSae, ThresholdFit
 def _measure_fit(sae: LoadedSae, thresholded: LoadedSae, rows: Tensor, threshold: float) -> ThresholdFit:
     original, ours = (s._replace(dictionary=s.dictionary.to(rows.device)) for s in (sae, thresholded))
     in_sae = above = both = 0
-    for chunk in rows.split(CHUNK_ROWS):
+    for chunk in torch.split(rows, CHUNK_ROWS):
         fires_in_sae, is_above = original.activate(chunk) > 0, ours.activate(chunk) > 0
         in_sae += int(fires_in_sae.sum())
         above += int(is_above.sum())

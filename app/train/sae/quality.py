@@ -52,7 +52,9 @@ def measure_fidelity(
     )
     all_rows = torch.cat([row[1:] for row in rows])
     reconstruct = make_reconstruct(dictionary, bias)
-    fired = torch.stack([(dictionary.encode(chunk) > 0).any(0) for chunk in all_rows.split(CHUNK_ROWS)])
+    fired = torch.stack(
+        [(dictionary.encode(chunk) > 0).any(0) for chunk in torch.split(all_rows, CHUNK_ROWS)]
+    )
     return {
         "explained_variance_response": _explained_variance(responses, reconstruct),
         "explained_variance_ends": _explained_variance(ends, reconstruct),
@@ -89,17 +91,17 @@ def _compute_residuals(chat: EncodedItem, backbone: Backbone, layer: int) -> Ten
 
 
 def _explained_variance(rows: Tensor, reconstruct: Reconstruct) -> float:
-    error = sum(float((chunk - reconstruct(chunk)).pow(2).sum()) for chunk in rows.split(CHUNK_ROWS))
+    error = sum(float((chunk - reconstruct(chunk)).pow(2).sum()) for chunk in torch.split(rows, CHUNK_ROWS))
     return 1 - error / float((rows - rows.mean(0)).pow(2).sum())
 
 
 def _mean_active_latents(rows: Tensor, dictionary: Dictionary) -> float:
-    counts = [(dictionary.encode(chunk) > 0).sum(1) for chunk in rows.split(CHUNK_ROWS)]
+    counts = [(dictionary.encode(chunk) > 0).sum(1) for chunk in torch.split(rows, CHUNK_ROWS)]
     return float(torch.cat(counts).float().mean())
 
 
 def _mean_loss(chats: list[EncodedItem], llm: PreTrainedModel, layer: int, replace: Reconstruct) -> float:
-    """Return the mean next-token loss with the residuals after a layer replaced, but for the first token's."""
+    """Return the mean next-token loss; residuals after a layer are replaced, except the first token's."""
     total, tokens = 0.0, 0
     with torch.inference_mode(), _replace_residuals(llm, layer, replace):
         for chat in chats:

@@ -1,6 +1,7 @@
 """Trains, loads and saves SAEs with sae_lens; no other module of the server imports it.
 
-Other modules get plain tensors. A bundle contains the latents that it needs, so serving does not use sae_lens.
+Other modules get plain tensors. A bundle contains the latents that it needs, so serving does not use
+sae_lens.
 """
 
 import json
@@ -272,7 +273,7 @@ def _convert_to_half(file: Path) -> None:
 def _iter_batches(
     rows: NDArray[np.float16], seed: int, progress: Callable[[int], None], *, skip: int
 ) -> Iterator[Tensor]:
-    """Yield shuffled batches without end, from batch number `skip` on; `progress` receives the rows yielded."""
+    """Yield shuffled batches without end, starting at number `skip`; `progress` receives the rows yielded."""
     batches_per_epoch = len(rows) // BATCH_SIZE
     for number in count(skip):
         epoch, batch = divmod(number, batches_per_epoch)

@@ -1,1 +1,1 @@
-"""What runs in a peer's own venv, started with `python -m`; nothing here imports the project."""
+"""Programs that run in a peer's own venv, started with `python -m`; none of them imports the project."""

@@ -1,28 +1,29 @@
-"""The same checkpoint as anybody would serve it: transformers, one padded batch, float32."""
+"""The same checkpoint served in the simplest way: transformers, one padded batch, float32."""
 
 from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-BATCH, WAIT_S = 8, 0.005
+BATCH_SIZE = 8
+MAX_WAIT_S = 0.005
 
 
-class Padded:
-    """Scores of texts or of token ids, a batch at a time."""
+class PaddedModel:
+    """Scores texts or token ids, one padded batch at a time."""
 
     def __init__(self, folder: str) -> None:
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         self._model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
 
-    def texts(self, texts: list[str]) -> list[float]:
-        """Scores of texts that carry their template."""
+    def score_texts(self, texts: list[str]) -> list[float]:
+        """The scores of texts that already have the chat template."""
         return self._scores(
             self._tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
         )
 
-    def ids(self, rows: list[list[int]]) -> list[float]:
-        """Scores of token ids."""
+    def score_ids(self, rows: list[list[int]]) -> list[float]:
+        """The scores of token id lists."""
         return self._scores(self._tokenizer.pad({"input_ids": rows}, return_tensors="pt"))
 
     @torch.inference_mode()

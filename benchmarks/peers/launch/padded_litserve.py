@@ -6,47 +6,47 @@ from typing import Any
 import litserve
 from pydantic import BaseModel
 
-from benchmarks.peers.launch.padded import BATCH, WAIT_S, Padded
+from benchmarks.peers.launch.padded import BATCH_SIZE, MAX_WAIT_S, PaddedModel
 
 
-class Item(BaseModel):
-    """What a request holds."""
+class ScoreRequest(BaseModel):
+    """The body of a request."""
 
     ids: list[int]
 
 
-class Scoring(litserve.LitAPI):  # type: ignore[misc] # litserve ships no types
-    """Token ids in, a score out, several at once."""
+class ScoringApi(litserve.LitAPI):  # type: ignore[misc] # litserve ships no types
+    """Takes token ids and returns a score; LitServe batches the calls."""
 
     folder = sys.argv[1] if len(sys.argv) > 1 else ""
 
     def setup(self, device: str) -> None:
-        """In the worker's own process."""
+        """Load the model; called in the worker process."""
         del device
-        self.padded = Padded(self.folder)
+        self.model = PaddedModel(self.folder)
 
-    def decode_request(self, request: Item) -> list[int]:
-        """One item."""
+    def decode_request(self, request: ScoreRequest) -> list[int]:
+        """The token ids of a request."""
         return request.ids
 
     def batch(self, inputs: Any) -> Any:
-        """A list of lists, which are not to be stacked."""
+        """Keep the lists as they are; lengths differ, so they cannot be stacked."""
         return inputs
 
     def predict(self, batch: Any) -> Any:
-        """A score each."""
-        return self.padded.ids(batch)
+        """The scores of a batch."""
+        return self.model.score_ids(batch)
 
     def unbatch(self, output: Any) -> Any:
-        """A score each."""
+        """The scores, one per request."""
         return output
 
     def encode_response(self, output: Any) -> Any:
-        """One item."""
+        """The body of a response."""
         return {"score": output}
 
 
 if __name__ == "__main__":
-    api = Scoring(max_batch_size=BATCH, batch_timeout=WAIT_S)
+    api = ScoringApi(max_batch_size=BATCH_SIZE, batch_timeout=MAX_WAIT_S)
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=False)
     server.run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="warning")

@@ -5,21 +5,23 @@ from typing import Any
 
 from mosec import PeerServer, Worker
 
-from benchmarks.peers.launch.padded import BATCH, WAIT_S, Padded
+from benchmarks.peers.launch.padded import BATCH_SIZE, MAX_WAIT_S, PaddedModel
 
 
-class Scoring(Worker):  # type: ignore[misc] # mosec ships no types
-    """Token ids in, a score out, several at once."""
+class ScoringWorker(Worker):  # type: ignore[misc] # mosec ships no types
+    """Takes token ids and returns a score; mosec batches the calls."""
 
     def __init__(self) -> None:
-        self.padded = Padded(os.environ["SPARSERM_BENCH_CHECKPOINT"])
+        self.model = PaddedModel(os.environ["SPARSERM_BENCH_CHECKPOINT"])
 
     def forward(self, data: list[Any]) -> list[Any]:
-        """A score each."""
-        return [{"score": score} for score in self.padded.ids([one["ids"] for one in data])]
+        """The scores of a batch."""
+        return [{"score": score} for score in self.model.score_ids([request["ids"] for request in data])]
 
 
 if __name__ == "__main__":
     server = PeerServer()
-    server.append_worker(Scoring, num=1, max_batch_size=BATCH, max_wait_time=int(WAIT_S * 1000))
+    server.append_worker(
+        ScoringWorker, num=1, max_batch_size=BATCH_SIZE, max_wait_time=int(MAX_WAIT_S * 1000)
+    )
     server.run()

@@ -6,17 +6,17 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from benchmarks.peers.launch.padded import Padded
+from benchmarks.peers.launch.padded import PaddedModel
 
 
-class Query(BaseModel):
-    """Texts to score."""
+class RewardRequest(BaseModel):
+    """The texts to score."""
 
     query: list[str]
 
 
-def create_app(padded: Padded) -> FastAPI:
-    """A route that computes where it should wait."""
+def create_app(model: PaddedModel) -> FastAPI:
+    """The app. Its route computes inside the event loop, so a request blocks all others."""
     app = FastAPI()
 
     @app.get("/health")
@@ -24,11 +24,13 @@ def create_app(padded: Padded) -> FastAPI:
         return "ok"
 
     @app.post("/get_reward")
-    async def get_reward(body: Query) -> dict[str, list[float]]:
-        return {"rewards": padded.texts(body.query)}
+    async def get_reward(body: RewardRequest) -> dict[str, list[float]]:
+        return {"rewards": model.score_texts(body.query)}
 
     return app
 
 
 if __name__ == "__main__":
-    uvicorn.run(create_app(Padded(sys.argv[1])), port=int(sys.argv[2]), log_level="warning", backlog=4096)
+    uvicorn.run(
+        create_app(PaddedModel(sys.argv[1])), port=int(sys.argv[2]), log_level="warning", backlog=4096
+    )

@@ -18,7 +18,7 @@ from app.align.reward_functions import ItemReward
 from app.settings import Settings
 from app.types import Message
 from tests.support import alignment_runs, tiny
-from tests.support.training_setup import Killed, killing, quiet
+from tests.support.training_setup import Killed, ignore_progress, kill_after
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,8 @@ def test_packed_logprobs_equal_those_of_the_language_model(
 def test_samples_depend_only_on_the_seed(policy: Policy) -> None:
     prompts = [item.messages for item in tiny.random_items(5)]
     samples = [
-        sample_completions(policy, prompts, SamplingConfig(3, 5, 1.0, seed), quiet) for seed in (1, 1, 2)
+        sample_completions(policy, prompts, SamplingConfig(3, 5, 1.0, seed), ignore_progress)
+        for seed in (1, 1, 2)
     ]
     assert samples[0] == samples[1] != samples[2]
     assert [len(group) for group in samples[0]] == [3] * 5
@@ -77,7 +78,7 @@ def test_reference_logprobs_are_of_the_initial_policy_and_exclude_the_end_of_cut
         )
         for finished in (True, False)
     ]
-    rows = dpo.build_rows(pairs, logprobs, quiet)
+    rows = dpo.build_rows(pairs, logprobs, ignore_progress)
     assert [len(row["rejected_ids"]) for row in rows] == [
         len(rows[0]["rejected_ids"]),
         len(rows[0]["rejected_ids"]) - 1,
@@ -97,7 +98,7 @@ def test_dpo_loss_starts_at_log_2(
 ) -> None:
     config = alignment_runs.make_config(root, lr=1e-12)
     pairs = labelling.label_by_data(alignment_runs.build_evaluation_set(root).pairs[:4])
-    rows = dpo.build_rows(pairs, logprobs, quiet)
+    rows = dpo.build_rows(pairs, logprobs, ignore_progress)
     result = dpo.build_trainer(policy, rows, config, 0, tmp_path).train()
     assert result.training_loss == pytest.approx(math.log(2), abs=1e-4)
 
@@ -108,10 +109,12 @@ def test_dpo_raises_the_logprobs_of_preferred_responses(
     evaluation = alignment_runs.build_evaluation_set(root)
     config = alignment_runs.make_config(root, epochs=3, batch=4)
     pairs = labelling.label_by_data(evaluation.pairs)
-    rows = dpo.build_rows(pairs, logprobs, quiet)
-    dpo.train_adapter(policy, rows, config, 0, tmp_path / "adapter", quiet)
+    rows = dpo.build_rows(pairs, logprobs, ignore_progress)
+    dpo.train_adapter(policy, rows, config, 0, tmp_path / "adapter", ignore_progress)
     trained = SequenceLogprobs(replace(policy, adapter=tmp_path / "adapter"))
-    before, after = (metrics.sum_logprobs(model, evaluation, quiet) for model in (logprobs, trained))
+    before, after = (
+        metrics.sum_logprobs(model, evaluation, ignore_progress) for model in (logprobs, trained)
+    )
     agreement = metrics.measure_agreement(evaluation, after, before)
     assert min(agreement["implicit"]) > 0
     initial_agreement = metrics.measure_agreement(evaluation, before, before)
@@ -125,16 +128,16 @@ def test_interrupted_dpo_resumes_at_its_checkpoint(
 ) -> None:
     config = alignment_runs.make_config(root, epochs=3, batch=4)
     pairs = labelling.label_by_data(alignment_runs.build_evaluation_set(root).pairs)
-    rows = dpo.build_rows(pairs, logprobs, quiet)
+    rows = dpo.build_rows(pairs, logprobs, ignore_progress)
     (tmp_path / "interrupted").mkdir()
-    kill = killing(11)
+    kill = kill_after(11)
     with pytest.raises(Killed):
         dpo.train_adapter(policy, rows, config, 0, tmp_path / "interrupted" / "adapter", kill)
     (checkpoint,) = (tmp_path / "interrupted" / "checkpoints").glob("checkpoint-*")
     assert checkpoint.name == "checkpoint-10"
     for name in ("interrupted", "uninterrupted"):
         (tmp_path / name).mkdir(exist_ok=True)
-        dpo.train_adapter(policy, rows, config, 0, tmp_path / name / "adapter", quiet)
+        dpo.train_adapter(policy, rows, config, 0, tmp_path / name / "adapter", ignore_progress)
     interrupted, uninterrupted = (
         (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes()
         for name in ("interrupted", "uninterrupted")
@@ -147,9 +150,11 @@ def test_labels_come_from_the_policy_or_the_reward(logprobs: SequenceLogprobs) -
     first, second = Completion("amber", finished=True), Completion("stone glass", finished=True)
     candidates = [[first, second] for _ in prompts]
     candidates[2] = [first] * 2
-    labelled = labelling.label_by_policy(logprobs, prompts, candidates, criterion="better", progress=quiet)
+    labelled = labelling.label_by_policy(
+        logprobs, prompts, candidates, criterion="better", progress=ignore_progress
+    )
     swapped = labelling.label_by_policy(
-        logprobs, prompts, [group[::-1] for group in candidates], criterion="better", progress=quiet
+        logprobs, prompts, [group[::-1] for group in candidates], criterion="better", progress=ignore_progress
     )
     assert len(labelled) == 5
     assert [pair.chosen for pair in labelled] == [pair.chosen for pair in swapped]

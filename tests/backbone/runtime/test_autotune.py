@@ -8,10 +8,10 @@ from app.data.pairs import read_pairs
 from app.reward import loading
 from app.reward.engine import Engine
 from app.settings import Settings
-from benchmarks.bfloat16_agreement import compared
+from benchmarks.bfloat16_agreement import compare_engines
 from tests.support.paths import EXAMPLE_PAIRS, MODELS
 from tests.support.servers import open_client
-from tests.support.training_setup import quiet
+from tests.support.training_setup import ignore_progress
 
 CPU = torch.device("cpu")
 
@@ -55,7 +55,7 @@ def test_a_configured_dtype_is_used_and_training_uses_float32_on_a_cpu(
 ) -> None:
     bfloat16 = settings.model_copy(update={"dtype": "bfloat16"})
     assert autotune.resolve_dtype(bfloat16, CPU) == torch.bfloat16
-    assert loading.load_engine(bfloat16, quiet).backbone.dtype == torch.bfloat16
+    assert loading.load_engine(bfloat16, ignore_progress).backbone.dtype == torch.bfloat16
     assert autotune.resolve_dtype(auto_dtype, CPU) == torch.float32
     assert autotune.resolve_dtype(auto_dtype, torch.device("cuda")) == torch.bfloat16
 
@@ -65,10 +65,10 @@ def test_bfloat16_is_used_only_if_it_moves_no_reward(
 ) -> None:
     monkeypatch.setattr(autotune, "MIN_BFLOAT16_SPEEDUP", 0)
     monkeypatch.setattr(autotune, "MAX_PROBE_SHIFT", 10)
-    assert loading.load_engine(auto_dtype, quiet).backbone.dtype == torch.bfloat16
+    assert loading.load_engine(auto_dtype, ignore_progress).backbone.dtype == torch.bfloat16
     assert not caplog.messages
     monkeypatch.setattr(autotune, "MAX_PROBE_SHIFT", 0)
-    assert loading.load_engine(auto_dtype, quiet).backbone.dtype == torch.float32
+    assert loading.load_engine(auto_dtype, ignore_progress).backbone.dtype == torch.float32
     assert "bfloat16 would be faster, but" in caplog.text
 
 
@@ -76,12 +76,12 @@ def test_bfloat16_is_used_only_if_it_moves_no_reward(
 def test_the_shipped_models_agree_in_bfloat16_and_float32() -> None:
     shipped = Settings(models_dir=MODELS, device="cpu", prefix_cache_mib=0)
     float32_engine, bfloat16_engine = (
-        loading.load_engine(shipped.model_copy(update={"dtype": dtype}), quiet)
+        loading.load_engine(shipped.model_copy(update={"dtype": dtype}), ignore_progress)
         for dtype in ("float32", "bfloat16")
     )
     items = [item for pair in read_pairs(str(EXAMPLE_PAIRS)) for item in pair.items]
-    agreements, _ = compared([float32_engine, bfloat16_engine], items)
+    agreements, _ = compare_engines([float32_engine, bfloat16_engine], items)
     assert set(agreements) == set(float32_engine.models)
     for name, agreement in agreements.items():
-        assert agreement.passes, (name, agreement)
-        assert agreement.furthest <= autotune.MAX_PROBE_SHIFT
+        assert agreement.is_accepted, (name, agreement)
+        assert agreement.max_difference <= autotune.MAX_PROBE_SHIFT

@@ -31,7 +31,9 @@ def scalar(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_pair_in_one_row_is_two_rows(scalar: PreTrainedModel, name: str, *, turned: bool) -> None:
     chosen, rejected = PAIRS[name][::-1] if turned else PAIRS[name]
-    together = shared_prompt_rows.rewards(scalar, shared_prompt_rows.row(chosen, rejected), half=False)
+    together = shared_prompt_rows.score_row(
+        scalar, shared_prompt_rows.build_row(chosen, rejected), half=False
+    )
     apart = torch.cat([alone(scalar, ids) for ids in (chosen, rejected)])
     assert torch.allclose(together, apart, atol=1e-5)
     for one, other in zip(slopes(scalar, together), slopes(scalar, apart), strict=True):
@@ -40,7 +42,7 @@ def test_a_pair_in_one_row_is_two_rows(scalar: PreTrainedModel, name: str, *, tu
 
 def test_what_is_shared_stands_once() -> None:
     chosen, rejected = PAIRS["a prompt and two answers"]
-    assert len(shared_prompt_rows.row(chosen, rejected)["ids"]) == len(PROMPT) + 5
+    assert len(shared_prompt_rows.build_row(chosen, rejected)["ids"]) == len(PROMPT) + 5
 
 
 def alone(model: PreTrainedModel, ids: tuple[int, ...]) -> Tensor:

@@ -27,7 +27,7 @@ from app.settings import Settings
 from app.train import calibration, jobs
 from app.types import Explain, ScoreOptions
 from tests.support import tiny
-from tests.support.training_setup import order, quiet
+from tests.support.training_setup import ignore_progress, training_config
 
 TEXT = "It's true that cats don't like water. Some \"brave\" ones swim, and color does not matter! Try it."
 
@@ -84,7 +84,7 @@ def test_explanations_are_faithful_on_orthonormal_directions(engine: Engine) -> 
     orthonormal = RewardModel(
         model.card, model.dictionary.orthogonalize(), model.head, model.calibration, model.features, ()
     )
-    residuals = audit.pooled_residuals(engine, "alpha", tiny.random_items(40), quiet)
+    residuals = audit.pooled_residuals(engine, "alpha", tiny.random_items(40), ignore_progress)
     results, original_results = (
         faithfulness.evaluate_faithfulness(each, residuals) for each in (orthonormal, model)
     )
@@ -99,11 +99,14 @@ def test_explanations_are_faithful_on_orthonormal_directions(engine: Engine) -> 
 
 def test_an_audit_is_added_to_the_report(training_settings: Settings, trained_sae: Path) -> None:
     jobs.train_and_save(
-        order(training_settings, trained_sae, "verified"), trained_sae, training_settings, quiet
+        training_config(training_settings, trained_sae, "verified"),
+        trained_sae,
+        training_settings,
+        ignore_progress,
     )
     folder = training_settings.models_dir / "verified"
     pairs = read_pairs(training_settings.models_dir.parent / "test.jsonl")[:40]
-    results = audit.audit_bundle(folder, pairs, pairs[:10], training_settings, quiet)
+    results = audit.audit_bundle(folder, pairs, pairs[:10], training_settings, ignore_progress)
     assert results["residual"] <= 1e-5
     assert set(results["strangers"]) == {*out_of_distribution.GENERATORS, "all kinds"}
     assert set(results["calibration"]) == {"test", "shifted"}
@@ -161,11 +164,18 @@ def test_out_of_distribution_responses_are_never_empty(kind: str) -> None:
 
 def test_robustness_is_added_to_the_report(training_settings: Settings, trained_sae: Path) -> None:
     jobs.train_and_save(
-        order(training_settings, trained_sae, "stressed"), trained_sae, training_settings, quiet
+        training_config(training_settings, trained_sae, "stressed"),
+        trained_sae,
+        training_settings,
+        ignore_progress,
     )
     folder = training_settings.models_dir / "stressed"
     results = robustness.evaluate_robustness(
-        folder, read_pairs(training_settings.models_dir.parent / "test.jsonl"), 30, training_settings, quiet
+        folder,
+        read_pairs(training_settings.models_dir.parent / "test.jsonl"),
+        30,
+        training_settings,
+        ignore_progress,
     )
     assert results["n"] == 30
     assert set(results["transforms"]) == {*paraphrases.RESPONSE_REWRITES, *paraphrases.PROMPT_REWRITES}

@@ -55,7 +55,7 @@ async def test_five_features_by_default_largest_first(client: httpx.AsyncClient)
 async def test_every_form_of_input_scores_the_same(
     client: httpx.AsyncClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "recall", PrefixCache(0))
+    monkeypatch.setattr(engine, "prefix_cache", PrefixCache(0))
     user = {"role": "user", "content": "amber river"}
     forms = [
         PAIR,

@@ -1,4 +1,4 @@
-"""SAEs that others trained: every kind that sae_lens saves reads as it does there, or is refused by name."""
+"""Pretrained SAEs: every kind that sae_lens saves computes the same here as there, or is rejected by name."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from app.errors import SourceError
 from app.train.sae import import_pretrained, quality, training
 from tests.support import tiny, tiny_saes
 
-WAYS: list[tuple[str, dict[str, Any]]] = [
+KINDS_AND_OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("standard", {}),
     ("standard", {"normalize_activations": "constant_norm_rescale"}),
     ("jumprelu", {}),
@@ -20,52 +20,52 @@ WAYS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def rows(count: int, seed: int = 1) -> torch.Tensor:
+def random_rows(count: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(count, tiny.WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+def is_close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
     return torch.allclose(ours, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("subtracted", [True, False])
-@pytest.mark.parametrize(("kind", "more"), WAYS)
-def test_every_kind_reads_as_in_sae_lens(
-    kind: str, more: dict[str, Any], tmp_path: Path, *, subtracted: bool
+@pytest.mark.parametrize(("kind", "options"), KINDS_AND_OPTIONS)
+def test_every_kind_computes_the_same_as_in_sae_lens(
+    kind: str, options: dict[str, Any], tmp_path: Path, *, subtracted: bool
 ) -> None:
-    conventions = {**more, "apply_b_dec_to_input": subtracted}
-    theirs = tiny_saes.made(kind, **conventions)
-    ours = training.load_sae(tiny_saes.on_disk(tmp_path, kind, **conventions))
-    z = rows(64)
+    options = {**options, "apply_b_dec_to_input": subtracted}
+    theirs = tiny_saes.build_sae(kind, **options)
+    ours = training.load_sae(tiny_saes.write_sae(tmp_path, kind, **options))
+    z = random_rows(64)
     with torch.no_grad():
         latents = theirs.encode(z)
-        rebuilt = theirs.decode(latents)
+        reconstruction = theirs.decode(latents)
     assert 0 < float((latents > 0).float().mean()) < 0.9
-    assert close(ours.activate(z), latents)
+    assert is_close(ours.activate(z), latents)
     if ours.top_k is None:
-        assert close(quality.make_reconstruct(ours.dictionary, ours.bias)(z), rebuilt)
+        assert is_close(quality.make_reconstruct(ours.dictionary, ours.bias)(z), reconstruction)
     else:
-        assert close(ours.activate(z) @ ours.dictionary.directions + ours.bias, rebuilt)
+        assert is_close(ours.activate(z) @ ours.dictionary.directions + ours.bias, reconstruction)
     assert (ours.kind, ours.hook, ours.top_k) == (
         kind,
         tiny_saes.HOOK,
-        tiny_saes.MOST if kind == "topk" else None,
+        tiny_saes.TOP_K if kind == "topk" else None,
     )
 
 
 @pytest.mark.parametrize("normalised", ["none", "constant_norm_rescale"])
 @pytest.mark.parametrize("kind", ["standard", "jumprelu", "gated"])
-def test_slices_and_copies_are_exact(kind: str, normalised: str, tmp_path: Path) -> None:
-    theirs = tiny_saes.made(kind, normalize_activations=normalised)
-    ours = training.load_sae(tiny_saes.on_disk(tmp_path / "theirs", kind, normalize_activations=normalised))
+def test_selected_latents_and_saved_copies_are_exact(kind: str, normalised: str, tmp_path: Path) -> None:
+    theirs = tiny_saes.build_sae(kind, normalize_activations=normalised)
+    ours = training.load_sae(tiny_saes.write_sae(tmp_path / "theirs", kind, normalize_activations=normalised))
     training.save_sae(ours, tmp_path / "ours")
     again = training.load_sae(tmp_path / "ours")
-    chosen, z = torch.tensor([5, 90, 17]), rows(64)
+    chosen, z = torch.tensor([5, 90, 17]), random_rows(64)
     with torch.no_grad():
         expected = theirs.encode(z)[:, chosen]
     assert again.kind == "jumprelu"
-    for found in (ours, again):
-        assert close(found.independent_latents().select(chosen).encode(z), expected)
+    for sae in (ours, again):
+        assert is_close(sae.independent_latents().select(chosen).encode(z), expected)
 
 
 @pytest.mark.parametrize(
@@ -76,24 +76,24 @@ def test_what_sae_lens_trains_reads_as_what_it_saves(kind: str, tmp_path: Path) 
     from sae_lens.registry import get_sae_training_class
 
     built, config = get_sae_training_class(kind)
-    extra: dict[str, Any] = {"k": tiny_saes.MOST} if "topk" in kind else {}
+    extra: dict[str, Any] = {"k": tiny_saes.TOP_K} if "topk" in kind else {}
     extra |= {"matryoshka_widths": [32, tiny_saes.LATENTS]} if kind.startswith("matryoshka") else {}
     trained = built(config(d_in=tiny.WIDTH, d_sae=tiny_saes.LATENTS, **extra))
     if hasattr(trained, "topk_threshold"):
         trained.topk_threshold.fill_(0.7)
     trained.save_inference_model(str(tmp_path))
-    theirs, ours, z = SAE.load_from_disk(tmp_path), training.load_sae(tmp_path), rows(64)
+    theirs, ours, z = SAE.load_from_disk(tmp_path), training.load_sae(tmp_path), random_rows(64)
     with torch.no_grad():
         latents = theirs.encode(z)
-        assert close(ours.activate(z), latents)
+        assert is_close(ours.activate(z), latents)
         assert (
-            close(quality.make_reconstruct(ours.dictionary, ours.bias)(z), theirs.decode(latents))
+            is_close(quality.make_reconstruct(ours.dictionary, ours.bias)(z), theirs.decode(latents))
             or ours.top_k
         )
 
 
 @pytest.mark.parametrize(
-    ("kind", "conventions"),
+    ("kind", "options"),
     [
         ("abstopk", {}),
         ("matching_pursuit", {}),
@@ -101,46 +101,48 @@ def test_what_sae_lens_trains_reads_as_what_it_saves(kind: str, tmp_path: Path) 
         ("temporal", {"n_heads": 2}),
     ],
 )
-def test_kinds_that_cannot_be_sliced_are_refused_by_name(
-    kind: str, conventions: dict[str, Any], tmp_path: Path
+def test_rejects_kinds_that_are_not_supported_by_name(
+    kind: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     with pytest.raises(SourceError, match=f"holds a {kind} SAE; there are: standard, jumprelu, gated, topk"):
-        training.load_sae(tiny_saes.on_disk(tmp_path, kind, **conventions))
+        training.load_sae(tiny_saes.write_sae(tmp_path, kind, **options))
 
 
 @pytest.mark.parametrize("how", ["expected_average_only_in", "layer_norm", "covariance_whitening"])
-def test_normalisation_that_is_not_in_the_weights_is_refused(how: str, tmp_path: Path) -> None:
+def test_rejects_normalisation_that_is_not_in_the_weights(how: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=f"normalize_activations is {how}"):
-        training.load_sae(tiny_saes.on_disk(tmp_path, "jumprelu", normalize_activations=how))
+        training.load_sae(tiny_saes.write_sae(tmp_path, "jumprelu", normalize_activations=how))
 
 
-def test_normalisation_that_was_folded_is_not(tmp_path: Path) -> None:
-    theirs = tiny_saes.made("jumprelu", normalize_activations="expected_average_only_in")
-    z = rows(64)
+def test_accepts_normalisation_that_was_folded_into_the_weights(tmp_path: Path) -> None:
+    theirs = tiny_saes.build_sae("jumprelu", normalize_activations="expected_average_only_in")
+    z = random_rows(64)
     with torch.no_grad():
         before = theirs.encode(z * 0.4)
     theirs.fold_activation_norm_scaling_factor(0.4)
     theirs.save_model(tmp_path)
-    assert close(training.load_sae(tmp_path).activate(z), before)
+    assert is_close(training.load_sae(tmp_path).activate(z), before)
 
 
-def test_heads_of_attention_are_refused(tmp_path: Path) -> None:
-    tiny_saes.on_disk(tmp_path, "standard", reshape_activations="hook_z", hook="blocks.1.attn.hook_z")
+def test_rejects_saes_of_attention_heads(tmp_path: Path) -> None:
+    tiny_saes.write_sae(tmp_path, "standard", reshape_activations="hook_z", hook="blocks.1.attn.hook_z")
     with pytest.raises(SourceError, match="reshape_activations is hook_z"):
         training.load_sae(tmp_path)
 
 
-def test_latents_that_compete_get_a_threshold_and_a_measure(tmp_path: Path) -> None:
-    found = training.load_sae(tiny_saes.on_disk(tmp_path, "topk"))
+def test_latents_that_compete_get_a_threshold_that_is_measured(tmp_path: Path) -> None:
+    sae = training.load_sae(tiny_saes.write_sae(tmp_path, "topk"))
     with pytest.raises(SourceError, match="latents of a topk SAE compete"):
-        found.independent_latents()
-    bounded, firing = import_pretrained.fit_threshold(found, rows(4000))
-    unseen = rows(4000)[2000:]
-    theirs, ours = found.activate(unseen) > 0, bounded.independent_latents().encode(unseen) > 0
-    assert firing.l0 == pytest.approx(tiny_saes.MOST, rel=0.05)
-    assert firing.l0 == pytest.approx(float(ours.sum(1).float().mean()), abs=0.01)
-    assert firing.precision == pytest.approx(float((theirs & ours).sum() / ours.sum()), abs=1e-4)
-    assert firing.recall == pytest.approx(float((theirs & ours).sum() / theirs.sum()), abs=1e-4)
-    assert 0.5 < firing.precision < 1
+        sae.independent_latents()
+    thresholded, fit = import_pretrained.fit_threshold(sae, random_rows(4000))
+    test_rows = random_rows(4000)[2000:]
+    theirs, ours = sae.activate(test_rows) > 0, thresholded.independent_latents().encode(test_rows) > 0
+    assert fit.l0 == pytest.approx(tiny_saes.TOP_K, rel=0.05)
+    assert fit.l0 == pytest.approx(float(ours.sum(1).float().mean()), abs=0.01)
+    assert fit.precision == pytest.approx(float((theirs & ours).sum() / ours.sum()), abs=1e-4)
+    assert fit.recall == pytest.approx(float((theirs & ours).sum() / theirs.sum()), abs=1e-4)
+    assert 0.5 < fit.precision < 1
     agreed = theirs & ours
-    assert close(bounded.independent_latents().encode(unseen)[agreed], found.activate(unseen)[agreed])
+    assert is_close(
+        thresholded.independent_latents().encode(test_rows)[agreed], sae.activate(test_rows)[agreed]
+    )
