@@ -1,10 +1,10 @@
-# docker build --target cpu .     or --target cuda: CUDA comes with torch's own wheels, so the base is the same.
+# docker build --target cpu .   or --target cuda: both use the same base image, because torch's wheels contain CUDA.
 ARG PYTHON=3.11.13-slim-bookworm
 
 FROM python:${PYTHON} AS build
-# Optional package index for torch, e.g. the one of CPU-only wheels named on PyTorch's install page.
+# Package index for torch, e.g. the index of CPU-only wheels on PyTorch's install page; default: PyPI.
 ARG TORCH_INDEX=
-# Optional parts of the project, e.g. [otel].
+# Extras of the project to install, e.g. [otel].
 ARG EXTRAS=
 RUN python -m venv /opt/sparserm
 ENV PATH=/opt/sparserm/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -28,19 +28,19 @@ ENV PATH=/opt/sparserm/bin:$PATH \
     HF_HOME=/var/cache/sparserm/hub
 WORKDIR /srv
 USER sparserm
-# A backbone named here is part of the image; otherwise the first start fetches and converts it.
+# A backbone to include in the image; without one, the first start downloads and converts it.
 ARG BACKBONE=
 RUN if [ -n "$BACKBONE" ]; then sparserm models pull "$BACKBONE" && rm -rf "$SPARSERM_CACHE_DIR/sources"; fi
 VOLUME /var/cache/sparserm
 EXPOSE 8000
-# The probe must outwait a first start.
+# The start period covers a first start, which downloads the backbone.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/ready', timeout=4)"]
 ENTRYPOINT ["sparserm"]
 CMD ["serve"]
 
 FROM server AS cuda
-# Kernels for packed attention are compiled on the device they run on.
+# The kernels of packed attention are compiled at run time, which needs a C compiler.
 USER root
 RUN apt-get update \
  && apt-get install -y --no-install-recommends gcc libc6-dev \

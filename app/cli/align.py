@@ -21,43 +21,58 @@ from app.offline.remote import reload_model
 from app.types import Progress
 
 app = typer.Typer()
+ConfigArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="[CONFIG.toml]", help="Configuration file; options on the command line win."),
+]
+OutOption = Annotated[
+    Path, typer.Option(help="Folder of the run: every round's data and adapter, and the report.")
+]
+PromptsOption = Annotated[str | None, typer.Option(help="Pairs or prompts to train on.")]
+TestOption = Annotated[str | None, typer.Option(help="Pairs to evaluate on; never trained on.")]
+ModelOption = Annotated[str | None, typer.Option(help="Reward model that filters the pairs.")]
+HeldOutOption = Annotated[
+    str | None, typer.Option(help="Second reward model that only monitors reward hacking.")
+]
+PolicyOption = Annotated[str | None, typer.Option(help="Language model to align: name or folder.")]
+LabelsOption = Annotated[
+    str | None, typer.Option(help="Source of the preferences: self (the policy), data or reward.")
+]
+RoundsOption = Annotated[int | None, typer.Option(help="Maximum number of rounds.")]
+PerRoundOption = Annotated[int | None, typer.Option(help="Prompts per round.")]
+SeedOption = Annotated[int | None, typer.Option(help="Seed of all random choices.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of the configuration."),
+]
+RefreshOption = Annotated[
+    str | None,
+    typer.Option(help="Pairs that may grow during the run; the reward model is refitted with them."),
+]
+KnownPairsOption = Annotated[
+    str | None, typer.Option("--learnt", help="With --refresh: the pairs the model was trained on.")
+]
+RefreshSaeOption = Annotated[Path, typer.Option(help="With --refresh: folder of the model's SAE.")]
 
 
 @app.command()
 def align(
-    config_file: Annotated[
-        Path | None,
-        typer.Argument(metavar="[CONFIG.toml]", help="Configuration file; options on the command line win."),
-    ] = None,
+    config_file: ConfigArgument = None,
     *,
-    out: Annotated[
-        Path, typer.Option(help="Folder of the run: every round's data and adapter, and the report.")
-    ],
-    prompts: Annotated[str | None, typer.Option(help="Pairs or prompts to train on.")] = None,
-    test: Annotated[str | None, typer.Option(help="Pairs to evaluate on; never trained on.")] = None,
-    model: Annotated[str | None, typer.Option(help="Reward model that filters the pairs.")] = None,
-    held_out: Annotated[
-        str | None, typer.Option(help="Second reward model that only monitors reward hacking.")
-    ] = None,
-    policy: Annotated[str | None, typer.Option(help="Language model to align: name or folder.")] = None,
-    labels: Annotated[
-        str | None, typer.Option(help="Source of the preferences: self (the policy), data or reward.")
-    ] = None,
-    rounds: Annotated[int | None, typer.Option(help="Maximum number of rounds.")] = None,
-    per_round: Annotated[int | None, typer.Option(help="Prompts per round.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of all random choices.")] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of the configuration."),
-    ] = None,
-    refresh: Annotated[
-        str | None,
-        typer.Option(help="Pairs that may grow during the run; the reward model is refitted with them."),
-    ] = None,
-    known_pairs: Annotated[
-        str | None, typer.Option("--learnt", help="With --refresh: the pairs the model was trained on.")
-    ] = None,
-    sae: Annotated[Path, typer.Option(help="With --refresh: folder of the model's SAE.")] = DEFAULT_SAE,
+    out: OutOption,
+    prompts: PromptsOption = None,
+    test: TestOption = None,
+    model: ModelOption = None,
+    held_out: HeldOutOption = None,
+    policy: PolicyOption = None,
+    labels: LabelsOption = None,
+    rounds: RoundsOption = None,
+    per_round: PerRoundOption = None,
+    seed: SeedOption = None,
+    assignments: SetOption = None,
+    refresh: RefreshOption = None,
+    known_pairs: KnownPairsOption = None,
+    sae: RefreshSaeOption = DEFAULT_SAE,
     url: UrlOption = None,
     key: KeyOption = None,
 ) -> None:
@@ -66,20 +81,20 @@ def align(
     A round samples responses, labels them, drops the pairs that the reward model disagrees with, trains by
     DPO with LoRA, and evaluates. The run stops if the reward is being hacked.
     """
-    require_extra("train")
-    require_extra("align")
-    from app.align.config import read_config
-    from app.align.run import run_alignment
-
     options = {
         "prompts": prompts, "test": test, "model": model, "held_out": held_out, "policy": policy,
         "labels": labels, "rounds": rounds, "per_round": per_round, "seed": seed,
         **_parse_assignments(assignments),
     }  # fmt: skip
+    require_extra("train")
+    require_extra("align")
+    from app.align.config import read_config
+    from app.align.run import run_alignment
+
     config = read_config(config_file, **options)
     with show_progress() as progress:
-        refit_if_changed = _make_refresher(config.model, known_pairs, refresh, sae, url, key, progress)
-        run_alignment(config, out, load_settings(), progress, on_round_end=refit_if_changed, url=url, key=key)
+        on_round_end = _make_refresher(config.model, known_pairs, refresh, sae, url, key, progress)
+        run_alignment(config, out, load_settings(), progress, on_round_end=on_round_end, url=url, key=key)
     Console().print((out / "report.md").read_text(), highlight=False, markup=False)
 
 

@@ -34,9 +34,16 @@ EXTRAS = {
     },
     "align": {"peft": "peft", "trl": "trl"},
     "ray": {"ray": "ray"},
-    "otel": {"opentelemetry": "opentelemetry-sdk"},
+    "otel": {
+        "opentelemetry.exporter": "opentelemetry-exporter-otlp-proto-http",
+        "opentelemetry.instrumentation": "opentelemetry-instrumentation-asgi",
+        "opentelemetry.sdk": "opentelemetry-sdk",
+    },
 }  # fmt: skip
-"""The optional packages of each extra in pyproject.toml: import name and distribution name."""
+"""The optional packages of each extra in pyproject.toml: import name and distribution name.
+
+`opentelemetry` alone is not optional, since FastAPI needs opentelemetry-api.
+"""
 
 
 class BadRowPolicy(StrEnum):
@@ -96,10 +103,10 @@ def require_extra(extra: str) -> None:
 
 def _convert_missing_module(error: ModuleNotFoundError) -> MissingExtra | None:
     """Return the error to show for a module of an optional extra; None for any other module."""
-    module = (error.name or "").partition(".")[0]
     for extra, packages in EXTRAS.items():
-        if module in packages:
-            return _missing_extra(packages[module], extra)
+        for module, package in packages.items():
+            if f"{error.name}.".startswith(f"{module}."):
+                return _missing_extra(package, extra)
     return None
 
 

@@ -17,6 +17,7 @@ from app.cli.common import (
     console,
     exit_on_error,
     load_settings,
+    require_extra,
     show_progress,
 )
 from app.types import Pooling
@@ -63,6 +64,7 @@ def train(
     seed: int = 0,
 ) -> None:
     """Train a reward model on preference pairs, write its bundle and report; a killed run resumes."""
+    require_extra("train")
     from app.train import head_training, jobs, recipes
 
     settings = load_settings()
@@ -140,6 +142,7 @@ def train_sae(
 ) -> None:
     """Train a sparse autoencoder on a backbone's activations; an interrupted run resumes."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # otherwise sae_lens shows a second progress bar
+    require_extra("train")
     from app.train.sae import jobs
 
     with exit_on_error(), show_progress() as progress:

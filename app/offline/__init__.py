@@ -1,1 +1,1 @@
-"""Scores whole files: `sparserm score`, `compare`, `filter` and `rank`, in this process, on a server or on Ray."""
+"""Scores whole files (`sparserm score`, `compare`, `filter`, `rank`): here, on a server or on Ray."""

@@ -85,7 +85,7 @@ def run_offline(
 
 
 def _clean_up_completed(config: OfflineRunConfig, files: RunFiles) -> RunCheckpoint | None:
-    """Clean up after a run that was killed with its output in place; return its checkpoint if it is this run."""
+    """Clean up after a run that was killed at its very end; return its checkpoint if it is this one."""
     if not files.output_complete or config.fresh:
         return None
     fingerprint, checkpoint = files.read_checkpoint()
@@ -140,7 +140,7 @@ def _encode_chunk(
 
 
 def _encode_row(config: OfflineRunConfig, row: ParsedRow, result: RowResult) -> list[bytes]:
-    """Return a row with its new columns as one line, or no line if the task drops it; DataError if it is bad."""
+    """Return a row with its new columns as a line; none if the task drops it; DataError for a bad row."""
     if row.error:
         raise DataError(row.error)
     if isinstance(result, SparseRMError):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from app.evaluate.audit import shift
 from app.evaluate.audit.shift import BINS, FIRST_PROJECTION, REWARD, BinCounts
 from app.reward.reward_model import RewardModel
+from app.serve.api.response_schemas import CallerDriftSchema, FeatureDriftSchema
 from app.serve.metrics import Metrics
 from app.types import Score
 
@@ -89,21 +90,18 @@ class DriftMonitor:
 
     def _describe(self, name: str, window: DriftWindow) -> dict[str, Any]:
         counts = window.counts
-        summary: dict[str, Any] = {"responses": int(counts[REWARD].sum()), "enough": _has_enough(counts)}
-        if not summary["enough"]:
-            return summary
+        summary = CallerDriftSchema(responses=int(counts[REWARD].sum()), enough=_has_enough(counts))
+        if not summary.enough:
+            return summary.model_dump(exclude_unset=True)
         psi = shift.stability_index(counts)
         projection_psi = psi[FIRST_PROJECTION:]
         features = self._models[name].features
         largest = np.argsort(-projection_psi, kind="stable")[:MAX_REPORTED_FEATURES].tolist()
-        return {
-            **summary,
-            **shift.summarize(counts),
-            "features": [
-                {"id": features[i].latent, "label": features[i].label, "psi": float(projection_psi[i])}
-                for i in largest
-            ],
-        }
+        feature_drifts = [
+            FeatureDriftSchema(id=features[i].latent, label=features[i].label, psi=float(projection_psi[i]))
+            for i in largest
+        ]
+        return summary.model_copy(update={**shift.summarize(counts), "features": feature_drifts}).model_dump()
 
     def _publish(self, name: str, caller: str) -> None:
         counts = self._windows[name][caller].counts

@@ -1,6 +1,6 @@
 """Makes augmented pairs: rejected responses with additions that raise a reward without improving the answer.
 
-A head that has only seen unmodified responses rewards whatever good ones tend to contain. So some rejected
+A head that has only seen unmodified responses rewards surface features of good responses. So some rejected
 responses are trained on once more, with filler, compliments, a grade of their own, injected instructions and
 the like. The attacks of the robustness audit use other texts, so that they do not test what was trained on.
 """

@@ -7,7 +7,7 @@ from app.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Sizes: `learnt` pairs train the reward models, `standard` of them StandardRM, `gold` other pairs gold."""
+    """Sizes: `learnt` pairs train the reward models, `standard` of them StandardRM, `gold` others gold."""
 
     seeds: int = 3
     rounds: int = 1

@@ -1,6 +1,7 @@
 """Commands as a user types them, on the tiny backbone."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from app.cli import app
 from app.cli.common import EXTRAS
 from app.settings import Settings
 from tests.data.test_public_datasets import RAW_ROWS, write_raw
+from tests.support.paths import ROOT
 
 OPTIONAL_MODULES = {module: extra for extra, packages in EXTRAS.items() for module in packages}
 RUN_WITHOUT_EXTRAS = f"""
@@ -22,6 +24,35 @@ for module in {list(OPTIONAL_MODULES)!r}:
 from app.cli import app
 app()
 """
+# Runs each command in a process of its own, so that nothing is imported yet when a module is hidden.
+RUN_WITHOUT_ONE_MODULE = """
+import json, os, sys
+from typer.testing import CliRunner
+from app.cli import app
+for module, words in json.loads(sys.argv[1]):
+    read, write = os.pipe()
+    if not os.fork():
+        sys.modules[module] = None
+        result = CliRunner().invoke(app, words)
+        os.write(write, json.dumps([result.exit_code, " ".join(result.output.split())]).encode())
+        os._exit(0)
+    os.close(write)
+    print(os.fdopen(read).read())
+"""
+COMMANDS_THAT_NEED_A_PACKAGE = [
+    ("scipy", "scipy", "evaluate models/none pairs.jsonl"),
+    ("sklearn", "scikit-learn", "verify models/none pairs.jsonl"),
+    ("scipy", "scipy", "stress models/none pairs.jsonl"),
+    ("pyarrow", "pyarrow", "compare pairs.parquet out.jsonl --model none"),
+    ("matplotlib", "matplotlib", "train pairs.jsonl --task none"),
+    ("matplotlib", "matplotlib", "refit none pairs.jsonl pairs.jsonl"),
+    ("sae_lens", "sae-lens", "sae train chats.jsonl --out sae"),
+    ("trl", "trl", "align --out run"),
+    ("peft", "peft", "align --out run"),
+    ("sae_lens", "sae-lens", "align --out run"),
+    ("ray", "ray", "serve --ray"),
+    ("ray", "ray", "score pairs.jsonl out.jsonl --model none --ray"),
+]
 
 
 @pytest.fixture
@@ -90,42 +121,32 @@ def test_prints_the_version() -> None:
     assert (result.exit_code, result.stdout) == (0, f"sparserm {version('sparserm')}\n")
 
 
-@pytest.mark.parametrize(
-    ("module", "package", "words"),
-    [
-        ("scipy", "scipy", ("evaluate", "models/none", "pairs.jsonl")),
-        ("sklearn", "scikit-learn", ("verify", "models/none", "pairs.jsonl")),
-        ("scipy", "scipy", ("stress", "models/none", "pairs.jsonl")),
-        ("pyarrow", "pyarrow", ("compare", "pairs.parquet", "out.jsonl", "--model", "none")),
-        ("matplotlib", "matplotlib", ("train", "pairs.jsonl", "--task", "none")),
-        ("matplotlib", "matplotlib", ("refit", "none", "pairs.jsonl", "pairs.jsonl")),
-        ("trl", "trl", ("align", "--out", "run")),
-        ("peft", "peft", ("align", "--out", "run")),
-        ("sae_lens", "sae-lens", ("align", "--out", "run")),
-        ("ray", "ray", ("serve", "--ray")),
-        ("ray", "ray", ("score", "pairs.jsonl", "out.jsonl", "--model", "none", "--ray")),
-    ],
-)
+@pytest.fixture(scope="module")
+def outputs_without_a_package(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
+    """Exit code and output of each command when the module it needs is missing."""
+    folder = tmp_path_factory.mktemp("extras")
+    (folder / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    (folder / "pairs.parquet").write_bytes(b"PAR1")
+    cases = [(module, command.split()) for module, _, command in COMMANDS_THAT_NEED_A_PACKAGE]
+    completed = subprocess.run(
+        [sys.executable, "-c", RUN_WITHOUT_ONE_MODULE, json.dumps(cases)],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = completed.stdout.splitlines()
+    return {
+        f"{module} {command}": tuple(json.loads(line))
+        for (module, _, command), line in zip(COMMANDS_THAT_NEED_A_PACKAGE, lines, strict=True)
+    }
+
+
+@pytest.mark.parametrize(("module", "package", "command"), COMMANDS_THAT_NEED_A_PACKAGE)
 def test_a_missing_package_is_reported_with_its_extra(
-    module: str,
-    package: str,
-    words: tuple[str, ...],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    module: str, package: str, command: str, outputs_without_a_package: dict[str, tuple[int, str]]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
-    (tmp_path / "pairs.parquet").write_bytes(b"PAR1")
-    for loaded in [name for name in sys.modules if name.partition(".")[0] == "app"]:
-        if loaded.startswith(("app.evaluate", "app.train", "app.align", "app.serve.ray", "app.offline.ray")):
-            monkeypatch.delitem(sys.modules, loaded)
-    for loaded in [name for name in sys.modules if name.startswith(f"{module}.")]:
-        monkeypatch.delitem(sys.modules, loaded)
-    monkeypatch.setitem(sys.modules, module, None)
-    result = sparserm(*words)
+    exit_code, output = outputs_without_a_package[f"{module} {command}"]
     extra = OPTIONAL_MODULES[module]
     expected = f"needs '{package}', which is not installed: pip install 'sparserm[{extra}]'"
-    assert (result.exit_code, expected in joined_output(result)) == (1, True), result.output
+    assert (exit_code, expected in output) == (1, True), output
 
 
 @pytest.mark.parametrize(

@@ -113,9 +113,8 @@ def run_faulty_server(settings: Settings, port: int) -> Iterator[FaultyServer]:
     child = FORKSERVER.Process(target=_serve, args=(quiet_settings,))
     child.start()
     url, no_keepalive = f"http://127.0.0.1:{port}", httpx.Limits(max_keepalive_connections=0)
-    with httpx.Client(
-        base_url=url, timeout=60, limits=no_keepalive, headers=ADMIN_HEADERS, verify=False
-    ) as http:  # plain HTTP
+    options: dict[str, Any] = {"timeout": 60, "limits": no_keepalive, "headers": ADMIN_HEADERS}
+    with httpx.Client(base_url=url, verify=False, **options) as http:  # noqa: S501 # plain HTTP
         try:
             server = FaultyServer(child, url, http)
             _wait_until_ready(server)

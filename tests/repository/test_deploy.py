@@ -1,4 +1,4 @@
-"""Dashboards, alerts and their provisioning: every query asks for what the server really tells."""
+"""Dashboards, alerts and provisioning: every query uses metrics and labels that the server exports."""
 
 import json
 import re
@@ -20,10 +20,10 @@ DEPLOY = ROOT / "deploy"
 DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana/dashboards/sparserm.json").read_text())
 ALERTS: dict[str, Any] = yaml.safe_load((DEPLOY / "alerts.yml").read_text())
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY.parent / "docker-compose.yml").read_text())
-OF_PROMETHEUS = {"up"}
+METRICS_OF_PROMETHEUS = {"up"}
 
 
-def queries() -> Iterator[str]:
+def dashboard_and_alert_queries() -> Iterator[str]:
     for panel in DASHBOARD["panels"]:
         yield from (target["expr"] for target in panel.get("targets", []))
     for group in ALERTS["groups"]:
@@ -31,69 +31,71 @@ def queries() -> Iterator[str]:
 
 
 def selectors(node: Any) -> Iterator[promql.VectorSelector]:
-    """Every series a query asks for."""
+    """All vector selectors of a parsed query."""
     if isinstance(node, promql.VectorSelector):
         yield node
     for name in ("expr", "lhs", "rhs", "vector_selector", "args", "param"):
-        inside = vars_of(node, name)
-        for one in inside if isinstance(inside, list) else [inside]:
-            if one is not None:
-                yield from selectors(one)
+        value = field_of(node, name)
+        for child in value if isinstance(value, list) else [value]:
+            if child is not None:
+                yield from selectors(child)
 
 
-def vars_of(node: Any, name: str) -> Any:
-    """A field of a parsed node, if its kind has it."""
+def field_of(node: Any, name: str) -> Any:
+    """A field of a parsed node, or None if this kind of node does not have it."""
     return getattr(node, name) if name in dir(node) else None
 
 
-async def told(client: httpx.AsyncClient) -> dict[str, set[str]]:
-    """Series and their labels after some of everything."""
+async def exported_metrics(client: httpx.AsyncClient) -> dict[str, set[str]]:
+    """The labels of every exported metric, after requests of several kinds."""
     inputs = [{"prompt": "amber", "response": "river"}] * 250
     await client.post("/v1/rewards", json={"inputs": inputs})
     await client.post("/get_reward", json={"query": ["amber"]})
     await client.post("/v1/rewards", json={"inputs": []})
-    found: dict[str, set[str]] = {}
+    labels: dict[str, set[str]] = {}
     for family in text_string_to_metric_families((await client.get("/metrics")).text):
-        if not family.samples:  # labelled, and not counted yet: known by its HELP line
-            found[f"{family.name}_total"] = {"cause"}
+        if not family.samples:  # a counter with labels that has no samples yet
+            labels[f"{family.name}_total"] = {"cause"}
         for sample in family.samples:
-            found.setdefault(sample.name, set()).update(sample.labels)
-    return found
+            labels.setdefault(sample.name, set()).update(sample.labels)
+    return labels
 
 
 @pytest.mark.anyio
-async def test_every_query_asks_for_series_and_labels_that_are_told(
-    engine: Engine, settings: Settings
-) -> None:
+async def test_queries_use_exported_metrics_and_labels(engine: Engine, settings: Settings) -> None:
     async with open_client(engine, settings) as client:
-        known = await told(client)
-    asked = set()
-    for query in queries():
+        exported = await exported_metrics(client)
+    used = set()
+    for query in dashboard_and_alert_queries():
         tree = promql.parse(query.replace("$__rate_interval", "1m"))
         for selector in selectors(tree):
-            asked.add(selector.name)
-            if selector.name in OF_PROMETHEUS:
+            used.add(selector.name)
+            if selector.name in METRICS_OF_PROMETHEUS:
                 continue
-            assert selector.name in known, query
+            assert selector.name in exported, query
             grouped = re.findall(r"by \(([^)]*)\)", query)
             labels = {label.strip() for group in grouped for label in group.split(",")}
             matched = {matcher.name for matcher in selector.matchers.matchers}
-            assert labels | matched <= known[selector.name] | {"job"}, query
-    assert len(asked) > 15
+            assert labels | matched <= exported[selector.name] | {"job"}, query
+    assert len(used) > 15
 
 
-def test_panels_do_not_overlap_and_have_names_of_their_own() -> None:
+def test_panels_do_not_overlap_and_have_unique_titles() -> None:
     titles = [panel["title"] for panel in DASHBOARD["panels"]]
     assert len(set(titles)) == len(titles)
-    taken: set[tuple[int, int]] = set()
+    occupied: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
-        at = panel["gridPos"]
-        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
-        assert not cells & taken, panel["title"]
-        taken |= cells
+        grid = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(grid["x"], grid["x"] + grid["w"])
+            for y in range(grid["y"], grid["y"] + grid["h"])
+        }
+        assert not cells & occupied, panel["title"]
+        occupied |= cells
 
 
-def test_compose_provisions_what_lies_here() -> None:
+def test_compose_mounts_existing_provisioning() -> None:
     grafana = COMPOSE["services"]["grafana"]
     for mount in grafana["volumes"]:
         assert (DEPLOY.parent / mount.split(":")[0]).is_dir()

@@ -1,4 +1,4 @@
-"""The container files, as far as they can be checked without an engine."""
+"""The container files, as far as they can be checked without Docker."""
 
 import fnmatch
 import re
@@ -27,20 +27,20 @@ def instructions(name: str) -> list[str]:
 
 def pins() -> dict[str, Version]:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    wanted = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    return {r.name.lower().replace("_", "-"): Version(str(r.specifier).removeprefix("==")) for r in wanted}
+    pinned = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {r.name.lower().replace("_", "-"): Version(str(r.specifier).removeprefix("==")) for r in pinned}
 
 
 def requirements() -> list[str]:
-    """What the pip lines install, `.` standing for the project's own dependencies."""
-    found: list[str] = []
+    """What the pip lines install; `.` is replaced by the project's dependencies."""
+    names: list[str] = []
     for command in instructions("RUN"):
         for part in re.split("&&|;", command):
             words = [w for w in shlex.split(re.sub(r"\$\{TORCH_INDEX:[^}]*\}\}|\$\{EXTRAS\}", "", part)) if w]
             if words[:2] == ["pip", "install"]:
-                named = [w for w in words[2:] if not w.startswith("-") and w != "constraints.txt"]
-                found += [d for w in named for d in (PROJECT["dependencies"] if w == "." else [w])]
-    return found
+                arguments = [w for w in words[2:] if not w.startswith("-") and w != "constraints.txt"]
+                names += [d for w in arguments for d in (PROJECT["dependencies"] if w == "." else [w])]
+    return names
 
 
 def test_every_copied_file_exists_and_is_not_ignored() -> None:
@@ -54,8 +54,8 @@ def test_every_copied_file_exists_and_is_not_ignored() -> None:
 
 @pytest.mark.parametrize("requirement", requirements())
 def test_every_installed_requirement_is_pinned(requirement: str) -> None:
-    wanted = Requirement(requirement)
-    assert pins()[wanted.name.lower()] in wanted.specifier
+    parsed = Requirement(requirement)
+    assert pins()[parsed.name.lower()] in parsed.specifier
 
 
 def test_pip_lines_use_the_constraints() -> None:
@@ -64,7 +64,7 @@ def test_pip_lines_use_the_constraints() -> None:
     assert all("-c constraints.txt" in line for line in lines)
 
 
-def test_the_pins_agree_with_each_other() -> None:
+def test_pins_are_consistent() -> None:
     """pip's own resolver accepts the constraints for everything the project asks for."""
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "-c", "constraints.txt"]
     result = subprocess.run(
@@ -73,7 +73,7 @@ def test_the_pins_agree_with_each_other() -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_the_entry_point_is_our_command_and_its_user_is_nobody_special() -> None:
+def test_entry_point_is_the_command_and_its_user_has_no_privileges() -> None:
     assert instructions("ENTRYPOINT") == ['["sparserm"]']
     assert instructions("CMD") == ['["serve"]']
     assert "sparserm" in PROJECT["scripts"]
@@ -85,15 +85,15 @@ def test_both_devices_are_built_and_the_base_is_pinned() -> None:
     arguments = dict(line.split("=") for line in instructions("ARG"))
     stages = [line.split(" AS ") for line in instructions("FROM")]
     builds = [COMPOSE["services"][name]["build"] for name in SERVERS]
-    assert [one["target"] for one in builds] == ["cpu", "cuda", "cpu"]
-    assert {one["target"] for one in builds} <= {name for _, name in stages}
-    assert all(set(one["args"]) <= set(arguments) for one in builds)
+    assert [build["target"] for build in builds] == ["cpu", "cuda", "cpu"]
+    assert {build["target"] for build in builds} <= {name for _, name in stages}
+    assert all(set(build["args"]) <= set(arguments) for build in builds)
     assert {base for base, _ in stages} == {"python:${PYTHON}", "server"}
     assert re.fullmatch(r"3\.11\.\d+-slim-\w+", arguments["PYTHON"])
 
 
-def test_what_is_written_lies_where_writing_is_allowed() -> None:
-    """The containers' own files are read-only; caches lie in the volume, from which code may be run."""
+def test_caches_are_in_the_writable_volume() -> None:
+    """Containers are read-only except for the volume; compiled kernels are executed from it."""
     text = " ".join(instructions("ENV"))
     (volume,) = instructions("VOLUME")
     caches = re.findall(r"(?:\w+_CACHE_DIR|HF_HOME)=(/\S+)", text)
@@ -111,7 +111,7 @@ def test_ports_stay_on_loopback_and_mounts_exist() -> None:
             assert source in COMPOSE["volumes"] or (ROOT / source).exists(), source
 
 
-def test_the_server_runs_with_nothing_it_does_not_need() -> None:
+def test_server_is_read_only_and_has_no_capabilities() -> None:
     for name in SERVERS:
         service = COMPOSE["services"][name]
         assert service["read_only"]

@@ -1,5 +1,6 @@
-"""Documentation that cannot lie. `python -m tests.repository.test_docs` rewrites the generated pages."""
+"""The documentation matches the code; `python -m tests.repository.test_docs` rewrites the generated pages."""
 
+import ast
 import importlib.util
 import json
 import os
@@ -8,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,21 +34,21 @@ from tests.support.documentation import (
     PAGES,
     QUICKSTART,
     REASONS,
-    Block,
-    anchors,
-    blocks,
-    links,
-    prose,
+    CodeBlock,
+    find_links,
+    heading_anchors,
+    parse_blocks,
+    read_prose,
 )
-from tests.support.paths import ROOT
+from tests.support.paths import CLIENT, CONTRIBUTING, ROOT
 from tests.support.servers import run_server
 
-BLOCKS = [block for page in PAGES for block in blocks(page)]
-HERE = [block for block in BLOCKS if block.runs and block.page != QUICKSTART]
+BLOCKS = [block for page in PAGES for block in parse_blocks(page)]
+RUN_BLOCKS = [block for block in BLOCKS if block.runs and block.page != QUICKSTART]
 
 
 def render_settings() -> str:
-    """The settings page."""
+    """The generated settings page."""
     rows = [
         f"| `SPARSERM_{name.upper()}` | `{field.default}` | {field.description} |"
         for name, field in Settings.model_fields.items()
@@ -55,8 +57,8 @@ def render_settings() -> str:
     return f"# Settings\n\nEvery setting is an environment variable.\n\n{table}\n"
 
 
-def commands() -> list[str]:
-    """Every command there is, groups before what is in them."""
+def all_commands() -> list[str]:
+    """All commands; a group comes before its subcommands."""
 
     def walk(command: Any, path: str) -> Iterator[str]:
         yield path
@@ -67,18 +69,20 @@ def commands() -> list[str]:
 
 
 def render_cli() -> str:
-    """The command line page: the real help texts."""
-    plain = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "TERMINAL_WIDTH": "100"}
+    """The generated command line page: the help text of every command."""
+    environment = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "TERMINAL_WIDTH": "100"}
     parts = []
-    for command in commands():
-        shown = CliRunner().invoke(cli.app, [*command.split(), "--help"], prog_name="sparserm", env=plain)
-        text = "\n".join(line.rstrip() for line in shown.output.strip().splitlines())
+    for command in all_commands():
+        result = CliRunner().invoke(
+            cli.app, [*command.split(), "--help"], prog_name="sparserm", env=environment
+        )
+        text = "\n".join(line.rstrip() for line in result.output.strip().splitlines())
         parts.append(f"## sparserm {command}".rstrip() + f"\n\n```text\n{text}\n```\n")
     return "# Command line\n\n" + "\n".join(parts)
 
 
-def render_choices() -> str:
-    """Every choice of an alignment plan, as a table's rows."""
+def render_alignment_config() -> str:
+    """The fields of an alignment config, as rows of a table."""
     rows = []
     for name, field in AlignmentConfig.model_fields.items():
         default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
@@ -86,9 +90,21 @@ def render_choices() -> str:
     return "\n".join(rows)
 
 
+def render_package_tree() -> str:
+    """Every package with the first line of its docstring and the names of its modules."""
+    tops = (ROOT / "app", CLIENT, ROOT / "benchmarks")
+    lines = []
+    for package in (file.parent for top in tops for file in sorted(top.rglob("__init__.py"))):
+        docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
+        modules = " ".join(sorted(file.name for file in package.glob("*.py") if file.name != "__init__.py"))
+        lines.append(f"{package.relative_to(ROOT).as_posix()}/")
+        lines += [f"    {line}" for line in (docstring.splitlines()[0], *textwrap.wrap(modules, 120))]
+    return "\n".join(["```text", *lines, "```"])
+
+
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """A tiny model that bears the shipped one's name."""
+def docs_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings with a tiny model that has a shipped model's name."""
     settings = tiny.make_settings(tmp_path_factory.mktemp("docs"))
     backbone, text = loading.load_backbone(
         str(tiny.save_backbone(settings.models_dir.parent / "backbone")), None, settings, lambda *_: None
@@ -99,47 +115,47 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def address(shop: Settings) -> Iterator[str]:
-    """A tiny server whose model bears the shipped one's name."""
-    with run_server(loading.load_engine(shop, lambda *_: None), shop) as found:
-        yield found
+def address(docs_settings: Settings) -> Iterator[str]:
+    """The URL of a server with that model."""
+    with run_server(loading.load_engine(docs_settings, lambda *_: None), docs_settings) as url:
+        yield url
 
 
 @pytest.fixture
-def place(tmp_path: Path, shop: Settings, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the docs in it, where `sparserm` is found and serves the tiny model."""
+def docs_folder(tmp_path: Path, docs_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the docs, in which `sparserm` runs with the tiny model."""
     (tmp_path / "docs").symlink_to(DOCS)
     program = tmp_path / "bin" / "sparserm"
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'from app.cli import app; app()' \"$@\"\n")
     program.chmod(0o755)
-    found = (str(program.parent), str(Path(sys.executable).parent), os.environ["PATH"])
-    monkeypatch.setenv("PATH", os.pathsep.join(found))
+    path = (str(program.parent), str(Path(sys.executable).parent), os.environ["PATH"])
+    monkeypatch.setenv("PATH", os.pathsep.join(path))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("SPARSERM_MODELS_DIR", str(shop.models_dir))
-    monkeypatch.setenv("SPARSERM_CACHE_DIR", str(shop.cache_dir))
+    monkeypatch.setenv("SPARSERM_MODELS_DIR", str(docs_settings.models_dir))
+    monkeypatch.setenv("SPARSERM_CACHE_DIR", str(docs_settings.cache_dir))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
-def test_every_block_is_run_or_says_why_not(block: Block) -> None:
+def test_every_block_is_run_or_gives_a_reason(block: CodeBlock) -> None:
     if block.language not in COMMANDS:
         assert block.language in {"text", "json", "toml"}
         assert block.reason is None
     elif block.reason is not None:
         assert block.reason.startswith(REASONS)
     else:
-        assert block.page == QUICKSTART or block in HERE
+        assert block.page == QUICKSTART or block in RUN_BLOCKS
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed here")
-@pytest.mark.parametrize("block", HERE, ids=str)
-def test_every_block_works(block: Block, address: str, place: Path) -> None:
+@pytest.mark.parametrize("block", RUN_BLOCKS, ids=str)
+def test_every_block_works(block: CodeBlock, address: str, docs_folder: Path) -> None:
     text = block.text.replace("http://127.0.0.1:8000", address)
     if all(line.startswith("sparserm ") and ">" not in line for line in text.splitlines()):
         for line in text.splitlines():
-            run_here(line, place)
+            run_in_process(line, docs_folder)
         return
     command = [sys.executable, "-c"] if block.language == "python" else ["bash", "-euo", "pipefail", "-c"]
     result = subprocess.run([*command, text], capture_output=True, text=True, check=False)
@@ -148,74 +164,77 @@ def test_every_block_works(block: Block, address: str, place: Path) -> None:
         assert "error" not in json.loads(result.stdout)
 
 
-def run_here(line: str, place: Path) -> None:
-    """A command without a process of its own, which would load torch again."""
+def run_in_process(line: str, docs_folder: Path) -> None:
+    """Run a command in this process; a new one would load torch again."""
     _, *words = shlex.split(line)
-    done = CliRunner().invoke(cli.app, words)
-    assert done.exit_code == 0, done.output
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 0, result.output
     if "--prompt" not in words:
-        assert (place / words[2]).exists()
+        assert (docs_folder / words[2]).exists()
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed here")
-def test_the_readme_s_curl_answers_a_comparison_with_five_features(address: str) -> None:
-    script = next(block for block in HERE if block.page.name == "README.md").text
+def test_curl_of_the_readme_returns_five_features(address: str) -> None:
+    script = next(block for block in RUN_BLOCKS if block.page.name == "README.md").text
     script = script.replace("http://127.0.0.1:8000", address)
     answer = json.loads(subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout)
     assert len(answer["data"][0]["features"]) == 5
 
 
 def lines_not_run() -> list[str]:
+    """The lines of blocks that no test runs."""
     return [line.split("#")[0] for block in BLOCKS if block.reason for line in block.text.splitlines()]
 
 
 def test_commands_that_are_only_shown_exist() -> None:
-    said = "\n".join([*lines_not_run(), *(prose(page) for page in PAGES if page.name != "log.md")])
+    text = "\n".join([*lines_not_run(), *(read_prose(page) for page in PAGES)])
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    made = set(re.findall(r"(?:^|`)make ([a-z-]+)", said, re.MULTILINE))
-    modules = set(re.findall(r"python -m ([a-z_.]+)", said)) - {"json.tool"}
-    verbs = set(re.findall(r"`sparserm ([a-z]+)", said))
-    assert {"serve", "setup", "bench-peers"} <= made <= targets
+    used_targets = set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE))
+    modules = set(re.findall(r"python -m ([a-z_.]+)", text)) - {"json.tool"}
+    used_commands = set(re.findall(r"`sparserm ([a-z]+)", text))
+    assert {"serve", "setup", "bench-peers"} <= used_targets <= targets
     assert {"benchmarks.peers", "benchmarks.offline_scoring"} <= modules
     assert all(importlib.util.find_spec(name) for name in modules)
-    assert {"serve", "evaluate"} <= verbs <= {command.split(" ")[0] for command in commands()}
+    assert {"serve", "evaluate"} <= used_commands <= {command.split(" ")[0] for command in all_commands()}
 
 
-def test_readme_s_accuracies_are_those_of_the_reports() -> None:
+def test_accuracies_in_the_readme_match_the_reports() -> None:
     text = (ROOT / "README.md").read_text()
     for folder in sorted(file.parent for file in (ROOT / "models").glob("*/manifest.json")):
-        found = json.loads((folder / "report.json").read_text())
+        report = json.loads((folder / "report.json").read_text())
         [row] = re.findall(rf"^\| {folder.name} \| ([\d,]+) .*? \| (.*) \|$", text, re.MULTILINE)
-        rivals = ("linear probe on the residual", "same head on random directions", "TF-IDF of the response",
-                  "longer response wins")  # fmt: skip
-        test = found["test"]
-        ours = f"**{test['accuracy']:.3f}** [{test['ci_low']:.3f}, {test['ci_high']:.3f}]"
-        cells = [ours, *(f"{found['baselines'][rival]['accuracy']:.3f}" for rival in rivals)]
-        assert row == (f"{found['training']['pairs']:,}", " | ".join(cells).replace("0.", "."))
+        baselines = (
+            "linear probe on the residual", "same head on random directions", "TF-IDF of the response",
+            "longer response wins",
+        )  # fmt: skip
+        test = report["test"]
+        accuracy = f"**{test['accuracy']:.3f}** [{test['ci_low']:.3f}, {test['ci_high']:.3f}]"
+        cells = [accuracy, *(f"{report['baselines'][baseline]['accuracy']:.3f}" for baseline in baselines)]
+        assert row == (f"{report['training']['pairs']:,}", " | ".join(cells).replace("0.", "."))
 
 
-def test_readme_s_duels_are_those_of_the_reports() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_comparisons_with_standard_rm_match_the_reports() -> None:
+    text = (DOCS / "results.md").read_text()
     rows = re.findall(r"^(\| ([\d,]+) of (\w+) \| .*\|)$", text, re.MULTILINE)
     assert {f"1,000 of {task}" for task in ("truthfulness", "safety", "redteam", "helpfulness")} <= {
         f"{size} of {task}" for _, size, task in rows
     }
     for row, size, task in rows:
-        found = json.loads((ROOT / "models" / task / "report.json").read_text())
-        assert row == duelled(found, task, int(size.replace(",", "")))
+        report = json.loads((ROOT / "models" / task / "report.json").read_text())
+        assert row == render_comparison(report, task, int(size.replace(",", "")))
 
 
-def duelled(found: dict[str, Any], task: str, size: int) -> str:
-    """The row of a duel in the README."""
-    row, stock = found["standard"]["sizes"][str(size)], found["stock"]["cpu_seconds"]
-    ours, theirs = row["sparse"]["cpu_seconds"], row["standard"]["cpu_seconds"]
-    times = theirs / ours
+def render_comparison(report: dict[str, Any], task: str, size: int) -> str:
+    """The row of the page of results that compares a model with a StandardRM."""
+    row, trl_seconds = report["standard"]["sizes"][str(size)], report["stock"]["cpu_seconds"]
+    sparse_s, standard_s = row["sparse"]["cpu_seconds"], row["standard"]["cpu_seconds"]
+    ratio = standard_s / sparse_s
     accuracies = [
-        f"{one['accuracy']:{sign}.3f} [{one['ci_low']:.3f}, {one['ci_high']:.3f}]"
-        for one, sign in ((row["sparse"], ""), (row["standard"], ""), (row["lead"], "+"))
+        f"{result['accuracy']:{sign}.3f} [{result['ci_low']:.3f}, {result['ci_high']:.3f}]"
+        for result, sign in ((row["sparse"], ""), (row["standard"], ""), (row["lead"], "+"))
     ]
-    shipped = times * stock["stock"] / stock["siblings"]
-    costs = (f"{ours:.0f} s", f"{times:.0f} times", f"{shipped:.0f} times")
+    trl_ratio = ratio * trl_seconds["stock"] / trl_seconds["siblings"]
+    costs = (f"{sparse_s:.0f} s", f"{ratio:.0f} times", f"{trl_ratio:.0f} times")
     return f"| {size:,} of {task} | {' | '.join([*accuracies, *costs])} |".replace("0.", ".")
 
 
@@ -223,16 +242,16 @@ def test_settings_are_documented() -> None:
     assert (DOCS / "settings.md").read_text() == render_settings()
 
 
-def test_every_choice_of_a_plan_is_documented() -> None:
-    assert f"\n{render_choices()}\n" in (DOCS / "alignment.md").read_text()
+def test_alignment_config_is_documented() -> None:
+    assert f"\n{render_alignment_config()}\n" in (DOCS / "alignment.md").read_text()
 
 
 def test_commands_are_documented() -> None:
-    assert {"serve", "train", "evaluate", "sae train", "models pull"} <= set(commands())
+    assert {"serve", "train", "evaluate", "sae train", "models pull"} <= set(all_commands())
     assert (DOCS / "cli.md").read_text() == render_cli()
 
 
-def test_the_api_description_is_current() -> None:
+def test_openapi_document_is_current() -> None:
     assert (DOCS / "openapi.json").read_text() == openapi.render_openapi()
 
 
@@ -251,19 +270,23 @@ def test_every_metric_is_documented() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    for link in links(page):
+def test_link_targets_exist(page: Path) -> None:
+    for link in find_links(page):
         if link.startswith("https://"):
             continue
         file, _, anchor = link.partition("#")
         target = page.parent / file if file else page
         assert target.exists(), link
-        assert not anchor or anchor in anchors(target), link
+        assert not anchor or anchor in heading_anchors(target), link
 
 
-def test_the_readme_s_tree_is_true() -> None:
-    text = (ROOT / "README.md").read_text()
-    for file in (ROOT / "app").rglob("*.py"):
+def test_the_package_tree_is_current() -> None:
+    assert f"\n<!-- tree -->\n{render_package_tree()}\n<!-- /tree -->\n" in CONTRIBUTING.read_text()
+
+
+def test_the_package_tree_names_every_module() -> None:
+    text = CONTRIBUTING.read_text()
+    for file in [*(ROOT / "app").rglob("*.py"), *CLIENT.rglob("*.py")]:
         assert file.name == "__init__.py" or file.name in text, file
 
 
@@ -271,3 +294,6 @@ if __name__ == "__main__":
     os.chdir(ROOT)
     (DOCS / "settings.md").write_text(render_settings())
     (DOCS / "cli.md").write_text(render_cli())
+    before, _, rest = CONTRIBUTING.read_text().partition("<!-- tree -->\n")
+    after = rest.partition("<!-- /tree -->")[2]
+    CONTRIBUTING.write_text(f"{before}<!-- tree -->\n{render_package_tree()}\n<!-- /tree -->{after}")

@@ -1,7 +1,8 @@
-"""The Dockerfile without Docker: its steps, word for word, each stage in a tree that is `/` to them.
+"""Builds the image without Docker: runs the Dockerfile's steps, with the file tree of their stage as `/`.
 
-`python -m tests.support.dockerfile_steps FOLDER [TARGET]`, as root on Linux. What the base image would bring is lent by this
-machine, read-only: /usr and what belongs to it, and this Python. Only apt-get is left out.
+`python -m tests.support.dockerfile_steps FOLDER [TARGET]`, as root on Linux. This machine provides what the
+base image would: /usr and related folders, and this Python, mounted read-only. Only apt-get steps are
+skipped.
 """
 
 import os
@@ -17,8 +18,8 @@ from pathlib import Path
 
 from tests.support.paths import ROOT
 
-LENT = ("usr", "bin", "sbin", "lib", "lib64", "dev", "proc", sys.base_prefix.lstrip("/"))
-PASSED = (
+HOST_PATHS = ("usr", "bin", "sbin", "lib", "lib64", "dev", "proc", sys.base_prefix.lstrip("/"))
+PASSED_VARIABLES = (
     "PIP_CERT",
     "PIP_FIND_LINKS",
     "PIP_INDEX_URL",
@@ -26,16 +27,16 @@ PASSED = (
     "HTTPS_PROXY",
     "SSL_CERT_FILE",
 )
-ENTER = """
+ENTER_SCRIPT = """
 set -e
-for place in {lent}; do mkdir -p {root}/$place && mount --rbind -o ro /$place {root}/$place; done
+for path in {host_paths}; do mkdir -p {root}/$path && mount --rbind -o ro /$path {root}/$path; done
 exec chroot --userspec={user} {root} /usr/bin/env -i {env} /bin/sh -c {command}
 """
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What a Dockerfile has said so far about one image."""
+class ImageStage:
+    """The state of one image after the Dockerfile's steps so far; `root` is its file tree."""
 
     root: Path
     env: dict[str, str] = field(
@@ -44,31 +45,31 @@ class Stage:
     arguments: dict[str, str] = field(default_factory=dict)
     user: str = "root"
     folder: str = "/"
-    entry: str = ""
+    entrypoint: str = ""
     command: str = ""
 
-    def enter(self, command: str, **env: str) -> list[str]:
-        """The command line that runs a command in this image; its process is the command's own."""
-        passed = {name: os.environ[name] for name in PASSED if name in os.environ}
-        said = {"HOME": f"/home/{self.user}", **passed, **self.arguments, **self.env, **env}
-        script = ENTER.format(
-            lent=" ".join([*LENT, *_wheels()]),
+    def command_line(self, command: str, **env: str) -> list[str]:
+        """The command line that runs a command in this image, as its own process."""
+        passed = {name: os.environ[name] for name in PASSED_VARIABLES if name in os.environ}
+        variables = {"HOME": f"/home/{self.user}", **passed, **self.arguments, **self.env, **env}
+        script = ENTER_SCRIPT.format(
+            host_paths=" ".join([*HOST_PATHS, *_wheel_folders()]),
             root=self.root,
             user=self.user,
-            env=shlex.join(f"{name}={value}" for name, value in said.items()),
+            env=shlex.join(f"{name}={value}" for name, value in variables.items()),
             command=shlex.quote(f"cd {self.folder} && {command}"),
         )
         return ["unshare", "--mount", "--propagation", "private", "bash", "-c", script]
 
     @property
-    def start(self) -> str:
-        """What a container of this image runs."""
-        return f"exec {self.entry} {self.command}"
+    def start_command(self) -> str:
+        """The command that a container of this image runs."""
+        return f"exec {self.entrypoint} {self.command}"
 
 
-def build(dockerfile: Path, scratch: Path, target: str, given: Mapping[str, str]) -> Stage:
-    """The image of a target, with build arguments."""
-    stages: dict[str, Stage] = {}
+def build_image(dockerfile: Path, scratch: Path, target: str, arguments: Mapping[str, str]) -> ImageStage:
+    """Run the steps of a target and return its stage; `arguments` are the build arguments."""
+    stages: dict[str, ImageStage] = {}
     name = ""
     for word, rest in _instructions(dockerfile.read_text()):
         print(f"{word} {rest}", flush=True)
@@ -76,9 +77,9 @@ def build(dockerfile: Path, scratch: Path, target: str, given: Mapping[str, str]
             if name == target:
                 break
             base, _, name = rest.partition(" AS ")
-            stages[name] = _begin(scratch / name, stages.get(base))
+            stages[name] = _start_stage(scratch / name, stages.get(base))
         elif stages:
-            stages[name] = _step(stages[name], word, rest, stages, given)
+            stages[name] = _step(stages[name], word, rest, stages, arguments)
     return stages[target]
 
 
@@ -90,36 +91,40 @@ def _instructions(text: str) -> Iterator[tuple[str, str]]:
             yield word, rest.strip()
 
 
-def _wheels() -> list[str]:
-    """Folders in which pip is told to look for wheels on this machine."""
+def _wheel_folders() -> list[str]:
+    """Folders of this machine in which pip looks for wheels (PIP_FIND_LINKS)."""
     return [path.lstrip("/") for path in os.environ.get("PIP_FIND_LINKS", "").split() if Path(path).is_dir()]
 
 
-def _begin(root: Path, base: Stage | None) -> Stage:
-    """A tree with nothing in it, or what another stage has left."""
+def _start_stage(root: Path, base: ImageStage | None) -> ImageStage:
+    """A stage with an empty file tree, or with a copy of another stage's tree."""
     if base:
-        subprocess.run(["cp", "-al", base.root, root], check=True)  # folders keep their owners
+        subprocess.run(["cp", "-al", base.root, root], check=True)  # -a keeps the owners of folders
         return replace(base, root=root, arguments={})
-    for place in (*LENT, "tmp", "opt", "srv", "var/cache", "home"):
-        (root / place).mkdir(parents=True)
+    for path in (*HOST_PATHS, "tmp", "opt", "srv", "var/cache", "home"):
+        (root / path).mkdir(parents=True)
     (root / "tmp").chmod(0o1777)
     shutil.copytree("/etc", root / "etc", symlinks=True)
-    return Stage(root)
+    return ImageStage(root)
 
 
-def _step(stage: Stage, word: str, rest: str, stages: Mapping[str, Stage], given: Mapping[str, str]) -> Stage:
+def _step(
+    stage: ImageStage, word: str, rest: str, stages: Mapping[str, ImageStage], arguments: Mapping[str, str]
+) -> ImageStage:
     match word:
         case "ARG":
-            name, _, usual = rest.partition("=")
-            return replace(stage, arguments={**stage.arguments, name: given.get(name, usual)})
+            name, _, default = rest.partition("=")
+            return replace(stage, arguments={**stage.arguments, name: arguments.get(name, default)})
         case "ENV":
-            said = dict(pair.split("=", 1) for pair in shlex.split(rest.replace("$PATH", stage.env["PATH"])))
-            return replace(stage, env=stage.env | said)
+            variables = dict(
+                pair.split("=", 1) for pair in shlex.split(rest.replace("$PATH", stage.env["PATH"]))
+            )
+            return replace(stage, env=stage.env | variables)
         case "RUN":
             if rest.startswith("apt-get"):
-                print("  left out", flush=True)
+                print("  skipped", flush=True)
             else:
-                subprocess.run(stage.enter(rest), check=True)
+                subprocess.run(stage.command_line(rest), check=True)
         case "COPY":
             _copy(stage, rest.split(), stages)
         case "WORKDIR":
@@ -128,32 +133,38 @@ def _step(stage: Stage, word: str, rest: str, stages: Mapping[str, Stage], given
         case "USER":
             return replace(stage, user=rest)
         case "ENTRYPOINT" | "CMD":
-            spoken = shlex.join(re.findall(r'"([^"]*)"', rest))
-            return replace(stage, entry=spoken) if word == "ENTRYPOINT" else replace(stage, command=spoken)
+            words = shlex.join(re.findall(r'"([^"]*)"', rest))
+            return replace(stage, entrypoint=words) if word == "ENTRYPOINT" else replace(stage, command=words)
     return stage
 
 
-def _copy(stage: Stage, words: list[str], stages: Mapping[str, Stage]) -> None:
-    """Files of the context, less what .dockerignore names, or of another stage."""
+def _copy(stage: ImageStage, words: list[str], stages: Mapping[str, ImageStage]) -> None:
+    """Copy files of the build context, except those in .dockerignore, or of another stage."""
     origin, ignored = ROOT, (ROOT / ".dockerignore").read_text().split()
     if words[0].startswith("--from="):
         origin, ignored, words = stages[words[0].partition("=")[2]].root, [], words[1:]
     *sources, out = words
-    into = stage.root / (Path(stage.folder) / out).as_posix().lstrip("/")
+    target = stage.root / (Path(stage.folder) / out).as_posix().lstrip("/")
     for name in sources:
         source = origin / name.lstrip("/")
         if source.is_dir():
-            shutil.copytree(source, into, symlinks=True, dirs_exist_ok=True, ignore=_leaving(ignored))
+            shutil.copytree(
+                source, target, symlinks=True, dirs_exist_ok=True, ignore=_ignore_function(ignored)
+            )
         else:
-            shutil.copy2(source, into / source.name)
+            shutil.copy2(source, target / source.name)
 
 
-def _leaving(patterns: list[str]) -> "shutil._Ignore":  # type: ignore[name-defined] # not exported by its stub
+def _ignore_function(patterns: list[str]) -> "shutil._Ignore":  # type: ignore[name-defined] # not exported by its stub
     names = [pattern.removeprefix("**/") for pattern in patterns if pattern.startswith("**/")]
-    return lambda _folder, found: [one for one in found if any(fnmatch(one, name) for name in names)]
+    return lambda _folder, entries: [
+        entry for entry in entries if any(fnmatch(entry, name) for name in names)
+    ]
 
 
 if __name__ == "__main__":
-    place, target = Path(sys.argv[1]).resolve(), (sys.argv[2:] or ["cpu"])[0]
-    made = build(ROOT / "Dockerfile", place, target, dict(word.split("=", 1) for word in sys.argv[3:]))
-    print("start it with:", shlex.join(made.enter(made.start, SPARSERM_HOST="127.0.0.1")))
+    folder, target = Path(sys.argv[1]).resolve(), (sys.argv[2:] or ["cpu"])[0]
+    image = build_image(
+        ROOT / "Dockerfile", folder, target, dict(word.split("=", 1) for word in sys.argv[3:])
+    )
+    print("start it with:", shlex.join(image.command_line(image.start_command, SPARSERM_HOST="127.0.0.1")))

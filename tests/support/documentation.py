@@ -1,15 +1,16 @@
-"""The pages as a newcomer reads them: their blocks, their links, their headings."""
+"""Parses the documentation pages: code blocks, links and headings."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.paths import ROOT
+from tests.support.paths import CONTRIBUTING, ROOT
 
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [ROOT / "README.md", CONTRIBUTING, *sorted(DOCS.glob("*.md"))]
 QUICKSTART = DOCS / "quickstart.md"
 COMMANDS = frozenset({"bash", "python"})
+# A block that is not run must say why; the reason starts with one of these words.
 REASONS = ("network", "hardware", "minutes", "docker")
 
 _FENCE = re.compile(
@@ -19,8 +20,8 @@ _FENCE = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """What stands between fences; `reason` says why no test runs it."""
+class CodeBlock:
+    """A fenced code block; `reason` says why no test runs it."""
 
     page: Path
     line: int
@@ -30,39 +31,39 @@ class Block:
 
     @property
     def runs(self) -> bool:
-        """Whether a newcomer would type it, and a test does."""
+        """Whether it is a command, which a test runs."""
         return self.language in COMMANDS and self.reason is None
 
     def __str__(self) -> str:
         return f"{self.page.name}:{self.line}"
 
 
-def blocks(page: Path) -> list[Block]:
-    """All blocks of a page, in order."""
+def parse_blocks(page: Path) -> list[CodeBlock]:
+    """All code blocks of a page, in order."""
     text = page.read_text()
     return [
-        Block(
+        CodeBlock(
             page,
-            text.count("\n", 0, found.start("language")) + 1,
-            found["language"],
-            found["text"],
-            found["reason"],
+            text.count("\n", 0, match.start("language")) + 1,
+            match["language"],
+            match["text"],
+            match["reason"],
         )
-        for found in _FENCE.finditer(text)
+        for match in _FENCE.finditer(text)
     ]
 
 
-def prose(page: Path) -> str:
-    """A page without its blocks."""
+def read_prose(page: Path) -> str:
+    """The text of a page without its code blocks."""
     return _FENCE.sub("", page.read_text())
 
 
-def links(page: Path) -> list[str]:
-    """What a page links to, pictures included."""
-    return re.findall(r"\]\(([^)\s]+)\)", prose(page))
+def find_links(page: Path) -> list[str]:
+    """The targets of a page's links and images."""
+    return re.findall(r"\]\(([^)\s]+)\)", read_prose(page))
 
 
-def anchors(page: Path) -> set[str]:
-    """What can follow `#` in a link to a page."""
-    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+def heading_anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, which can follow `#` in a link to it."""
+    headings = re.findall(r"^#+ (.+)$", read_prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}

@@ -76,11 +76,11 @@ def test_training_again_gives_the_same_bundle(
     training_settings: Settings, trained_sae: Path, tmp_path: Path
 ) -> None:
     config = training_config(training_settings, trained_sae, "twice", pooling=Pooling.END, seed=3)
-    sums = []
+    checksums = []
     for _ in range(2):
         jobs.train_and_save(config, trained_sae, training_settings, ignore_progress)
-        sums.append((training_settings.models_dir / "twice" / "SHA256SUMS").read_text())
-    assert sums[0] == sums[1]
+        checksums.append((training_settings.models_dir / "twice" / "SHA256SUMS").read_text())
+    assert checksums[0] == checksums[1]
     (training_settings.models_dir / "twice").rename(tmp_path / "twice")
 
 
@@ -125,7 +125,7 @@ def test_interrupted_training_ends_in_the_same_bundle(
 ) -> None:
     monkeypatch.setattr(features, "MAX_BATCH_TOKENS", 512)
     config = training_config(training_settings, trained_sae, "cut", with_test=True)
-    sums = []
+    checksums = []
     for name, progress in (
         ("uninterrupted", ignore_progress),
         ("interrupted", kill_after(after)),
@@ -139,9 +139,9 @@ def test_interrupted_training_ends_in_the_same_bundle(
         except Killed:
             assert name == "interrupted"
             continue
-        sums.append((tmp_path / name / "cut" / "SHA256SUMS").read_text())
-    assert len(sums) == 2
-    assert sums[0] == sums[1]
+        checksums.append((tmp_path / name / "cut" / "SHA256SUMS").read_text())
+    assert len(checksums) == 2
+    assert checksums[0] == checksums[1]
 
 
 def test_features_are_cached_and_shared_between_runs(

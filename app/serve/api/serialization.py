@@ -31,26 +31,35 @@ def build_serializer(schema: type[BaseModel], /, *sources: type, **getters: Gett
 
     A field is read from the attribute of the same name of the first source type that has it, or by its
     getter: an attribute path, `Each`, or a function of all objects. A field without either is a TypeError,
-    which ends the import. A field with a default is left out if its value is None or empty.
+    which ends the import. A field with a default is left out if its value is None, or a list of no elements.
 
     The function's code is generated once: a loop over the fields takes two to three times as long as a dict
     display.
     """
     if unknown := getters.keys() - schema.model_fields.keys():
         raise TypeError(f"{schema.__name__} has no field {min(unknown)!r}")
-    required, optional = [], []
-    for name, field in schema.model_fields.items():
-        value, converted = _field_code(f"{schema.__name__}.{name}", name, getters.get(name, name), sources)
-        if field.is_required():
-            required.append(f"{name!r}: {converted.format(value=value)}")
-        else:
-            optional.append(f"if value := {value}: row[{name!r}] = {converted.format(value='value')}")
-    lines = [f"row = {{{', '.join(required)}}}", *optional, "return row"]
+    lines = _serializer_lines(schema, sources, getters)
     code = f"def serialize({_parameters(sources)}):\n" + "".join(f"    {line}\n" for line in lines)
     namespace: dict[str, Any] = {f"get_{name}": _function(getter) for name, getter in getters.items()}
     exec(code, namespace)  # noqa: S102 # the code consists of names in this repository only
     serializer: Serializer = namespace["serialize"]
     return serializer
+
+
+def _serializer_lines(
+    schema: type[BaseModel], sources: tuple[type, ...], getters: dict[str, Getter]
+) -> list[str]:
+    required, optional = [], []
+    for name, field in schema.model_fields.items():
+        getter = getters.get(name, name)
+        value, converted = _field_code(f"{schema.__name__}.{name}", name, getter, sources)
+        if field.is_required():
+            required.append(f"{name!r}: {converted.format(value=value)}")
+        else:
+            condition = "value" if isinstance(getter, Each) else "value is not None"
+            assignment = f"row[{name!r}] = {converted.format(value='value')}"
+            optional += [f"value = {value}", f"if {condition}: {assignment}"]
+    return [f"row = {{{', '.join(required)}}}", *optional, "return row"]
 
 
 def _field_code(field: str, name: str, getter: Getter, sources: tuple[type, ...]) -> tuple[str, str]:

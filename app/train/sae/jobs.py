@@ -51,13 +51,9 @@ def train_and_measure(
     store = activations.ActivationStore(settings.cache / "activations" / key, backbone.hidden_size)
     activations.harvest_activations(
         islice(_iter_chats(chats), HELD_OUT_CHATS, None),
-        backbone=backbone,
-        tokenizer=tokenizer,
-        layer=config.layer,
-        rows=config.rows,
-        store=store,
+        backbone=backbone, tokenizer=tokenizer, layer=config.layer, rows=config.rows, store=store,
         progress=lambda rows: progress("harvesting activations", rows / config.rows),
-    )
+    )  # fmt: skip
     rows = store.rows()[: config.rows]
     training.train_sae(
         rows,

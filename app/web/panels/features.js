@@ -13,8 +13,8 @@ const MEDIAN_RANK = 50;
 const magnitude = (value) => Math.abs(value ?? 0);
 const SORT_KEYS = {
   "largest contribution here": (feature) => -magnitude(feature.contribution),
-  "largest preferred/rejected difference": (feature) => -magnitude(feature.difference),
-  "furthest from the training median": (feature) => -magnitude(feature.rank - MEDIAN_RANK),
+  "largest preference difference": (feature) => -magnitude(feature.difference),
+  "furthest from the median": (feature) => -magnitude(feature.rank - MEDIAN_RANK),
   "highest name accuracy": (feature) => -magnitude(feature.label_score),
 };
 
@@ -98,7 +98,7 @@ function columnHeadings() {
     "feature",
     "fires more on",
     "name accuracy",
-    "position of the responses among training responses (deciles)",
+    "position among training responses (deciles)",
     "contribution",
   ];
   return h(

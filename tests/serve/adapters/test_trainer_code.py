@@ -1,4 +1,4 @@
-"""The trainers' own code against a live server, each from its own wheel in a folder of its own."""
+"""The trainers' own clients get rewards from a live server; each is installed from its wheel."""
 
 import gc
 import json
@@ -18,100 +18,110 @@ from tests.support import tiny
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.heavy
-PROMPT, SAID = "amber river", ["quiet stone", "glass", "seven maple"]
-RENDERED = f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
-TEXTS = [f"{RENDERED}{said}<|im_end|>\n" for said in SAID]
+PROMPT, RESPONSES = "amber river", ["quiet stone", "glass", "seven maple"]
+PROMPT_TEXT = f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
+TEXTS = [f"{PROMPT_TEXT}{response}<|im_end|>\n" for response in RESPONSES]
 
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Installs wheels into a folder each, with all they need, or (`alone`) without."""
+    """Return a function that installs each wheel into a folder; `alone` is installed without dependencies."""
     folder = tmp_path_factory.mktemp("wheels")
 
-    def install(*whole: str, alone: str | None = None) -> list[Path]:
-        targets = []
-        for name in (*([alone] if alone else []), *whole):
-            targets.append(folder / name)
-            if not targets[-1].exists():
+    def install(*names: str, alone: str | None = None) -> list[Path]:
+        folders = []
+        for name in (*([alone] if alone else []), *names):
+            folders.append(folder / name)
+            if not folders[-1].exists():
                 options = ["--no-deps"] if name == alone else []
-                pip = [sys.executable, "-m", "pip", "install", "-q", *options, "--target", str(targets[-1])]
+                pip = [sys.executable, "-m", "pip", "install", "-q", *options, "--target", str(folders[-1])]
                 subprocess.run([*pip, name], check=True, capture_output=True)
-        return targets
+        return folders
 
     return install
 
 
 @pytest.fixture(scope="module")
-def wanted(address: str) -> list[float]:
+def expected_rewards(address: str) -> list[float]:
     with Client(address) as client:
-        return [one.reward for one in client.rewards([Sample(PROMPT, said) for said in SAID])]
+        return [
+            reward.reward for reward in client.rewards([Sample(PROMPT, response) for response in RESPONSES])
+        ]
 
 
 @pytest.fixture
-def swept() -> Iterator[None]:
-    """What a trainer leaves behind goes here, and not during somebody else's test."""
+def collect_garbage_after() -> Iterator[None]:
+    """Collect a trainer's garbage here, so that its warnings do not appear in another test."""
     yield
     gc.collect()
 
 
-def run(script: str, paths: list[Path], *arguments: str) -> Any:
-    """What a script of tests/foreign prints, with wheels on its path."""
+def run_script(script: str, paths: list[Path], *arguments: str) -> Any:
+    """Return what a script of trainer_clients prints as JSON, with the wheels on its path."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, paths), str(ROOT)])}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", f"tests.serve.adapters.trainer_clients.{script}", *arguments],
         env=environment, capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout.splitlines()[-1])
 
 
-def close(values: Any) -> Any:
+def approximately(values: Any) -> Any:
     return pytest.approx(values, abs=1e-5)
 
 
-def test_openrlhf(address: str, wheels: Any, root: Path, wanted: list[float]) -> None:
+def test_openrlhf_client(address: str, wheels: Any, root: Path, expected_rewards: list[float]) -> None:
     paths = wheels("aiohttp", alone="openrlhf==0.11.2")
-    found = run(
-        "openrlhf_client", paths, f"{address}/get_reward", str(root / "backbone"), json.dumps([RENDERED] * 6)
+    output = run_script(
+        "openrlhf_client",
+        paths,
+        f"{address}/get_reward",
+        str(root / "backbone"),
+        json.dumps([PROMPT_TEXT] * 6),
     )
-    assert found["rewards"] == [close([wanted[0]])] * 6
-    assert found["info"]["reward"] == close([wanted[0]] * 6)
-    assert len(found["info"]["rm/uncertainty"]) == 6
-    assert all(0 <= score <= 1 for score in found["info"]["score"])
+    assert output["rewards"] == [approximately([expected_rewards[0]])] * 6
+    assert output["info"]["reward"] == approximately([expected_rewards[0]] * 6)
+    assert len(output["info"]["rm/uncertainty"]) == 6
+    assert all(0 <= score <= 1 for score in output["info"]["score"])
 
 
-def test_llamafactory(address: str, wheels: Any, wanted: list[float]) -> None:
+def test_llamafactory_client(address: str, wheels: Any, expected_rewards: list[float]) -> None:
     paths = wheels("requests", alone="llamafactory==0.9.5")
-    found = run("llamafactory_client", paths, f"{address}/v1/score/evaluation", json.dumps(TEXTS))
-    assert found["rewards"] == close(wanted)
+    output = run_script("llamafactory_client", paths, f"{address}/v1/score/evaluation", json.dumps(TEXTS))
+    assert output["rewards"] == approximately(expected_rewards)
 
 
 @pytest.mark.parametrize("release", ["0.9.1", "0.8.0"])
-def test_verl(release: str, address: str, wheels: Any, wanted: list[float]) -> None:
-    found = run("verl_client", wheels(alone=f"verl=={release}"), address, PROMPT, json.dumps(SAID))
-    assert found["rewards"] == close(wanted)
+def test_verl_reward_function(release: str, address: str, wheels: Any, expected_rewards: list[float]) -> None:
+    output = run_script(
+        "verl_client", wheels(alone=f"verl=={release}"), address, PROMPT, json.dumps(RESPONSES)
+    )
+    assert output["rewards"] == approximately(expected_rewards)
 
 
-def test_openai(address: str, wheels: Any, wanted: list[float]) -> None:
-    found = run("openai_client", wheels("openai==3.54.0"), address, json.dumps(TEXTS))
-    assert found["rewards"] == close(wanted)
+def test_openai_client(address: str, wheels: Any, expected_rewards: list[float]) -> None:
+    output = run_script("openai_client", wheels("openai==3.54.0"), address, json.dumps(TEXTS))
+    assert output["rewards"] == approximately(expected_rewards)
 
 
-def test_cohere(address: str, wheels: Any, wanted: list[float]) -> None:
+def test_cohere_client(address: str, wheels: Any, expected_rewards: list[float]) -> None:
     paths = wheels("cohere==7.3.1")
-    found = run("cohere_client", paths, address, PROMPT, json.dumps(SAID))["rewards"]
-    order = sorted(range(3), key=lambda i: -wanted[i])[:2]
-    assert [index for index, _ in found] == order
-    assert [score for _, score in found] == close([1 / (1 + math.exp(-wanted[i])) for i in order])
+    output = run_script("cohere_client", paths, address, PROMPT, json.dumps(RESPONSES))["rewards"]
+    order = sorted(range(3), key=lambda i: -expected_rewards[i])[:2]
+    assert [index for index, _ in output] == order
+    assert [score for _, score in output] == approximately(
+        [1 / (1 + math.exp(-expected_rewards[i])) for i in order]
+    )
 
 
-def test_the_hub_s_client_reads_predictions(address: str, wanted: list[float]) -> None:
-    found = run("hub_client", [], address, json.dumps(TEXTS))
-    assert found["rewards"] == close([1 / (1 + math.exp(-reward)) for reward in wanted])
+def test_huggingface_hub_client(address: str, expected_rewards: list[float]) -> None:
+    output = run_script("hub_client", [], address, json.dumps(TEXTS))
+    assert output["rewards"] == approximately([1 / (1 + math.exp(-reward)) for reward in expected_rewards])
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TRL never ends its loop
-@pytest.mark.usefixtures("swept")
+@pytest.mark.usefixtures("collect_garbage_after")
 @pytest.mark.parametrize("awaited", [False, True])
 def test_trl_trains_with_our_rewards(awaited: bool, address: str, root: Path, tmp_path: Path) -> None:  # noqa: FBT001 # a parameter of the test
     from trl import GRPOConfig, GRPOTrainer
@@ -120,15 +130,15 @@ def test_trl_trains_with_our_rewards(awaited: bool, address: str, root: Path, tm
     trainer = GRPOTrainer(
         model=str(root / "backbone"),
         reward_funcs=reward,
-        train_dataset=_prompts(),
-        args=_config(GRPOConfig, tmp_path),
+        train_dataset=_prompt_dataset(),
+        args=_build_config(GRPOConfig, tmp_path),
     )
     trainer.train()
-    _rewards_were_logged(trainer)
+    _check_logged_rewards(trainer)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # nor its reward functions
-@pytest.mark.usefixtures("swept")
+@pytest.mark.usefixtures("collect_garbage_after")
 def test_trl_rloo_trains_with_our_rewards(address: str, root: Path, tmp_path: Path) -> None:
     from trl import RLOOConfig, RLOOTrainer
 
@@ -136,28 +146,28 @@ def test_trl_rloo_trains_with_our_rewards(address: str, root: Path, tmp_path: Pa
     trainer = RLOOTrainer(
         model=str(root / "backbone"),
         reward_funcs=reward,
-        train_dataset=_prompts(),
-        args=_config(RLOOConfig, tmp_path),
+        train_dataset=_prompt_dataset(),
+        args=_build_config(RLOOConfig, tmp_path),
     )
     trainer.train()
-    _rewards_were_logged(trainer)
+    _check_logged_rewards(trainer)
 
 
-def _prompts() -> Any:
+def _prompt_dataset() -> Any:
     from datasets import Dataset
 
     return Dataset.from_list([{"prompt": [{"role": "user", "content": word}]} for word in tiny.WORDS])
 
 
-def _config(kind: Any, folder: Path) -> Any:
-    return kind(
+def _build_config(config_class: Any, folder: Path) -> Any:
+    return config_class(
         output_dir=str(folder), max_steps=3, per_device_train_batch_size=4, num_generations=4,
         max_completion_length=12, use_cpu=True, bf16=False, report_to=[], logging_steps=1, save_strategy="no",
         activation_checkpointing=False,
     )  # fmt: skip
 
 
-def _rewards_were_logged(trainer: Any) -> None:
+def _check_logged_rewards(trainer: Any) -> None:
     rows = [row for row in trainer.state.log_history if "rewards/sparserm_alpha/mean" in row]
     assert len(rows) == 3
     assert all(math.isfinite(row["rewards/sparserm_alpha/mean"]) for row in rows)

@@ -1,4 +1,4 @@
-"""The native API: what is asked is answered, what is wrong is refused by name, and nothing breaks."""
+"""The native API: rewards, comparisons, model cards and features, and errors that name the field."""
 
 import asyncio
 import json
@@ -27,15 +27,15 @@ async def client(engine: Engine, settings: Settings) -> Any:
         yield client
 
 
-async def rewards(client: httpx.AsyncClient, **body: Any) -> Any:
-    answer = await client.post("/v1/rewards", json=body)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
+async def post_rewards(client: httpx.AsyncClient, **body: Any) -> Any:
+    response = await client.post("/v1/rewards", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
 
 
-async def test_a_reward_comes_with_features_that_sum_to_it(client: httpx.AsyncClient) -> None:
-    answer = await rewards(client, inputs=[PAIR], top_k=1000)
-    (row,) = answer["data"]
+async def test_features_and_residual_sum_to_the_reward(client: httpx.AsyncClient) -> None:
+    response = await post_rewards(client, inputs=[PAIR], top_k=1000)
+    (row,) = response["data"]
     total = row["baseline_reward"] + sum(f["contribution"] for f in row["features"]) + row["residual"]
     assert row["model"] == "alpha"
     assert len(row["features"]) == tiny.K
@@ -45,14 +45,14 @@ async def test_a_reward_comes_with_features_that_sum_to_it(client: httpx.AsyncCl
     assert 0 <= row["distance"] <= 100
 
 
-async def test_five_features_by_default_largest_first(client: httpx.AsyncClient) -> None:
-    (row,) = (await rewards(client, inputs=[PAIR]))["data"]
+async def test_returns_five_features_by_default_with_the_largest_first(client: httpx.AsyncClient) -> None:
+    (row,) = (await post_rewards(client, inputs=[PAIR]))["data"]
     sizes = [abs(f["contribution"]) for f in row["features"]]
     assert len(sizes) == 5
     assert sizes == sorted(sizes, reverse=True)
 
 
-async def test_every_form_of_input_scores_the_same(
+async def test_all_forms_of_input_have_the_same_score(
     client: httpx.AsyncClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "prefix_cache", PrefixCache(0))
@@ -64,21 +64,21 @@ async def test_every_form_of_input_scores_the_same(
         {"messages": [user], "response": "quiet stone"},
         {"messages": [user], "responses": ["quiet stone"]},
     ]
-    answer = await rewards(client, inputs=forms)
-    offline = tiny.score_items(
+    response = await post_rewards(client, inputs=forms)
+    expected = tiny.score_items(
         engine, [tiny.make_item("amber river", "quiet stone")], ScoreOptions(("alpha",))
     )[0][0].reward
-    assert [row["reward"] for row in answer["data"]] == pytest.approx([offline] * len(forms), abs=1e-5)
-    assert answer["usage"]["computed_tokens"] == answer["usage"]["prompt_tokens"] // 5 + (
-        answer["usage"]["response_tokens"] // 5 + 1
+    assert [row["reward"] for row in response["data"]] == pytest.approx([expected] * len(forms), abs=1e-5)
+    assert response["usage"]["computed_tokens"] == response["usage"]["prompt_tokens"] // 5 + (
+        response["usage"]["response_tokens"] // 5 + 1
     )
 
 
-async def test_one_flat_row_a_response_and_model(client: httpx.AsyncClient) -> None:
+async def test_returns_one_flat_row_per_response_and_model(client: httpx.AsyncClient) -> None:
     inputs = [{"prompt": "seven", "responses": ["maple", "orbit"]}, PAIR]
-    answer = await rewards(client, model=["gamma", "alpha"], inputs=inputs)
-    rows = [(r["index"], r["input"], r["response"], r["model"]) for r in answer["data"]]
-    assert answer["models"] == ["gamma", "alpha"]
+    response = await post_rewards(client, model=["gamma", "alpha"], inputs=inputs)
+    rows = [(r["index"], r["input"], r["response"], r["model"]) for r in response["data"]]
+    assert response["models"] == ["gamma", "alpha"]
     assert rows == [
         (0, 0, 0, "gamma"), (1, 0, 0, "alpha"), (2, 0, 1, "gamma"),
         (3, 0, 1, "alpha"), (4, 1, 0, "gamma"), (5, 1, 0, "alpha"),
@@ -87,37 +87,37 @@ async def test_one_flat_row_a_response_and_model(client: httpx.AsyncClient) -> N
 
 @pytest.mark.parametrize("model", list(tiny.MODELS))
 async def test_token_credits_sum_to_the_reward(client: httpx.AsyncClient, model: str) -> None:
-    (row,) = (await rewards(client, model=model, inputs=[PAIR], explain="tokens"))["data"]
+    (row,) = (await post_rewards(client, model=model, inputs=[PAIR], explain="tokens"))["data"]
     assert sum(t["credit"] for t in row["tokens"]) == pytest.approx(
         row["reward"] - row["baseline_reward"], abs=1e-5
     )
     assert "".join(t["text"] for t in row["tokens"]).startswith("quiet stone")
 
 
-async def test_a_contribution_carries_what_a_reader_needs_and_no_more(client: httpx.AsyncClient) -> None:
-    (row,) = (await rewards(client, inputs=[PAIR]))["data"]
-    told = {"model", "id", "sign", "label", "label_score", "url"}
-    told |= {"contribution", "projection", "activation", "fired"}
-    assert all(set(feature) == told for feature in row["features"])
+async def test_a_contribution_has_exactly_the_fields_of_the_schema(client: httpx.AsyncClient) -> None:
+    (row,) = (await post_rewards(client, inputs=[PAIR]))["data"]
+    fields = {"model", "id", "sign", "label", "label_score", "url"}
+    fields |= {"contribution", "projection", "activation", "fired"}
+    assert all(set(feature) == fields for feature in row["features"])
     listed = (await client.get(f"/v1/models/{row['model']}/features")).json()["data"]
     assert {"difference", "stability", "agreement"} <= set(listed[0])
 
 
-async def test_no_explanation_when_none_is_asked_for(client: httpx.AsyncClient) -> None:
-    (row,) = (await rewards(client, inputs=[PAIR], explain="none"))["data"]
+async def test_explain_none_returns_no_explanation(client: httpx.AsyncClient) -> None:
+    (row,) = (await post_rewards(client, inputs=[PAIR], explain="none"))["data"]
     assert row["features"] == []
     assert "tokens" not in row
 
 
-async def test_steering_is_applied_and_reported(client: httpx.AsyncClient) -> None:
-    (plain,) = (await rewards(client, inputs=[PAIR]))["data"]
+async def test_steering_changes_the_reward_and_is_reported(client: httpx.AsyncClient) -> None:
+    (plain,) = (await post_rewards(client, inputs=[PAIR]))["data"]
     latent = str(plain["features"][0]["id"])
-    steered = await rewards(client, inputs=[PAIR], steer={latent: 0})
+    steered = await post_rewards(client, inputs=[PAIR], steer={latent: 0})
     assert steered["steer"] == {latent: 0}
     assert steered["data"][0]["reward"] != plain["reward"]
 
 
-async def test_compare_explains_the_margin(client: httpx.AsyncClient) -> None:
+async def test_compare_returns_features_that_sum_to_the_margin(client: httpx.AsyncClient) -> None:
     body = {"pairs": [{"prompt": "seven", "chosen": "maple orbit", "rejected": "glass"}], "top_k": 1000}
     (row,) = (await client.post("/v1/compare", json=body)).json()["data"]
     assert row["margin"] == pytest.approx(row["chosen_reward"] - row["rejected_reward"], abs=1e-9)
@@ -125,20 +125,20 @@ async def test_compare_explains_the_margin(client: httpx.AsyncClient) -> None:
     assert row["probability"] == pytest.approx(1 / (1 + math.exp(-row["margin"] / 0.75)), abs=1e-9)
 
 
-async def test_a_conversation_that_is_too_long_loses_its_oldest_words(client: httpx.AsyncClient) -> None:
-    long = {"prompt": "amber river " * 50_000, "response": "quiet stone"}
-    answer = await rewards(client, inputs=[long])
-    (row,) = answer["data"]
+async def test_truncates_the_start_of_a_conversation_that_is_too_long(client: httpx.AsyncClient) -> None:
+    too_long = {"prompt": "amber river " * 50_000, "response": "quiet stone"}
+    response = await post_rewards(client, inputs=[too_long])
+    (row,) = response["data"]
     assert row["truncated"]
     assert row["response_tokens"] == 2 + len("quiet") - 1
     assert row["prompt_tokens"] + row["response_tokens"] + 1 == 256
-    refused = await client.post("/v1/rewards", json={"inputs": [long], "truncate": False})
-    assert refused.status_code == 422
-    assert "256" in refused.json()["error"]["message"]
-    assert refused.json()["error"]["param"] == "inputs[0]"
+    rejected = await client.post("/v1/rewards", json={"inputs": [too_long], "truncate": False})
+    assert rejected.status_code == 422
+    assert "256" in rejected.json()["error"]["message"]
+    assert rejected.json()["error"]["param"] == "inputs[0]"
 
 
-async def test_cards_and_features(client: httpx.AsyncClient) -> None:
+async def test_lists_models_and_pages_of_features(client: httpx.AsyncClient) -> None:
     listed = (await client.get("/v1/models")).json()["data"]
     assert [card["id"] for card in listed] == list(tiny.MODELS)
     assert (await client.get("/v1/models/beta")).json()["readout"] == "end"
@@ -150,20 +150,22 @@ async def test_cards_and_features(client: httpx.AsyncClient) -> None:
     assert (await client.get("/v1/models/beta/features/999")).json()["error"]["code"] == "unknown_latent"
 
 
-async def test_a_feature_tells_how_its_projections_spread(client: httpx.AsyncClient, engine: Engine) -> None:
+async def test_a_feature_has_the_deciles_of_its_projections(
+    client: httpx.AsyncClient, engine: Engine
+) -> None:
     listed = (await client.get("/v1/models/beta/features")).json()["data"]
     model = engine.models["beta"]
-    spread = torch.tensor([feature["deciles"] for feature in listed], dtype=torch.float64)
-    assert torch.allclose(model.head.standardise(spread.T).T, model.calibration.standardised_deciles)
-    assert (spread.diff(dim=1) > 0).all()
+    deciles = torch.tensor([feature["deciles"] for feature in listed], dtype=torch.float64)
+    assert torch.allclose(model.head.standardise(deciles.T).T, model.calibration.standardised_deciles)
+    assert (deciles.diff(dim=1) > 0).all()
 
 
-async def test_health_ready_version_docs(client: httpx.AsyncClient) -> None:
+async def test_health_readiness_version_and_docs_are_available(client: httpx.AsyncClient) -> None:
     for path in ("/health", "/ready", "/version", "/docs", "/openapi.json"):
         assert (await client.get(path)).status_code == 200, path
 
 
-BAD: dict[str, tuple[Any, int, str]] = {
+BAD_REQUESTS: dict[str, tuple[Any, int, str]] = {
     "malformed": (b"{", 400, "body"),
     "not an object": (b"[]", 422, "body"),
     "bad utf-8": (b'{"inputs": "\xff"}', 400, ""),
@@ -214,62 +216,62 @@ BAD: dict[str, tuple[Any, int, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", list(BAD))
-async def test_bad_input_is_refused_by_name(client: httpx.AsyncClient, name: str) -> None:
-    body, status, param = BAD[name]
+@pytest.mark.parametrize("name", list(BAD_REQUESTS))
+async def test_rejects_bad_input_and_names_the_field(client: httpx.AsyncClient, name: str) -> None:
+    body, status, param = BAD_REQUESTS[name]
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    answer = await client.post("/v1/rewards", content=content, headers={"Content-Type": "application/json"})
-    assert answer.status_code == status, answer.text
-    error = answer.json()["error"]
+    response = await client.post("/v1/rewards", content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["message"]
     assert param in (error["param"] or "")
     assert (await client.post("/v1/rewards", json={"inputs": [PAIR]})).status_code == 200
 
 
-async def test_limits_are_named(client: httpx.AsyncClient) -> None:
-    answer = await client.post("/v1/rewards", json={"inputs": [PAIR] * 20_000})
-    assert "16384" in answer.json()["error"]["message"]
+async def test_the_error_of_too_many_items_names_the_limit(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/rewards", json={"inputs": [PAIR] * 20_000})
+    assert "16384" in response.json()["error"]["message"]
 
 
-async def test_a_body_that_is_too_large_is_not_read(engine: Engine, settings: Settings) -> None:
-    small = settings.model_copy(update={"max_body_bytes": 2048})
-    async with open_client(engine, small) as client:
-        answer = await client.post("/v1/rewards", json={"inputs": [{**PAIR, "prompt": "x" * 4000}]})
-    assert answer.status_code == 413
-    assert "2048" in answer.json()["error"]["message"]
+async def test_rejects_a_body_over_the_limit(engine: Engine, settings: Settings) -> None:
+    limited = settings.model_copy(update={"max_body_bytes": 2048})
+    async with open_client(engine, limited) as client:
+        response = await client.post("/v1/rewards", json={"inputs": [{**PAIR, "prompt": "x" * 4000}]})
+    assert response.status_code == 413
+    assert "2048" in response.json()["error"]["message"]
 
 
-async def test_unknown_routes_and_methods_use_the_envelope(client: httpx.AsyncClient) -> None:
+async def test_unknown_routes_and_methods_have_the_common_error_format(client: httpx.AsyncClient) -> None:
     assert (await client.get("/nowhere")).json()["error"]["type"] == "not_found_error"
-    answer = await client.get("/v1/rewards")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (405, "http_405")
+    response = await client.get("/v1/rewards")
+    assert (response.status_code, response.json()["error"]["code"]) == (405, "http_405")
 
 
-async def test_errors_never_repeat_the_text(client: httpx.AsyncClient) -> None:
+async def test_errors_never_contain_text_of_the_request(client: httpx.AsyncClient) -> None:
     text = "lantern-lantern-lantern"
-    answer = await client.post("/v1/rewards", json={"inputs": [{"prompt": [text], "response": text}]})
-    assert text not in answer.text
+    response = await client.post("/v1/rewards", json={"inputs": [{"prompt": [text], "response": text}]})
+    assert text not in response.text
 
 
-async def test_concurrent_requests_share_passes_and_keep_their_scores(
+async def test_concurrent_requests_share_batches_and_keep_their_scores(
     client: httpx.AsyncClient, engine: Engine
 ) -> None:
-    exchanges = tiny.random_items(48)
-    offline = [
-        s[0].reward for s in tiny.score_items(engine, exchanges, ScoreOptions(("alpha",), Explain.NONE))
+    items = tiny.random_items(48)
+    expected = [
+        scores[0].reward for scores in tiny.score_items(engine, items, ScoreOptions(("alpha",), Explain.NONE))
     ]
-    bodies = [{"inputs": [{"prompt": e.messages[0].content, "response": e.response}]} for e in exchanges]
-    answers = await asyncio.gather(*(client.post("/v1/rewards", json=body) for body in bodies))
-    served = [answer.json()["data"][0]["reward"] for answer in answers]
-    assert served == pytest.approx(offline, abs=1e-5)
+    bodies = [{"inputs": [{"prompt": item.messages[0].content, "response": item.response}]} for item in items]
+    responses = await asyncio.gather(*(client.post("/v1/rewards", json=body) for body in bodies))
+    served = [response.json()["data"][0]["reward"] for response in responses]
+    assert served == pytest.approx(expected, abs=1e-5)
     text = (await client.get("/metrics")).text
-    [passes] = [sample.value for sample in parse_samples(text, "sparserm_batch_items_count")]
-    assert passes < len(exchanges)
+    [batches] = [sample.value for sample in parse_samples(text, "sparserm_batch_items_count")]
+    assert batches < len(items)
 
 
-async def test_request_ids_are_kept_or_given(client: httpx.AsyncClient) -> None:
-    kept = await client.get("/health", headers={"X-Request-Id": "abc-1"})
-    given = await client.get("/health", headers={"X-Request-Id": "a" * 500})
-    assert kept.headers["x-request-id"] == "abc-1"
-    assert len(given.headers["x-request-id"]) == 32
+async def test_request_ids_are_kept_if_short_and_otherwise_created(client: httpx.AsyncClient) -> None:
+    short = await client.get("/health", headers={"X-Request-Id": "abc-1"})
+    too_long = await client.get("/health", headers={"X-Request-Id": "a" * 500})
+    assert short.headers["x-request-id"] == "abc-1"
+    assert len(too_long.headers["x-request-id"]) == 32

@@ -8,9 +8,12 @@ import cohere
 
 client = cohere.ClientV2(api_key="none", base_url=sys.argv[1])
 documents = json.loads(sys.argv[3])
-found = client.rerank(model="alpha", query=sys.argv[2], documents=documents, top_n=2)
+response = client.rerank(model="alpha", query=sys.argv[2], documents=documents, top_n=2)
 print(
     json.dumps(
-        {"version": version("cohere"), "rewards": [[one.index, one.relevance_score] for one in found.results]}
+        {
+            "version": version("cohere"),
+            "rewards": [[row.index, row.relevance_score] for row in response.results],
+        }
     )
 )

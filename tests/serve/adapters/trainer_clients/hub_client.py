@@ -1,11 +1,11 @@
-"""Ask for predictions with huggingface_hub's inference client, as TEI's users do: URL, texts → JSON."""
+"""Request predictions with huggingface_hub's inference client, as TEI's users do: URL, texts → JSON."""
 
 import json
 import os
 import sys
 from typing import Any
 
-os.environ["HF_HUB_OFFLINE"] = "0"  # nothing but our own server is asked
+os.environ["HF_HUB_OFFLINE"] = "0"  # all requests go to our own server
 
 import huggingface_hub
 

@@ -1,4 +1,4 @@
-"""Run LLaMA-Factory's own get_rewards_from_server: URL, texts → JSON."""
+"""Run LLaMA-Factory's get_rewards_from_server: URL, texts → JSON."""
 
 import importlib.util
 import json
@@ -7,10 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
-found = importlib.util.find_spec("llamafactory")
-assert found is not None
-assert found.origin is not None
-root = Path(found.origin).parent
+spec = importlib.util.find_spec("llamafactory")
+assert spec is not None
+assert spec.origin is not None
+root = Path(spec.origin).parent
 for name in ("llamafactory.train", "llamafactory.train.ppo"):
     package = ModuleType(name)
     package.__path__ = [str(root.joinpath(*name.split(".")[1:]))]

@@ -1,6 +1,6 @@
-"""Lets a trainer's module be imported where the heavy packages it mentions are absent; they stay hollow.
+"""Stubs for heavy packages that a trainer's module imports but that are not installed.
 
-What is tested never calls them.
+The tested code never calls them.
 """
 
 import importlib.abc
@@ -11,8 +11,8 @@ from types import ModuleType
 from unittest.mock import MagicMock
 
 
-class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds hollow modules under a few names, after everything else has looked."""
+class StubModuleFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Provides stub modules for some packages that no other finder finds."""
 
     def __init__(self, *names: str) -> None:
         self._names = names
@@ -25,14 +25,14 @@ class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        hollow = MagicMock(name=spec.name)
-        hollow.__path__ = []
-        return hollow
+        module = MagicMock(name=spec.name)
+        module.__path__ = []
+        return module
 
     def exec_module(self, _module: ModuleType) -> None:
         pass
 
 
-def hollow(*names: str) -> None:
-    """From now on these can be imported."""
-    sys.meta_path.append(Absent(*names))
+def install_stub_modules(*names: str) -> None:
+    """Make these packages importable."""
+    sys.meta_path.append(StubModuleFinder(*names))
