@@ -67,11 +67,11 @@ def calibrate_head(
 
 
 def fit_whitening(responses: Tensor, pooled_tokens: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Return axes (K, K) along which the tokens of a response have variance 1, and the variance (K) between
-    responses along each axis.
+    """Return whitening axes (K, K), and the variance (K) between responses along each of them.
 
-    `responses` (M, K) are means of `pooled_tokens` tokens and `tokens` (T, K) single tokens, both
-    standardised. A mean of n tokens varies by the returned variance plus 1 / n, so short responses vary more.
+    Along the axes the tokens of a response have variance 1. `responses` (M, K) are means of `pooled_tokens`
+    tokens and `tokens` (T, K) single tokens, both standardised. A mean of n tokens varies by the returned
+    variance plus 1 / n, so short responses vary more.
     """
     total = responses.T @ responses / len(responses)
     mean_inverse_length = float((1 / pooled_tokens.double()).mean())

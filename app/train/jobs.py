@@ -67,7 +67,8 @@ def load_feature_extractor(
     dictionary = sae_training.load_sae(sae_folder).independent_latents().to(backbone.device)
     if dictionary.encoder.shape[1] != backbone.hidden_size:
         raise SourceError(
-            f"{sae_folder} reads {dictionary.encoder.shape[1]} numbers, not {backbone.hidden_size}"
+            f"{sae_folder} encodes residuals of size {dictionary.encoder.shape[1]}, "
+            f"but those of {backbone.name} have size {backbone.hidden_size}"
         )
     further_layers = tuple(layer for layer in layers if layer != sae_layer)
     sha256 = compute_sha256(sae_folder / sae_training.WEIGHTS_FILE)

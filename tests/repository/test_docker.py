@@ -17,6 +17,7 @@ from tests.support.paths import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CLIENT: dict[str, Any] = tomllib.loads((ROOT / "client" / "pyproject.toml").read_text())["project"]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVERS = ("cpu", "gpu", "ray")
 
@@ -31,15 +32,22 @@ def pins() -> dict[str, Version]:
     return {r.name.lower().replace("_", "-"): Version(str(r.specifier).removeprefix("==")) for r in pinned}
 
 
+def dependencies(project: dict[str, Any]) -> list[str]:
+    """A project's dependencies, except the client, which is installed from this repository."""
+    names: list[str] = project["dependencies"]
+    return [name for name in names if Requirement(name).name != CLIENT["name"]]
+
+
 def requirements() -> list[str]:
-    """What the pip lines install; `.` is replaced by the project's dependencies."""
+    """What the pip lines install; a local project is replaced by its dependencies."""
+    local = {".": dependencies(PROJECT), "./client": dependencies(CLIENT)}
     names: list[str] = []
     for command in instructions("RUN"):
         for part in re.split("&&|;", command):
             words = [w for w in shlex.split(re.sub(r"\$\{TORCH_INDEX:[^}]*\}\}|\$\{EXTRAS\}", "", part)) if w]
             if words[:2] == ["pip", "install"]:
                 arguments = [w for w in words[2:] if not w.startswith("-") and w != "constraints.txt"]
-                names += [d for w in arguments for d in (PROJECT["dependencies"] if w == "." else [w])]
+                names += [d for w in arguments for d in local.get(w, [w])]
     return names
 
 
@@ -68,7 +76,7 @@ def test_pins_are_consistent() -> None:
     """pip's own resolver accepts the constraints for everything the project asks for."""
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "-c", "constraints.txt"]
     result = subprocess.run(
-        [*command, *PROJECT["dependencies"]], cwd=ROOT, capture_output=True, text=True, check=False
+        [*command, "./client", *dependencies(PROJECT)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
 

@@ -190,7 +190,7 @@ def test_commands_that_are_only_shown_exist() -> None:
     text = "\n".join([*lines_not_run(), *(read_prose(page) for page in PAGES)])
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     used_targets = set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE))
-    modules = set(re.findall(r"python -m ([a-z_.]+)", text)) - {"json.tool"}
+    modules = set(re.findall(r"python -m ([a-z0-9_.]+)", text)) - {"json.tool"}
     used_commands = set(re.findall(r"`sparserm ([a-z]+)", text))
     assert {"serve", "setup", "bench-peers"} <= used_targets <= targets
     assert {"benchmarks.peers", "benchmarks.offline_scoring"} <= modules

@@ -293,5 +293,5 @@ def test_rejects_an_sae_of_another_width(
     folder = import_pretrained.import_pretrained_sae(
         replace(recipe, sae=replace(recipe.sae, inputs=48)), [], "", own_settings, ignore_progress
     )
-    with pytest.raises(SourceError, match="reads 48 numbers, not 64"):
+    with pytest.raises(SourceError, match=r"encodes residuals of size 48, but those of .* have size 64"):
         jobs.load_feature_extractor(folder, own_settings, ignore_progress)

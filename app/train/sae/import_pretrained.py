@@ -93,7 +93,7 @@ def import_pretrained_sae(
 def fit_threshold(sae: LoadedSae, rows: Tensor) -> tuple[LoadedSae, ThresholdFit]:
     """Replace a top-k rule by one threshold, fitted on the first half of the rows, measured on the second."""
     if sae.top_k is None or len(rows) < 2:
-        raise SourceError("a threshold needs latents that compete, and tokens to see them at")
+        raise SourceError("a threshold is fitted only for a TopK SAE, on at least two tokens")
     dictionary = sae.dictionary.to(rows.device)
     fitting_rows, test_rows = rows.chunk(2)
     candidates = min(MAX_CANDIDATE_FACTOR * sae.top_k, len(dictionary.bias))

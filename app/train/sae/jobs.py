@@ -114,7 +114,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     """Return the facts about an SAE that this program trained or imported."""
     file = folder / training.PROVENANCE_FILE
     if not file.exists():
-        raise SourceError(f"{folder} holds no SAE of ours: {file.name} is missing")
+        raise SourceError(f"{folder} holds no SAE made by `sparserm sae train`: {file.name} is missing")
     provenance: dict[str, Any] = json.loads(file.read_text())
     return provenance
 

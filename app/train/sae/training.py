@@ -163,7 +163,9 @@ class LoadedSae(NamedTuple):
     def independent_latents(self) -> Dictionary:
         """Return the latents; fails if a latent's activation depends on the other latents."""
         if self.top_k is not None:
-            raise SourceError(f"latents of a {self.kind} SAE compete; a recipe gives them a threshold first")
+            raise SourceError(
+                f"latents of a {self.kind} SAE compete; use it in a recipe, which fits a threshold first"
+            )
         return self.dictionary
 
     def activate(self, rows: Tensor) -> Tensor:
@@ -228,13 +230,15 @@ def _convert(sae: Any, source: str) -> LoadedSae:
     config = sae.cfg
     kind = config.architecture()
     if kind not in SUPPORTED_KINDS:
-        raise SourceError(f"{source} holds a {kind} SAE; there are: {', '.join(SUPPORTED_KINDS)}")
+        raise SourceError(f"{source} holds a {kind} SAE; supported kinds are: {', '.join(SUPPORTED_KINDS)}")
     for option, supported in (
         ("normalize_activations", ("none", RESCALED)),
         ("reshape_activations", ("none",)),
     ):
         if (value := getattr(config, option)) not in supported:
-            raise SourceError(f"{source}: {option} is {value}, which is not in its weights")
+            raise SourceError(
+                f"{source}: {option} is {value}, which is not part of its weights and so not supported"
+            )
     weights: dict[str, Tensor] = {name: tensor.detach().float() for name, tensor in sae.state_dict().items()}
     if kind == "gated":
         gain = weights["r_mag"].exp()

@@ -104,7 +104,9 @@ def test_what_sae_lens_trains_reads_as_what_it_saves(kind: str, tmp_path: Path) 
 def test_rejects_kinds_that_are_not_supported_by_name(
     kind: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(SourceError, match=f"holds a {kind} SAE; there are: standard, jumprelu, gated, topk"):
+    with pytest.raises(
+        SourceError, match=f"holds a {kind} SAE; supported kinds are: standard, jumprelu, gated, topk"
+    ):
         training.load_sae(tiny_saes.write_sae(tmp_path, kind, **options))
 
 
