@@ -1,8 +1,8 @@
 """Serves the browser page at / and its static files below /page/.
 
 The files are public; the page fetches everything it shows from the public API with the visitor's own key.
-`main.js` is the entry point; `lib/` has the API client and the state, `panels/` the parts of the page, `charts/` the
-drawings they share, and `dialogs/` the dialogs.
+`main.js` is the entry point; `lib/` has the API client and the state, `panels/` the parts of the page,
+`charts/` the charts that several panels use, and `dialogs/` the dialogs.
 """
 
 from pathlib import Path
@@ -37,7 +37,7 @@ async def asset(name: str) -> FileResponse:
 
 
 def _file_response(name: str) -> FileResponse:
-    """Look a file up by its exact relative path: a request never becomes a path, so it cannot leave the folder."""
+    """The file with this relative path; a request is compared with known names and never becomes a path."""
     files = {
         file.relative_to(FOLDER).as_posix(): file for file in FOLDER.rglob("*") if file.suffix in MEDIA_TYPES
     }
