@@ -39,7 +39,7 @@ browser:
 	command -v chromium >/dev/null || (apt-get update -q && apt-get install -qy --no-install-recommends chromium)
 
 test: setup
-	$(BIN)/python -m pytest -m "not heavy" -n $(JOBS) --dist loadgroup
+	$(BIN)/python -m pytest -m "not heavy" -n $(JOBS) --dist loadfile
 
 test-all: setup check
 	$(BIN)/python -m pytest
