@@ -4,7 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Test processes run at the same time, one for each core; more threads than cores would only wait for each other.
+    # One test process for each core: with more threads than cores they would wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator

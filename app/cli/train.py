@@ -65,7 +65,8 @@ def train(
 ) -> None:
     """Train a reward model on preference pairs, write its bundle and report; a killed run resumes."""
     require_extra("train")
-    from app.train import head_training, jobs, recipes
+    from app.train import jobs, recipes
+    from app.train.head import training
 
     settings = load_settings()
     with exit_on_error():
@@ -73,7 +74,7 @@ def train(
         config = jobs.build_training_config(
             task, pairs, test, data_license=data_license, sae=source, on_bad_row=bad.error_handler,
             pooling=pooling, k=k, max_pairs=limit, augment_share=augment, slices=tuple(slices or ()),
-            head=head_training.HeadTrainingConfig(heads=heads, seed=seed),
+            head=training.HeadTrainingConfig(heads=heads, seed=seed),
         )  # fmt: skip
         with show_progress() as progress:
             model = jobs.train_and_save(config, source, settings, progress)

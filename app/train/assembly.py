@@ -11,7 +11,7 @@ from app.reward.engine import Engine
 from app.reward.head import Head
 from app.reward.reward_model import ModelCard, Probe, RewardModel, TrainingData
 from app.train.features import FeatureExtractor
-from app.train.head_training import HeadTrainingConfig
+from app.train.head.training import HeadTrainingConfig
 from app.train.selection import Selection
 from app.types import Explain, Feature, Item, Message, Pooling, ScoreJob, ScoreOptions
 

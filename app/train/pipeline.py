@@ -23,10 +23,10 @@ from app.reward.head import Head
 from app.reward.reward_model import RewardModel, TrainingData
 from app.train import assembly
 from app.train.augmentation import AUGMENT_SHARE, AugmentedPairs, extract_augmented
-from app.train.baseline_heads import ComparisonData, compare_baselines
-from app.train.calibration import CALIBRATION_FOLDS, ResponseLengths, calibrate_head
 from app.train.features import FeatureExtractor, PairFeatures, extract_features
-from app.train.head_training import (
+from app.train.head.baselines import ComparisonData, compare_baselines
+from app.train.head.calibration import CALIBRATION_FOLDS, ResponseLengths, calibrate_head
+from app.train.head.training import (
     HeadTrainingConfig,
     TrainingSet,
     compute_rewards,

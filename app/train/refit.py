@@ -19,7 +19,7 @@ from app.settings import Settings
 from app.train import assembly, jobs, pipeline
 from app.train.augmentation import AUGMENT_SHARE
 from app.train.features import FeatureExtractor
-from app.train.head_training import HeadTrainingConfig
+from app.train.head.training import HeadTrainingConfig
 from app.types import Pair
 
 STAGING_FOLDER = ".new"

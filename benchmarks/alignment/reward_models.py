@@ -18,8 +18,9 @@ from app.align.loop import MarginFunction
 from app.align.reward_functions import ItemReward, RewardFunction
 from app.data.pairs import hash_to_unit_interval
 from app.reward.head import Head
-from app.train import features, head_training, pipeline
+from app.train import features, pipeline
 from app.train.feature_cache import TensorCache
+from app.train.head import training
 from app.types import Item, Pair, Pooling, Progress
 from benchmarks.alignment.presets import Preset
 from benchmarks.research import standard_rm
@@ -115,7 +116,7 @@ class RewardModels:
         extracted = pipeline.extract(
             self.training_pairs, self._extractor, self._cache, self._progress, stage="training pairs"
         )
-        config = head_training.HeadTrainingConfig()
+        config = training.HeadTrainingConfig()
         _, directions = pipeline.select(extracted, self._extractor, POOLING, self.preset.k, config.seed)
         return pipeline.train_head(extracted, directions, config, self._progress), directions
 
@@ -123,8 +124,8 @@ class RewardModels:
         vectors = self._pool_residuals([pair.items for pair in pairs], "pairs")
         identity = torch.eye(vectors.shape[2])
         groups = [pair.group for pair in pairs]
-        training_set = head_training.TrainingSet.from_vectors(vectors, identity, groups)
-        head = head_training.fit_head(training_set, self._trained[0].config, lambda _: None)
+        training_set = training.TrainingSet.from_vectors(vectors, identity, groups)
+        head = training.fit_head(training_set, self._trained[0].config, lambda _: None)
         return LinearReward(head, identity)
 
     def _pool_residuals(self, rows: Sequence[tuple[Item, ...]], stage: str) -> Tensor:

@@ -15,10 +15,10 @@ from app.reward.reward_model import ModelCard
 from app.settings import Settings
 from app.train import jobs, pipeline
 from app.train.augmentation import AUGMENT_SHARE, extract_augmented
-from app.train.baseline_heads import ComparisonData
 from app.train.feature_cache import TensorCache
 from app.train.features import FeatureExtractor
-from app.train.head_training import HeadTrainingConfig
+from app.train.head.baselines import ComparisonData
+from app.train.head.training import HeadTrainingConfig
 from app.types import Pair
 from benchmarks.research.ablation import NUM_SEEDS, Ablation, run_ablation
 from benchmarks.research.generalization import GeneralizationTests, measure_generalization

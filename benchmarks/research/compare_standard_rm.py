@@ -23,7 +23,7 @@ from app.reward import bundle, loading
 from app.settings import Settings
 from app.train import jobs, pipeline
 from app.train.features import FeatureExtractor
-from app.train.head_training import compute_rewards
+from app.train.head.training import compute_rewards
 from app.types import Pair
 from benchmarks.research import standard_rm
 

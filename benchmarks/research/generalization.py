@@ -15,12 +15,12 @@ import numpy as np
 from app.backbone.model_sources import Progress
 from app.evaluate.accuracy import Float64Array
 from app.evaluate.audit import paraphrases, robustness
-from app.train.baseline_heads import (
+from app.train.features import PairFeatures
+from app.train.head.baselines import (
     BaselineMethod,
     train_on_random_directions,
     train_on_whole_residual,
 )
-from app.train.features import PairFeatures
 from app.types import Pair
 from benchmarks.research.ablation import Ablation, Variant, compute_wins, summarise_wins
 from benchmarks.research.variants import train_on_random_latents, train_on_selected_directions

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from app.evaluate.baselines import linear_probe_margins
-from app.train.baseline_heads import ComparisonData, train_on_projections
+from app.train.head.baselines import ComparisonData, train_on_projections
 
 
 def train_on_selected_directions(data: ComparisonData) -> Tensor:

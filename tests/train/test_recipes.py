@@ -18,7 +18,8 @@ from app.errors import SourceError
 from app.reward import loading
 from app.reward.engine import Engine
 from app.settings import Settings
-from app.train import head_training, jobs, recipes
+from app.train import jobs, recipes
+from app.train.head import training as head_training
 from app.train.recipes import Recipe
 from app.train.sae import import_pretrained, training
 from app.types import Item, ScoreOptions

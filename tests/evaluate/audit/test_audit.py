@@ -24,7 +24,8 @@ from app.reward.directions import Dictionary
 from app.reward.engine import Engine
 from app.reward.reward_model import RewardModel
 from app.settings import Settings
-from app.train import calibration, jobs
+from app.train import jobs
+from app.train.head import calibration
 from app.types import Explain, ScoreOptions
 from tests.support import tiny
 from tests.support.training_setup import ignore_progress, training_config

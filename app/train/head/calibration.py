@@ -15,8 +15,14 @@ from torch import Tensor
 from app.evaluate.accuracy import fit_temperature
 from app.reward.calibration import Calibration, compute_mahalanobis_distance, interpolate
 from app.reward.head import Head
-from app.train.head_training import HeadTrainingConfig, TrainingSet, assign_folds, compute_rewards, fit_head
-from app.train.parallel import run_in_parallel
+from app.train.head.parallel import run_in_parallel
+from app.train.head.training import (
+    HeadTrainingConfig,
+    TrainingSet,
+    assign_folds,
+    compute_rewards,
+    fit_head,
+)
 
 CALIBRATION_FOLDS = 5
 """Cross-validation folds over prompt groups; training needs at least as many prompts."""

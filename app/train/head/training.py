@@ -20,8 +20,8 @@ from torch import Tensor
 from app.data.pairs import hash_to_unit_interval
 from app.evaluate.accuracy import log_loss
 from app.reward.head import Head
-from app.train.losses import LOSSES
-from app.train.parallel import run_in_parallel
+from app.train.head.losses import LOSSES
+from app.train.head.parallel import run_in_parallel
 
 TUNING_FOLDS = 3
 """Cross-validation folds over prompt groups when the hyperparameters are chosen."""

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from app.train.head_training import HeadTrainingConfig, TrainingSet, fit_head, tune_config
-from app.train.parallel import run_in_parallel
+from app.train.head.parallel import run_in_parallel
+from app.train.head.training import HeadTrainingConfig, TrainingSet, fit_head, tune_config
 
 
 @pytest.fixture(params=[1, 2, 3])

@@ -19,7 +19,7 @@ from app.evaluate.baselines import length_margins, linear_probe_margins, tfidf_m
 from app.reward.directions import Dictionary
 from app.train.augmentation import AugmentedPairs
 from app.train.features import PairFeatures
-from app.train.head_training import HeadTrainingConfig, TrainingSet, compute_rewards, fit_head
+from app.train.head.training import HeadTrainingConfig, TrainingSet, compute_rewards, fit_head
 from app.train.selection import select_latents
 from app.types import Pair, Pooling
 
