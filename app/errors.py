@@ -81,7 +81,7 @@ class BodyTooLarge(SparseRMError):
 
 @dataclass
 class Overloaded(SparseRMError):
-    """The request cannot be, or was not, finished before its timeout. The client may retry later."""
+    """The request was not, or would not be, finished before its timeout. The client may retry later."""
 
     retry_after_s: int = 1
 
@@ -112,7 +112,7 @@ class BundleError(SparseRMError):
 
 
 class UnprotectedServer(SparseRMError):
-    """The settings would let anyone use the server. The message says how to allow that on purpose."""
+    """With these settings anyone could use the server. The message names the setting that permits it."""
 
 
 class SourceError(SparseRMError):

@@ -19,10 +19,10 @@ MIN_AGREEMENT = 0.8
 """Minimum AUROC at which a feature's projection counts as a predictor of its latent's firing."""
 
 ANONYMOUS_CALLER = "default"
-"""Caller name of requests that do not name one."""
+"""Caller name of requests without the header X-SparseRM-Caller."""
 
 Progress = Callable[[str, float], None]
-"""Callback for progress: a stage, and the share of it that is done."""
+"""Callback that receives the name of a stage and the share of it that is done, 0 to 1."""
 
 
 class Explain(StrEnum):
@@ -189,7 +189,7 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class TokenCredit:
-    """How much one response token changed the reward of the text before it."""
+    """A response token, and the change of the reward when it is appended to the text before it."""
 
     text: str
     credit: float
@@ -208,7 +208,7 @@ class CompositePart:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One reward and its explanation; a composite also has `parts` and the scores of its models in `heads`.
+    """One reward and its explanation; a composite also has `parts` and its models' scores in `part_scores`.
 
     reward == baseline + sum of all contributions + length_correction - penalty + residual.
     """
@@ -235,7 +235,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class ScoredItem:
-    """One scored item: one score per requested model, and what computing them took.
+    """One scored item: one score per requested model, and the tokens and seconds spent on them.
 
     `computed_tokens` are the item's tokens that went through the backbone, after sharing prefixes.
     `forward_s` and `head_s` are the times of its whole batch; `wait_s` is the time it waited for the device.

@@ -59,8 +59,8 @@ def read_config(file: Path | None, **overrides: Any) -> AlignmentConfig:
     """Return the configuration from a TOML file, if any, with overrides that are not None applied."""
     try:
         values = tomllib.loads(file.read_text()) if file else {}
-        given = {name: value for name, value in overrides.items() if value is not None}
-        return AlignmentConfig(**{**values, **given})
+        explicit = {name: value for name, value in overrides.items() if value is not None}
+        return AlignmentConfig(**{**values, **explicit})
     except tomllib.TOMLDecodeError as error:
         raise DataError(f"{file}: {error}") from error
     except ValidationError as error:

@@ -56,7 +56,7 @@ def label_by_reward(
     prompts: Sequence[Conversation],
     completions: Sequence[Sequence[Completion]],
 ) -> list[LabelledPair]:
-    """Return each prompt's response with the highest reward against that with the lowest.
+    """Return a pair for each prompt: its response with the highest reward and that with the lowest.
 
     Prompts whose responses are all the same give no pair.
     """

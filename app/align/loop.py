@@ -92,11 +92,15 @@ class AlignmentLoop:
         rows = artifacts.load_or_create_rows("pairs", lambda: self._create_pairs(policy, number))
         pairs = [LabelledPair.from_row(row) for row in rows]
         margins = artifacts.load_or_create_json("margins", lambda: self.inputs.compute_margins(pairs, number))
-        kept = [pair for pair, margin in zip(pairs, margins, strict=True) if margin >= self.config.min_margin]
+        kept_pairs = [
+            pair for pair, margin in zip(pairs, margins, strict=True) if margin >= self.config.min_margin
+        ]
         stage = f"round {number}"
 
         def train(folder: Path) -> None:
-            rows = dpo.build_rows(kept, self._initial_logprobs, self._stage_progress(f"{stage}: reference"))
+            rows = dpo.build_rows(
+                kept_pairs, self._initial_logprobs, self._stage_progress(f"{stage}: reference")
+            )
             progress = self._stage_progress(f"{stage}: DPO")
             dpo.train_adapter(policy, rows, self.config, self._seed(number), folder, progress)
 
@@ -218,8 +222,8 @@ class AlignmentLoop:
 
     def _count_pairs(self, number: int) -> JsonRow:
         margins = self.artifacts.subfolder(f"round-{number}").load_or_create_json("margins", list)
-        kept = sum(margin >= self.config.min_margin for margin in margins)
-        return {"labelled": len(margins), "kept": kept}
+        num_kept = sum(margin >= self.config.min_margin for margin in margins)
+        return {"labelled": len(margins), "kept": num_kept}
 
     def _find_alarms(self, rounds: list[JsonRow], number: int) -> list[str]:
         initial, current = (row["summary"] for row in (rounds[0], rounds[number]))

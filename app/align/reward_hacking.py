@@ -44,5 +44,7 @@ def find_alarms(
 
 def mean_change(before: Sequence[Row], after: Sequence[Row], name: str) -> Accuracy:
     """Return the mean change of a value of responses to the same prompts, with a paired interval."""
-    changes = np.array([late[name] - early[name] for early, late in zip(before, after, strict=True)])
+    changes = np.array(
+        [new_row[name] - old_row[name] for old_row, new_row in zip(before, after, strict=True)]
+    )
     return bootstrap_mean(changes, [str(index) for index in range(len(changes))])

@@ -26,21 +26,23 @@ def check_supported(config: PreTrainedConfig) -> None:
     """Raise SourceError if any part of the architecture is not supported."""
     entries = config.to_dict()
     if config.model_type not in SUPPORTED_MODEL_TYPES:
-        known = ", ".join(SUPPORTED_MODEL_TYPES)
-        raise SourceError(f"a backbone of type {config.model_type!r} is not supported; there are: {known}")
+        supported = ", ".join(SUPPORTED_MODEL_TYPES)
+        raise SourceError(
+            f"a backbone of type {config.model_type!r} is not supported; there are: {supported}"
+        )
     if entries.get("mlp_bias"):
         raise SourceError("this backbone's MLP has biases, which is not supported")
     if entries.get("use_bidirectional_attention"):
         raise SourceError("this backbone uses bidirectional attention, which is not supported")
     if (activation := resolve_activation(config)) not in SUPPORTED_ACTIVATIONS:
-        known = ", ".join(SUPPORTED_ACTIVATIONS)
-        raise SourceError(f"activation {activation!r} is not supported; there are: {known}")
+        supported = ", ".join(SUPPORTED_ACTIVATIONS)
+        raise SourceError(f"activation {activation!r} is not supported; there are: {supported}")
     for rope in _rope_parameters(entries):
         _check_rope(rope)
 
 
 def resolve_layer_type(config: PreTrainedConfig, index: int) -> str:
-    """Whether layer `index` uses full or sliding-window attention, in the terms of transformers."""
+    """Return whether layer `index` uses full or sliding-window attention, in the terms of transformers."""
     entries = config.to_dict()
     if entries.get("layer_types"):
         layer_type = str(entries["layer_types"][index])
@@ -52,18 +54,18 @@ def resolve_layer_type(config: PreTrainedConfig, index: int) -> str:
 
 
 def resolve_activation(config: PreTrainedConfig) -> str:
-    """The name of the MLP's activation; Gemma has a field of its own for it."""
+    """Return the name of the MLP's activation; Gemma has a field of its own for it."""
     entries = config.to_dict()
     return str(entries.get("hidden_activation") or entries["hidden_act"])
 
 
 def norm_weight_offset(config: PreTrainedConfig) -> float:
-    """What has to be added to the norm weights of a checkpoint."""
+    """Return what has to be added to the norm weights of a checkpoint."""
     return float(config.model_type in UNIT_OFFSET_NORM_MODEL_TYPES)
 
 
 def _rope_parameters(entries: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The rotary parameters: one set for all layers, or one for each layer type."""
+    """Return the rotary parameters: one set for all layers, or one for each layer type."""
     rope = entries.get("rope_parameters") or {}
     by_layer_type = [rope[kind] for kind in (FULL_ATTENTION, SLIDING_ATTENTION) if kind in rope]
     return by_layer_type or [rope]

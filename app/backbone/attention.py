@@ -29,7 +29,7 @@ class AttentionMask(Protocol):
     def attend(
         self, queries: Tensor, keys: Tensor, values: Tensor, scale: float, softcap: float | None
     ) -> Tensor:
-        """(Q, H·d) attention of queries (Q, H, d) over keys and values (T, G, d), with G KV heads."""
+        """Return (Q, H·d) attention of queries (Q, H, d) over keys and values (T, G, d), with G KV heads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class SegmentedMask:
 def _attend_tile(
     q: Tensor, k: Tensor, v: Tensor, mask_bias: Tensor, scale: float, softcap: float | None
 ) -> Tensor:
-    """Attention of q (G, R, n, d), R query heads per KV head, over k and v (G, T, d).
+    """Return attention of q (G, R, n, d), R query heads per KV head, over k and v (G, T, d).
 
     torch's own kernel is faster in 32 bits, but it cannot cap logits.
     """
@@ -131,17 +131,17 @@ def _query_tiles(positions: RowIndices, window: int, first_query: int, like: Ten
 
 
 def _round_up(rows: int, like: Tensor) -> int:
-    """The number of rows after padding; torch's 32-bit kernel takes any number, so it needs none."""
+    """Return the number of rows after padding; torch's 32-bit kernel takes any number, so it needs none."""
     return rows if like.dtype == torch.float32 else -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 def _pad_rows(rows: Tensor, total: int) -> Tensor:
-    """Rows (n, ...) followed by rows of zeros, `total` rows in all."""
+    """Return rows (n, ...) followed by rows of zeros, `total` rows in all."""
     return pad(rows, (0, 0) * (rows.ndim - 1) + (0, missing)) if (missing := total - len(rows)) else rows
 
 
 def _key_rows(segment: Segment, device: torch.device) -> slice | Tensor:
-    """The rows of a segment's keys, as a slice where they are contiguous."""
+    """Return the rows of a segment's keys, as a slice where they are contiguous."""
     ranges = [*segment.ancestors, (segment.start, segment.stop)]
     if all(before[1] == after[0] for before, after in pairwise(ranges)):
         return slice(ranges[0][0], segment.stop)

@@ -30,7 +30,7 @@ class Residuals:
     values: Tensor
 
     def at(self, rows: RowIndices) -> Tensor:
-        """The values at some of the rows, in the given order."""
+        """Return the values at some of the rows, in the given order."""
         return self.values[copy_to_device(np.searchsorted(self.rows, rows), self.values.device)]
 
 
@@ -58,7 +58,7 @@ class Backbone:
 
     @property
     def num_layers(self) -> int:
-        """The number of layers that were kept."""
+        """The number of layers that were loaded."""
         return len(self.layers)
 
     @property
@@ -110,7 +110,7 @@ class Backbone:
         indices: Mapping[int, Tensor],
         lookup: PrefixCacheLookup,
     ) -> dict[int, Tensor]:
-        """Hidden states after each requested layer; `indices` are its rows without the cached ones."""
+        """Return hidden states after each requested layer; `indices` are its rows without the cached ones."""
         packed = pad_batch(packed, self.layers[0].q_proj.round_up_rows(len(packed.ids)))
         hidden_states, rotary = self.embed(
             copy_to_device(packed.ids, self.device), copy_to_device(packed.positions, self.device)
@@ -140,7 +140,7 @@ class Backbone:
 
     @torch.inference_mode()
     def project_to_vocabulary(self, directions: Tensor) -> Tensor | None:
-        """(K, V) logits of residual directions (K, D); None if the output head is not the embedding."""
+        """Return (K, V) logits of residual directions (K, D); None if embedding and output head differ."""
         if not self.config.tie_word_embeddings:
             return None
         embeddings: Tensor = self.embedding.weight
@@ -148,7 +148,7 @@ class Backbone:
         return logits.float()
 
     def embed(self, ids: Tensor, positions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The hidden states before the first layer, and the rotary embeddings of each layer type.
+        """Return the hidden states before the first layer, and the rotary embeddings of each layer type.
 
         Rotary embeddings are complex numbers of modulus one, (T, 1, d/2).
         """

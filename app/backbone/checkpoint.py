@@ -40,14 +40,14 @@ def load_causal_lm(path: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def resolve_num_layers(num_layers: int | None, total: int) -> int:
-    """The number of layers to keep: as requested, or all of them for None."""
+    """Return the number of layers to keep: as requested, or all of them for None."""
     if num_layers is not None and not 1 <= num_layers <= total:
         raise SourceError(f"this backbone has {total} layers; {num_layers} were requested")
     return total if num_layers is None else num_layers
 
 
 def _load_text_config(path: str) -> tuple[PreTrainedConfig, bool]:
-    """The configuration of the text model, and whether it is part of a multimodal model."""
+    """Return the configuration of the text model, and whether it is part of a multimodal model."""
     try:
         whole = AutoConfig.from_pretrained(path)
         config = whole.get_text_config(decoder=True)

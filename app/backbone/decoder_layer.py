@@ -69,7 +69,7 @@ class DecoderLayer:
         mask: AttentionMask,
         output_rows: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (T, D) after this layer, only at `output_rows` if given; the input is overwritten.
+        """Return hidden states (T, D) after this layer, only at `output_rows` if given; overwrites the input.
 
         `kv` (cached rows + T, 2·G·d) receives the new keys and values in its last T rows. The rows before
         them hold the keys and values of earlier tokens, which are attended to as well.
@@ -90,7 +90,7 @@ class DecoderLayer:
     def _project(
         self, normed: Tensor, kv: Tensor, rotary: Tensor, output_rows: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (Q, H, d), keys and values (T, G, d), with rotary embeddings applied."""
+        """Return queries (Q, H, d), keys and values (T, G, d), with rotary embeddings applied."""
         num_heads, num_kv_heads, head_dim = (
             self.config.num_heads, self.config.num_kv_heads, self.config.head_dim,
         )  # fmt: skip
@@ -189,7 +189,7 @@ def _fold_projections(
 def _qk_norm(
     norms: dict[str, Tensor], interleaved: Tensor, config: LayerConfig, like: Tensor
 ) -> Tensor | None:
-    """(H + G, d) weights of the norms of query and key heads; None if the backbone has no such norms."""
+    """Return (H + G, d) weights of the norms of query and key heads; None if there are no such norms."""
     if "q_norm" not in norms:
         return None
     q_norm = norms["q_norm"][interleaved].expand(config.num_heads, -1)
@@ -202,7 +202,7 @@ def _fold_norm(weight: Tensor, norm_weight: Tensor) -> Tensor:
 
 
 def _inverse_rms(values: Tensor, epsilon: float) -> Tensor:
-    """The factor that scales each row to a mean square of one."""
+    """Return the factor that scales each row to a mean square of one."""
     norm: Tensor = torch.linalg.vector_norm(values, dim=-1, keepdim=True, dtype=torch.float32)
     return norm.square_().div_(values.shape[-1]).add_(epsilon).rsqrt_()
 

@@ -75,7 +75,7 @@ def _compile_flex_attention() -> Any:
 
 
 def build_visibility_table(segments: Sequence[Segment]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """(S, T) which rows a segment and its ancestors cover, and (T,) each row's position in its item."""
+    """Return (S, T) rows that each segment and its ancestors cover, and (T,) positions in the item."""
     visible = np.zeros((len(segments), segments[-1].stop), dtype=bool)
     positions = np.zeros(segments[-1].stop, dtype=np.int64)
     for number, segment in enumerate(segments):
@@ -93,7 +93,7 @@ def _visible_blocks(
     positions: NDArray[np.int64],
     query_rows: RowIndices,
 ) -> NDArray[np.bool_]:
-    """(query blocks, key blocks) whether any pair may attend; blocks wholly in the future are left out."""
+    """Return for each (query block, key block) whether any pair may attend; future blocks are excluded."""
     padded_length = -(-visible.shape[1] // BLOCK_SIZE) * BLOCK_SIZE
     padded_visible = np.zeros((len(visible), padded_length), dtype=bool)
     padded_visible[:, : visible.shape[1]] = visible
@@ -104,10 +104,10 @@ def _visible_blocks(
     )
     first_position = padded_positions.reshape(-1, BLOCK_SIZE).min(1)
     blocks = [slice(start, start + BLOCK_SIZE) for start in range(0, len(query_rows), BLOCK_SIZE)]
-    belongs = np.stack([in_block[np.unique(segment_of_query[block])].any(axis=0) for block in blocks])
+    is_reachable = np.stack([in_block[np.unique(segment_of_query[block])].any(axis=0) for block in blocks])
     last_position = np.array([positions[query_rows[block]].max() for block in blocks])
-    not_ahead: NDArray[np.bool_] = np.greater_equal.outer(last_position, first_position)
-    return belongs & not_ahead
+    is_not_future: NDArray[np.bool_] = np.greater_equal.outer(last_position, first_position)
+    return is_reachable & is_not_future
 
 
 def _mask_function(tensors: Sequence[Tensor], window: int | None) -> Callable[..., Tensor]:

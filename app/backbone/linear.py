@@ -2,7 +2,7 @@
 
 On a CPU, oneDNN reorders a weight matrix once into the blocked layout that its kernels read. At the shapes of
 small models a product with a reordered matrix is up to 1.5 times as fast as one that reorders it on every
-call. oneDNN keeps a kernel of half a MiB for every number of rows it has met, so row counts are rounded up
+call. oneDNN keeps a kernel of half a MiB for every number of rows it has run, so row counts are rounded up
 to few values (benchmarks/LOG.md).
 """
 
@@ -40,7 +40,7 @@ class PackedLinear:
         return product[: len(rows)]
 
     def round_up_rows(self, rows: int) -> int:
-        """The number of rows that is computed for `rows` rows of input, padding included."""
+        """Return the number of rows that is computed for `rows` rows of input, padding included."""
         if not self.is_packed:
             return rows
         multiple = next((multiple for limit, multiple in ROW_MULTIPLES if rows <= limit), LARGE_ROW_MULTIPLE)
@@ -54,13 +54,13 @@ class PackedLinear:
 
 
 def has_bfloat16_instructions() -> bool:
-    """Whether this CPU has instructions for bfloat16 products."""
+    """Return whether this CPU has instructions for bfloat16 products."""
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _can_pack(weight: Tensor) -> bool:
-    """Whether this build of torch has the packing operations and they are fast for this dtype here."""
+    """Return whether this build of torch has the packing operations and they are fast for this dtype here."""
     available = hasattr(ONEDNN, PACK_OP) and hasattr(ONEDNN, LINEAR_OP)
     fast = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and has_bfloat16_instructions())
     return weight.device.type == "cpu" and available and fast

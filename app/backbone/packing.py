@@ -61,7 +61,7 @@ class PackedBatch:
         return np.arange(self.num_cached_rows, self.num_cached_rows + len(self.ids))
 
     def rows(self, item: int, start: int, stop: int) -> NDArray[np.int64]:
-        """The rows of tokens [start, stop) of an item."""
+        """Return the rows of tokens [start, stop) of an item."""
         ranges = _slice(self.item_ranges[item], start, stop)
         return np.concatenate([np.arange(a, b) for a, b in ranges])
 
@@ -98,7 +98,7 @@ def pack(items: Sequence[TokenIds], cached_prefixes: Sequence[TokenIds] = ()) ->
 
 
 def pad_batch(packed: PackedBatch, rows: int) -> PackedBatch:
-    """The batch with `rows` computed rows: the padding rows form a segment of their own that no item uses."""
+    """Return the batch with `rows` computed rows; the padding rows form a segment that no item uses."""
     padding = np.arange(rows - len(packed.ids))
     if not len(padding):
         return packed
@@ -130,7 +130,7 @@ def split_into_batches(items: Sequence[TokenIds], max_tokens: int) -> Iterator[l
 
 
 def common_prefix_length(left: TokenIds, right: TokenIds) -> int:
-    """The number of leading ids two items share, by bisection over slices, which are compared in C."""
+    """Return the number of leading ids two items share, by bisection over slices, which are compared in C."""
     low, high = 0, min(len(left), len(right))
     if left[:high] == right[:high]:
         return high
@@ -151,7 +151,7 @@ class PackedTokenCounter:
         self._items: list[TokenIds] = []
 
     def count_new_tokens(self, ids: TokenIds) -> int:
-        """The new tokens of one more item: those after the longest prefix it shares with the batch."""
+        """Return the number of tokens after the longest prefix that an item shares with the batch."""
         index = bisect_left(self._items, ids)
         shared = [common_prefix_length(other, ids) for other in self._items[max(index - 1, 0) : index + 1]]
         return len(ids) - max(shared, default=0)
@@ -163,7 +163,7 @@ class PackedTokenCounter:
 
 
 def _slice(path: tuple[RowRange, ...], start: int, stop: int) -> tuple[RowRange, ...]:
-    """The row ranges of positions [start, stop) of an item whose rows are `path`."""
+    """Return the row ranges of positions [start, stop) of an item whose rows are `path`."""
     ranges: list[RowRange] = []
     offset = 0
     for first, last in path:
@@ -175,7 +175,7 @@ def _slice(path: tuple[RowRange, ...], start: int, stop: int) -> tuple[RowRange,
 
 
 def _join(path: tuple[RowRange, ...], rows: RowRange) -> tuple[RowRange, ...]:
-    """A path with one more row range, merged with the last one where the rows are adjacent."""
+    """Return a path with one more row range, merged with the last one where the rows are adjacent."""
     if path and path[-1][1] == rows[0]:
         return (*path[:-1], (path[-1][0], rows[1]))
     return (*path, rows)

@@ -86,7 +86,7 @@ class PrefixCache:
         return result
 
     def find_missing(self, lookup: PrefixCacheLookup, prompts: Sequence[TokenIds]) -> set[TokenIds]:
-        """The prompts that are long enough to cache and are not cached in full."""
+        """Return the prompts that are long enough to cache and are not cached in full."""
         if not self._max_bytes:
             return set()
         cached = {prefix.ids for prefix in lookup.prefixes}

@@ -53,7 +53,7 @@ class ChatTokenizer:
     def encode(self, items: Sequence[Item], *, truncate: bool = True) -> list[EncodedItem]:
         """Encode all items; raise InvalidInput for the first that cannot be scored.
 
-        Without `truncate`, an item over `max_tokens` is such an item.
+        Without `truncate`, an item over `max_tokens` cannot be scored.
         """
         for index, item in enumerate(items):
             self._check(item, index)
@@ -69,7 +69,7 @@ class ChatTokenizer:
         ]
 
     def decode(self, ids: Sequence[int]) -> list[str]:
-        """The text of each single token, for display."""
+        """Return the text of each single token, for display."""
         return [str(self._content.decode([token], skip_special_tokens=False)) for token in ids]
 
     @property
@@ -84,9 +84,9 @@ class ChatTokenizer:
             raise InvalidInput("the response is empty; there is nothing to score", "response", "empty", index)
         for i, message in enumerate(item.messages):
             if message.role not in ROLES:
-                known = ", ".join(sorted(ROLES))
+                roles = ", ".join(sorted(ROLES))
                 raise InvalidInput(
-                    f"unknown role; use one of {known}", f"messages[{i}].role", "bad_role", index
+                    f"unknown role; use one of {roles}", f"messages[{i}].role", "bad_role", index
                 )
         contents = [(f"messages[{i}].content", m.content) for i, m in enumerate(item.messages)]
         for field, text in [*contents, ("response", item.response)]:
@@ -114,7 +114,7 @@ class ChatTokenizer:
     def _encode_prompt(
         self, messages: tuple[Message, ...], ids: dict[str, list[int]], index: int
     ) -> tuple[list[int], int]:
-        """The ids of a prompt, and how many of them are markup before the first content."""
+        """Return the ids of a prompt, and how many of them are markup before the first content."""
         placeholders = tuple(Message(m.role, PLACEHOLDER) for m in messages)
         try:
             pieces = self._render(placeholders, open_turn=True).split(PLACEHOLDER)
@@ -130,9 +130,9 @@ class ChatTokenizer:
         return list(joined), len(markup[0])
 
     def _join(
-        self, prompt: list[int], head: int, response: list[int], index: int, *, truncate: bool
+        self, prompt: list[int], num_opening_ids: int, response: list[int], index: int, *, truncate: bool
     ) -> EncodedItem:
-        """Join a prompt, whose first `head` ids are never cut, a response and the closing token."""
+        """Join a prompt, a response and the closing token; the first `num_opening_ids` ids are never cut."""
         excess = len(prompt) + len(response) + 1 - self.max_tokens
         if excess > 0:
             if not truncate:
@@ -141,8 +141,8 @@ class ChatTokenizer:
                     code="too_many_tokens",
                     item=index,
                 )
-            cut = min(excess, len(prompt) - head)
-            prompt = prompt[:head] + prompt[head + cut :]
+            cut = min(excess, len(prompt) - num_opening_ids)
+            prompt = prompt[:num_opening_ids] + prompt[num_opening_ids + cut :]
             response = response[excess - cut :]
         return EncodedItem((*prompt, *response, self.closing_token), len(prompt), excess > 0)
 
@@ -150,7 +150,7 @@ class ChatTokenizer:
         return list(self._markup.encode(piece, add_special_tokens=False).ids)
 
     def _find_closing_token(self) -> int:
-        """The first token of the markup after an assistant message."""
+        """Return the first token of the markup after an assistant message."""
         turn = (Message("user", PLACEHOLDER), Message("assistant", PLACEHOLDER))
         closing = self._encode_markup(self._render(turn).rsplit(PLACEHOLDER, 1)[1])
         if not closing:

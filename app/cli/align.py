@@ -153,13 +153,13 @@ def _make_refresher(
         raise typer.BadParameter("--refresh needs --learnt")
     from app.data.pairs import source_sha256
 
-    seen_digests: set[str] = set()
+    refitted_digests: set[str] = set()
 
     def refit_if_changed(_: int) -> None:
         digest = source_sha256(new)
-        if digest not in seen_digests:
+        if digest not in refitted_digests:
             _refit(model, known, new, "not stated", sae, BadRowPolicy.STOP, progress)
-            seen_digests.add(digest)
+            refitted_digests.add(digest)
             if url:
                 reload_model(url, key, model)
 

@@ -190,7 +190,7 @@ def _run(config: OfflineRunConfig, url: str | None, key: str | None, *, ray: boo
 def _exit_on_interrupt() -> Iterator[None]:
     """Make Ctrl-C end the process at once.
 
-    What is written already is kept. An exception instead of an exit could be swallowed by other code.
+    Rows that are already written are kept. Other code could catch an exception, but not an exit.
     """
 
     def stop(_signal: int, _frame: object) -> None:

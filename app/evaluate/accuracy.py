@@ -78,9 +78,9 @@ def pair_accuracy(margins: Tensor, groups: list[str]) -> Accuracy:
     return bootstrap_mean(pair_wins(margins), groups)
 
 
-def accuracy_difference(ours: Float64Array, theirs: Float64Array, groups: list[str]) -> Accuracy:
-    """Return the mean of our wins minus theirs on the same pairs, with a paired interval."""
-    return bootstrap_mean(ours - theirs, groups)
+def accuracy_difference(wins: Float64Array, other_wins: Float64Array, groups: list[str]) -> Accuracy:
+    """Return the mean of `wins` minus `other_wins` on the same pairs, with a paired interval."""
+    return bootstrap_mean(wins - other_wins, groups)
 
 
 def pair_wins(margins: Tensor) -> Float64Array:

@@ -72,8 +72,12 @@ def draw_calibration(file: Path, test: Row) -> None:
     note = f"n = {test['n']:,} test pairs, bars: 95 % intervals, calibration error {test['ece']:.3f}"
     with _figure(file, "Predicted probability and observed agreement", note) as axes:
         axes.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1, linestyle="--")
-        along: dict[str, Any] = {"rotation": 45, "rotation_mode": "anchor", "transform_rotates_text": True}
-        axes.text(0.6, 0.612, "perfect calibration", color=MUTED, ha="center", **along)
+        text_style: dict[str, Any] = {
+            "rotation": 45,
+            "rotation_mode": "anchor",
+            "transform_rotates_text": True,
+        }
+        axes.text(0.6, 0.612, "perfect calibration", color=MUTED, ha="center", **text_style)
         _plot_points(axes, test["reliability"], ("said", "came"), COLOURS[0], MARKERS[0])
         axes.set(xlabel="predicted probability of the response it prefers (%)")
         axes.set(ylabel="pairs in which people agree (%)", xlim=(0.49, 1.01))

@@ -1,8 +1,8 @@
-"""The output files of an offline run, and the checkpoint that says how much of them is complete.
+"""The output files of an offline run, and the checkpoint that records how much of them is complete.
 
 Rows go to OUT.part, bad rows to a .part file of their own; after each chunk the checkpoint is replaced
-atomically. When an interrupted run is resumed, everything in these files after the checkpoint is cut off. OUT
-appears at the end, complete.
+atomically. When an interrupted run is resumed, these files are truncated to the length in the checkpoint. OUT
+is created when the run is complete.
 """
 
 import fcntl
@@ -96,7 +96,7 @@ class RunWriter:
         self._bad_rows = bad_rows
 
     def resume(self) -> None:
-        """Continue after the last checkpoint of a run with the same fingerprint; cut off what follows it."""
+        """Continue after the last checkpoint of a run with the same fingerprint; truncate the files to it."""
         if self._files.checkpoint.exists():
             fingerprint, self.checkpoint = self._files.read_checkpoint()
             self._check_fingerprint(fingerprint)

@@ -72,9 +72,9 @@ class ChunkReader:
         self._new_columns = {column_prefix + name for name in task.columns}
 
     def read_chunks(self, start: SourcePosition, min_characters: int) -> Iterator[Chunk]:
-        """Yield the chunks after a position, each with at least so many characters of text but for the last.
+        """Yield the chunks after a position; each but the last has at least `min_characters` of text.
 
-        Raises DataError if the rows before the position are not those that were read at the time.
+        Raises DataError if the rows before the position have changed since they were read.
         """
         source = _PositionTracker(self.source)
         deque(islice(source, start.rows), maxlen=0)

@@ -14,7 +14,7 @@ from app.errors import DataError
 OUTPUT_SUFFIXES = (".jsonl", ".parquet")
 # Rows that are converted to parquet together, and so share a row group.
 PARQUET_GROUP_ROWS = 1024
-# Values of parquet and hub data sets that JSON has no type for but whose text says all.
+# Types in parquet and hub data sets that JSON lacks, and that are written as text without loss.
 STRINGIFIED_TYPES = (date, time, Decimal, UUID)
 
 

@@ -24,7 +24,7 @@ from app.types import Progress
 
 @contextmanager
 def open_ray_scorer(request: ScoringRequest, settings: Settings, progress: Progress) -> Iterator[RowScorer]:
-    """Start one engine per GPU of the cluster, or as many as the setting `workers` says if that is more."""
+    """Start one engine per GPU of the cluster, or as many as the setting `workers` if that is more."""
     cores = settings.threads or len(os.sched_getaffinity(0))
     with connect(max(cores, settings.workers)):
         gpus = int(ray.cluster_resources().get("GPU", 0)) if settings.device in ("auto", "cuda") else 0
@@ -39,7 +39,7 @@ def open_ray_scorer(request: ScoringRequest, settings: Settings, progress: Progr
 
 
 class RayScorer:
-    """Gives chunks to the engines in turn; as many chunks are in flight as there are engines."""
+    """Assigns chunks to the engines in turn; as many chunks are in flight as there are engines."""
 
     def __init__(self, engines: Sequence[Any]) -> None:
         try:

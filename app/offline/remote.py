@@ -18,7 +18,7 @@ from app.offline.tasks import ResultRow, RowItems
 REJECTED_STATUSES = frozenset({413, 422})
 # Fields of a response row that say where in the request its item was.
 POSITION_FIELDS = frozenset({"index", "input", "response"})
-# A server that does not answer at the start is an error; one that goes away later is waited for.
+# A server that does not answer the first request is an error; later requests are retried much longer.
 CONNECT_RETRY_FOR_S = 5.0
 REQUEST_TIMEOUT_S = 600.0
 REQUEST_RETRY_FOR_S = 3600.0
@@ -26,7 +26,7 @@ REQUEST_RETRY_FOR_S = 3600.0
 
 @contextmanager
 def open_remote_scorer(request: ScoringRequest, url: str, key: str | None) -> Iterator[RowScorer]:
-    """Connect to a server that answers now; if it goes away later, requests are retried for an hour."""
+    """Connect to a server that answers now; later requests are retried for up to an hour."""
     try:
         with Client(url, key=key, retry_for_s=CONNECT_RETRY_FOR_S) as client:
             cards = _get_cards(client, request.model)
@@ -37,7 +37,7 @@ def open_remote_scorer(request: ScoringRequest, url: str, key: str | None) -> It
 
 
 def reload_model(url: str, key: str | None, model: str) -> None:
-    """Have a server read a model's bundle again; it must use the same models folder as this process."""
+    """Make a server reload a model's bundle; it must use the same models folder as this process."""
     try:
         with Client(url, key=key) as client:
             client.post(f"/v1/models/{model}/reload", {})
@@ -59,7 +59,7 @@ class RemoteScorer:
         return rows
 
     def score(self, prepared: Sequence[RowItems]) -> list[RowResult]:
-        """Send one request; if the server rejects it, send its halves, down to the row that is at fault."""
+        """Send one request; if the server rejects it, send its halves, until each invalid row is alone."""
         if not prepared:
             return []
         try:

@@ -1,6 +1,6 @@
 """Runs a task over a whole data set: reads, scores and writes it chunk by chunk, all three at the same time.
 
-Memory use does not grow with the data. An interrupted run is resumed where it was and ends in the same bytes.
+Memory use does not grow with the data. An interrupted run resumes where it stopped and writes the same bytes.
 """
 
 import json
@@ -27,7 +27,7 @@ from app.offline.scorers import RowResult, RowScorer, ScoringRequest
 from app.offline.tasks import Task
 from app.types import Progress
 
-# With 16 batches in a chunk nearly all of them are full, and a killed run loses no more than that.
+# With 16 batches in a chunk nearly all of them are full, and a killed run loses at most one chunk.
 BATCHES_PER_CHUNK = 16
 CHARACTERS_PER_TOKEN = 4
 
@@ -61,7 +61,7 @@ def run_offline(
     *,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
 ) -> RunCheckpoint:
-    """Do a run, or resume it; return its last checkpoint.
+    """Start a run, or resume it; return its last checkpoint.
 
     The scorer is opened only after all checks have passed. A chunk holds about BATCHES_PER_CHUNK batches of
     `batch_tokens` tokens.
@@ -77,7 +77,7 @@ def run_offline(
         with open_writer(files, fingerprint, fresh=config.fresh) as writer:
             min_characters = BATCHES_PER_CHUNK * batch_tokens * CHARACTERS_PER_TOKEN
             _process_chunks(config, scorer, writer, min_characters, source_size, progress)
-            _check_any_row_good(writer.checkpoint, files)
+            _raise_if_all_rows_bad(writer.checkpoint, files)
             if config.output.suffix == ".parquet":
                 progress("parquet", 0.0)
             writer.finish()
@@ -85,7 +85,7 @@ def run_offline(
 
 
 def _clean_up_completed(config: OfflineRunConfig, files: RunFiles) -> RunCheckpoint | None:
-    """Clean up after a run that was killed at its very end; return its checkpoint if it is this one."""
+    """Clean up after a run that was killed with a complete output; return its checkpoint if it matches."""
     if not files.output_complete or config.fresh:
         return None
     fingerprint, checkpoint = files.read_checkpoint()
@@ -152,7 +152,7 @@ def _encode_row(config: OfflineRunConfig, row: ParsedRow, result: RowResult) -> 
     return [file_formats.encode_row({**row.row, **prefixed})]
 
 
-def _check_any_row_good(checkpoint: RunCheckpoint, files: RunFiles) -> None:
+def _raise_if_all_rows_bad(checkpoint: RunCheckpoint, files: RunFiles) -> None:
     """Raise DataError, and delete the run's files, if every row was bad."""
     if checkpoint.bad_rows and checkpoint.bad_rows == checkpoint.position.rows:
         with files.partial_bad_rows.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""The interface of what scores the rows of an offline run.
+"""The interface of the scorers of an offline run.
 
 `local.py` scores with an engine in this process, `ray_tasks.py` with engines on a Ray cluster, `remote.py`
 with a server. All return rows as the HTTP API does, so the output does not depend on where it was computed.
@@ -31,7 +31,7 @@ class ScoringRequest:
 
     @property
     def score_options(self) -> ScoreOptions:
-        """The same as options of the engine; a comparison computes its features from the two scores."""
+        """The request as options of the engine; a comparison computes its features from the two scores."""
         explain = Explain.FEATURES if self.top_k and not self.paired else Explain.NONE
         return ScoreOptions((self.model,), explain, self.top_k, length_control=self.length_control)
 

@@ -1,6 +1,6 @@
 """Reward models on disk: manifest, safetensors, features, probes, profiles, and SHA256SUMS.
 
-`load_bundle` trusts no file: digests must match SHA256SUMS, and each tensor must have the shape that the
+`load_bundle` validates every file: digests must match SHA256SUMS, and tensors must have the shapes that the
 manifest implies. `check_backbone_matches` compares the model with the backbone. The engine scores the probes.
 """
 

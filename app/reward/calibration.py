@@ -47,7 +47,7 @@ class Calibration:
         """Return the percentile of each Mahalanobis distance among those of calibration responses, 0 to 100.
 
         Responses shorter than the 1st or longer than the 99th percentile of lengths are at least at
-        OUTLIER_PERCENTILE, whatever they say.
+        OUTLIER_PERCENTILE, regardless of their content.
         """
         distances = compute_mahalanobis_distance(x, pooled_tokens, self.whitening, self.response_variance)
         percentiles = _rank(distances, self.distance_quantiles)

@@ -135,16 +135,16 @@ def _weight_scores(
     composite: Composite, scores: Sequence[Score], scales: Sequence[RewardScale]
 ) -> list[WeightedScore]:
     """Weight the scores. The weights sum to 1; in worst mode the lowest score has all the weight."""
-    used = [scale[score.length_control] for score, scale in zip(scores, scales, strict=True)]
+    used_scales = [scale[score.length_control] for score, scale in zip(scores, scales, strict=True)]
     if composite.mode is CompositeMode.WORST:
-        scaled = [(score.reward - mean) / std for score, (mean, std) in zip(scores, used, strict=True)]
+        scaled = [(score.reward - mean) / std for score, (mean, std) in zip(scores, used_scales, strict=True)]
         lowest = scaled.index(min(scaled))
         weights = [float(index == lowest) for index in range(len(scaled))]
     else:
         weights = [weight / sum(composite.weights.values()) for weight in composite.weights.values()]
     return [
         WeightedScore(score, weight, mean, weight / std)
-        for score, weight, (mean, std) in zip(scores, weights, used, strict=True)
+        for score, weight, (mean, std) in zip(scores, weights, used_scales, strict=True)
     ]
 
 
@@ -168,9 +168,11 @@ def _merge_clusters(weighted: Sequence[WeightedScore]) -> tuple[Cluster, ...]:
     merged: dict[str | None, Cluster] = {}
     for part in weighted:
         for cluster in part.score.clusters:
-            before = merged.get(cluster.name, Cluster(cluster.name, 0, 0.0))
-            contribution = before.contribution + part.scale * cluster.contribution
-            merged[cluster.name] = Cluster(cluster.name, before.directions + cluster.directions, contribution)
+            previous = merged.get(cluster.name, Cluster(cluster.name, 0, 0.0))
+            contribution = previous.contribution + part.scale * cluster.contribution
+            merged[cluster.name] = Cluster(
+                cluster.name, previous.directions + cluster.directions, contribution
+            )
     return tuple(sorted(merged.values(), key=lambda cluster: -abs(cluster.contribution)))
 
 

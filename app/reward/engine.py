@@ -46,7 +46,7 @@ PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 
 
 class PreparedBatch(NamedTuple):
-    """Jobs, their packed tokens, and what the prefix cache had of their prompts."""
+    """Jobs, their packed tokens, and the cached prefixes of their prompts."""
 
     jobs: tuple[ScoreJob, ...]
     packed: PackedBatch
@@ -103,8 +103,8 @@ class Engine:
         base, separator, profile = name.partition("@")
         model = self.models.get(base)
         if model is None or (separator and profile not in model.profiles):
-            known = ", ".join(self.model_names)
-            raise NotFound(f"no model {name!r}; there are: {known}", "model", "unknown_model")
+            names = ", ".join(self.model_names)
+            raise NotFound(f"no model {name!r}; there are: {names}", "model", "unknown_model")
         return model, model.profiles[profile] if separator else Profile()
 
     @property
@@ -130,7 +130,7 @@ class Engine:
     def run(self, prepared: PreparedBatch) -> list[ScoredItem | NonFiniteScore]:
         """Score a prepared batch. Items without finite scores are scored again, each alone.
 
-        Items share rows, and 0 x NaN is NaN: one item that overflows can spoil all items with its prefix.
+        Items share rows, and 0 x NaN is NaN: one item that overflows can make all items with its prefix NaN.
         """
         if self._look_up_prompts(prepared.jobs).prefix_ids != prepared.prefix_lookup.prefix_ids:
             prepared = self.prepare(prepared.jobs)
@@ -151,16 +151,16 @@ class Engine:
     @torch.inference_mode()
     def _run_forward(self, prepared: PreparedBatch) -> list[ScoredItem | NonFiniteScore]:
         """Run one forward pass, then score the jobs with every model that they request."""
-        started = time.perf_counter()
+        started_at = time.perf_counter()
         required = [self._required_models(job) for job in prepared.jobs]
         prefix_lookup = prepared.prefix_lookup
         prefix_lookup.rows_to_store = self._rows_to_store(prepared)
         rows = self._required_rows(prepared, required)
         residuals = self.backbone.residuals(prepared.packed, rows, prefix_lookup)
         self.prefix_cache.store(prefix_lookup)
-        forwarded = time.perf_counter()
+        head_started_at = time.perf_counter()
         scores = self._score_models(prepared, required, residuals)
-        times = (forwarded - started, time.perf_counter() - forwarded)
+        times = (head_started_at - started_at, time.perf_counter() - head_started_at)
         return [
             _make_scored_item(
                 job.encoded,
@@ -234,7 +234,7 @@ class Engine:
         return explanations.explain_margin(self.resolve_model(chosen.model)[0], chosen, rejected, top_k)
 
     def compute_preference_probability(self, name: str, margin: float) -> float | None:
-        """Return the probability that people prefer the response ahead by a margin.
+        """Return the probability that people prefer the response whose reward is higher by `margin`.
 
         It is None for a composite, because no preference data calibrate it.
         """

@@ -48,9 +48,9 @@ def _load_engine(settings: Settings, progress: Progress) -> Engine:
     prefix_cache = PrefixCache(settings.prefix_cache_mib * 2**20)
     engine = Engine(backbone, text, models, _load_composites(settings, set(models)), prefix_cache)
     if settings.default_model and settings.default_model not in engine.model_names:
-        known = ", ".join(engine.model_names)
+        names = ", ".join(engine.model_names)
         raise BundleError(
-            f"default_model {settings.default_model!r} is not a reward model; there are: {known}"
+            f"default_model {settings.default_model!r} is not a reward model; there are: {names}"
         )
     return engine
 

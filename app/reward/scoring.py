@@ -83,7 +83,7 @@ def score_with_model(
 
 
 def _residual(numbers: explanations.RewardNumbers, baseline: float, contributions: Tensor) -> float:
-    """Return the rounding error of the explanation: the reward less all that explains it."""
+    """Return the rounding error of the explanation: the reward minus everything that explains it."""
     return numbers.reward - baseline - float(contributions.sum()) - numbers.length_correction
 
 

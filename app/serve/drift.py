@@ -70,7 +70,7 @@ class DriftMonitor:
         self._models = models
 
     def observe(self, score: Score, caller: str) -> None:
-        """Count a score and the scores of its parts; steered scores are skipped: they differ on purpose."""
+        """Count a score and the scores of its parts; steered scores differ on purpose and are skipped."""
         for part_score in score.part_scores:
             self.observe(part_score, caller)
         name = score.model.partition("@")[0]

@@ -88,7 +88,7 @@ class HeaderTimeoutProtocol(H11Protocol):
             self._timer.cancel()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request; close the connection if the rest of a refused body is still to come."""
+        """Wait for the next request; close the connection if the rest of a refused body has not arrived."""
         super().on_response_complete()
         if self.conn.trailing_data[0]:
             self._update_timer()

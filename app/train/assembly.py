@@ -86,7 +86,7 @@ def summarise_names(features: tuple[Feature, ...]) -> dict[str, Any]:
     }
 
 
-def with_probes(model: RewardModel, extractor: FeatureExtractor) -> RewardModel:
+def add_probes(model: RewardModel, extractor: FeatureExtractor) -> RewardModel:
     """Return the model with a few items and the rewards it gives them, by which a bundle is verified."""
     items = [Item((Message("user", prompt),), response) for prompt, response in PROBES]
     engine = Engine(extractor.backbone, extractor.tokenizer, {model.card.name: model})

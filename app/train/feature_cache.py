@@ -29,7 +29,7 @@ def write_atomically(file: Path, text: str) -> None:
 
 
 class TensorCache:
-    """Named tensors by (kind, key): the kind says how they were computed, the key from what."""
+    """Named tensors by (kind, key): the kind identifies how they were computed, the key from which input."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -42,13 +42,13 @@ class TensorCache:
 
     def get(self, kind: str, keys: Iterable[str]) -> dict[str, dict[str, Tensor]]:
         """Return the stored rows of a kind, by key; keys that are not stored are left out."""
-        wanted = list(keys)
+        key_list = list(keys)
         rows: dict[str, dict[str, Tensor]] = {}
         with self._open() as connection:
-            for start in range(0, len(wanted), KEYS_PER_QUERY):
-                chunk = wanted[start : start + KEYS_PER_QUERY]
-                marks = ",".join("?" * len(chunk))
-                query = f"SELECT key, tensors FROM tensors WHERE kind = ? AND key IN ({marks})"  # noqa: S608 # inserts question marks only
+            for start in range(0, len(key_list), KEYS_PER_QUERY):
+                chunk = key_list[start : start + KEYS_PER_QUERY]
+                placeholders = ",".join("?" * len(chunk))
+                query = f"SELECT key, tensors FROM tensors WHERE kind = ? AND key IN ({placeholders})"  # noqa: S608 # inserts question marks only
                 rows |= {key: load(blob) for key, blob in connection.execute(query, (kind, *chunk))}
         return rows
 

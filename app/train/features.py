@@ -130,7 +130,7 @@ def extract_features(
     cache: Path,
     progress: Callable[[int], None],
 ) -> PairFeatures:
-    """Return the features of rows of responses, usually pairs; `progress` receives the responses done.
+    """Return the features of rows of responses, usually pairs; `progress` receives how many are done.
 
     Batches do not depend on what is cached and cached rows are not overwritten, so a killed run ends with the
     same features as an uninterrupted one.

@@ -147,7 +147,7 @@ def train(
         results |= evaluate(config, model, extracted, trained, extractor, cache, progress)
         metrics = {metric: results["test"][metric] for metric in CARD_METRICS}
         model = replace(model, card=replace(card, metrics=metrics))
-    return TrainingResult(assembly.with_probes(model, extractor), results)
+    return TrainingResult(assembly.add_probes(model, extractor), results)
 
 
 def take_training_pairs(config: TrainingConfig) -> list[Pair]:

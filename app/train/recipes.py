@@ -69,8 +69,8 @@ def find_recipe(name: str, models_dir: Path) -> Recipe:
     """Load a recipe by name, or by the path of a .toml file."""
     file = Path(name) if name.endswith(".toml") else models_dir / "recipes" / f"{name}.toml"
     if not file.is_file():
-        known = ", ".join(list_recipes(models_dir)) or "none"
-        raise SourceError(f"no recipe {name!r}: use the path of a .toml file, or one of {known}")
+        names = ", ".join(list_recipes(models_dir)) or "none"
+        raise SourceError(f"no recipe {name!r}: use the path of a .toml file, or one of {names}")
     try:
         fields: dict[str, Any] = tomllib.loads(file.read_text())
         return TypeAdapter(Recipe).validate_python({"name": file.stem, **fields})

@@ -30,23 +30,23 @@ KEPT_SECTIONS = ("training", "selection", "names", "sae")
 
 def refit(
     name: str,
-    known: list[Pair],
-    new: list[Pair],
+    known_pairs: list[Pair],
+    new_pairs: list[Pair],
     data: TrainingData,
     *,
     sae: Path,
     settings: Settings,
     progress: Progress,
 ) -> RewardModel:
-    """Train the head of a bundle on the pairs it was trained on and on new ones; `data` describes the new."""
+    """Train the head of a bundle on its training pairs and on new pairs; `data` describes the new pairs."""
     folder = settings.models_dir / name
     _install_staged_bundle(folder)
     model = bundle.load_bundle(folder)
-    known = known[: model.card.data[0].pairs]
+    known_pairs = known_pairs[: model.card.data[0].pairs]
     results = reports.read(folder)
     config = HeadTrainingConfig(**results["training"]["plan"])
     extractor = jobs.load_feature_extractor(sae, settings, progress)
-    model = _train_again(model, [*known, *new], config, extractor, settings.cache, progress)
+    model = _train_again(model, [*known_pairs, *new_pairs], config, extractor, settings.cache, progress)
     other_data = tuple(source for source in model.card.data if source.name != data.name)
     card = replace(
         model.card, data=(*other_data, data), metrics={}, trained_parameters=model.head.num_parameters,
@@ -75,7 +75,7 @@ def _train_again(
     contexts = pipeline.read_contexts(pairs, extractor, cache, progress)
     calibration = pipeline.calibrate(trained, extracted, directions, contexts, progress)
     card = replace(card, temperature=calibration.temperature)
-    return assembly.with_probes(
+    return assembly.add_probes(
         replace(model, head=trained.head, calibration=calibration, card=card), extractor
     )
 

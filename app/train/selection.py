@@ -46,12 +46,14 @@ def select_latents(firing_rates: Tensor, groups: list[str], k: int, *, seed: int
     difference = differences.mean(0)
     latents, signs = _select_extremes(difference, k)
     by_chance = _swap_sides(group_sums, len(differences), generator)
-    votes, overlap = _count_votes(group_sums, group_index.bincount(), difference, k, generator)
+    selection_rates, overlap = _select_on_bootstrap_samples(
+        group_sums, group_index.bincount(), difference, k, generator
+    )
     return Selection(
         latents,
         signs,
         difference[latents],
-        torch.where(signs > 0, votes[0, latents], votes[1, latents]),
+        torch.where(signs > 0, selection_rates[0, latents], selection_rates[1, latents]),
         _compute_false_discovery(by_chance, difference, k),
         overlap,
     )
@@ -73,11 +75,11 @@ def _swap_sides(group_sums: Tensor, num_pairs: int, generator: torch.Generator) 
 def _compute_false_discovery(by_chance: Tensor, difference: Tensor, k: int) -> float:
     """Return how many latents chance puts beyond the weakest selected one, as a share of the selected."""
     high, low = difference.topk(k).values.min(), (-difference).topk(k).values.min()
-    beyond = ((by_chance >= high) | (-by_chance >= low)).sum(1).float().mean()
-    return float((beyond / (2 * k)).clamp(max=1))
+    num_beyond = ((by_chance >= high) | (-by_chance >= low)).sum(1).float().mean()
+    return float((num_beyond / (2 * k)).clamp(max=1))
 
 
-def _count_votes(
+def _select_on_bootstrap_samples(
     group_sums: Tensor, group_sizes: Tensor, difference: Tensor, k: int, generator: torch.Generator
 ) -> tuple[Tensor, float]:
     """Select on bootstrap samples of prompt groups.

@@ -37,7 +37,7 @@ async def asset(name: str) -> FileResponse:
 
 
 def _file_response(name: str) -> FileResponse:
-    """The file with this relative path; a request is compared with known names and never becomes a path."""
+    """Return the file with this path; a request is compared with known names and never becomes a path."""
     files = {
         file.relative_to(FOLDER).as_posix(): file for file in FOLDER.rglob("*") if file.suffix in MEDIA_TYPES
     }

@@ -46,20 +46,20 @@ def measure_batch_tokens(backbone: Backbone) -> int:
 
 
 def choose_batch_tokens(seconds: Mapping[int, float]) -> int:
-    """The smallest number of tokens whose rate is close to the best, given the seconds each one took."""
+    """Return the smallest number of tokens whose rate is close to the best, given the seconds per size."""
     rates = {tokens: tokens / duration for tokens, duration in seconds.items()}
     return min(tokens for tokens, rate in rates.items() if rate >= MIN_RATE_SHARE * max(rates.values()))
 
 
 def resolve_dtype(settings: Settings, device: torch.device) -> torch.dtype:
-    """The dtype that was requested; otherwise the one that models are trained and measured in."""
+    """Return the dtype that was requested; otherwise the one that models are trained and measured in."""
     if settings.dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def is_bfloat16_faster(settings: Settings, device: torch.device) -> bool:
-    """Whether no dtype was requested and this CPU is clearly faster in bfloat16."""
+    """Return whether no dtype was requested and this CPU is clearly faster in bfloat16."""
     if settings.dtype != "auto" or device.type != "cpu":
         return False
     inputs = [
@@ -73,14 +73,14 @@ def is_bfloat16_faster(settings: Settings, device: torch.device) -> bool:
 
 
 def _random_batch(tokens: int, vocabulary_size: int) -> PackedBatch:
-    """A batch of random items of typical length that share no prefixes."""
+    """Return a batch of random items of typical length that share no prefixes."""
     rng = np.random.default_rng(tokens)
     ids = rng.integers(vocabulary_size, size=(tokens // ITEM_TOKENS, ITEM_TOKENS))
     return pack([tuple(item) for item in ids.tolist()])
 
 
 def _time(run: Callable[[], object]) -> float:
-    """Seconds that one call takes."""
+    """Return the seconds that one call takes."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started

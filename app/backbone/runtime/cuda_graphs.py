@@ -53,14 +53,14 @@ class CudaGraphRunner:
         return {(new_rows, cached_rows) for new_rows, cached_rows, _ in self._forward_passes}
 
     def can_run(self, packed: PackedBatch) -> bool:
-        """Whether the batch is small enough and the device can capture graphs."""
+        """Return whether the batch is small enough and the device can capture graphs."""
         fits = len(packed.ids) <= NEW_ROW_SIZES[-1] and packed.num_cached_rows <= CACHED_ROW_SIZES[-1]
         return self.is_supported and fits
 
     def run(
         self, packed: PackedBatch, indices: Mapping[int, Tensor], lookup: PrefixCacheLookup
     ) -> LayerOutputs | None:
-        """Hidden states after each requested layer at some of its new rows; None if capture fails.
+        """Return hidden states after each requested layer at some of its new rows; None if capture fails.
 
         After a failed capture, `can_run` is false for every batch.
         """
@@ -152,7 +152,7 @@ class StaticForwardPass:
                 lookup.collect_new_entries(layer, rows)
 
     def _insert_padding(self, array: NDArray[Any], num_cached_rows: int) -> NDArray[Any]:
-        """The array with padding between the batch's cached rows and its new rows (last axis)."""
+        """Return the array with padding between the batch's cached rows and its new rows (last axis)."""
         padding = np.zeros((*array.shape[:-1], self._cached_rows - num_cached_rows), dtype=array.dtype)
         return np.concatenate([array[..., :num_cached_rows], padding, array[..., num_cached_rows:]], axis=-1)
 
@@ -172,7 +172,7 @@ class StaticForwardPass:
         return outputs
 
     def _build_mask(self, hidden: Tensor, distance: Tensor, window: int | None) -> SegmentedMask:
-        """A mask that treats all rows as one segment with one query tile."""
+        """Return a mask that treats all rows as one segment with one query tile."""
         if window is not None:
             hidden = hidden | (distance >= window)
         mask_bias = self._kv.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
@@ -207,5 +207,5 @@ def capture_graph(
     return replay
 
 
-def _smallest_at_least(wanted: int, sizes: Sequence[int]) -> int:
-    return next(size for size in sizes if size >= wanted)
+def _smallest_at_least(minimum: int, sizes: Sequence[int]) -> int:
+    return next(size for size in sizes if size >= minimum)

@@ -1,11 +1,11 @@
 """How compute threads wait for each other, and which threads may keep OpenMP workers.
 
-The threads of a forward pass meet at many barriers. Sleeping at each barrier loses a tenth or more of the
-speed of an idle machine; spinning as long as OpenMP does by default loses half of it beside a busy neighbour
-(benchmarks/LOG.md). So they spin, but briefly.
+The threads of a forward pass synchronise at many barriers. Sleeping at each barrier loses a tenth or more of
+the speed of an idle machine; spinning as long as OpenMP does by default loses half of it while another
+process is busy (benchmarks/LOG.md). So threads spin for a short time.
 
 OpenMP keeps worker threads for every thread that has computed and is still alive. When all these workers
-together outnumber the cores, they sleep at barriers whatever the spin count. So while a thread lives to run
+together outnumber the cores, they sleep at barriers regardless of the spin count. So while a thread runs
 forward passes, no other thread that has computed may stay alive: other computation runs in temporary threads.
 """
 
@@ -26,7 +26,7 @@ def limit_openmp_spinning() -> None:
 
 
 def plan_concurrent_batches(requested: int, device_type: str) -> tuple[int, Callable[[int], None]]:
-    """How many batches run concurrently on a device, and a function that sets a thread's share.
+    """Return how many batches run concurrently on a device, and a function that sets a thread's share.
 
     The function takes the number of batches that the compute threads are divided among and applies to the
     calling thread. With `requested` 0, two batches run where there are two threads, as measured, since a

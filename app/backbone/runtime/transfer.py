@@ -8,6 +8,6 @@ from torch import Tensor
 
 
 def copy_to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """The array as a tensor on the device; on a CPU the tensor shares the array's memory."""
+    """Return the array as a tensor on the device; on a CPU the tensor shares the array's memory."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

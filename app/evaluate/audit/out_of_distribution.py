@@ -35,36 +35,36 @@ BLANKS = (" ", "\n", "...", "\n\n\n", "-", "   .   ", "\u200b", "_ _ _", "?", "\
 ResponseGenerator = Callable[[str, Random], str]
 
 
-def other_languages(_prompt: str, rng: Random) -> str:
+def generate_other_languages(_prompt: str, rng: Random) -> str:
     """Return one to three sentences in other languages than English."""
     return " ".join(rng.sample(OTHER_LANGUAGES, rng.randint(1, 3)))
 
 
-def code(_prompt: str, rng: Random) -> str:
+def generate_code(_prompt: str, rng: Random) -> str:
     """Return program code or data."""
     return "\n\n".join(rng.sample(CODE, rng.randint(1, 2)))
 
 
-def gibberish(_prompt: str, rng: Random) -> str:
+def generate_gibberish(_prompt: str, rng: Random) -> str:
     """Return random letters and digits in groups of word length."""
     letters = string.ascii_lowercase + string.digits
     return " ".join("".join(rng.choices(letters, k=rng.randint(2, 9))) for _ in range(rng.randint(6, 40)))
 
 
-def blanks(_prompt: str, rng: Random) -> str:
+def generate_blanks(_prompt: str, rng: Random) -> str:
     """Return white space or punctuation without words."""
     return rng.choice(BLANKS) * rng.randint(1, 3)
 
 
-def echo_prompt(prompt: str, _rng: Random) -> str:
+def repeat_prompt(prompt: str, _rng: Random) -> str:
     """Return the prompt."""
     return prompt
 
 
 GENERATORS: dict[str, ResponseGenerator] = {
-    "other languages": other_languages,
-    "code": code,
-    "gibberish": gibberish,
-    "empty": blanks,
-    "prompt echo": echo_prompt,
+    "other languages": generate_other_languages,
+    "code": generate_code,
+    "gibberish": generate_gibberish,
+    "empty": generate_blanks,
+    "prompt echo": repeat_prompt,
 }

@@ -26,17 +26,17 @@ CONTRACTED = {
 }  # fmt: skip
 
 
-def lower_case(text: str, _: Random) -> str:
+def convert_to_lower_case(text: str, _: Random) -> str:
     """Convert the text to lower case."""
     return text.lower()
 
 
-def wide_spaces(text: str, _: Random) -> str:
+def widen_spaces(text: str, _: Random) -> str:
     """Put two spaces after each sentence."""
     return SENTENCE.sub("  ", text)
 
 
-def typos(text: str, rng: Random) -> str:
+def add_typos(text: str, rng: Random) -> str:
     """Swap one letter in a hundred, and at least one, with the next letter."""
     letters = list(text)
     positions = [i for i in range(1, len(letters) - 1) if letters[i].isalpha() and letters[i + 1].isalpha()]
@@ -45,56 +45,56 @@ def typos(text: str, rng: Random) -> str:
     return "".join(letters)
 
 
-def bold(text: str, _: Random) -> str:
+def bold_first_words(text: str, _: Random) -> str:
     """Make the first word of each sentence bold and remove any other bold markup."""
     plain = text.replace("**", "")
     return " ".join(re.sub(r"^(\w+)", r"**\1**", sentence) for sentence in SENTENCE.split(plain))
 
 
-def curly_quotes(text: str, _: Random) -> str:
+def use_curly_quotes(text: str, _: Random) -> str:
     """Use typographic quotation marks and apostrophes."""
     opened = re.sub(r'(^|[\s(\[])"', "\\1\u201c", text).replace('"', "\u201d")
     return opened.replace("'", "\u2019")
 
 
-def contractions(text: str, _: Random) -> str:
+def swap_contractions(text: str, _: Random) -> str:
     """Expand contractions, or contract full forms if there is no contraction."""
     expanded = _replace_words(text, CONTRACTED)
     return expanded if expanded != text else _replace_words(text, {v: k for k, v in CONTRACTED.items()})
 
 
-def british(text: str, _: Random) -> str:
+def use_british_spelling(text: str, _: Random) -> str:
     """Use British spelling."""
     return _replace_words(text, {**BRITISH, **{f"{a}s": f"{b}s" for a, b in BRITISH.items()}})
 
 
-def bullets(text: str, _: Random) -> str:
+def format_as_bullets(text: str, _: Random) -> str:
     """Turn the sentences into a bullet list."""
     return "\n".join(f"- {sentence}" for sentence in SENTENCE.split(text.strip()))
 
 
-def trailing_newline(text: str, _: Random) -> str:
+def add_trailing_newline(text: str, _: Random) -> str:
     """Add a newline at the end."""
     return text.rstrip() + "\n"
 
 
-def polite_prompt(prompt: str, _: Random) -> str:
+def ask_politely(prompt: str, _: Random) -> str:
     """Ask the same politely."""
     return f"Please answer the following. {prompt}"
 
 
 RESPONSE_REWRITES: dict[str, Rewrite] = {
-    "lower case": lower_case,
-    "two spaces after sentences": wide_spaces,
-    "typos in 1 % of letters": typos,
-    "first words in bold": bold,
-    "curly quotes": curly_quotes,
-    "contractions": contractions,
-    "British spelling": british,
-    "bullet list": bullets,
-    "trailing newline": trailing_newline,
+    "lower case": convert_to_lower_case,
+    "two spaces after sentences": widen_spaces,
+    "typos in 1 % of letters": add_typos,
+    "first words in bold": bold_first_words,
+    "curly quotes": use_curly_quotes,
+    "contractions": swap_contractions,
+    "British spelling": use_british_spelling,
+    "bullet list": format_as_bullets,
+    "trailing newline": add_trailing_newline,
 }
-PROMPT_REWRITES: dict[str, Rewrite] = {"polite prompt": polite_prompt}
+PROMPT_REWRITES: dict[str, Rewrite] = {"polite prompt": ask_politely}
 REWRITE_NAMES = (*RESPONSE_REWRITES, *PROMPT_REWRITES)
 
 

@@ -1,8 +1,8 @@
 """POST /classify of three servers: vLLM (`input`, `messages`), SGLang (`text`) and infinity (`raw_scores`).
 
-The fields of the body tell which one is meant. Scores go through a sigmoid where that server does it by
-default: for vLLM unless `use_activation` (or `activation`) is false, for infinity unless `raw_scores` is
-true. SGLang's scores are raw.
+The fields of the body show which server's API the client uses. Scores go through a sigmoid where that server
+does it by default: for vLLM unless `use_activation` (or `activation`) is false, for infinity unless
+`raw_scores` is true. SGLang's scores are raw.
 """
 
 from time import time
@@ -15,15 +15,15 @@ from pydantic import BaseModel, Field
 from app.errors import InvalidInput
 from app.serve.adapters.common import (
     AdapterResult,
-    adapter_route_class,
     build_list,
+    make_adapter_route_class,
     new_id,
     parse_texts,
     score_items,
     sigmoid,
     split_conversation,
 )
-from app.serve.api.error_handlers import vllm_error
+from app.serve.api.error_handlers import build_vllm_error
 from app.serve.api.request_schemas import MessageInput
 from app.types import Item
 
@@ -97,7 +97,7 @@ def _scale(reward: float, *, raw: bool) -> float:
     return reward if raw else sigmoid(reward)
 
 
-router = APIRouter(route_class=adapter_route_class(vllm_error), tags=["vLLM, SGLang, infinity"])
+router = APIRouter(route_class=make_adapter_route_class(build_vllm_error), tags=["vLLM, SGLang, infinity"])
 
 
 @router.post("/classify", response_model=dict[str, Any] | list[dict[str, Any]], operation_id="classify")

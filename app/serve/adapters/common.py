@@ -1,4 +1,4 @@
-"""What all adapters share: parsing of templated text, scoring, and errors in the format of the dialect."""
+"""Shared by all adapters: parsing of templated text, scoring, and errors in the format of the dialect."""
 
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
@@ -16,7 +16,11 @@ from starlette.exceptions import HTTPException
 from app.errors import InvalidInput, SparseRMError
 from app.serve.adapters.chat_markup import EMPTY_RESPONSE, TemplatedTextMode, parse_templated_text
 from app.serve.api.dependencies import resolve_model, score_request
-from app.serve.api.error_handlers import from_http_exception, from_validation_error, retry_after_header
+from app.serve.api.error_handlers import (
+    build_retry_after_header,
+    convert_http_exception,
+    convert_validation_error,
+)
 from app.serve.api.request_schemas import InputLocation, MessageInput
 from app.types import Explain, Item, Message, Score, ScoredItem, ScoreOptions
 
@@ -48,7 +52,7 @@ class AdapterResult:
         return {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}
 
 
-def adapter_route_class(build_error: ErrorBuilder) -> type[APIRoute]:
+def make_adapter_route_class(build_error: ErrorBuilder) -> type[APIRoute]:
     """Return a route class whose errors `build_error` formats.
 
     `build_error` gets the error and the request's body, or None if the body is not JSON, and returns the
@@ -63,14 +67,14 @@ def adapter_route_class(build_error: ErrorBuilder) -> type[APIRoute]:
                 try:
                     return await handle(request)
                 except RequestValidationError as exception:
-                    error = from_validation_error(exception)
+                    error = convert_validation_error(exception)
                 except HTTPException as exception:
-                    error = from_http_exception(exception)
+                    error = convert_http_exception(exception)
                 except SparseRMError as exception:
                     error = exception
                 request.app.state.metrics.errors.labels(error.code).inc()
                 status, body = build_error(error, await _read_json(request))
-                return JSONResponse(body, status, retry_after_header(error))
+                return JSONResponse(body, status, build_retry_after_header(error))
 
             return handle_with_errors
 
@@ -98,7 +102,7 @@ def parse_texts(
 
 
 def to_messages(messages: Sequence[MessageInput]) -> tuple[Message, ...]:
-    """Return the messages of a request as messages of the domain."""
+    """Return the messages of a request as messages of `app.types`."""
     return tuple(Message(message.role, message.content) for message in messages)
 
 
@@ -125,7 +129,7 @@ async def score_items(
 ) -> AdapterResult:
     """Score items with one model, and explain them with the `top_k` largest contributions, or not at all.
 
-    `requested_model` is the model in the request's body; see `resolve_model` for what else decides.
+    `requested_model` is the model in the request's body; see `resolve_model` for how the model is chosen.
     """
     model = resolve_model(request, requested_model, allow_unknown=allow_unknown_model)
     options = ScoreOptions((model,), Explain.FEATURES if top_k else Explain.NONE, top_k)
@@ -135,7 +139,7 @@ async def score_items(
     return AdapterResult(model, result.raise_for_errors())
 
 
-def explanation_rows(score: Score) -> list[dict[str, Any]]:
+def build_explanation_rows(score: Score) -> list[dict[str, Any]]:
     """Return id, label and contribution of a score's features."""
     return [
         {"id": share.feature.latent, "label": share.feature.label, "contribution": share.contribution}

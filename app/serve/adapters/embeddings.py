@@ -11,8 +11,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from app.serve.adapters.common import AdapterResult, adapter_route_class, parse_texts, score_items
-from app.serve.api.error_handlers import vllm_error
+from app.serve.adapters.common import AdapterResult, make_adapter_route_class, parse_texts, score_items
+from app.serve.api.error_handlers import build_vllm_error
 from app.types import Item
 
 
@@ -42,7 +42,7 @@ def _encode_vector(reward: float, encoding_format: str) -> list[float] | str:
     return [reward] if encoding_format == "float" else base64.b64encode(struct.pack("<f", reward)).decode()
 
 
-router = APIRouter(route_class=adapter_route_class(vllm_error), tags=["SGLang and OpenAI"])
+router = APIRouter(route_class=make_adapter_route_class(build_vllm_error), tags=["SGLang and OpenAI"])
 
 
 @router.post("/v1/embeddings", response_model=dict[str, Any], operation_id="embeddings")

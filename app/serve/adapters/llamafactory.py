@@ -11,7 +11,13 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from app.errors import SparseRMError
-from app.serve.adapters.common import AdapterResult, adapter_route_class, new_id, parse_texts, score_items
+from app.serve.adapters.common import (
+    AdapterResult,
+    make_adapter_route_class,
+    new_id,
+    parse_texts,
+    score_items,
+)
 from app.serve.api.error_handlers import truncate_message
 from app.serve.api.serialization import build_body
 from app.types import Item
@@ -48,7 +54,7 @@ def build_error(error: SparseRMError, _: Any) -> tuple[int, Any]:
     return 400 if error.status == 422 else error.status, {"detail": truncate_message(error.message)}
 
 
-router = APIRouter(route_class=adapter_route_class(build_error), tags=["LLaMA-Factory"])
+router = APIRouter(route_class=make_adapter_route_class(build_error), tags=["LLaMA-Factory"])
 
 
 @router.post("/v1/score/evaluation", response_model=LlamaFactoryResponse, operation_id="llamafactory_score")

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import InvalidInput, SparseRMError
 from app.serve.adapters.chat_markup import EMPTY_RESPONSE
-from app.serve.adapters.common import AdapterResult, adapter_route_class, score_items
-from app.serve.api.error_handlers import error_body
+from app.serve.adapters.common import AdapterResult, make_adapter_route_class, score_items
+from app.serve.api.error_handlers import build_error_body
 from app.types import Item, Message
 
 ROLE_ALIASES = {"developer": "system"}
@@ -56,7 +56,7 @@ def build_response(body: NemoGymVerifyRequest, result: AdapterResult) -> dict[st
 
 def build_error(error: SparseRMError, _: Any) -> tuple[int, Any]:
     """Return an error in OpenAI's format, without a reward."""
-    return error.status, error_body(error)
+    return error.status, build_error_body(error)
 
 
 def _message_role(message: dict[str, Any]) -> str:
@@ -70,7 +70,7 @@ def _message_text(message: dict[str, Any]) -> str:
     return "".join(str(part["text"]) for part in parts if isinstance(part, dict) and "text" in part)
 
 
-router = APIRouter(route_class=adapter_route_class(build_error), tags=["NeMo-Gym"])
+router = APIRouter(route_class=make_adapter_route_class(build_error), tags=["NeMo-Gym"])
 
 
 @router.post("/verify", response_model=dict[str, Any], operation_id="nemo_gym_verify")

@@ -14,13 +14,13 @@ from app.errors import SparseRMError
 from app.serve.adapters.common import (
     EXPLANATION_TOP_K,
     AdapterResult,
-    adapter_route_class,
-    explanation_rows,
+    build_explanation_rows,
+    make_adapter_route_class,
     parse_texts,
     score_items,
     sigmoid,
 )
-from app.serve.api.error_handlers import error_body
+from app.serve.api.error_handlers import build_error_body
 from app.serve.api.serialization import build_body
 from app.types import Item, Score
 
@@ -45,8 +45,8 @@ class OpenRLHFResponse(BaseModel):
 def parse_request(request: Request, body: OpenRLHFRequest) -> list[Item]:
     """Return the items of templated texts, some or all with their prompts."""
     texts = [body.query] if isinstance(body.query, str) else body.query
-    given = [body.prompts] if isinstance(body.prompts, str) else body.prompts or []
-    prompts: list[str | None] = [*given[: len(texts)], *[None] * (len(texts) - len(given))]
+    known_prompts = [body.prompts] if isinstance(body.prompts, str) else body.prompts or []
+    prompts: list[str | None] = [*known_prompts[: len(texts)], *[None] * (len(texts) - len(known_prompts))]
     return parse_texts(request, texts, prompts)
 
 
@@ -62,7 +62,7 @@ def build_response(_: OpenRLHFRequest, result: AdapterResult) -> dict[str, Any]:
             "rm/distance": [score.distance for score in scores],
             "rm/truncated": [float(item.encoded.truncated) for item in result.items],
         },
-        explanations=[explanation_rows(score) for score in scores],
+        explanations=[build_explanation_rows(score) for score in scores],
     )
 
 
@@ -73,10 +73,10 @@ def _percentile_score(score: Score) -> float:
 
 def build_error(error: SparseRMError, _: Any) -> tuple[int, Any]:
     """Return an error in OpenAI's format: the client retries after any error, and people read the log."""
-    return error.status, error_body(error)
+    return error.status, build_error_body(error)
 
 
-router = APIRouter(route_class=adapter_route_class(build_error), tags=["OpenRLHF"])
+router = APIRouter(route_class=make_adapter_route_class(build_error), tags=["OpenRLHF"])
 
 
 @router.post("/get_reward", response_model=OpenRLHFResponse, operation_id="openrlhf_get_reward")

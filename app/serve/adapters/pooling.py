@@ -9,14 +9,14 @@ from pydantic import BaseModel, Field
 from app.errors import InvalidInput
 from app.serve.adapters.common import (
     AdapterResult,
-    adapter_route_class,
     build_list,
+    make_adapter_route_class,
     parse_texts,
     score_items,
     sigmoid,
     split_conversation,
 )
-from app.serve.api.error_handlers import vllm_error
+from app.serve.api.error_handlers import build_vllm_error
 from app.serve.api.request_schemas import MessageInput
 from app.types import Item
 
@@ -56,7 +56,7 @@ def build_response(body: PoolingRequest, result: AdapterResult) -> dict[str, Any
     return build_list(result, "pool", rows)
 
 
-router = APIRouter(route_class=adapter_route_class(vllm_error), tags=["vLLM"])
+router = APIRouter(route_class=make_adapter_route_class(build_vllm_error), tags=["vLLM"])
 
 
 @router.post("/pooling", response_model=dict[str, Any], operation_id="pooling")

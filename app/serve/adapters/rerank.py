@@ -13,13 +13,13 @@ from pydantic import BaseModel, Field
 from app.errors import InvalidInput, SparseRMError
 from app.serve.adapters.common import (
     AdapterResult,
-    adapter_route_class,
     build_item,
+    make_adapter_route_class,
     new_id,
     score_items,
     sigmoid,
 )
-from app.serve.api.error_handlers import tei_error, vllm_error
+from app.serve.api.error_handlers import build_tei_error, build_vllm_error
 from app.types import Item
 
 
@@ -70,7 +70,7 @@ def build_response(body: RerankRequest, result: AdapterResult) -> Any:
 
 def build_error(error: SparseRMError, body: Any) -> tuple[int, Any]:
     """Return an error in TEI's format if the request has TEI's field `texts`, otherwise in vLLM's."""
-    return tei_error(error) if isinstance(body, dict) and "texts" in body else vllm_error(error)
+    return build_tei_error(error) if isinstance(body, dict) and "texts" in body else build_vllm_error(error)
 
 
 def _response_texts(body: RerankRequest) -> list[str]:
@@ -88,7 +88,9 @@ def _build_tei_rows(order: list[int], scores: list[float], texts: list[str] | No
     ]
 
 
-router = APIRouter(route_class=adapter_route_class(build_error), tags=["vLLM, Cohere, Jina, infinity, TEI"])
+router = APIRouter(
+    route_class=make_adapter_route_class(build_error), tags=["vLLM, Cohere, Jina, infinity, TEI"]
+)
 
 
 @router.post("/rerank", response_model=dict[str, Any] | list[dict[str, Any]], operation_id="rerank")

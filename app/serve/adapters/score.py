@@ -12,13 +12,13 @@ from pydantic import BaseModel, Field
 from app.errors import InvalidInput
 from app.serve.adapters.common import (
     AdapterResult,
-    adapter_route_class,
     build_item,
     build_list,
+    make_adapter_route_class,
     score_items,
     sigmoid,
 )
-from app.serve.api.error_handlers import vllm_error
+from app.serve.api.error_handlers import build_vllm_error
 from app.types import Item
 
 OneOrMoreTexts = str | Annotated[list[str], Field(min_length=1)]
@@ -84,7 +84,7 @@ def _as_list(texts: str | list[str]) -> list[str]:
     return [texts] if isinstance(texts, str) else texts
 
 
-router = APIRouter(route_class=adapter_route_class(vllm_error), tags=["vLLM, SGLang"])
+router = APIRouter(route_class=make_adapter_route_class(build_vllm_error), tags=["vLLM, SGLang"])
 
 
 @router.post("/score", response_model=dict[str, Any], operation_id="score")

@@ -15,13 +15,13 @@ from app.serve.adapters.chat_markup import EMPTY_RESPONSE
 from app.serve.adapters.common import (
     EXPLANATION_TOP_K,
     AdapterResult,
-    adapter_route_class,
-    explanation_rows,
+    build_explanation_rows,
+    make_adapter_route_class,
     parse_texts,
     score_items,
     to_messages,
 )
-from app.serve.api.error_handlers import error_body
+from app.serve.api.error_handlers import build_error_body
 from app.serve.api.request_schemas import MessageInput
 from app.types import Item
 
@@ -45,15 +45,15 @@ def build_response(key: str | None, result: AdapterResult) -> Any:
     [score] = result.scores
     if key is None:
         return score.reward
-    return {"uncertainty": score.uncertainty, "top": explanation_rows(score), key: score.reward}
+    return {"uncertainty": score.uncertainty, "top": build_explanation_rows(score), key: score.reward}
 
 
 def build_error(error: SparseRMError, _: Any) -> tuple[int, Any]:
     """Return an error in OpenAI's format: the client retries after any error, and people read the log."""
-    return error.status, error_body(error)
+    return error.status, build_error_body(error)
 
 
-router = APIRouter(route_class=adapter_route_class(build_error), tags=["slime and miles"])
+router = APIRouter(route_class=make_adapter_route_class(build_error), tags=["slime and miles"])
 
 
 @router.post("/slime", response_model=float | dict[str, Any], operation_id="slime_reward")

@@ -15,14 +15,14 @@ from pydantic import BaseModel, Field
 from app.errors import SparseRMError
 from app.serve.adapters.common import (
     AdapterResult,
-    adapter_route_class,
     build_item,
+    make_adapter_route_class,
     parse_texts,
     score_items,
     sigmoid,
 )
 from app.serve.api.dependencies import ScoringServiceDependency, resolve_model
-from app.serve.api.error_handlers import tei_error
+from app.serve.api.error_handlers import build_tei_error
 from app.types import Item, ScoreOptions
 
 LABEL = "LABEL_0"
@@ -57,7 +57,7 @@ def build_response(body: TeiPredictRequest, result: AdapterResult) -> Any:
 
 def build_error(error: SparseRMError, _: Any) -> tuple[int, Any]:
     """Return an error in TEI's format."""
-    return tei_error(error)
+    return build_tei_error(error)
 
 
 def _read_texts_and_pairs(body: TeiPredictRequest) -> list[list[str]]:
@@ -67,7 +67,7 @@ def _read_texts_and_pairs(body: TeiPredictRequest) -> list[list[str]]:
     return batch or [[text for text in body.inputs if isinstance(text, str)]]
 
 
-router = APIRouter(route_class=adapter_route_class(build_error), tags=["TEI"])
+router = APIRouter(route_class=make_adapter_route_class(build_error), tags=["TEI"])
 
 
 @router.post("/predict", response_model=list[Any], operation_id="tei_predict")

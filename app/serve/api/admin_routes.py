@@ -13,13 +13,13 @@ from app.serve.middleware.auth import require_admin
 from app.serve.model_manager import ModelManager
 
 
-def model_manager(request: Request) -> ModelManager:
-    """The model manager of this server."""
+def get_model_manager(request: Request) -> ModelManager:
+    """Return the model manager of this server."""
     manager: ModelManager = request.app.state.model_manager
     return manager
 
 
-ModelManagerDependency = Annotated[ModelManager, Depends(model_manager)]
+ModelManagerDependency = Annotated[ModelManager, Depends(get_model_manager)]
 router = APIRouter(responses=response_schemas.ERROR_RESPONSES)
 admin_router = APIRouter(
     prefix="/v1/models/{id}",

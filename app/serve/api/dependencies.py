@@ -1,4 +1,4 @@
-"""What the native API and all adapters share: who sends a request, which model it means, and its scoring."""
+"""Shared by the native API and all adapters: read a request's context, resolve its model, score its items."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -13,13 +13,13 @@ from app.serve.middleware.limits import LOG_FIELDS_KEY, cancel_on_disconnect
 from app.types import ANONYMOUS_CALLER, Item, RequestContext, ScoreOptions
 
 
-def scoring_service(request: Request) -> ScoringService:
-    """The scoring service of this server."""
+def get_scoring_service(request: Request) -> ScoringService:
+    """Return the scoring service of this server."""
     service: ScoringService = request.app.state.scoring_service
     return service
 
 
-ScoringServiceDependency = Annotated[ScoringService, Depends(scoring_service)]
+ScoringServiceDependency = Annotated[ScoringService, Depends(get_scoring_service)]
 
 
 def read_request_context(
@@ -62,7 +62,7 @@ def resolve_model(request: Request, requested: str | None, *, allow_unknown: boo
     """
     path_model = request.scope.get(PATH_MODEL_KEY)
     if requested:
-        served = requested in scoring_service(request).engine.model_names
+        served = requested in get_scoring_service(request).engine.model_names
         if served or not (path_model or allow_unknown):
             return requested
     return path_model or str(request.app.state.default_model)
@@ -75,21 +75,21 @@ async def score_request(
     *,
     truncate: bool,
 ) -> ScoringResult:
-    """Score the items of a request until its client disconnects; add what is logged about it."""
+    """Score the items of a request and add its log fields; stop if the client disconnects."""
     context: RequestContext = request.state.context
     log_fields = request.scope.setdefault(LOG_FIELDS_KEY, {})
     log_fields |= {"models": ",".join(options.models), "items": len(located_items), "caller": context.caller}
-    work = scoring_service(request).score(located_items, options, context, truncate=truncate)
+    work = get_scoring_service(request).score(located_items, options, context, truncate=truncate)
     result = await cancel_on_disconnect(request, work)
     log_fields |= {
         "tokens": sum(len(item.encoded.ids) for item in result.items),
         "computed_tokens": result.computed_tokens,
-        **stage_timings(result).model_dump(),
+        **build_timings(result).model_dump(),
     }
     return result
 
 
-def stage_timings(result: ScoringResult) -> TimingsSchema:
+def build_timings(result: ScoringResult) -> TimingsSchema:
     """Return how long the stages of a request took."""
     return TimingsSchema(
         encode_ms=round(result.encode_s * 1e3, 3),

@@ -34,8 +34,8 @@ TEI_ERROR_TYPES = {
 }  # fmt: skip
 
 
-def error_detail(error: SparseRMError) -> ErrorDetailSchema:
-    """Return what a response says about an error."""
+def build_error_detail(error: SparseRMError) -> ErrorDetailSchema:
+    """Return an error as the schema that responses contain."""
     return ErrorDetailSchema(
         message=truncate_message(error.message),
         type=error.type,
@@ -44,19 +44,19 @@ def error_detail(error: SparseRMError) -> ErrorDetailSchema:
     )
 
 
-def error_body(error: SparseRMError) -> dict[str, Any]:
+def build_error_body(error: SparseRMError) -> dict[str, Any]:
     """Return the body of an error in OpenAI's format."""
-    return ErrorResponse(error=error_detail(error)).model_dump()
+    return ErrorResponse(error=build_error_detail(error)).model_dump()
 
 
-def retry_after_header(error: SparseRMError) -> dict[str, str] | None:
+def build_retry_after_header(error: SparseRMError) -> dict[str, str] | None:
     """Return the Retry-After header of errors that a later request can avoid, otherwise None."""
     if isinstance(error, Overloaded | ServiceUnavailable):
         return {"Retry-After": str(error.retry_after_s)}
     return None
 
 
-def from_http_exception(error: HTTPException) -> SparseRMError:
+def convert_http_exception(error: HTTPException) -> SparseRMError:
     """Return an error of the web framework as a SparseRMError."""
     types: dict[int, type[SparseRMError]] = {
         400: MalformedRequest, 404: NotFound, 408: RequestTimeout, 413: BodyTooLarge, 429: Overloaded,
@@ -64,7 +64,7 @@ def from_http_exception(error: HTTPException) -> SparseRMError:
     return types.get(error.status_code, InvalidInput)(error.detail, code=f"http_{error.status_code}")
 
 
-def from_validation_error(error: RequestValidationError) -> SparseRMError:
+def convert_validation_error(error: RequestValidationError) -> SparseRMError:
     """Return the first problem of a request as an error that names the field, without the field's value."""
     detail: dict[str, Any] = next(iter(error.errors()), {})
     code, location = str(detail.get("type", "invalid")), detail.get("loc", ())
@@ -81,20 +81,20 @@ def install_error_handlers(app: Starlette, metrics: Metrics) -> None:
 
     def respond(error: SparseRMError) -> JSONResponse:
         metrics.errors.labels(error.code).inc()
-        return JSONResponse(error_body(error), error.status, retry_after_header(error))
+        return JSONResponse(build_error_body(error), error.status, build_retry_after_header(error))
 
     async def handle_sparserm_error(_: Request, error: Exception) -> JSONResponse:
         return respond(error if isinstance(error, SparseRMError) else SparseRMError("internal error"))
 
     async def handle_validation_error(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, RequestValidationError):
-            return respond(from_validation_error(error))
+            return respond(convert_validation_error(error))
         return await handle_unexpected_error(request, error)
 
     async def handle_http_exception(request: Request, error: Exception) -> JSONResponse:
         if not isinstance(error, HTTPException):
             return await handle_unexpected_error(request, error)
-        response = respond(from_http_exception(error))
+        response = respond(convert_http_exception(error))
         response.status_code = error.status_code
         response.headers.update(error.headers or {})
         return response
@@ -114,10 +114,10 @@ def truncate_message(text: str) -> str:
     return text[:MAX_MESSAGE_CHARACTERS].encode(errors="replace").decode()
 
 
-def vllm_error(error: SparseRMError, _: Any = None) -> tuple[int, Any]:
-    """Return status and body of an error as vLLM answers it: invalid input is 400, the code is the status.
+def build_vllm_error(error: SparseRMError, _: Any = None) -> tuple[int, Any]:
+    """Return status and body of an error in vLLM's format: invalid input is 400, the code is the status.
 
-    The second argument is the request's body, as for every writer of errors; it is not needed.
+    The second argument is the request's body, which every error builder receives; it is not used.
     """
     status = 400 if error.status == 422 else error.status
     param = None if error.param is None else truncate_message(error.param)
@@ -126,8 +126,8 @@ def vllm_error(error: SparseRMError, _: Any = None) -> tuple[int, Any]:
     return status, {"error": {"message": message, "type": error_type, "param": param, "code": status}}
 
 
-def tei_error(error: SparseRMError) -> tuple[int, Any]:
-    """Return status and body of an error as text-embeddings-inference answers it."""
+def build_tei_error(error: SparseRMError) -> tuple[int, Any]:
+    """Return status and body of an error in the format of text-embeddings-inference."""
     status = {400: 422, 500: 424}.get(error.status, error.status)
     return status, {
         "error": truncate_message(error.message),

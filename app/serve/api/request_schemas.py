@@ -26,7 +26,7 @@ class InputLocation(NamedTuple):
     response: str
 
     def field_for(self, param: str | None) -> str:
-        """Return the request's name of an item's field; None stands for the whole item."""
+        """Return the name that an item's field has in the request; None stands for the whole item."""
         if param == "response":
             return self.response
         if param is None:
@@ -55,7 +55,7 @@ class ConversationInput(RequestModel):
 
     @property
     def chat_messages(self) -> tuple[Message, ...]:
-        """The conversation as messages of the domain."""
+        """The conversation as messages of `app.types`."""
         if self.messages is None:
             return (Message("user", self.prompt or ""),)
         return tuple(Message(message.role, message.content) for message in self.messages)

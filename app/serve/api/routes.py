@@ -16,11 +16,11 @@ from app.serve.api.comparison import compare_scores
 from app.serve.api.dependencies import (
     RequestContextDependency,
     ScoringServiceDependency,
+    build_timings,
     resolve_model,
     score_request,
-    stage_timings,
 )
-from app.serve.api.error_handlers import error_detail
+from app.serve.api.error_handlers import build_error_detail
 from app.serve.api.request_schemas import CompareRequest, RewardsRequest
 from app.serve.api.serialization import (
     RowPosition,
@@ -147,7 +147,7 @@ def _scoring_values(result: ScoringResult) -> dict[str, Any]:
     return {
         "id": f"rm-{uuid.uuid4().hex}",
         "usage": usage.model_dump(),
-        "timings": stage_timings(result).model_dump(),
+        "timings": build_timings(result).model_dump(),
     }
 
 
@@ -169,7 +169,9 @@ def _reward_rows(
 
 
 def _failed_reward_row(position: RowPosition, model: str, error: SparseRMError) -> dict[str, Any]:
-    row = response_schemas.FailedRewardSchema(**asdict(position), model=model, error=error_detail(error))
+    row = response_schemas.FailedRewardSchema(
+        **asdict(position), model=model, error=build_error_detail(error)
+    )
     return row.model_dump()
 
 
@@ -179,7 +181,7 @@ def _comparison_row(
     truncated = any(item.encoded.truncated for item in pair)
     for item in pair:
         if isinstance(item, FailedItem):
-            error = error_detail(item.error)
+            error = build_error_detail(item.error)
             failed = response_schemas.FailedComparisonSchema(index=index, error=error, truncated=truncated)
             return failed.model_dump()
     chosen, rejected = (item.scores[0] for item in pair if isinstance(item, ScoredItem))

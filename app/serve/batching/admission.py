@@ -20,7 +20,7 @@ SAFETY_FACTOR = 0.8
 # Time constant of the moving average of the speed.
 SPEED_AVERAGE_S = 5.0
 MAX_RETRY_AFTER_S = 60
-# Until texts have been counted.
+# Used until texts have been tokenized.
 INITIAL_TOKENS_PER_CHARACTER = 0.4
 # Texts of this many characters together move the moving average half the way.
 RATIO_AVERAGE_CHARACTERS = 20_000
@@ -28,11 +28,11 @@ RATIO_AVERAGE_CHARACTERS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class BatchLoad:
-    """What the device is busy with when a request arrives, for estimating when the request completes.
+    """The load of the device when a request arrives, for estimating when the request completes.
 
     `processed_tokens` are those of the running batches that are computed by now. `tokens_ahead` counts the
-    queued tokens that come before the request's last one; it is called only if the rest does not decide. A
-    batch has `batch_tokens`, of which each thread of the executor takes `slot_tokens` at once.
+    queued tokens that come before the request's last one; it is called only if the other numbers do not
+    decide. A batch has up to `batch_tokens`, or `slot_tokens` if the executor's threads share them.
     """
 
     queued_tokens: int
@@ -57,7 +57,7 @@ class AdmissionControl:
         return max(1, round(characters * self._tokens_per_character))
 
     def update_token_ratio(self, characters: int, tokens: int) -> None:
-        """Learn from the number of tokens that a text of this length turned out to have."""
+        """Update the estimate with the actual number of tokens of a text of this length."""
         weight = characters / (characters + RATIO_AVERAGE_CHARACTERS)
         self._tokens_per_character += weight * (tokens / max(characters, 1) - self._tokens_per_character)
 
@@ -87,8 +87,8 @@ class AdmissionControl:
     def _tokens_until_completion(self, tokens: int, load: BatchLoad) -> float:
         """Estimate the tokens that are computed until a new request of `tokens` is complete.
 
-        Batches complete as a whole. While the request's last batch runs, the other threads compute theirs, so
-        that one counts in full.
+        A batch completes as a whole. While the request's last batch runs, the other threads run batches too,
+        so the full `batch_tokens` are added for it.
         """
         started = self.reserved_tokens - load.queued_tokens
         batches_before = math.ceil((load.tokens_ahead() + tokens) / load.slot_tokens) - 1
@@ -142,5 +142,5 @@ class Reservation:
         self._tokens = tokens
 
     def release(self, tokens: int) -> None:
-        """Give back the tokens of an item that is done."""
+        """Release the tokens of an item that is done."""
         self.resize(max(0, self._tokens - tokens))

@@ -2,8 +2,8 @@
 
 There is no timer. While batches run, the next one collects; it is taken from the queue before the device is
 free only if it is full. So an idle server scores at once and a busy one always runs full batches. A batch
-that fails is run again in halves, down to the item that fails alone; a device that fails its probes is given
-up.
+that fails is split into halves, which are run again, until the items that fail are alone. A device that fails
+its probes is not used any more.
 """
 
 import asyncio
@@ -40,13 +40,13 @@ class Device(Protocol):
         """Run one forward pass over a packed batch; return one result per job."""
 
     def verify(self) -> None:
-        """Score the probes; raise if a reward is off, so that the device cannot be trusted."""
+        """Score the probes; raise an error if a reward is wrong, because the device then computes wrongly."""
 
 
 class Batcher:
     """Queue, admission control and executor in front of the device; use it as an async context manager.
 
-    `on_device_lost` is called once, when the device is given up; after that no request is accepted.
+    `on_device_lost` is called once, when the device is declared lost; no request is accepted after that.
     """
 
     def __init__(
@@ -111,13 +111,13 @@ class Batcher:
         for job in queued:
             job.future.add_done_callback(partial(_release, reservation, job.num_tokens))
         self._queue.add(queued, context)
-        self._measure_queue()
+        self._record_queue_metrics()
         self._wake.set()
         try:
             return list(await asyncio.gather(*(job.future for job in queued)))
         finally:
             self._metrics.dropped.inc(self._queue.remove(queued, context))
-            self._measure_queue()
+            self._record_queue_metrics()
 
     async def run_on_device(self, function: Callable[[], T], slot: ExecutorSlot | None = None) -> T:
         """Run a function on an executor thread between two batches; DeviceLost if it takes too long."""
@@ -152,10 +152,9 @@ class Batcher:
     def _max_new_tokens(self) -> int:
         """Return the new tokens to take from the queue now: a slot's share, the whole budget, or 0 to wait.
 
-        A slot's share is taken if the queue fills it beside running batches, or fills the budget. The whole
-        budget is allowed if nothing runs. Before the device is free, less than a budget waits: more responses
-        to the same prompt may still arrive. While a batch runs, smaller batches wait until they fill one
-        thread's share.
+        It is a slot's share if the queue holds a whole budget, or a slot's share that can run beside the
+        running batches. It is the whole budget if nothing runs. Otherwise it is 0: while a batch runs,
+        smaller batches wait, because more responses to the same prompt may still arrive.
         """
         can_join = self._executor.shares_threads and self._executor.has_free_slot
         if self._queue.num_new_tokens >= (self._slot_tokens if can_join else self._budget):
@@ -167,7 +166,7 @@ class Batcher:
         while True:
             if self._queue.peek() and (max_new_tokens := self._max_new_tokens()):
                 batch = pop_batch(self._queue, max_new_tokens, self._budget)
-                self._measure_queue()
+                self._record_queue_metrics()
                 if batch:
                     return batch
             elif self._closing and not self._queue.peek():
@@ -183,24 +182,24 @@ class Batcher:
             return await asyncio.get_running_loop().run_in_executor(
                 self._packing_pool, batch[0].device.prepare, jobs
             )
-        except Exception:  # noqa: BLE001 - whatever it was, the items are tried again in halves
+        except Exception:  # noqa: BLE001 - after any error the items are tried again in halves
             return None
 
     async def _run_batch(self, batch: list[QueuedJob], prepared: Any, slot: ExecutorSlot) -> None:
         started_at = time.monotonic()
         try:
-            results = await self._verified_results(batch, prepared, slot)
+            results = await self._score_and_verify(batch, prepared, slot)
             for queued, result in list(zip(batch, results, strict=True)):
                 queued.resolve(result, started_at)
             seconds = (time.monotonic() - started_at) / len(self._executor.busy_slots)
-            self._measure_batch(batch, results, seconds)
+            self._record_batch_metrics(batch, results, seconds)
         except Exception as error:  # noqa: BLE001 - every error of a single item is a result by now
             self._lose_device(error, batch)
         finally:
             self._executor.release(slot)
             self._wake.set()
 
-    async def _verified_results(
+    async def _score_and_verify(
         self, batch: list[QueuedJob], prepared: Any, slot: ExecutorSlot
     ) -> Sequence[ScoredItem | SparseRMError]:
         """Score the batch; if no item could be scored, check the device with its probes."""
@@ -221,7 +220,7 @@ class Batcher:
             return await self.run_on_device(lambda: device.run(prepared), slot)
         except DeviceLost:
             raise
-        except Exception as error:  # noqa: BLE001 - caused by one item or by the size: halves tell
+        except Exception as error:  # noqa: BLE001 - caused by one item or by the batch size
             return await self._score_in_halves(batch, error, slot)
 
     async def _score_in_halves(
@@ -246,7 +245,7 @@ class Batcher:
         log.warning("out of memory: batches have at most %d new tokens from now on", self._budget)
 
     def _lose_device(self, error: Exception, batch: Sequence[QueuedJob] = ()) -> None:
-        """Give the device up; fail `batch` and all queued jobs, so that their callers send them elsewhere."""
+        """Declare the device lost; fail `batch` and all queued jobs, so that callers send them elsewhere."""
         if not self.device_lost:
             self.device_lost = True
             log.critical("the device is lost (%s: %s)", type(error).__name__, error)
@@ -258,7 +257,7 @@ class Batcher:
         for queued in remaining:
             queued.resolve(unavailable, time.monotonic())
 
-    def _measure_batch(
+    def _record_batch_metrics(
         self, batch: list[QueuedJob], results: Sequence[ScoredItem | SparseRMError], seconds: float
     ) -> None:
         scored = [result for result in results if isinstance(result, ScoredItem)]
@@ -276,7 +275,7 @@ class Batcher:
             self._metrics.stage_seconds.labels("forward").observe(item.forward_s)
             self._metrics.stage_seconds.labels("head").observe(item.head_s)
 
-    def _measure_queue(self) -> None:
+    def _record_queue_metrics(self) -> None:
         self._metrics.queue_items.set(self._queue.num_items)
         self._metrics.queue_tokens.set(self._queue.num_tokens)
 

@@ -1,8 +1,8 @@
 """The threads that run batches: several side by side, each on a share of the CPU threads, or one on all.
 
-A batch on several CPU threads waits at every matrix product for the slowest of them, and on one of them
-wherever the work is not parallel. Batches side by side do not wait for each other, but each takes longer, so
-that pays only while other items would have to wait anyway.
+A batch on several CPU threads waits for the slowest thread at every matrix product, and uses only one thread
+where the work is not parallel. Batches that run side by side do not wait for each other, but each takes
+longer, so this is faster only while other items would have to wait.
 """
 
 import asyncio
@@ -85,6 +85,6 @@ class Executor:
         return sum(min(slot.tokens, slot_speed * (now - slot.started_at)) for slot in busy)
 
     def shutdown(self, *, wait: bool) -> None:
-        """Stop the threads; with `wait`, after what they run."""
+        """Stop the threads; with `wait`, wait until their running calls have ended."""
         for slot in self._slots:
             slot.pool.shutdown(wait=wait)

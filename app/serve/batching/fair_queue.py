@@ -37,7 +37,7 @@ class FailedItem:
 class QueuedJob:
     """A job in the queue, the device that shall score it, and the future its caller awaits.
 
-    `dequeued` is set once the job is in a batch or its caller has gone.
+    `dequeued` is set once the job is in a batch or its caller has disconnected.
     """
 
     job: ScoreJob
@@ -147,11 +147,13 @@ class FairQueue:
         """Count queued tokens that come before the last token of a request of `tokens` that arrives now."""
         priority = self._virtual_time + tokens * self._cost_per_token(context, arriving=1)
         return sum(
-            job.num_tokens for before, _, _, job in self._heap if before < priority and not job.dequeued
+            job.num_tokens
+            for job_priority, _, _, job in self._heap
+            if job_priority < priority and not job.dequeued
         )
 
     def _cost_per_token(self, context: RequestContext, *, arriving: int = 0) -> float:
-        """How far each token moves a caller's job back; `arriving` requests are not in the queue yet."""
+        """Return what each token adds to a priority; `arriving` is the number of requests not queued yet."""
         weight = URGENT_WEIGHT if context.urgent else 1
         return (self._requests_per_key[context.fairness_key] + arriving) / weight
 
@@ -160,7 +162,7 @@ class FairQueue:
         self._update_counts(job, -1)
 
     def _update_counts(self, job: QueuedJob, change: int) -> None:
-        """Count a job in (+1) or out (-1); its prompt counts with the first job in and the last one out."""
+        """Count a job that is added (+1) or removed (-1); a prompt counts once while it has any job."""
         is_only_job = self._jobs_per_prompt[job.prompt_ids] == max(0, -change)
         self._jobs_per_prompt[job.prompt_ids] += change
         if not self._jobs_per_prompt[job.prompt_ids]:
@@ -171,7 +173,7 @@ class FairQueue:
 
 
 def pop_batch(queue: FairQueue, max_new_tokens: int, max_group_tokens: int) -> list[QueuedJob]:
-    """Take jobs in order until their new tokens reach `max_new_tokens`; the first job always fits.
+    """Take jobs in order until their new tokens reach `max_new_tokens`; the first job is always taken.
 
     Further responses to the last prompt may fill the batch up to `max_group_tokens`. All jobs of a batch are
     for one device: while models change, jobs of the old and of the new engine are not mixed. Jobs past their

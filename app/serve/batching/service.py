@@ -111,7 +111,7 @@ class ScoringService:
         locations = [location for _, location in located_items]
         located = [_locate_error(*pair) for pair in zip(items, locations, strict=True)]
         result = ScoringResult(engine, located, encode_s)
-        self._measure(result, context.caller)
+        self._record_metrics(result, context.caller)
         return result
 
     def _check_item_count(self, located_items: Sequence[tuple[Item, InputLocation]]) -> None:
@@ -126,7 +126,7 @@ class ScoringService:
         estimate = self._batcher.admission.estimate_tokens
         return sum(min(estimate(length), engine.text.max_tokens) for length in characters)
 
-    def _measure(self, result: ScoringResult, caller: str) -> None:
+    def _record_metrics(self, result: ScoringResult, caller: str) -> None:
         metrics = self._metrics
         metrics.stage_seconds.labels("encode").observe(result.encode_s)
         metrics.stage_seconds.labels("wait").observe(result.wait_s)
@@ -139,11 +139,11 @@ class ScoringService:
                 metrics.items_failed.labels(item.error.code).inc()
                 continue
             for score in item.scores:
-                self._measure_score(score)
+                self._record_score_metrics(score)
                 if result.engine is self.engine:
                     self.drift.observe(score, caller)
 
-    def _measure_score(self, score: Score) -> None:
+    def _record_score_metrics(self, score: Score) -> None:
         self._metrics.scored.labels(score.model).inc()
         self._metrics.reward.labels(score.model).observe(score.reward)
         for head_score in score.part_scores or (score,):

@@ -53,9 +53,12 @@ class ApiKeys:
         """
         self._reload_file()
         digests = [hashlib.sha256(key.encode(errors="replace")).digest() for key in keys]
-        known = [*self._setting_keys, *self._file_keys]
+        known_keys = [*self._setting_keys, *self._file_keys]
         roles = [
-            role for role, expected in known for digest in digests if hmac.compare_digest(expected, digest)
+            role
+            for role, expected in known_keys
+            for digest in digests
+            if hmac.compare_digest(expected, digest)
         ]
         return max(roles, default=None)
 
@@ -86,12 +89,12 @@ def read_key_file(file: Path) -> list[tuple[Role, bytes]]:
         stripped = line.strip()
         if not stripped or stripped.startswith("#"):
             continue
-        matched = KEY_LINE.fullmatch(stripped)
-        if matched is None:
+        match = KEY_LINE.fullmatch(stripped)
+        if match is None:
             raise UnprotectedServer(
                 f"{file.name}, line {number}: not ROLE SHA256 NAME; `sparserm keys new` prints such a line"
             )
-        keys.append((Role[matched[1].upper()], bytes.fromhex(matched[2])))
+        keys.append((Role[match[1].upper()], bytes.fromhex(match[2])))
     return keys
 
 
@@ -104,6 +107,6 @@ def _parse_setting_key(key: str) -> tuple[Role, bytes]:
 
 
 def _file_version(file: Path) -> tuple[int, int]:
-    """Return what changes when the file does: its modification time and size."""
+    """Return the modification time and size, by which a change of the file is detected."""
     status = file.stat()
     return status.st_mtime_ns, status.st_size

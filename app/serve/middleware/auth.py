@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import web
 from app.errors import Forbidden, SparseRMError, Unauthorized, UnprotectedServer
-from app.serve.api.error_handlers import error_body
+from app.serve.api.error_handlers import build_error_body
 from app.serve.metrics import Metrics
 from app.serve.middleware.api_keys import ApiKeys, Role
 from app.serve.middleware.limits import RequestLimits
@@ -50,7 +50,7 @@ class Authentication:
         role = self._keys.find_role(keys) if self._keys.required else Role.SCORE
         if not _is_public(path) and (error := _check_role(role, path)):
             self._metrics.errors.labels(error.code).inc()
-            response = JSONResponse(error_body(error), error.status, {"WWW-Authenticate": "Bearer"})
+            response = JSONResponse(build_error_body(error), error.status, {"WWW-Authenticate": "Bearer"})
             await response(scope, receive, send)
             return
         scope[RAW_PATH_KEY] = scope["raw_path"]

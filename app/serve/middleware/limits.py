@@ -101,7 +101,7 @@ class RequestLimits:
         self._buffered_bytes += num_bytes
 
     def _record(self, scope: Scope, status: int, request_id: bytes, seconds: float) -> None:
-        """Count and log a finished request, unless the process that answered it has."""
+        """Count and log a finished request, unless the process that answered it has done so."""
         if FORWARDED_KEY in scope:
             return
         route = getattr(scope.get("route"), "path", "none")
@@ -173,6 +173,6 @@ def _content_security_policy(path: str) -> str:
 
 def _request_id(scope: Scope) -> bytes:
     """Return the client's request id if it is short and printable ASCII, else a new one."""
-    sent = dict(scope["headers"]).get(b"x-request-id", b"")
-    valid = 0 < len(sent) <= 128 and sent.isascii() and sent.decode("ascii", "replace").isprintable()
-    return sent if valid else uuid.uuid4().hex.encode()
+    value = dict(scope["headers"]).get(b"x-request-id", b"")
+    valid = 0 < len(value) <= 128 and value.isascii() and value.decode("ascii", "replace").isprintable()
+    return value if valid else uuid.uuid4().hex.encode()

@@ -74,7 +74,7 @@ class ServerPool(Protocol):
 
     @property
     def size(self) -> int:
-        """How many servers there should be."""
+        """The number of servers that should be running."""
 
     async def forward(self, request: ProxiedRequest) -> UpstreamResponse:
         """Return the response of the server that suits the request best."""
@@ -186,7 +186,7 @@ def create_gateway(pool: ServerPool, settings: Settings) -> FastAPI:
 
 
 async def _read(request: Request) -> ProxiedRequest:
-    """Read a request completely; the caller's address and the request's id go along as headers."""
+    """Read a request completely; the caller's address and the request's id are added as headers."""
     scope = request.scope
     query = scope["query_string"]
     target = scope[RAW_PATH_KEY] + (b"?" + query if query else b"")

@@ -1,6 +1,6 @@
 """Merges the /metrics of several servers into one, including the counts of servers that have ended.
 
-Without these, a counter would fall when a server ends, which Prometheus takes for a restart of everything.
+Without them, a counter would decrease when a server ends, and Prometheus would take that for a reset.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -51,8 +51,8 @@ class MergedMetrics:
     def merge(self, texts: Mapping[str, str]) -> bytes:
         """Return the merged metrics in Prometheus' text format.
 
-        `texts` are the metrics of the servers that are running, by server name. A server that was there in an
-        earlier call and is not now has ended; its counts are kept.
+        `texts` are the metrics of the servers that are running, by server name. A server that was in an
+        earlier call and is missing now has ended; its counts are kept.
         """
         for name in self._latest.keys() - texts.keys():
             self._ended = merge_families(self._ended, _only_cumulative(self._latest.pop(name)))

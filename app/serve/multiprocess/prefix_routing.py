@@ -43,7 +43,7 @@ class PrefixRouter:
         self._assigned: Counter[str] = Counter()
 
     def rank(self, texts: RequestTexts, servers: Collection[str]) -> list[str]:
-        """Return the servers, the best first; of equal ones the one that was assigned least so far."""
+        """Return the servers, best first; equal ones are ordered by the bytes assigned to them so far."""
         costs = {name: self._busy[name] + RECOMPUTE_COST * self._new_bytes(texts, name) for name in servers}
         return sorted(servers, key=lambda name: (costs[name], self._assigned[name]))
 
@@ -65,10 +65,10 @@ class PrefixRouter:
         self._busy[name] -= new_bytes
 
     def set_servers(self, names: Collection[str]) -> None:
-        """Forget the servers that are not in `names`; a new one counts as assigned as little as any other."""
-        for gone in self._assigned.keys() - set(names):
+        """Forget the servers that are not in `names`; a new one starts with the fewest assigned bytes."""
+        for removed in self._assigned.keys() - set(names):
             for state in (self._computed, self._busy, self._assigned):
-                state.pop(gone, None)
+                state.pop(removed, None)
         least = min((self._assigned[name] for name in names if name in self._assigned), default=0)
         for name in names:
             self._assigned.setdefault(name, least)

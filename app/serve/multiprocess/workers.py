@@ -37,14 +37,14 @@ KILL_GRACE_S = 10.0
 MIN_RESTART_DELAY_S = 0.1
 MAX_RESTART_DELAY_S = 30.0
 STABLE_S = 60.0
-# A request that ends every worker that reads it is not forwarded for ever.
+# Limits how many workers a request can end if it crashes each worker that reads it.
 MAX_ATTEMPTS = 2
 UNAVAILABLE = 503
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """A worker's index, its socket, and the models it serves; no models: those of the settings."""
+    """A worker's index, its socket, and the models it serves; if empty, those of the settings."""
 
     index: int
     socket: Path
@@ -52,7 +52,7 @@ class WorkerSpec:
 
 
 def detach_from_terminal() -> None:
-    """Called in a worker: ignore the terminal's signals, and end when the gateway's process has ended."""
+    """Ignore the terminal's signals, and end when the gateway's process ends; called in a worker."""
     os.setsid()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -72,7 +72,7 @@ class Worker:
         self.process.start()
 
     def check_ready(self) -> bool:
-        """Return whether the worker accepts connections; SourceError if it ended before it did."""
+        """Return whether the worker accepts connections; SourceError if it has ended."""
         if not self.process.is_alive():
             code = self.process.exitcode
             raise SourceError(f"{self.process.name} ended with exit code {code} before it was ready")
@@ -163,11 +163,11 @@ class WorkerPool:
 
     @property
     def size(self) -> int:
-        """How many workers there should be."""
+        """The number of workers that should be running."""
         return self._size
 
     async def forward(self, request: ProxiedRequest) -> UpstreamResponse:
-        """Return the response of the worker that the router ranks first; of the next one if that one ends."""
+        """Return the response of the worker that the router ranks first, or of the next one if it ends."""
         texts, tried = hash_texts(request.body), set[str]()
         response = None
         while len(tried) < MAX_ATTEMPTS and (untried := self._ready.keys() - tried):

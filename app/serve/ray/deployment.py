@@ -1,7 +1,7 @@
 """The server on Ray Serve: replicas with an engine each, and a gateway that forwards requests to them.
 
 Ray's proxy shows a request router only the head of a request, but the prompt is in the body. So the gateway
-reads the body, and a request router of ours, which Ray calls, sends requests with a common prefix to the same
+reads the body, and PrefixRequestRouter, which Ray calls, sends requests with a common prefix to the same
 replica. The gateway is a deployment behind Ray's proxy or, for `sparserm serve --ray`, this process itself.
 """
 
@@ -36,7 +36,7 @@ from app.settings import Settings
 APPLICATION_NAME = "sparserm"
 # High, because admission control in the replica decides how many requests are too many.
 MAX_ONGOING_REQUESTS = 16_384
-# A request that ends every replica that reads it is not forwarded for ever.
+# Limits how many replicas a request can end if it crashes each replica that reads it.
 MAX_ATTEMPTS = 2
 UNAVAILABLE = 503
 MAX_CONSTRUCTOR_ATTEMPTS = 3
@@ -119,7 +119,7 @@ class ReplicaPool:
         yield
 
     async def forward(self, request: ProxiedRequest) -> UpstreamResponse:
-        """Return the response of the replica that Ray's router chooses; of another one if that one ends."""
+        """Return the response of the replica that Ray's router chooses, or of another one if it ends."""
         response: UpstreamResponse | None = None
         for _ in range(MAX_ATTEMPTS):
             try:
@@ -207,7 +207,7 @@ def run(settings: Settings) -> int:
 
 
 def _request_limits(settings: Settings) -> dict[str, Any]:
-    """Return options that leave it to the server how many requests it takes and how long it drains."""
+    """Return options with which the server, not Ray, limits its requests and its time to drain."""
     return {
         "max_ongoing_requests": MAX_ONGOING_REQUESTS,
         "graceful_shutdown_timeout_s": settings.drain_timeout_s,
@@ -222,7 +222,7 @@ def _local_config(settings: Settings, cores: int) -> RayDeploymentConfig:
 
 
 def _scaling(config: RayDeploymentConfig) -> dict[str, Any]:
-    """Return the options for a fixed number of replicas, or for one that Ray varies."""
+    """Return the options for a fixed number of replicas, or for autoscaling."""
     if config.most_replicas <= config.replicas:
         return {"num_replicas": config.replicas}
     policy = AutoscalingPolicy(

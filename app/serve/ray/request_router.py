@@ -1,4 +1,4 @@
-"""The application's own policies in Ray Serve: which replica gets a request, and how many there are."""
+"""Policies for Ray Serve: which replica gets a request, and how many replicas run."""
 
 import math
 from typing import Any
@@ -55,7 +55,7 @@ class PrefixRequestRouter(RequestRouter):  # type: ignore[misc] # Ray is not typ
         self._release(internal_request_id)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        """Record which replicas there are."""
+        """Record the replicas that are running."""
         super().update_replicas(replicas)
         self._router.set_servers([replica.replica_id.unique_id for replica in replicas])
 

@@ -1,7 +1,7 @@
 """Fits the calibration tables of a head on responses to prompts that were not trained on.
 
 Each fifth of the prompts is scored by heads that are trained like the served one on the other four fifths.
-Those scores give the temperature, the percentiles, the usual distances and the length trend.
+Those scores give the temperature, the percentiles, the distance quantiles and the length trend.
 """
 
 from collections.abc import Callable

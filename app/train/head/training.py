@@ -212,8 +212,8 @@ def _train_members(
     optimizer = torch.optim.AdamW(members, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     for epoch in range(config.epochs):
         for rows in torch.split(torch.randperm(len(x), generator=generator), config.batch):
-            kept = torch.rand(len(rows), 1, x.shape[2], generator=generator) >= config.dropout
-            sides = _score_sides(x[rows] * kept / (1 - config.dropout), members)
+            dropout_mask = torch.rand(len(rows), 1, x.shape[2], generator=generator) >= config.dropout
+            sides = _score_sides(x[rows] * dropout_mask / (1 - config.dropout), members)
             loss = (LOSSES[config.loss](*sides, gammas) * weights[rows]).mean(0).sum()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call] # torch does not annotate it

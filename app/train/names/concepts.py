@@ -66,7 +66,10 @@ QUOTED_WORD = re.compile("“([^”]+)”")
 def compile_concepts() -> dict[str, re.Pattern[str]]:
     """Return every concept as a pattern that is matched against whole tokens."""
     alternatives = {name: "|".join(map(re.escape, words.split())) for name, words in WORDS.items()}
-    patterns = {name: re.compile(rf"\s*(?:{either})", re.IGNORECASE) for name, either in alternatives.items()}
+    patterns = {
+        name: re.compile(rf"\s*(?:{alternation})", re.IGNORECASE)
+        for name, alternation in alternatives.items()
+    }
     return patterns | {name: re.compile(pattern) for name, pattern in PATTERNS.items()}
 
 

@@ -17,7 +17,7 @@ from app.train.features import CACHE_FILE, MAX_BATCH_TOKENS, FeatureExtractor
 from app.types import EncodedItem, Pair
 
 NUM_TOKENS = 20_000
-"""Conversations are added until there are so many tokens."""
+"""Conversations are added until there are this many tokens."""
 SELECTION_SHARE = 0.5
 """Share of the prompts on which names are selected; the others score them."""
 
@@ -92,8 +92,8 @@ def _compute_contexts(
         "half": torch.from_numpy(_mark_selection_half(packed, groups)),
         "residuals": extractor.backbone.residuals(packed, rows)[extractor.layer].values.cpu().half(),
     }
-    kept = torch.from_numpy(packed.positions > 0)
-    return {name: tensor[kept] for name, tensor in tensors.items()}
+    after_first = torch.from_numpy(packed.positions > 0)
+    return {name: tensor[after_first] for name, tensor in tensors.items()}
 
 
 def _concatenate(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Names features, and scores each name.
 
-A candidate name is one of our concepts, a common word, or the tokens whose logits a direction raises most. It
+A candidate name is a concept, a common word, or the tokens whose logits a direction raises most. It
 is selected on half of the prompts and scored on the other half: the score is its balanced accuracy in
 predicting whether the latent fires, on tokens that include the hardest ones on which it does not. A feature
 is named only if the score is high enough, and only if its projection, which is the input of the head,
@@ -31,7 +31,7 @@ MAX_COMMON_ID = 6000
 """Token ids below this are the frequent tokens of the vocabulary, in the order of BPE merges."""
 MAX_COMMON_WORDS = 600
 MAX_SCOPE_TOKENS = 4
-""""after X" means at most so many tokens after X."""
+"""A name "after X" applies to at most this many tokens after X."""
 START_TOKENS = 4
 """Tokens around the start of a response that count as its start."""
 NUM_RAISED_TOKENS = 10
@@ -100,10 +100,10 @@ def _name_feature(
     scoring = _sample_examples(fired, projections, ~contexts.in_selection_half)
     if selecting is None or scoring is None:
         return feature
-    own = [*raised, *_find_keyword_candidates(selecting, shared, contexts)]
+    own_candidates = [*raised, *_find_keyword_candidates(selecting, shared, contexts)]
     shared_scores = _compute_balanced_accuracy(shared.masks, selecting)
     best = max(
-        [shared.candidates[int(shared_scores.argmax())], *own],
+        [shared.candidates[int(shared_scores.argmax())], *own_candidates],
         key=lambda candidate: float(_compute_balanced_accuracy(candidate.mask, selecting)),
     )
     score = float(_compute_balanced_accuracy(best.mask, scoring))
@@ -167,9 +167,9 @@ def _find_keyword_candidates(
     """
     candidates: list[CandidateName] = []
     num_words = len(shared.words)
-    for back in (0, 1):
+    for lag in (0, 1):
         firing, silent = (
-            np.bincount(shared.word_index[np.maximum(side - back, 0)], minlength=num_words + 1)[:-1] + 0.5
+            np.bincount(shared.word_index[np.maximum(side - lag, 0)], minlength=num_words + 1)[:-1] + 0.5
             for side in examples
         )
         log_odds = np.log(firing / (len(examples[0]) + 1 - firing)) - np.log(
@@ -179,15 +179,15 @@ def _find_keyword_candidates(
         best = np.argsort(-z_scores)[:NUM_KEYWORDS]
         label = _quote([shared.words[i] for i in best])
         at, after = _make_scopes(label, np.isin(shared.word_index, best), contexts)
-        candidates.append(after if back else at)
+        candidates.append(after if lag else at)
     return candidates
 
 
 def _make_scopes(name: str, mask: Mask, contexts: TokenContexts) -> list[CandidateName]:
     """Return the candidate at the tokens of a mask, and the one shortly after them in the same text."""
     after = np.zeros_like(mask)
-    for back in range(1, MAX_SCOPE_TOKENS + 1):
-        after[back:] |= mask[:-back] & (contexts.text_index[back:] == contexts.text_index[:-back])
+    for lag in range(1, MAX_SCOPE_TOKENS + 1):
+        after[lag:] |= mask[:-lag] & (contexts.text_index[lag:] == contexts.text_index[:-lag])
     return [CandidateName(name, mask), CandidateName(f"after {name}", after)]
 
 

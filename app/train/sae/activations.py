@@ -23,7 +23,7 @@ from app.train.feature_cache import write_atomically
 from app.types import EncodedItem, Item
 
 MIN_BATCH_TOKENS = 2048
-"""A batch is run once it has so many tokens."""
+"""A batch is run once it has this many tokens."""
 FINAL_COPIES = 8
 """How often the last response token and the closing token are stored."""
 MAX_FLOAT16 = 65504
@@ -38,7 +38,7 @@ class HarvestProgress:
 
 
 class ActivationStore:
-    """float16 rows of one width in a flat file, and a note of how many are complete."""
+    """float16 rows of one width in a flat file, and a JSON file with the number of complete rows."""
 
     def __init__(self, folder: Path, width: int) -> None:
         self.folder = folder

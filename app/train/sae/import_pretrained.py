@@ -1,4 +1,4 @@
-"""Imports a pretrained SAE of a recipe: downloads it, checks it, and stores it in the format of our own.
+"""Imports a pretrained SAE of a recipe: downloads it, checks it, and stores it in SparseRM's format.
 
 The latents of a TopK SAE compete at each token, so they cannot be computed one by one. They get one common
 threshold, estimated on the training pairs so that as many fire as before. How well the two agree is measured
@@ -86,7 +86,7 @@ def import_pretrained_sae(
             rows = _compute_residuals(pairs, backbone, recipe.sae.layer, settings, progress)
             sae, fit = fit_threshold(sae, rows)
             provenance["firing"] = fit.to_provenance()
-        _save(sae, {name: fact for name, fact in provenance.items() if fact != ""}, folder)
+        _save(sae, {name: value for name, value in provenance.items() if value != ""}, folder)
     return folder
 
 
@@ -108,10 +108,12 @@ def fit_threshold(sae: LoadedSae, rows: Tensor) -> tuple[LoadedSae, ThresholdFit
 
 
 def _measure_fit(sae: LoadedSae, thresholded: LoadedSae, rows: Tensor, threshold: float) -> ThresholdFit:
-    original, ours = (s._replace(dictionary=s.dictionary.to(rows.device)) for s in (sae, thresholded))
+    original, with_threshold = (
+        s._replace(dictionary=s.dictionary.to(rows.device)) for s in (sae, thresholded)
+    )
     in_sae = above = both = 0
     for chunk in torch.split(rows, CHUNK_ROWS):
-        fires_in_sae, is_above = original.activate(chunk) > 0, ours.activate(chunk) > 0
+        fires_in_sae, is_above = original.activate(chunk) > 0, with_threshold.activate(chunk) > 0
         in_sae += int(fires_in_sae.sum())
         above += int(is_above.sum())
         both += int((fires_in_sae & is_above).sum())
@@ -126,7 +128,7 @@ def _measure_fit(sae: LoadedSae, thresholded: LoadedSae, rows: Tensor, threshold
 
 
 def _open_checked(source: PretrainedSae) -> LoadedSae:
-    """Load the SAE of a recipe; fails if it is not what the recipe says."""
+    """Load the SAE of a recipe; raise SourceError if it differs from the recipe's description."""
     if source.folder:
         sae = training.load_sae(Path(source.folder))
     else:

@@ -18,7 +18,7 @@ from app.reward.directions import Dictionary
 from app.types import EncodedItem
 
 MIN_SAME_COSINE = 0.7
-"""Directions of two SAEs count as the same from this cosine similarity on."""
+"""Directions of two SAEs count as the same above this cosine similarity."""
 CHUNK_ROWS = 4096
 """Rows encoded at once, to bound the memory of their activations."""
 Reconstruct = Callable[[Tensor], Tensor]
@@ -79,9 +79,9 @@ def measure_loss_recovered(
     return (zeroed - reconstructed) / (zeroed - clean)
 
 
-def measure_agreement(ours: Dictionary, theirs: Dictionary) -> float:
-    """Return the share of our directions that an SAE of another seed has, too."""
-    a, b = (torch.nn.functional.normalize(d.directions, dim=1) for d in (ours, theirs))
+def measure_agreement(dictionary: Dictionary, other: Dictionary) -> float:
+    """Return the share of directions that an SAE of another seed, `other`, also has."""
+    a, b = (torch.nn.functional.normalize(d.directions, dim=1) for d in (dictionary, other))
     return float(((a @ b.T).amax(1) > MIN_SAME_COSINE).float().mean())
 
 

@@ -24,7 +24,7 @@ from app.reward.directions import Dictionary
 
 BATCH_SIZE = 2048
 DEAD_AFTER_TOKENS = 300_000
-"""A latent that has not fired for so many tokens counts as dead in training."""
+"""A latent that has not fired for this many tokens counts as dead in training."""
 NORM_BATCHES = 20
 """Batches from which sae_lens estimates the norm of the activations before training."""
 MAX_CENTER_ROWS = 50_000

@@ -31,7 +31,7 @@ class _PendingCall:
 
 
 class AsyncClient:
-    """The asyncio twin of `Client`: the same methods, awaited.
+    """The asyncio version of `Client`: the same methods, awaited.
 
     Calls that tasks make in the same iteration of the event loop are sent as one request. A client may be
     used from several event loops one after the other, such as one `asyncio.run` after another; it opens new
@@ -103,9 +103,9 @@ class AsyncClient:
         response by the markup alone.
         """
         rewards: list[float] = []
-        for indices in _wire.split(range(len(texts))):
-            some_prompts = [prompts[i] for i in indices] if prompts else None
-            body = _wire.rendered_body([texts[i] for i in indices], some_prompts, self.config.model)
+        for indices in _wire.split_into_requests(range(len(texts))):
+            chunk_prompts = [prompts[i] for i in indices] if prompts else None
+            body = _wire.rendered_body([texts[i] for i in indices], chunk_prompts, self.config.model)
             rewards += (await self.post("/get_reward", body))["rewards"]
         return rewards
 
@@ -130,7 +130,7 @@ class AsyncClient:
         return await future
 
     async def _send_pending(self) -> None:
-        """Send what was called in this iteration of the loop, one group for each model and `top_k`."""
+        """Send the calls of this iteration of the event loop, one group for each model and `top_k`."""
         await asyncio.sleep(0)
         pending, self._pending = self._pending, []
         groups = dict.fromkeys((call.model, call.top_k) for call in pending)
@@ -146,10 +146,10 @@ class AsyncClient:
         samples = [sample for call in calls for sample in call.samples]
         scored: list[list[Reward]] = []
         try:
-            for some in _wire.split(samples):
-                body = _wire.rewards_body(some, calls[0].model, calls[0].top_k)
+            for chunk in _wire.split_into_requests(samples):
+                body = _wire.rewards_body(chunk, calls[0].model, calls[0].top_k)
                 response = await self.post("/v1/rewards", body)
-                scored += _wire.parse_rewards(response, len(some), calls[0].model_count)
+                scored += _wire.parse_rewards(response, len(chunk), calls[0].model_count)
         except Exception as error:  # noqa: BLE001 # raised in every waiting call
             for call in calls:
                 if not call.rewards.done():

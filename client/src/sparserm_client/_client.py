@@ -17,8 +17,8 @@ class Client:
     """A blocking client of one server.
 
     Threads may share it. It can be pickled: the copy has the same configuration and opens its own
-    connections. A request that meets an overloaded or absent server is sent again, with growing delays,
-    for `retry_for_s` seconds.
+    connections. While the server is overloaded or unreachable, a request is sent again, with growing
+    delays, for up to `retry_for_s` seconds.
     """
 
     def __init__(
@@ -78,9 +78,9 @@ class Client:
         response by the markup alone.
         """
         rewards: list[float] = []
-        for indices in _wire.split(range(len(texts))):
-            some_prompts = [prompts[i] for i in indices] if prompts else None
-            body = _wire.rendered_body([texts[i] for i in indices], some_prompts, self.config.model)
+        for indices in _wire.split_into_requests(range(len(texts))):
+            chunk_prompts = [prompts[i] for i in indices] if prompts else None
+            body = _wire.rendered_body([texts[i] for i in indices], chunk_prompts, self.config.model)
             rewards += self.post("/get_reward", body)["rewards"]
         return rewards
 
@@ -96,9 +96,9 @@ class Client:
         self, samples: Sequence[Sample], model: str | Sequence[str] | None, model_count: int, top_k: int
     ) -> list[list[Reward]]:
         scored: list[list[Reward]] = []
-        for some in _wire.split(samples):
-            response = self.post("/v1/rewards", _wire.rewards_body(some, model, top_k))
-            scored += _wire.parse_rewards(response, len(some), model_count)
+        for chunk in _wire.split_into_requests(samples):
+            response = self.post("/v1/rewards", _wire.rewards_body(chunk, model, top_k))
+            scored += _wire.parse_rewards(response, len(chunk), model_count)
         return scored
 
     def _request(self, method: str, path: str, content: str | None = None) -> Any:

@@ -53,9 +53,9 @@ class Reward:
     * `reward`: in standard deviations of the rewards of training responses; 0 is typical.
     * `uncertainty`: disagreement of the model's heads, in the same unit.
     * `percentile`: rank among held-out training responses, 0 to 100; None for a composite model.
-    * `distance`: rank of the distance from the training data, 0 to 100; near 100 the reward means little.
+    * `distance`: rank of the distance from the training data, 0 to 100; near 100 the reward is unreliable.
     * `model`: the model that gave the score.
-    * `features`: the largest contributions, as many as `top_k` asked for.
+    * `features`: the largest contributions, at most `top_k`.
     * `truncated`: whether old text was cut from the prompt to fit the model.
     * `error`: None, or why the server could not score this response although the request was valid; all
       numbers are NaN then.

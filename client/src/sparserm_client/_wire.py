@@ -14,7 +14,7 @@ T = TypeVar("T")
 MAX_ITEMS_PER_REQUEST = 512
 
 
-def split(items: Sequence[T]) -> list[Sequence[T]]:
+def split_into_requests(items: Sequence[T]) -> list[Sequence[T]]:
     """Cut a sequence into pieces that fit into one request each."""
     starts = range(0, len(items), MAX_ITEMS_PER_REQUEST)
     return [items[start : start + MAX_ITEMS_PER_REQUEST] for start in starts]

@@ -29,7 +29,7 @@ __all__ = [
 
 # How many features TRL's table of completions lists for each reward.
 LOGGED_FEATURES = 3
-# AReaL gives up on a reward function after 15 seconds and takes the reward for 0.
+# AReaL stops waiting for a reward function after 15 seconds and uses the reward 0.
 AREAL_TIMEOUT_S = 10.0
 AREAL_RETRY_FOR_S = 12.0
 
@@ -104,7 +104,7 @@ class AsyncSwiftReward:
 
 
 class RewardBenchPipeline:
-    """Stands in for the text classification pipeline that RewardBench calls with rendered conversations."""
+    """Replaces the text classification pipeline that RewardBench calls with rendered conversations."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.client = _shared_client()
@@ -189,15 +189,15 @@ def close_clients() -> None:
 
 def _shared_client(**options: Any) -> Client:
     """Return the client with these options; there is one for each combination, with open connections."""
-    given = _client_options(**options)
-    return _clients.setdefault(tuple(sorted(given.items())), Client(**given))
+    resolved = _client_options(**options)
+    return _clients.setdefault(tuple(sorted(resolved.items())), Client(**resolved))
 
 
 def _client_options(**options: Any) -> dict[str, Any]:
     """Return options of a client: those given, else those of the environment."""
     environment = {name: os.environ.get(f"SPARSERM_{name.upper()}") for name in ("url", "model", "key")}
-    given = {name: value for name, value in options.items() if value is not None}
-    return {name: value for name, value in {**environment, **given}.items() if value}
+    explicit = {name: value for name, value in options.items() if value is not None}
+    return {name: value for name, value in {**environment, **explicit}.items() if value}
 
 
 def _metric_name(model: str | None) -> str:
