@@ -26,41 +26,46 @@ app = typer.Typer()
 sae = typer.Typer(help="Sparse autoencoders of a backbone.", no_args_is_help=True)
 app.add_typer(sae, name="sae")
 
+RecipeOption = Annotated[
+    str | None, typer.Option(help="Backbone and SAE by name (`sparserm recipes`), or a .toml file.")
+]
+SaeOption = Annotated[
+    Path, typer.Option(help="Without a recipe: folder of an SAE made by `sparserm sae train`.")
+]
+PoolingOption = Annotated[
+    Pooling, typer.Option("--readout", help="Which token positions of a response are pooled.")
+]
+AugmentOption = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Share of pairs trained on once more with an augmented rejected response: with filler, "
+        "compliments, injected instructions and the like.",
+    ),
+]
+SliceOption = Annotated[
+    list[str] | None,
+    typer.Option("--slice", help="Also measure on pairs with this attribute, e.g. kind=generated."),
+]
+BadRowOption = Annotated[BadRowPolicy, typer.Option(help="What to do about rows that cannot be read.")]
+
 
 @app.command()
 def train(
     pairs: Annotated[str, typer.Argument(help=PAIRS_HELP)],
     task: Annotated[str, typer.Option(help="Name of the model.")],
-    recipe: Annotated[
-        str | None, typer.Option(help="Backbone and SAE by name (`sparserm recipes`), or a .toml file.")
-    ] = None,
-    sae: Annotated[
-        Path, typer.Option(help="Without a recipe: folder of an SAE made by `sparserm sae train`.")
-    ] = DEFAULT_SAE,
+    recipe: RecipeOption = None,
+    sae: SaeOption = DEFAULT_SAE,
     test: Annotated[str | None, typer.Option(help="Pairs to measure on; never trained on.")] = None,
     data_license: Annotated[str, typer.Option("--license", help="License of the pairs.")] = "not stated",
-    pooling: Annotated[
-        Pooling, typer.Option("--readout", help="Which token positions of a response are pooled.")
-    ] = Pooling.MEAN,
+    pooling: PoolingOption = Pooling.MEAN,
     k: Annotated[int, typer.Option(min=1, help="Directions of each sign.")] = 128,
     heads: Annotated[int, typer.Option(min=1, max=64, help="Heads in the ensemble.")] = 8,
     limit: Annotated[int, typer.Option(min=0, help="Maximum number of training pairs; 0 uses all.")] = 1000,
-    augment: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Share of pairs trained on once more with an augmented rejected response: with filler, "
-            "compliments, injected instructions and the like.",
-        ),
-    ] = 0.5,
-    slices: Annotated[
-        list[str] | None,
-        typer.Option("--slice", help="Also measure on pairs with this attribute, e.g. kind=generated."),
-    ] = None,
-    bad: Annotated[
-        BadRowPolicy, typer.Option(help="What to do about rows that cannot be read.")
-    ] = BadRowPolicy.STOP,
+    augment: AugmentOption = 0.5,
+    slices: SliceOption = None,
+    bad: BadRowOption = BadRowPolicy.STOP,
     seed: int = 0,
 ) -> None:
     """Train a reward model on preference pairs, write its bundle and report; a killed run resumes."""
