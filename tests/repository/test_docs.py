@@ -294,6 +294,10 @@ if __name__ == "__main__":
     os.chdir(ROOT)
     (DOCS / "settings.md").write_text(render_settings())
     (DOCS / "cli.md").write_text(render_cli())
+    alignment = (DOCS / "alignment.md").read_text()
+    start = alignment.index("| `prompts` |")
+    end = alignment.index("\n\n", start)
+    (DOCS / "alignment.md").write_text(alignment[:start] + render_alignment_config() + alignment[end:])
     before, _, rest = CONTRIBUTING.read_text().partition("<!-- tree -->\n")
     after = rest.partition("<!-- /tree -->")[2]
     CONTRIBUTING.write_text(f"{before}<!-- tree -->\n{render_package_tree()}\n<!-- /tree -->{after}")
