@@ -86,8 +86,8 @@ def align(
         "labels": labels, "rounds": rounds, "per_round": per_round, "seed": seed,
         **_parse_assignments(assignments),
     }  # fmt: skip
-    require_extra("train")
     require_extra("align")
+    require_extra("train")
     from app.align.config import read_config
     from app.align.run import run_alignment
 

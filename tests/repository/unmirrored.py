@@ -98,7 +98,7 @@ UNMIRRORED: dict[str, str] = {
     "app/train/head/calibration.py": AUDIT,
     "app/train/feature_cache.py": "a full disk: tests/faults/test_full_disk.py",
     "app/train/features.py": PIPELINE,
-    "app/train/head/training.py": "tests/train/test_parallel.py and tests/train/test_pipeline.py",
+    "app/train/head/training.py": "tests/train/head/test_parallel.py and tests/train/test_pipeline.py",
     "app/train/jobs.py": PIPELINE,
     "app/train/head/losses.py": PIPELINE,
     "app/train/selection.py": PIPELINE,
