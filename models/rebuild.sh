@@ -19,7 +19,7 @@ sae() {
 
 sae-again() { # with another seed: how much of the SAE is due to chance
     train_sae build/sae-again --seed 1
-    "$sparserm" sae measure "$folder" "${chats[@]}" --beside build/sae-again
+    "$sparserm" sae measure "$folder" "${chats[@]}" --compare-with build/sae-again
 }
 
 truthfulness() {

@@ -50,7 +50,7 @@ RefreshOption = Annotated[
     typer.Option(help="Pairs that may grow during the run; the reward model is refitted with them."),
 ]
 KnownPairsOption = Annotated[
-    str | None, typer.Option("--learnt", help="With --refresh: the pairs the model was trained on.")
+    str | None, typer.Option("--known-pairs", help="With --refresh: the pairs the model was trained on.")
 ]
 RefreshSaeOption = Annotated[Path, typer.Option(help="With --refresh: folder of the model's SAE.")]
 
@@ -150,7 +150,7 @@ def _make_refresher(
     if new is None:
         return lambda _: None
     if known is None:
-        raise typer.BadParameter("--refresh needs --learnt")
+        raise typer.BadParameter("--refresh needs --known-pairs")
     from app.data.pairs import source_sha256
 
     refitted_digests: set[str] = set()

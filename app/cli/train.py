@@ -163,7 +163,7 @@ def measure_sae(
     chats: Annotated[
         list[str], typer.Argument(help="The files it was trained on; their first chats are held out.")
     ],
-    beside: Annotated[
+    compare_with: Annotated[
         Path | None, typer.Option(help="An SAE of another seed, to compare directions.")
     ] = None,
 ) -> None:
@@ -171,5 +171,5 @@ def measure_sae(
     from app.train.sae import jobs
 
     with exit_on_error(), show_progress() as progress:
-        provenance = jobs.measure_sae(folder, chats, beside, load_settings(), progress)
+        provenance = jobs.measure_sae(folder, chats, compare_with, load_settings(), progress)
     console.print_json(json.dumps(provenance))

@@ -45,8 +45,8 @@ MAX_CONSTRUCTOR_ATTEMPTS = 3
 class RayDeploymentConfig(BaseModel):
     """The `args` of the application in a Serve config.
 
-    `settings` are those of docs/settings.md in lower case and without prefix. If `most_replicas` is more than
-    `replicas`, the number of replicas varies between them: one for every `backlog_tokens` queued tokens.
+    `settings` are those of docs/settings.md in lower case and without prefix. If `max_replicas` is more than
+    `replicas`, the number of replicas varies between them: one for every `tokens_per_replica` queued tokens.
     `gpus` and `cpus` are those of each replica.
     """
 
@@ -54,8 +54,8 @@ class RayDeploymentConfig(BaseModel):
 
     settings: dict[str, Any] = Field(default_factory=dict)
     replicas: int = Field(1, ge=1)
-    most_replicas: int = Field(0, ge=0)
-    backlog_tokens: int = Field(50_000, ge=1)
+    max_replicas: int = Field(0, ge=0)
+    tokens_per_replica: int = Field(50_000, ge=1)
     gpus: float = Field(0.0, ge=0)
     cpus: float = Field(1.0, gt=0)
 
@@ -223,12 +223,12 @@ def _local_config(settings: Settings, cores: int) -> RayDeploymentConfig:
 
 def _scaling(config: RayDeploymentConfig) -> dict[str, Any]:
     """Return the options for a fixed number of replicas, or for autoscaling."""
-    if config.most_replicas <= config.replicas:
+    if config.max_replicas <= config.replicas:
         return {"num_replicas": config.replicas}
     policy = AutoscalingPolicy(
-        policy_function=QueuedTokensPolicy, policy_kwargs={"tokens_per_replica": config.backlog_tokens}
+        policy_function=QueuedTokensPolicy, policy_kwargs={"tokens_per_replica": config.tokens_per_replica}
     )
     autoscaling = AutoscalingConfig(
-        min_replicas=config.replicas, max_replicas=config.most_replicas, policy=policy
+        min_replicas=config.replicas, max_replicas=config.max_replicas, policy=policy
     )
     return {"autoscaling_config": autoscaling}

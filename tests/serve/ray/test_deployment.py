@@ -59,7 +59,7 @@ def test_the_cluster_has_the_pinned_version_and_a_gpu_per_worker() -> None:
     assert pinned
     assert cluster["rayVersion"] == pinned[1]
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == args["gpus"]
-    assert group["maxReplicas"] == args["most_replicas"]
+    assert group["maxReplicas"] == args["max_replicas"]
 
 
 def test_a_config_without_keys_is_refused_unless_it_allows_that() -> None:
@@ -149,7 +149,7 @@ def test_a_run_on_ray_that_was_killed_writes_the_same_file_as_one_engine(
 def test_replicas_are_added_for_queued_tokens_and_redeploying_fails_no_request(
     settings: Settings, free_tcp_port: int
 ) -> None:
-    config = RayDeploymentConfig(replicas=1, most_replicas=2, backlog_tokens=300)
+    config = RayDeploymentConfig(replicas=1, max_replicas=2, tokens_per_replica=300)
     inputs = make_inputs(tiny.random_items(40))
     done, codes = threading.Event(), Counter[int]()
     with connect(3), ThreadPoolExecutor(4) as pool:
