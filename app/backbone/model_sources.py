@@ -29,8 +29,8 @@ from app.backbone import checkpoint
 from app.backbone.backbone import Backbone
 from app.backbone.checkpoint import resolve_num_layers
 from app.errors import SourceError
+from app.types import Progress
 
-Progress = Callable[[str, float], None]
 HUB_FILE_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
 COMMIT_PATTERN = re.compile(r"[0-9a-f]{40}")
 

@@ -15,7 +15,6 @@ from app.cli.common import (
     PAIRS_HELP,
     BadRowPolicy,
     console,
-    exit_on_error,
     load_settings,
     require_extra,
     show_progress,
@@ -74,15 +73,14 @@ def train(
     from app.train.head import training
 
     settings = load_settings()
-    with exit_on_error():
-        source = recipes.find_recipe(recipe, settings.models_dir) if recipe else sae
-        config = jobs.build_training_config(
-            task, pairs, test, data_license=data_license, sae=source, on_bad_row=bad.error_handler,
-            pooling=pooling, k=k, max_pairs=limit, augment_share=augment, slices=tuple(slices or ()),
-            head=training.HeadTrainingConfig(heads=heads, seed=seed),
-        )  # fmt: skip
-        with show_progress() as progress:
-            model = jobs.train_and_save(config, source, settings, progress)
+    source = recipes.find_recipe(recipe, settings.models_dir) if recipe else sae
+    config = jobs.build_training_config(
+        task, pairs, test, data_license=data_license, sae=source, on_bad_row=bad.error_handler,
+        pooling=pooling, k=k, max_pairs=limit, augment_share=augment, slices=tuple(slices or ()),
+        head=training.HeadTrainingConfig(heads=heads, seed=seed),
+    )  # fmt: skip
+    with show_progress() as progress:
+        model = jobs.train_and_save(config, source, settings, progress)
     report = (settings.models_dir / task / "report.md").read_text()
     console.print(report, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{model.card.name} is in {settings.models_dir / task}", highlight=False)
@@ -95,16 +93,15 @@ def list_recipes() -> None:
 
     settings = load_settings()
     table = Table(Column("recipe", no_wrap=True), "layer", "SAE", Column("about", overflow="fold"))
-    with exit_on_error():
-        for name in recipes.list_recipes(settings.models_dir):
-            recipe = recipes.find_recipe(name, settings.models_dir)
-            size_gib = recipe.sae.size_bytes / 2**30
-            table.add_row(
-                name,
-                f"{recipe.sae.layer} of {recipe.layers}",
-                f"{recipe.sae.latents:,} {recipe.sae.kind}, {size_gib:.1f} GiB",
-                f"{recipe.backbone}: {recipe.about}; {recipe.license}",
-            )
+    for name in recipes.list_recipes(settings.models_dir):
+        recipe = recipes.find_recipe(name, settings.models_dir)
+        size_gib = recipe.sae.size_bytes / 2**30
+        table.add_row(
+            name,
+            f"{recipe.sae.layer} of {recipe.layers}",
+            f"{recipe.sae.latents:,} {recipe.sae.kind}, {size_gib:.1f} GiB",
+            f"{recipe.backbone}: {recipe.about}; {recipe.license}",
+        )
     Console().print(table)
 
 
@@ -124,8 +121,7 @@ def fetch_data(
     """Fetch a public preference set and write it as pairs, split by prompt."""
     from app.data import public_datasets
 
-    with exit_on_error():
-        counts = public_datasets.write_public_dataset(name, out, source=source, test_share=test_share)
+    counts = public_datasets.write_public_dataset(name, out, source=source, test_share=test_share)
     data_license = public_datasets.PUBLIC_DATASETS[name].license
     console.print(f"{name} ({data_license}): {counts['train']} train, {counts['test']} test pairs in {out}")
 
@@ -151,7 +147,7 @@ def train_sae(
     require_extra("train")
     from app.train.sae import jobs
 
-    with exit_on_error(), show_progress() as progress:
+    with show_progress() as progress:
         config = jobs.SaeTrainingConfig(backbone, layer, width, k, rows, samples, seed)
         provenance = jobs.train_and_measure(config, chats, out, load_settings(), progress)
     console.print_json(json.dumps(provenance))
@@ -170,6 +166,6 @@ def measure_sae(
     """Measure explained variance, sparsity, dead latents, loss recovered, and agreement between seeds."""
     from app.train.sae import jobs
 
-    with exit_on_error(), show_progress() as progress:
+    with show_progress() as progress:
         provenance = jobs.measure_sae(folder, chats, compare_with, load_settings(), progress)
     console.print_json(json.dumps(provenance))

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from app.backbone.model_sources import Progress
 from app.backbone.packing import split_into_batches
 from app.data.pairs import match_condition
 from app.errors import NonFiniteScore
@@ -17,7 +16,7 @@ from app.reward import bundle, loading
 from app.reward.engine import Engine
 from app.reward.reward_model import RewardModel
 from app.settings import Settings
-from app.types import Explain, Item, Pair, Score, ScoreJob, ScoreOptions
+from app.types import Explain, Item, Pair, Progress, Score, ScoreJob, ScoreOptions
 
 MAX_BATCH_TOKENS = 4096
 

@@ -10,7 +10,6 @@ from transformers.utils import logging as transformers_logging
 
 from app.backbone import model_sources
 from app.backbone.backbone import Backbone
-from app.backbone.model_sources import Progress
 from app.backbone.prefix_cache import PrefixCache
 from app.backbone.runtime import autotune
 from app.backbone.tokenization import ChatTokenizer
@@ -20,6 +19,7 @@ from app.reward.composite import Composite, load_composites
 from app.reward.engine import Engine
 from app.reward.reward_model import RewardModel
 from app.settings import Settings
+from app.types import Progress
 
 log = logging.getLogger("sparserm")
 

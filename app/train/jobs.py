@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from app.backbone.model_sources import Progress, compute_sha256
+from app.backbone.model_sources import compute_sha256
 from app.data.pairs import BadRowHandler, read_pairs, source_sha256
 from app.errors import SourceError
 from app.evaluate import report as reports
@@ -16,6 +16,7 @@ from app.train.recipes import Recipe
 from app.train.sae import jobs as sae_jobs
 from app.train.sae import training as sae_training
 from app.train.sae.import_pretrained import import_pretrained_sae
+from app.types import Progress
 
 
 def build_training_config(

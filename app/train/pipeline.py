@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.backbone.model_sources import Progress
 from app.data.pairs import match_condition
 from app.errors import DataError
 from app.evaluate.accuracy import ScoredPairs, evaluate_pairs
@@ -36,7 +35,7 @@ from app.train.head.training import (
 from app.train.names import labels
 from app.train.names.contexts import TokenContexts, collect_contexts
 from app.train.selection import Selection, select_latents
-from app.types import Feature, Pair, Pooling
+from app.types import Feature, Pair, Pooling, Progress
 
 CARD_METRICS = ("accuracy", "ci_low", "ci_high", "n", "ece")
 

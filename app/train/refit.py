@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from app.backbone.model_sources import Progress
 from app.evaluate import report as reports
 from app.reward import bundle
 from app.reward.bundle import DIGESTED_FILES
@@ -20,7 +19,7 @@ from app.train import assembly, jobs, pipeline
 from app.train.augmentation import AUGMENT_SHARE
 from app.train.features import FeatureExtractor
 from app.train.head.training import HeadTrainingConfig
-from app.types import Pair
+from app.types import Pair, Progress
 
 STAGING_FOLDER = ".new"
 CHECKSUMS_FILE = "SHA256SUMS"

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from app.backbone.model_sources import Progress
 from app.cli import common
 from app.data.pairs import BadRowHandler, read_pairs
 from app.evaluate import report as reports
@@ -19,7 +18,7 @@ from app.train.feature_cache import TensorCache
 from app.train.features import FeatureExtractor
 from app.train.head.baselines import ComparisonData
 from app.train.head.training import HeadTrainingConfig
-from app.types import Pair
+from app.types import Pair, Progress
 from benchmarks.research.ablation import NUM_SEEDS, Ablation, run_ablation
 from benchmarks.research.generalization import GeneralizationTests, measure_generalization
 

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from app.backbone.model_sources import Progress
 from app.data.pairs import hash_to_unit_interval
 from app.evaluate.accuracy import Float64Array, accuracy_difference, bootstrap_mean, pair_wins
 from app.train.feature_cache import TensorCache
 from app.train.head import baselines
 from app.train.head.baselines import BaselineMethod, ComparisonData
-from app.types import Pooling
+from app.types import Pooling, Progress
 from benchmarks.research import variants as research
 
 NUM_SEEDS = 5

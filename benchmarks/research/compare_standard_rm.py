@@ -15,7 +15,6 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from app.backbone.model_sources import Progress
 from app.cli import common
 from app.evaluate import report as reports
 from app.evaluate.accuracy import Float64Array, accuracy_difference, bootstrap_mean, pair_wins
@@ -24,7 +23,7 @@ from app.settings import Settings
 from app.train import jobs, pipeline
 from app.train.features import FeatureExtractor
 from app.train.head.training import compute_rewards
-from app.types import Pair
+from app.types import Pair, Progress
 from benchmarks.research import standard_rm
 
 DEFAULT_SIZE = 1000

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from app.backbone.model_sources import Progress
 from app.evaluate.accuracy import Float64Array
 from app.evaluate.audit import paraphrases, robustness
 from app.train.features import PairFeatures
@@ -21,7 +20,7 @@ from app.train.head.baselines import (
     train_on_random_directions,
     train_on_whole_residual,
 )
-from app.types import Pair
+from app.types import Pair, Progress
 from benchmarks.research.ablation import Ablation, Variant, compute_wins, summarise_wins
 from benchmarks.research.variants import train_on_random_latents, train_on_selected_directions
 

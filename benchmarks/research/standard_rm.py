@@ -20,12 +20,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from app.align.policy import trl_trainers
 from app.backbone.linear import has_bfloat16_instructions
-from app.backbone.model_sources import Progress
 from app.backbone.tokenization import ChatTokenizer
 from app.errors import SourceError
 from app.settings import Settings
 from app.train.feature_cache import TensorCache, write_atomically
-from app.types import EncodedItem, Pair
+from app.types import EncodedItem, Pair, Progress
 from benchmarks.research import shared_prompt_rows
 
 MAX_TOKENS = 1024

@@ -16,14 +16,13 @@ import torch
 import typer
 
 from app.align.policy import trl_trainers
-from app.backbone.model_sources import Progress
 from app.backbone.tokenization import ChatTokenizer
 from app.cli import common
 from app.data.pairs import read_pairs
 from app.evaluate import report as reports
 from app.reward import bundle, loading
 from app.settings import Settings
-from app.types import Pair
+from app.types import Pair, Progress
 from benchmarks.research import standard_rm
 
 app = typer.Typer(add_completion=False)

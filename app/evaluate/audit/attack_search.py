@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from app.backbone.model_sources import Progress
 from app.evaluate import accuracy_run
 from app.evaluate.audit import uncertainty
 from app.reward.engine import Engine
-from app.types import Item, Score
+from app.types import Item, Progress, Score
 
 EDITS = 10
 CANDIDATES_PER_EDIT = 12

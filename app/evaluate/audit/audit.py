@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.backbone.model_sources import Progress
 from app.backbone.packing import pack, split_into_batches
 from app.evaluate import accuracy_run, report
 from app.evaluate.accuracy import ScoredPairs, expected_calibration_error, predict_both_orders
@@ -17,7 +16,7 @@ from app.reward.engine import Engine
 from app.reward.pooling import mean_pool, pooled_span
 from app.reward.reward_model import RewardModel
 from app.settings import Settings
-from app.types import Item, Pair, Score
+from app.types import Item, Pair, Progress, Score
 
 MAX_EXPLAINED_RESPONSES = 200
 MAX_OUT_OF_DISTRIBUTION_PROMPTS = 100

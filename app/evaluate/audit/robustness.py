@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from app.backbone.model_sources import Progress
 from app.data.pairs import hash_to_unit_interval
 from app.evaluate import accuracy_run, report
 from app.evaluate.audit import attacks, paraphrases, shift, uncertainty
@@ -20,7 +19,7 @@ from app.evaluate.audit.attack_search import search_attacks
 from app.evaluate.audit.attacks import Attack
 from app.reward.engine import Engine
 from app.settings import Settings
-from app.types import Explain, Item, Pair, Score
+from app.types import Explain, Item, Pair, Progress, Score
 
 MAX_KEYWORDS = 40
 MAX_KEYWORD_PAIRS = 100

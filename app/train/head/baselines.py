@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from app.backbone.model_sources import Progress
 from app.evaluate.accuracy import ScoredPairs, accuracy_difference, bootstrap_mean, pair_wins
 from app.evaluate.baselines import length_margins, linear_probe_margins, tfidf_margins
 from app.reward.directions import Dictionary
@@ -21,7 +20,7 @@ from app.train.augmentation import AugmentedPairs
 from app.train.features import PairFeatures
 from app.train.head.training import HeadTrainingConfig, TrainingSet, compute_rewards, fit_head
 from app.train.selection import select_latents
-from app.types import Pair, Pooling
+from app.types import Pair, Pooling, Progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from app.backbone import model_sources
-from app.backbone.model_sources import Progress
 from app.backbone.packing import pack, split_into_batches
 from app.errors import SourceError
 from app.reward import loading
@@ -27,7 +26,7 @@ from app.train.features import MAX_BATCH_TOKENS
 from app.train.recipes import PretrainedSae, Recipe
 from app.train.sae import training
 from app.train.sae.training import LoadedSae
-from app.types import Pair
+from app.types import Pair, Progress
 
 MAX_THRESHOLD_PAIRS = 256
 """Training pairs on whose tokens a threshold is estimated."""

@@ -9,13 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from app.backbone.model_sources import Progress
 from app.data.pairs import read_chats, source_sha256
 from app.errors import SourceError
 from app.reward import loading
 from app.settings import Settings
 from app.train.sae import activations, quality, training
-from app.types import Item
+from app.types import Item, Progress
 
 MAX_CHAT_TOKENS = 512
 HELD_OUT_CHATS = 160

@@ -78,9 +78,7 @@ class Client:
         response by the markup alone.
         """
         rewards: list[float] = []
-        for indices in _wire.split_into_requests(range(len(texts))):
-            chunk_prompts = [prompts[i] for i in indices] if prompts else None
-            body = _wire.rendered_body([texts[i] for i in indices], chunk_prompts, self.config.model)
+        for body in _wire.rendered_bodies(texts, prompts, self.config.model):
             rewards += self.post("/get_reward", body)["rewards"]
         return rewards
 

@@ -1,6 +1,6 @@
 """Request bodies of the server's routes, and the rewards in its responses."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import nan
 from typing import Any, TypeVar
 
@@ -30,9 +30,13 @@ def rewards_body(samples: Sequence[Sample], model: str | Sequence[str] | None, t
     }
 
 
-def rendered_body(texts: Sequence[str], prompts: Sequence[str] | None, model: str | None) -> dict[str, Any]:
-    """Return the body of POST /get_reward, which scores text that a chat template has rendered."""
-    return {"query": list(texts), "prompts": list(prompts) if prompts else None, "model": model}
+def rendered_bodies(
+    texts: Sequence[str], prompts: Sequence[str] | None, model: str | None
+) -> Iterator[dict[str, Any]]:
+    """Yield bodies of POST /get_reward, which scores text that a chat template has rendered."""
+    for indices in split_into_requests(range(len(texts))):
+        chunk_prompts = [prompts[i] for i in indices] if prompts else None
+        yield {"query": [texts[i] for i in indices], "prompts": chunk_prompts, "model": model}
 
 
 def parse_rewards(response: dict[str, Any], samples: int, models: int = 1) -> list[list[Reward]]:
