@@ -15,7 +15,7 @@ setup-serve: .venv/serve-ready
 setup: .venv/ready
 
 .venv/serve-ready: pyproject.toml client/pyproject.toml constraints.txt
-	@echo "Setting up the server in .venv: about 1.2 GB on disk with a CPU build of torch, two to three minutes."
+	@echo "Setting up the server in .venv: about 1.2 GB on disk with a CPU build of torch, about two minutes on a fast connection."
 	@echo "[1/4] creating the virtual environment"
 	$(PYTHON) -m venv .venv
 	@echo "[2/4] installing torch"
