@@ -103,7 +103,7 @@ class AsyncClient:
         response by the markup alone.
         """
         rewards: list[float] = []
-        for body in _wire.rendered_bodies(texts, prompts, self.config.model):
+        for body in _wire.build_rendered_requests(texts, prompts, self.config.model):
             rewards += (await self.post("/get_reward", body))["rewards"]
         return rewards
 

@@ -30,7 +30,7 @@ def rewards_body(samples: Sequence[Sample], model: str | Sequence[str] | None, t
     }
 
 
-def rendered_bodies(
+def build_rendered_requests(
     texts: Sequence[str], prompts: Sequence[str] | None, model: str | None
 ) -> Iterator[dict[str, Any]]:
     """Yield bodies of POST /get_reward, which scores text that a chat template has rendered."""
