@@ -19,6 +19,7 @@ from app.train.features import FeatureExtractor
 from app.train.head.baselines import ComparisonData
 from app.train.head.training import HeadTrainingConfig
 from app.types import Pair, Progress
+from benchmarks.research import options
 from benchmarks.research.ablation import NUM_SEEDS, Ablation, run_ablation
 from benchmarks.research.generalization import GeneralizationTests, measure_generalization
 
@@ -27,10 +28,10 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    model: Annotated[str, typer.Argument(help="A reward model made by `sparserm train`.")],
-    pairs: Annotated[str, typer.Argument(help="The pairs it was trained on.")],
-    test: Annotated[str, typer.Argument(help="The pairs it is measured on.")],
-    sae: Annotated[Path, typer.Option(help="Folder of the SAE it was made from.")] = common.DEFAULT_SAE,
+    model: options.ModelArgument,
+    pairs: options.PairsArgument,
+    test: options.TestArgument,
+    sae: options.SaeOption = common.DEFAULT_SAE,
     layers: Annotated[
         list[int] | None, typer.Option(help="Further layers for the head on the whole residual.")
     ] = None,
@@ -41,9 +42,7 @@ def main(
     elsewhere: Annotated[
         list[str] | None, typer.Option(help="Pairs of other tasks, on which the same heads are tested.")
     ] = None,
-    bad: Annotated[
-        common.BadRowPolicy, typer.Option(help="What to do about rows that cannot be read.")
-    ] = common.BadRowPolicy.STOP,
+    bad: options.BadRowOption = common.BadRowPolicy.STOP,
 ) -> None:
     """Change one choice of the method at a time, measure, and add the results to the model's report."""
     settings = common.load_settings()

@@ -24,7 +24,7 @@ from app.train import jobs, pipeline
 from app.train.features import FeatureExtractor
 from app.train.head.training import compute_rewards
 from app.types import Pair, Progress
-from benchmarks.research import standard_rm
+from benchmarks.research import options, standard_rm
 
 DEFAULT_SIZE = 1000
 PROMPTS = "once a pair"
@@ -35,18 +35,16 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    model: Annotated[str, typer.Argument(help="A reward model made by `sparserm train`.")],
-    pairs: Annotated[str, typer.Argument(help="The pairs it was trained on.")],
-    test: Annotated[str, typer.Argument(help="The pairs it is measured on.")],
-    sae: Annotated[Path, typer.Option(help="Folder of the SAE it was made from.")] = common.DEFAULT_SAE,
+    model: options.ModelArgument,
+    pairs: options.PairsArgument,
+    test: options.TestArgument,
+    sae: options.SaeOption = common.DEFAULT_SAE,
     sizes: Annotated[
         list[int] | None, typer.Option(help="Numbers of training pairs (1000); those reported before stay.")
     ] = None,
     epochs: Annotated[int, typer.Option(help="Epochs of the StandardRM.")] = 3,
     rate: Annotated[float, typer.Option(help="Learning rate of the StandardRM.")] = 1e-3,
-    bad: Annotated[
-        common.BadRowPolicy, typer.Option(help="What to do about rows that cannot be read.")
-    ] = common.BadRowPolicy.STOP,
+    bad: options.BadRowOption = common.BadRowPolicy.STOP,
 ) -> None:
     """Fine-tune a StandardRM (LoRA) on the same pairs as ours and compare; a killed run resumes."""
     settings = common.load_settings()

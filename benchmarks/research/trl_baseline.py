@@ -23,19 +23,17 @@ from app.evaluate import report as reports
 from app.reward import bundle, loading
 from app.settings import Settings
 from app.types import Pair, Progress
-from benchmarks.research import standard_rm
+from benchmarks.research import options, standard_rm
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def main(
-    model: Annotated[str, typer.Argument(help="A reward model made by `sparserm train`.")],
-    pairs: Annotated[str, typer.Argument(help="The pairs it was trained on.")],
+    model: options.ModelArgument,
+    pairs: options.PairsArgument,
     count: Annotated[int, typer.Option("--count", min=2, help="How many of them, drawn at random.")] = 32,
-    bad: Annotated[
-        common.BadRowPolicy, typer.Option(help="What to do about rows that cannot be read.")
-    ] = common.BadRowPolicy.STOP,
+    bad: options.BadRowOption = common.BadRowPolicy.STOP,
 ) -> None:
     """Time TRL's RewardTrainer as it ships beside the StandardRM, and add the result to the report."""
     settings = common.load_settings()
