@@ -40,7 +40,16 @@ AugmentOption = Annotated[
         min=0,
         max=1,
         help="Share of pairs trained on once more with an augmented rejected response: with filler, "
-        "compliments, injected instructions and the like.",
+        "compliments, a refusal, injected instructions and the like.",
+    ),
+]
+ControlOption = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Share of pairs, among the augmented ones, also trained on with the same insertions in both "
+        "responses.",
     ),
 ]
 SliceOption = Annotated[
@@ -63,6 +72,7 @@ def train(
     heads: Annotated[int, typer.Option(min=1, max=64, help="Heads in the ensemble.")] = 8,
     limit: Annotated[int, typer.Option(min=0, help="Maximum number of training pairs; 0 uses all.")] = 1000,
     augment: AugmentOption = 0.5,
+    control: ControlOption = 0.25,
     slices: SliceOption = None,
     bad: BadRowOption = BadRowPolicy.STOP,
     seed: int = 0,
@@ -70,13 +80,15 @@ def train(
     """Train a reward model on preference pairs, write its bundle and report; a killed run resumes."""
     require_extra("train")
     from app.train import jobs, recipes
+    from app.train.augmentation.pairs import AugmentationShares
     from app.train.head import training
 
     settings = load_settings()
     source = recipes.find_recipe(recipe, settings.models_dir) if recipe else sae
     config = jobs.build_training_config(
         task, pairs, test, data_license=data_license, sae=source, on_bad_row=bad.error_handler,
-        pooling=pooling, k=k, max_pairs=limit, augment_share=augment, slices=tuple(slices or ()),
+        pooling=pooling, k=k, max_pairs=limit, slices=tuple(slices or ()),
+        augmentation=AugmentationShares(augment, control),
         head=training.HeadTrainingConfig(heads=heads, seed=seed),
     )  # fmt: skip
     with show_progress() as progress:

@@ -102,18 +102,23 @@ class PairFeatures:
             self.response_index[list(rows)], self.token_counts, self.residuals, self.latents, self.num_latents
         )
 
-    def with_rejected(self, rows: Sequence[int], rejected: "PairFeatures") -> "PairFeatures":
-        """Return pairs of the chosen responses of some pairs and the single responses in `rejected`."""
-        chosen_index = self.response_index[list(rows), :1]
-        rejected_index = rejected.response_index + len(self.token_counts)
+    def replace_responses(
+        self, rows: Sequence[int], replacements: Tensor, others: "PairFeatures"
+    ) -> "PairFeatures":
+        """Return some of the pairs with other responses in place of their own.
+
+        `replacements` (R, 2) is for each side of a pair the row of `others`, whose rows are single responses,
+        or -1 where the pair keeps its own response.
+        """
+        other_index = others.response_index[replacements.clamp(min=0), 0] + len(self.token_counts)
         return PairFeatures(
-            torch.cat([chosen_index, rejected_index], dim=1),
-            torch.cat([self.token_counts, rejected.token_counts]),
+            torch.where(replacements < 0, self.response_index[list(rows)], other_index),
+            torch.cat([self.token_counts, others.token_counts]),
             {
                 layer: torch.cat([self.residuals[layer], residuals])
-                for layer, residuals in rejected.residuals.items()
+                for layer, residuals in others.residuals.items()
             },
-            self.latents + rejected.latents,
+            self.latents + others.latents,
             self.num_latents,
         )
 

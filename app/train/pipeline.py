@@ -21,7 +21,7 @@ from app.reward.directions import Dictionary
 from app.reward.head import Head
 from app.reward.reward_model import RewardModel, TrainingData
 from app.train import assembly
-from app.train.augmentation import AUGMENT_SHARE, AugmentedPairs, extract_augmented
+from app.train.augmentation.pairs import AugmentationShares, AugmentedPairs, augment_pairs, extract_augmented
 from app.train.features import FeatureExtractor, PairFeatures, extract_features
 from app.train.head.baselines import ComparisonData, compare_baselines
 from app.train.head.calibration import CALIBRATION_FOLDS, ResponseLengths, calibrate_head
@@ -38,14 +38,14 @@ from app.train.selection import Selection, select_latents
 from app.types import Feature, Pair, Pooling, Progress
 
 CARD_METRICS = ("accuracy", "ci_low", "ci_high", "n", "ece")
+NO_AUGMENTATION = AugmentationShares(0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
     """What is trained: the name of the model, its data, and the choices that the method leaves open.
 
-    `max_pairs` 0 trains on all pairs. `augment_share` is the share of pairs that are trained on once more
-    with an augmented rejected response. `slices` are conditions on pairs for which accuracy is also reported.
+    `max_pairs` 0 trains on all pairs. `slices` are conditions on pairs for which accuracy is also reported.
     """
 
     name: str
@@ -56,7 +56,7 @@ class TrainingConfig:
     pooling: Pooling = Pooling.MEAN
     k: int = 128
     max_pairs: int = 1000
-    augment_share: float = AUGMENT_SHARE
+    augmentation: AugmentationShares = field(default_factory=AugmentationShares)
     slices: tuple[str, ...] = ()
     head: HeadTrainingConfig = field(default_factory=HeadTrainingConfig)
 
@@ -122,7 +122,7 @@ def train(
     """
     started = time.perf_counter()
     pairs = take_training_pairs(config)
-    extracted = extract(pairs, extractor, cache, progress, augment_share=config.augment_share)
+    extracted = extract(pairs, extractor, cache, progress, augmentation=config.augmentation)
     extraction_ended = time.perf_counter()
     selection, directions = select(extracted, extractor, config.pooling, config.k, config.head.seed)
     trained = train_head(extracted, directions, config.head, progress)
@@ -166,16 +166,17 @@ def extract(
     cache: Path,
     progress: Progress,
     *,
-    augment_share: float = 0.0,
+    augmentation: AugmentationShares = NO_AUGMENTATION,
     stage: str = "training pairs",
 ) -> ExtractedPairs:
-    """Extract features of pairs, and of augmented pairs for a share of them; `stage` names the progress."""
+    """Extract features of pairs, and of augmented and control pairs; `stage` names the progress."""
     responses = [pair.items for pair in pairs]
     count = max(len({item for row in responses for item in row}), 1)
     features = extract_features(responses, extractor, cache, lambda done: progress(stage, done / count))
     augmented = extract_augmented(
-        pairs, features, augment_share, extractor, cache, _report_stage(progress, "augmented pairs")
-    )
+        pairs, features, augment_pairs(pairs, augmentation), extractor, cache,
+        _report_stage(progress, "augmented pairs"),
+    )  # fmt: skip
     return ExtractedPairs(pairs, features, augmented)
 
 
@@ -279,9 +280,11 @@ def evaluate(
 def _summarise_training(
     extracted: ExtractedPairs, trained: TrainedHead, extraction_s: float, fitting_s: float
 ) -> dict[str, Any]:
+    is_control = extracted.augmented.is_control if extracted.augmented else []
     return {
         "pairs": len(extracted.pairs),
-        "drills": len(extracted.augmented.pair_indices) if extracted.augmented else 0,
+        "drills": len(is_control) - sum(is_control),
+        "controls": sum(is_control),
         "prompts": len(set(trained.training_set.groups)),
         "seconds_extracting": round(extraction_s, 1),
         "seconds_fitting": round(fitting_s, 1),

@@ -16,7 +16,7 @@ from app.reward.bundle import DIGESTED_FILES
 from app.reward.reward_model import RewardModel, TrainingData
 from app.settings import Settings
 from app.train import assembly, jobs, pipeline
-from app.train.augmentation import AUGMENT_SHARE
+from app.train.augmentation.pairs import AugmentationShares
 from app.train.features import FeatureExtractor
 from app.train.head.training import HeadTrainingConfig
 from app.types import Pair, Progress
@@ -69,7 +69,7 @@ def _train_again(
     """Return the model with a new head, calibration and probes; directions and names stay."""
     card, dictionary = model.card, model.dictionary.to(torch.device("cpu"))
     directions = pipeline.DirectionSet(dictionary, card.layer, card.readout)
-    extracted = pipeline.extract(pairs, extractor, cache, progress, augment_share=AUGMENT_SHARE)
+    extracted = pipeline.extract(pairs, extractor, cache, progress, augmentation=AugmentationShares())
     trained = pipeline.train_head(extracted, directions, config, progress, tune=False)
     contexts = pipeline.read_contexts(pairs, extractor, cache, progress)
     calibration = pipeline.calibrate(trained, extracted, directions, contexts, progress)

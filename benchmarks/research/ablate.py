@@ -13,7 +13,7 @@ from app.reward import bundle
 from app.reward.reward_model import ModelCard
 from app.settings import Settings
 from app.train import jobs, pipeline
-from app.train.augmentation import AUGMENT_SHARE, extract_augmented
+from app.train.augmentation.pairs import AugmentationShares, augment_pairs, extract_augmented
 from app.train.feature_cache import TensorCache
 from app.train.features import FeatureExtractor
 from app.train.head.baselines import ComparisonData
@@ -107,8 +107,8 @@ def _build_comparison_data(
     train = pipeline.extract(train_pairs, extractor, cache, progress)
     test = pipeline.extract(test_pairs, extractor, cache, progress, stage="test pairs")
     augmented = extract_augmented(
-        train_pairs, train.features, AUGMENT_SHARE, _use_one_layer(extractor), cache,
-        lambda done: progress("augmented pairs", done),
+        train_pairs, train.features, augment_pairs(train_pairs, AugmentationShares()),
+        _use_one_layer(extractor), cache, lambda done: progress("augmented pairs", done),
     )  # fmt: skip
     return ComparisonData(
         train_pairs, train.features, test_pairs, test.features, extractor.dictionary, card.layer,

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from pathlib import Path
-from random import Random
 
 import pytest
 import torch
@@ -12,11 +11,10 @@ from app.backbone.packing import pack
 from app.data.pairs import read_pairs
 from app.errors import DataError, SourceError
 from app.evaluate import accuracy_run
-from app.evaluate.audit.attacks import ATTACKS
 from app.reward import bundle, loading
 from app.reward.pooling import pooled_span
 from app.settings import Settings
-from app.train import augmentation, features, jobs, pipeline
+from app.train import features, jobs, pipeline
 from app.train.head import training
 from app.train.head.baselines import BASELINES
 from app.train.head.losses import LOSSES
@@ -275,32 +273,3 @@ def test_augmented_pairs_teach_a_head_to_ignore_additions() -> None:
         shares_fooled.append(float((unseen[:, 1] > unseen[:, 0]).double().mean()))
     assert shares_fooled[0] > 0.8
     assert shares_fooled[1] < 0.4
-
-
-def test_augmentation_of_a_pair_depends_on_that_pair_alone(
-    training_settings: Settings, trained_sae: Path
-) -> None:
-    pairs = training_config(training_settings, trained_sae, "x").pairs
-    augmented = augmentation.augment_rejected(pairs, 1.0)
-    assert [i for i, _ in augmented] == list(range(len(pairs)))
-    assert augmentation.augment_rejected(pairs[5:], 1.0) == [(i - 5, item) for i, item in augmented if i >= 5]
-    augmented_half = augmentation.augment_rejected(pairs, 0.5)
-    assert set(augmented_half) < set(augmented)
-    assert 0.3 < len(augmented_half) / len(augmented) < 0.7
-    assert augmentation.augment_rejected(pairs, 0.0) == []
-
-
-def test_augmentations_use_other_texts_than_the_attacks() -> None:
-    augmentation_texts = {
-        *augmentation.FILLER_SENTENCES,
-        *augmentation.COMPLIMENTS,
-        *augmentation.SELF_GRADES,
-        *augmentation.INJECTED_INSTRUCTIONS,
-        *augmentation.REFUSALS,
-        *augmentation.LAYOUTS,
-    }
-    rng = Random(0)
-    for attack in ATTACKS.values():
-        assert not any(text in attack("why?", "so.", ("a",), rng) for text in augmentation_texts)
-    for augment in augmentation.AUGMENTATIONS:
-        assert augment("why?", "so.", ("a",), rng) != "so."

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from app.evaluate.accuracy import ScoredPairs, accuracy_difference, bootstrap_mean, pair_wins
 from app.evaluate.baselines import length_margins, linear_probe_margins, tfidf_margins
 from app.reward.directions import Dictionary
-from app.train.augmentation import AugmentedPairs
+from app.train.augmentation.pairs import AugmentedPairs
 from app.train.features import PairFeatures
 from app.train.head.training import HeadTrainingConfig, TrainingSet, compute_rewards, fit_head
 from app.train.selection import select_latents

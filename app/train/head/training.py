@@ -34,7 +34,7 @@ MAX_AVERAGING_DECAY = 0.98
 GEOMETRY_RIDGE = 0.1
 """Ridge, in mean variances, when the correlation due to the directions' geometry is removed."""
 AUGMENTED_WEIGHT = 0.4
-"""Weight of an augmented pair in the loss; an original pair has weight 1."""
+"""Weight of an augmented or control pair in the loss; an original pair has weight 1."""
 MIN_SCALE = 1e-6
 """Smallest standard deviation that is divided by, so that a constant projection stays finite."""
 
@@ -63,9 +63,9 @@ class HeadTrainingConfig:
 class TrainingSet:
     """Projections of the chosen and rejected responses, (N, 2, K), and each pair's prompt group.
 
-    `is_augmented` (N,) marks augmented pairs. `uncorrelated_covariance` (K, K) is the covariance that the
-    projections would have if the coordinates of the residual were uncorrelated: the part that comes from the
-    geometry of the directions and not from the data.
+    `is_augmented` (N,) marks augmented and control pairs. `uncorrelated_covariance` (K, K) is the covariance
+    that the projections would have if the coordinates of the residual were uncorrelated: the part that comes
+    from the geometry of the directions and not from the data.
     """
 
     projections: Tensor

@@ -150,14 +150,6 @@ def test_rewrites_change_the_text_and_keep_the_words(name: str) -> None:
     assert len(changed.split()) >= len(TEXT.split()) - 2
 
 
-@pytest.mark.parametrize("name", list(attacks.ATTACKS))
-def test_attacks_change_the_response(name: str) -> None:
-    attacked = attacks.ATTACKS[name]("What is rain?", "It is milk.", ["clouds", "water"], Random(0))
-    assert attacked != "It is milk."
-    assert ("It is milk." in attacked) is (name != "empty")
-    assert attacked
-
-
 @pytest.mark.parametrize("kind", list(out_of_distribution.GENERATORS))
 def test_out_of_distribution_responses_are_never_empty(kind: str) -> None:
     assert all(out_of_distribution.GENERATORS[kind]("What is rain?", Random(seed)) for seed in range(20))
@@ -187,4 +179,6 @@ def test_robustness_is_added_to_the_report(training_settings: Settings, trained_
     assert results["climb"]["gain"][-1] > 0
     assert all(0 <= row["overtakes_unnoticed"] <= row["overtakes"] for row in results["attacks"].values())
     assert results["attacks"]["keyword stuffing"]["psi"] > results["honest_psi"]
-    assert "## Robustness" in (folder / "report.md").read_text()
+    report = (folder / "report.md").read_text()
+    assert "## Robustness" in report
+    assert all(f"\n| {name} | " in report for name in attacks.ATTACKS)
