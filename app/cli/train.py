@@ -69,6 +69,7 @@ def train(
 ) -> None:
     """Train a reward model on preference pairs, write its bundle and report; a killed run resumes."""
     require_extra("train")
+    from app.evaluate.suites import limitation_pairs
     from app.train import jobs, recipes
     from app.train.head import training
 
@@ -77,6 +78,7 @@ def train(
     config = jobs.build_training_config(
         task, pairs, test, data_license=data_license, sae=source, on_bad_row=bad.error_handler,
         pooling=pooling, k=k, max_pairs=limit, augment_share=augment, slices=tuple(slices or ()),
+        limitations=limitation_pairs.read_limitations(limitation_pairs.FOLDER),
         head=training.HeadTrainingConfig(heads=heads, seed=seed),
     )  # fmt: skip
     with show_progress() as progress:
@@ -108,7 +110,10 @@ def list_recipes() -> None:
 @app.command("data")
 def fetch_data(
     name: Annotated[
-        str, typer.Argument(help="truthfulqa, saferlhf, hh, ultrafeedback, helpsteer, rewardbench, rm-bench.")
+        str,
+        typer.Argument(
+            help="truthfulqa, saferlhf, hh, ultrafeedback, helpsteer, rewardbench, rewardbench2, rm-bench."
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="Folder for NAME_train.jsonl and NAME_test.jsonl.")],
     source: Annotated[
