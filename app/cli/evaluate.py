@@ -21,7 +21,7 @@ def evaluate(
     bundle: BundleArgument,
     pairs: Annotated[
         str | None,
-        typer.Argument(help=f"{PAIRS_HELP} With --suite: its file, if it is not to be read from the hub."),
+        typer.Argument(help=f"{PAIRS_HELP} With --suite: the file or folder to read it from."),
     ] = None,
     slices: Annotated[
         list[str] | None,
