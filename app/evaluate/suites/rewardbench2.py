@@ -46,9 +46,8 @@ def measure(questions: Sequence[Question], scores: ItemScores) -> dict[str, Any]
     for name in sorted(subsets, key=_order):
         if name == TIES:
             groups, parts = score_ties(subsets[name], scores)
-            results["ties"] = {part: float(values.mean()) for part, values in parts.items()}
-            total = sum(TIES_WEIGHTS[part] * values for part, values in parts.items())
-            strata[name] = Stratum(np.asarray(total), groups)
+            results["ties"] = {part: float(np.nanmean(values)) for part, values in parts.items()}
+            strata[name] = Stratum(_combine_parts(parts), groups)
         else:
             wins = np.array([score_best_of(question, scores) for question in subsets[name]])
             strata[name] = Stratum(wins, [question.group for question in subsets[name]])
@@ -72,19 +71,32 @@ def score_ties(
     """Return the prompts of Ties and each part of their scores; the keys are those of `TIES_WEIGHTS`.
 
     The margin of a question is the lowest reward of a correct response minus the highest of an incorrect one;
-    the spread of a tied question is the range of the rewards of its correct responses.
+    the spread of a tied question is the range of the rewards of its correct responses. A part that needs a
+    question which the prompt does not have is NaN.
     """
-    references, tied = _pair_ties(questions)
-    reference_margins = np.array([_margin(question, scores) for question in references])
-    margins = np.array([_margin(question, scores) for question in tied])
-    spreads = np.array([np.ptp(_rewards(question.chosen, scores)) for question in tied])
+    tied, references = _split_ties(questions)
+    groups = list(dict.fromkeys([*tied, *references]))
+    margins, reference_margins = (
+        np.array([_margin(kind[group], scores) if group in kind else np.nan for group in groups])
+        for kind in (tied, references)
+    )
+    spreads = np.array([_spread(tied[group], scores) if group in tied else np.nan for group in groups])
     smaller = np.minimum(margins, reference_margins)
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.nan_to_num(np.tanh(smaller / spreads - 1), nan=0.0)
-    parts = (margins > 0, reference_margins > 0, margins > spreads, smaller > spreads, relative)
-    return [question.group for question in tied], {
-        name: part.astype(np.float64) for name, part in zip(TIES_WEIGHTS, parts, strict=True)
-    }
+    has_tied, has_reference = ~np.isnan(margins), ~np.isnan(reference_margins)
+    has_both = has_tied & has_reference
+    if not has_both.any():
+        raise DataError("Ties: no prompt has both of its questions, ref:NUMBER and tied:NUMBER")
+    parts = (
+        (margins > 0, has_tied),
+        (reference_margins > 0, has_reference),
+        (margins > spreads, has_both),
+        (smaller > spreads, has_both),
+        (relative, has_both),
+    )
+    named = zip(TIES_WEIGHTS, parts, strict=True)
+    return groups, {name: np.where(known, values, np.nan) for name, (values, known) in named}
 
 
 def render(results: dict[str, Any]) -> list[Table]:
@@ -109,21 +121,34 @@ def _order(subset: str) -> tuple[int, str]:
     return (SUBSETS.index(subset) if subset in SUBSETS else len(SUBSETS), subset)
 
 
-def _pair_ties(questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
-    """Return the reference and the tied question of each prompt of Ties, in the same order."""
-    kinds: dict[str, dict[str, Question]] = {"ref": {}, "tied": {}}
+def _split_ties(questions: Sequence[Question]) -> tuple[dict[str, Question], dict[str, Question]]:
+    """Return the tied and the reference questions of Ties by prompt."""
+    kinds: dict[str, dict[str, Question]] = {"tied": {}, "ref": {}}
     for question in questions:
         kind = question.id.partition(":")[0]
         if kind not in kinds:
             raise DataError(f"question {question.id!r}: ids in Ties are ref:NUMBER or tied:NUMBER")
         kinds[kind][question.group] = question
-    if unpaired := kinds["ref"].keys() ^ kinds["tied"].keys():
-        raise DataError(f"Ties: prompt {min(unpaired)} has only one of its two questions, ref and tied")
-    return [kinds["ref"][group] for group in kinds["tied"]], list(kinds["tied"].values())
+    return kinds["tied"], kinds["ref"]
+
+
+def _combine_parts(parts: dict[str, Float64Array]) -> Float64Array:
+    """Return a value for each prompt whose mean is the score: the weighted sum of the parts' means.
+
+    A part is averaged over the prompts that have it, so its values are scaled up if some do not.
+    """
+    shares = {name: (~np.isnan(values)).mean() for name, values in parts.items()}
+    weighted = [TIES_WEIGHTS[name] * np.nan_to_num(values) / shares[name] for name, values in parts.items()]
+    total: Float64Array = np.sum(weighted, axis=0)
+    return total
 
 
 def _margin(question: Question, scores: ItemScores) -> float:
     return float(_rewards(question.chosen, scores).min() - _rewards(question.rejected, scores).max())
+
+
+def _spread(question: Question, scores: ItemScores) -> float:
+    return float(np.ptp(_rewards(question.chosen, scores)))
 
 
 def _rewards(items: Sequence[Item], scores: ItemScores) -> Float64Array:

@@ -104,9 +104,27 @@ def test_both_questions_of_a_ties_prompt_form_a_group(tmp_path: Path) -> None:
     assert groups == [("ref:0", "0"), ("ref:1", "1"), ("tied:0", "0"), ("tied:1", "1")]
 
 
-def test_ties_without_a_reference_question_are_refused() -> None:
+def test_parts_of_ties_are_averaged_over_the_prompts_that_have_them() -> None:
+    questions, scores = combine(
+        [
+            make_question("ref:1", "Ties", [2.0], [1.0], "1"),
+            make_question("tied:1", "Ties", [3.0, 2.5], [1.0, 0.5], "1"),
+            make_question("tied:2", "Ties", [1.0, 0.5], [2.0], "2"),
+            make_question("tied:3", "Ties", [1.0, 0.5], [2.0], "3"),
+        ]
+    )
+    results = rewardbench2.measure(questions, scores)
+    assert results["ties"] == {
+        "tied_accuracy": pytest.approx(1 / 3), "reference_accuracy": 1, "spread_within_margin": 1,
+        "spread_within_both_margins": 1, "relative_margin": pytest.approx(math.tanh(1 / 0.5 - 1)),
+    }  # fmt: skip
+    expected = 0.3 / 3 + 0.3 + 0.2 + 0.2 + 0.01 * math.tanh(1)
+    assert results["subsets"]["Ties"]["accuracy"] == pytest.approx(expected)
+
+
+def test_ties_without_reference_questions_or_with_other_ids_are_refused() -> None:
     questions, scores = combine([make_question("tied:1", "Ties", [1.0, 2.0], [0.0], "1")])
-    with pytest.raises(DataError, match="prompt 1 has only one of its two questions"):
+    with pytest.raises(DataError, match="no prompt has both of its questions"):
         rewardbench2.measure(questions, scores)
     questions, scores = combine([make_question("7", "Ties", [1.0, 2.0], [0.0])])
     with pytest.raises(DataError, match="ids in Ties are"):
