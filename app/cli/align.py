@@ -129,12 +129,16 @@ def _refit(
     model: str, known: str, new: str, data_license: str, sae: Path, bad: BadRowPolicy, progress: Progress
 ) -> None:
     from app.data.pairs import read_pairs, source_sha256
+    from app.evaluate.suites.limitation_pairs import FOLDER, read_limitations
     from app.reward.reward_model import TrainingData
     from app.train import refit
 
     known_pairs, new_pairs = (read_pairs(source, bad.error_handler) for source in (known, new))
     data = TrainingData(Path(new).name, source_sha256(new), len(new_pairs), data_license)
-    refit.refit(model, known_pairs, new_pairs, data, sae=sae, settings=load_settings(), progress=progress)
+    refit.refit(
+        model, known_pairs, new_pairs, data, sae=sae, settings=load_settings(), progress=progress,
+        limitations=read_limitations(FOLDER),
+    )  # fmt: skip
 
 
 def _make_refresher(

@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from app.cli.common import PAIRS_HELP, BadRowPolicy, console, load_settings, show_progress
 
@@ -18,26 +19,65 @@ BadRowOption = Annotated[BadRowPolicy, typer.Option(help="What to do about rows 
 @app.command()
 def evaluate(
     bundle: BundleArgument,
-    pairs: PairsArgument,
+    pairs: Annotated[
+        str | None,
+        typer.Argument(help=f"{PAIRS_HELP} With --suite: the file or folder to read it from."),
+    ] = None,
     slices: Annotated[
         list[str] | None,
         typer.Option("--slice", help="Also evaluate the pairs that match a condition, e.g. kind=generated."),
     ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="Print the metrics of a benchmark: rewardbench2, rm-bench or limitations."),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=0, help="With --suite: score the first N prompts of each subset; 0 scores all.")
+    ] = 0,
     bad: BadRowOption = BadRowPolicy.STOP,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure how often a reward model agrees with preference pairs, scored as the server scores them."""
+    if suite is None and (pairs is None or limit):
+        raise typer.BadParameter("--limit needs --suite" if limit else "name PAIRS or a --suite")
+    if suite is not None and slices:
+        raise typer.BadParameter("--slice is for PAIRS; a suite has its own subsets")
+    results, tables = (
+        _evaluate_suite(bundle, suite, pairs, limit, bad)
+        if suite
+        else _evaluate_pairs(bundle, str(pairs), tuple(slices or ()), bad)
+    )
+    if as_json:
+        print(json.dumps(results))  # noqa: T201 # the result itself, for machines
+    else:
+        Console().print(*tables)
+
+
+def _evaluate_pairs(
+    bundle: Path, pairs: str, slices: tuple[str, ...], bad: BadRowPolicy
+) -> tuple[dict[str, Any], list[Table]]:
+    """Return the measurements of a bundle on preference pairs, and as tables."""
     from app.data.pairs import read_pairs
     from app.evaluate import accuracy_run
 
     rows = read_pairs(pairs, bad.error_handler)
     with show_progress() as progress:
-        results = accuracy_run.evaluate_bundle(bundle, rows, tuple(slices or ()), load_settings(), progress)
-    if as_json:
-        print(json.dumps(results))  # noqa: T201 # the result itself, for machines
-    else:
-        Console().print(accuracy_run.render_table(results))
+        results = accuracy_run.evaluate_bundle(bundle, rows, slices, load_settings(), progress)
+    return results, [accuracy_run.render_table(results)]
+
+
+def _evaluate_suite(
+    bundle: Path, suite: str, source: str | None, limit: int, bad: BadRowPolicy
+) -> tuple[dict[str, Any], list[Table]]:
+    """Return the metrics of a bundle on a suite, and as tables."""
+    from app.evaluate.suites import catalogue
+
+    with show_progress() as progress:
+        results = catalogue.evaluate_suite(
+            bundle, suite, source, load_settings(), progress, limit=limit, on_bad_row=bad.error_handler
+        )
+    return results, catalogue.render_tables(results)
 
 
 @app.command()

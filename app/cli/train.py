@@ -79,6 +79,7 @@ def train(
 ) -> None:
     """Train a reward model on preference pairs, write its bundle and report; a killed run resumes."""
     require_extra("train")
+    from app.evaluate.suites import limitation_pairs
     from app.train import jobs, recipes
     from app.train.augmentation.pairs import AugmentationShares
     from app.train.head import training
@@ -89,6 +90,7 @@ def train(
         task, pairs, test, data_license=data_license, sae=source, on_bad_row=bad.error_handler,
         pooling=pooling, k=k, max_pairs=limit, slices=tuple(slices or ()),
         augmentation=AugmentationShares(augment, control),
+        limitations=limitation_pairs.read_limitations(limitation_pairs.FOLDER),
         head=training.HeadTrainingConfig(heads=heads, seed=seed),
     )  # fmt: skip
     with show_progress() as progress:
@@ -120,7 +122,10 @@ def list_recipes() -> None:
 @app.command("data")
 def fetch_data(
     name: Annotated[
-        str, typer.Argument(help="truthfulqa, saferlhf, hh, ultrafeedback, helpsteer, rewardbench, rm-bench.")
+        str,
+        typer.Argument(
+            help="truthfulqa, saferlhf, hh, ultrafeedback, helpsteer, rewardbench, rewardbench2, rm-bench."
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="Folder for NAME_train.jsonl and NAME_test.jsonl.")],
     source: Annotated[

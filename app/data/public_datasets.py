@@ -119,20 +119,49 @@ def _convert_rewardbench(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
         yield _make_row(row["prompt"], row["chosen"], row["rejected"], subset=row.get("subset"))
 
 
+def _convert_rewardbench2(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
+    """Pair the correct with the incorrect responses such that each response is in at least one pair.
+
+    That is one pair per incorrect response, except in the subset Ties, where all combinations would outnumber
+    the rest of the benchmark.
+    """
+    for row in rows:
+        counts = len(row["chosen"]), len(row["rejected"])
+        for index in range(max(counts) if all(counts) else 0):
+            yield _make_question_row(row, index % counts[0], index % counts[1], subset=row["subset"])
+
+
 def _convert_rmbench(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
     """Pair each chosen style with each rejected style: nine pairs per row, with their difficulty level."""
+    styles = range(len(RM_BENCH_STYLES))
     for row in rows:
-        for (i, chosen), (j, rejected) in product(enumerate(row["chosen"]), enumerate(row["rejected"])):
-            level = "easy" if i > j else "hard" if i < j else "normal"
-            yield _make_row(
-                row["prompt"],
-                chosen,
-                rejected,
+        if not len(row["chosen"]) == len(row["rejected"]) == len(styles):
+            raise DataError(f"row {row['id']!r}: RM-Bench has {len(styles)} chosen and rejected responses")
+        for i, j in product(styles, styles):
+            yield _make_question_row(
+                row,
+                i,
+                j,
                 domain=row.get("domain"),
                 chosen_style=RM_BENCH_STYLES[i],
                 rejected_style=RM_BENCH_STYLES[j],
-                level=level,
+                level="easy" if i > j else "hard" if i < j else "normal",
             )
+
+
+def _make_question_row(row: Row, chosen: int, rejected: int, **attributes: Any) -> dict[str, Any]:
+    """Return the pair of two responses of a row by index; the added fields tell how to restore the row."""
+    return _make_row(
+        row["prompt"],
+        row["chosen"][chosen],
+        row["rejected"][rejected],
+        **attributes,
+        question=str(row["id"]),
+        chosen_index=chosen,
+        rejected_index=rejected,
+        num_correct=len(row["chosen"]),
+        num_incorrect=len(row["rejected"]),
+    )
 
 
 def _make_row(prompt: str, chosen: str, rejected: str, **attributes: Any) -> dict[str, Any]:
@@ -154,6 +183,9 @@ PUBLIC_DATASETS = {
     "helpsteer": PublicDataset("hub:nvidia/HelpSteer2", "CC BY 4.0", _convert_helpsteer),
     "rewardbench": PublicDataset(
         "hub:allenai/reward-bench#filtered", "ODC-BY", _convert_rewardbench, is_benchmark=True
+    ),
+    "rewardbench2": PublicDataset(
+        "hub:allenai/reward-bench-2#test", "ODC-BY", _convert_rewardbench2, is_benchmark=True
     ),
     "rm-bench": PublicDataset("hub:THU-KEG/RM-Bench", "ODC-BY", _convert_rmbench, is_benchmark=True),
 }

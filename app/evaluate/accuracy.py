@@ -37,6 +37,15 @@ class Accuracy:
 
 
 @dataclass(frozen=True, slots=True)
+class Stratum:
+    """Values with their prompt groups, and the weight of their mean in a mean over several strata."""
+
+    values: Float64Array
+    groups: list[str]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class ScoredPairs:
     """Rewards and response lengths of test pairs, (N, 2) as (chosen, rejected), and their prompt groups."""
 
@@ -91,12 +100,17 @@ def pair_wins(margins: Tensor) -> Float64Array:
 
 def bootstrap_mean(values: Float64Array, groups: list[str], seed: int = 0) -> Accuracy:
     """Return the mean and its percentile bootstrap interval; a resample draws whole groups."""
-    _, group_indices = np.unique(groups, return_inverse=True)
-    sums, sizes = np.bincount(group_indices, values), np.bincount(group_indices)
-    draws = np.random.default_rng(seed).integers(len(sums), size=(BOOTSTRAP_RESAMPLES, len(sums)))
-    means = sums[draws].sum(1) / sizes[draws].sum(1)
+    return bootstrap_strata([Stratum(values, groups)], seed)
+
+
+def bootstrap_strata(strata: Sequence[Stratum], seed: int = 0) -> Accuracy:
+    """Return the weighted mean of the strata's means and its interval; a resample draws from each stratum."""
+    generator = np.random.default_rng(seed)
+    weights = np.array([stratum.weight for stratum in strata]) / sum(stratum.weight for stratum in strata)
+    means = weights @ np.stack([_resample_means(stratum, generator) for stratum in strata])
     low, high = np.percentile(means, [2.5, 97.5])
-    return Accuracy(float(values.mean()), float(low), float(high), len(values))
+    mean = weights @ np.array([stratum.values.mean() for stratum in strata])
+    return Accuracy(float(mean), float(low), float(high), sum(len(stratum.values) for stratum in strata))
 
 
 def fit_temperature(margins: Tensor) -> float:
@@ -163,6 +177,15 @@ def length_correlation(pairs: ScoredPairs) -> float:
     x, y = (_centred_ranks(column, group_indices) for column in columns)
     norm = float(np.sqrt((x**2).sum() * (y**2).sum()))
     return float((x * y).sum()) / norm if norm else 0.0
+
+
+def _resample_means(stratum: Stratum, generator: np.random.Generator) -> Float64Array:
+    """Return the mean of each bootstrap resample, which draws as many groups as there are."""
+    _, group_indices = np.unique(stratum.groups, return_inverse=True)
+    sums, sizes = np.bincount(group_indices, stratum.values), np.bincount(group_indices)
+    draws = generator.integers(len(sums), size=(BOOTSTRAP_RESAMPLES, len(sums)))
+    means: Float64Array = sums[draws].sum(1) / sizes[draws].sum(1)
+    return means
 
 
 def _mean_losses(margins: Tensor, temperatures: Tensor) -> Tensor:

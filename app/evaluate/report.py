@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from app.evaluate import figures, report_comparisons
+from app.evaluate import figures, report_comparisons, report_limitations
 from app.evaluate.audit import shift
 from app.evaluate.report_comparisons import format_accuracy
 from app.reward.reward_model import ModelCard
@@ -45,6 +45,8 @@ def _render(card: ModelCard, results: Results) -> Iterator[str]:
         yield from _render_test(results)
     else:
         yield "Not tested yet.\n"
+    if "limitations" in results:
+        yield from report_limitations.render_limitations(results["limitations"])
     yield from report_comparisons.render_comparisons(results)
     if "verified" in results:
         yield from _render_audit(results["verified"])

@@ -1,5 +1,6 @@
 """Makes the descriptive parts of a bundle around a trained head: card, features and probes."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -12,6 +13,7 @@ from app.reward.head import Head
 from app.reward.reward_model import ModelCard, Probe, RewardModel, TrainingData
 from app.train.features import FeatureExtractor
 from app.train.head.training import HeadTrainingConfig
+from app.train.limitations import summarise_limitations
 from app.train.selection import Selection
 from app.types import Explain, Feature, Item, Message, Pooling, ScoreJob, ScoreOptions
 
@@ -22,6 +24,7 @@ PROBES = (
     ("Write one sentence about autumn.", "Autumn turns the hills copper and the mornings quiet."),
 )
 """Prompts and responses whose rewards are stored in the bundle and recomputed when it is loaded."""
+TEST_METRICS = ("accuracy", "ci_low", "ci_high", "n", "ece")
 VERSIONED_PACKAGES = ("sparserm", "torch", "transformers", "sae-lens")
 
 
@@ -59,6 +62,13 @@ def build_model_card(
         trained_parameters=head.num_parameters,
         versions={package: version(package) for package in VERSIONED_PACKAGES},
     )
+
+
+def select_metrics(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics of a card from the sections of a report that the model has."""
+    test = results.get("test")
+    metrics = {metric: test[metric] for metric in TEST_METRICS} if test else {}
+    return metrics | summarise_limitations(results)
 
 
 def describe_permitted_use(data: TrainingData, otherwise: str) -> str:

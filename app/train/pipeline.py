@@ -5,7 +5,7 @@ existing bundle.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,12 @@ from app.train.head.training import (
     fit_head,
     tune_config,
 )
+from app.train.limitations import evaluate_limitations
 from app.train.names import labels
 from app.train.names.contexts import TokenContexts, collect_contexts
 from app.train.selection import Selection, select_latents
 from app.types import Feature, Pair, Pooling, Progress
 
-CARD_METRICS = ("accuracy", "ci_low", "ci_high", "n", "ece")
 NO_AUGMENTATION = AugmentationShares(0.0, 0.0)
 
 
@@ -46,6 +46,7 @@ class TrainingConfig:
     """What is trained: the name of the model, its data, and the choices that the method leaves open.
 
     `max_pairs` 0 trains on all pairs. `slices` are conditions on pairs for which accuracy is also reported.
+    `limitations` are the pairs of each file that shows limitations.
     """
 
     name: str
@@ -58,6 +59,7 @@ class TrainingConfig:
     max_pairs: int = 1000
     augmentation: AugmentationShares = field(default_factory=AugmentationShares)
     slices: tuple[str, ...] = ()
+    limitations: Mapping[str, list[Pair]] = field(default_factory=dict)
     head: HeadTrainingConfig = field(default_factory=HeadTrainingConfig)
 
 
@@ -144,8 +146,8 @@ def train(
     }
     if config.test_pairs:
         results |= evaluate(config, model, extracted, trained, extractor, cache, progress)
-        metrics = {metric: results["test"][metric] for metric in CARD_METRICS}
-        model = replace(model, card=replace(card, metrics=metrics))
+    results |= evaluate_limitations(model, config.limitations, pairs, extractor, cache, progress)
+    model = replace(model, card=replace(card, metrics=assembly.select_metrics(results)))
     return TrainingResult(assembly.add_probes(model, extractor), results)
 
 

@@ -5,6 +5,7 @@ probes are new. The new bundle is written completely, then moved file by file ov
 last. Measurements of the old head are removed from the report.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from app.train import assembly, jobs, pipeline
 from app.train.augmentation.pairs import AugmentationShares
 from app.train.features import FeatureExtractor
 from app.train.head.training import HeadTrainingConfig
+from app.train.limitations import evaluate_limitations
 from app.types import Pair, Progress
 
 STAGING_FOLDER = ".new"
@@ -36,8 +38,12 @@ def refit(
     sae: Path,
     settings: Settings,
     progress: Progress,
+    limitations: Mapping[str, list[Pair]] | None = None,
 ) -> RewardModel:
-    """Train the head of a bundle on its training pairs and on new pairs; `data` describes the new pairs."""
+    """Train the head of a bundle on its training pairs and on new pairs; `data` describes the new pairs.
+
+    `limitations` are the pairs of each file that shows limitations; the new model is measured on them.
+    """
     folder = settings.models_dir / name
     _install_staged_bundle(folder)
     model = bundle.load_bundle(folder)
@@ -45,15 +51,19 @@ def refit(
     results = reports.read(folder)
     config = HeadTrainingConfig(**results["training"]["plan"])
     extractor = jobs.load_feature_extractor(sae, settings, progress)
-    model = _train_again(model, [*known_pairs, *new_pairs], config, extractor, settings.cache, progress)
+    pairs = [*known_pairs, *new_pairs]
+    model = _train_again(model, pairs, config, extractor, settings.cache, progress)
+    kept = {part: results[part] for part in KEPT_SECTIONS if part in results}
+    kept |= evaluate_limitations(model, limitations or {}, pairs, extractor, settings.cache, progress)
     other_data = tuple(source for source in model.card.data if source.name != data.name)
     card = replace(
-        model.card, data=(*other_data, data), metrics={}, trained_parameters=model.head.num_parameters,
+        model.card, data=(*other_data, data), metrics=assembly.select_metrics(kept),
+        trained_parameters=model.head.num_parameters,
         use=assembly.describe_permitted_use(data, model.card.use),
     )  # fmt: skip
     model = replace(model, card=card)
     bundle.save_bundle(model, folder / STAGING_FOLDER)
-    reports.create(folder, card, {part: results[part] for part in KEPT_SECTIONS if part in results})
+    reports.create(folder, card, kept)
     _install_staged_bundle(folder)
     return model
 

@@ -96,6 +96,8 @@ def test_a_bad_row_stops_training_unless_bad_rows_are_skipped(
     assert "chosen is longer" in table.stdout
     card = json.loads(sparserm("models", "show", "kept").stdout)
     assert card["data"][0]["license"] == "not stated"
+    assert 0 <= card["metrics"]["limitations_facts"] <= 1
+    assert "## Limitations" in (tmp_path / "models" / "kept" / "report.md").read_text()
     assert "kept" in sparserm("models", "list").stdout
 
 

@@ -10,6 +10,7 @@ from app.data.pairs import read_pairs
 from app.data.public_datasets import PUBLIC_DATASETS, write_public_dataset
 from app.errors import DataError
 from app.types import Message, Pair
+from tests.support.suite_rows import rewardbench2_row
 
 HH = "\n\nHuman: river?\n\nAssistant: yes?\n\nHuman: which?\n\nAssistant:"
 QUESTION = {"role": "user", "content": "river?"}
@@ -57,6 +58,13 @@ RAW_ROWS: dict[str, tuple[list[dict[str, Any]], int]] = {
         [{"prompt": "river?", "chosen": "stone", "rejected": "glass", "subset": "chat", "id": 1}],
         1,
     ),
+    "rewardbench2": (
+        [
+            rewardbench2_row("7", "Math", "river?", ["stone"], ["glass", "paper", "amber"]),
+            rewardbench2_row("tied:1", "Ties", "amber?", ["a", "b"], ["c", "d", "e"]),
+        ],
+        6,
+    ),
     "rm-bench": (
         [{"id": "1", "prompt": "river?", "chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"]}],
         9,
@@ -98,6 +106,17 @@ def test_prefers_the_better_response(tmp_path: Path) -> None:
     assert {level: levels.count(level) for level in levels} == {"normal": 3, "hard": 3, "easy": 3}
 
 
+def test_every_response_of_a_question_is_in_a_pair(tmp_path: Path) -> None:
+    write_public_dataset("rewardbench2", tmp_path, source=write_raw(tmp_path, RAW_ROWS["rewardbench2"][0]))
+    rows = [json.loads(line) for line in (tmp_path / "rewardbench2_test.jsonl").read_text().splitlines()]
+    pairs = [(row["question"], row["chosen"], row["rejected"]) for row in rows]
+    assert pairs[:3] == [("7", "stone", rejected) for rejected in ("glass", "paper", "amber")]
+    assert pairs[3:] == [("tied:1", *texts) for texts in (("a", "c"), ("b", "d"), ("a", "e"))]
+    assert {(row["subset"], row["num_correct"], row["num_incorrect"]) for row in rows} == {
+        ("Math", 1, 3), ("Ties", 2, 3),
+    }  # fmt: skip
+
+
 def test_train_and_test_share_no_prompt(tmp_path: Path) -> None:
     rows = [
         {"prompt": f"River {i % 50}{'?' * (i % 2)}", "chosen": "a", "rejected": "b", "score": i}
@@ -123,5 +142,8 @@ def test_rejects_rows_of_another_data_set(tmp_path: Path) -> None:
         write_public_dataset("nonsense", tmp_path)
     with pytest.raises(DataError, match="no row yields a pair"):
         write_public_dataset("hh", tmp_path, source=write_raw(tmp_path, [{"chosen": "a", "rejected": "b"}]))
+    short = {"id": "4", "prompt": "river?", "chosen": ["a"], "rejected": ["b", "c", "d"]}
+    with pytest.raises(DataError, match="row '4': RM-Bench has 3"):
+        write_public_dataset("rm-bench", tmp_path, source=write_raw(tmp_path, [short]))
     with pytest.raises(DataError, match=r"raw.jsonl:1: .*'incorrect_answers'"):
         write_public_dataset("truthfulqa", tmp_path, source=write_raw(tmp_path, [{"chosen": "a"}]))

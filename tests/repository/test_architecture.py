@@ -46,6 +46,7 @@ ALLOWED_NAMES = {
     "gate_up_proj": "transformers' name of the fused gate and up projections",
     "recall": "precision and recall of an imported SAE's firing decisions",
     "RM_BENCH_STYLES": "the data set RM-Bench",
+    "rm_bench": "the benchmark RM-Bench",
     "RewardBenchPipeline": "the pipeline that the package rewardbench calls",
     "STAGES": "the values of the label `stage` of sparserm_stage_seconds",
 }

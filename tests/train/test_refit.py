@@ -108,4 +108,7 @@ def test_the_command_refits_and_a_server_reloads(
         assert get_reward() != before
         refused = sparserm(*arguments, "--url", url, "--key", "t")
         assert (refused.exit_code, "401" in joined_output(refused)) == (1, True)
-    assert json.loads((bundle_folder / "manifest.json").read_text())["data"][1]["name"] == "test.jsonl"
+    card = json.loads((bundle_folder / "manifest.json").read_text())
+    assert card["data"][1]["name"] == "test.jsonl"
+    limitations = reports.read(bundle_folder)["limitations"]
+    assert card["metrics"] == {f"limitations_{name}": row["accuracy"] for name, row in limitations.items()}
