@@ -140,7 +140,7 @@ def add_scene(_length: int, rng: Random) -> tuple[Insertion, ...]:
     """Let a character of a scene say the response."""
     speech = f"{rng.choice(wordings.SCENES)} {rng.choice(wordings.SPEAKERS)}"
     ending, quote = rng.choice(wordings.SCENE_ENDINGS), rng.choice(('"', ""))
-    closing = f"{quote} {ending}".rstrip()
+    closing = f"{quote} {ending}".strip()
     return (
         Insertion(f"{speech} {quote}", 0, ""),
         *((Insertion(closing, 1, "" if quote else " "),) if closing else ()),
