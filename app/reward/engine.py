@@ -16,7 +16,7 @@ import torch
 from app.backbone.attention import RowIndices
 from app.backbone.backbone import Backbone, Residuals
 from app.backbone.packing import PackedBatch, TokenIds, pack
-from app.backbone.prefix_cache import PrefixCache, PrefixCacheLookup
+from app.backbone.prefix_cache import PartlyReadItem, PrefixCache, PrefixCacheLookup
 from app.backbone.tokenization import ChatTokenizer
 from app.errors import BundleError, InvalidInput, NonFiniteScore, NotFound
 from app.reward import explanations
@@ -201,7 +201,8 @@ class Engine:
         """Look up the prompts of the jobs in the prefix cache."""
         names = set().union(*(self._required_models(job) for job in jobs))
         depth = max(self.resolve_model(name)[0].card.layer for name in names)
-        return self.prefix_cache.lookup([job.encoded.prompt_ids for job in jobs], depth)
+        items = [PartlyReadItem(job.encoded.ids, job.encoded.response_start) for job in jobs]
+        return self.prefix_cache.lookup(items, depth)
 
     def _rows_to_store(self, prepared: PreparedBatch) -> dict[TokenIds, RowIndices]:
         """Return the prompts that the prefix cache should store, each with its rows in the batch."""
