@@ -28,7 +28,7 @@ from app.reward.composite import (
     explain_composite_margin,
 )
 from app.reward.reward_model import RewardModel
-from app.reward.scoring import PackedJob, score_with_model
+from app.reward.scoring import PackedJob, first_read_token, score_with_model
 from app.types import (
     Contribution,
     EncodedItem,
@@ -201,7 +201,7 @@ class Engine:
         """Look up the prompts of the jobs in the prefix cache."""
         names = set().union(*(self._required_models(job) for job in jobs))
         depth = max(self.resolve_model(name)[0].card.layer for name in names)
-        items = [PartlyReadItem(job.encoded.ids, job.encoded.response_start) for job in jobs]
+        items = [PartlyReadItem(job.encoded.ids, first_read_token(job)) for job in jobs]
         return self.prefix_cache.lookup(items, depth)
 
     def _rows_to_store(self, prepared: PreparedBatch) -> dict[TokenIds, RowIndices]:
@@ -282,6 +282,11 @@ class Engine:
 def _make_scored_item(
     encoded: EncodedItem, scores: list[Score], new_tokens: int, times: tuple[float, float]
 ) -> ScoredItem | NonFiniteScore:
-    if all(math.isfinite(score.reward) and math.isfinite(score.uncertainty) for score in scores):
+    if all(map(_is_finite, scores)):
         return ScoredItem(encoded, tuple(scores), new_tokens, *times)
     return NonFiniteScore("the backbone produced NaN or infinity for this item", code="non_finite")
+
+
+def _is_finite(score: Score) -> bool:
+    rewards = (score.reward, score.uncertainty, *(turn.reward for turn in score.turns))
+    return all(map(math.isfinite, rewards))
