@@ -31,6 +31,7 @@ class Explain(StrEnum):
     NONE = "none"
     FEATURES = "features"
     TOKENS = "tokens"
+    TURNS = "turns"
 
 
 class Pooling(StrEnum):
@@ -78,12 +79,27 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class AssistantTurn:
+    """Tokens [start, end) of message number `message`, an assistant's; the closing token is at `end`."""
+
+    message: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedItem:
-    """An item as token ids: prompt, response [response_start, response_end), closing token."""
+    """An item as token ids: prompt, response [response_start, response_end), closing token.
+
+    `num_messages` is the number of messages before the response. `earlier_turns` are the assistant's turns
+    among them that have tokens, that the template closes as it closes a response, and that are not truncated.
+    """
 
     ids: tuple[int, ...]
     response_start: int
     truncated: bool = False
+    num_messages: int = 0
+    earlier_turns: tuple[AssistantTurn, ...] = ()
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -94,6 +110,11 @@ class EncodedItem:
     def response_end(self) -> int:
         """Index of the closing token, one past the response."""
         return len(self.ids) - 1
+
+    @property
+    def response_turn(self) -> AssistantTurn:
+        """The response as a turn of the conversation, its last."""
+        return AssistantTurn(self.num_messages, self.response_start, self.response_end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +145,11 @@ class ScoreJob:
 
     encoded: EncodedItem
     options: ScoreOptions
+
+    @property
+    def earlier_turns(self) -> tuple[AssistantTurn, ...]:
+        """The assistant's turns before the response that get a reward too."""
+        return self.encoded.earlier_turns if self.options.explain is Explain.TURNS else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +222,22 @@ class TokenCredit:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredTurn:
+    """The reward of the conversation cut after one assistant turn, which is message number `message`.
+
+    `change` is the difference of reward - length_correction + penalty from the turn before; for the first
+    turn, from the baseline of the whole score.
+    """
+
+    message: int
+    reward: float
+    uncertainty: float
+    length_correction: float
+    penalty: float = 0.0
+    change: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class CompositePart:
     """One model's part of a composite reward: its scaled and weighted reward. All parts sum to the reward."""
 
@@ -211,6 +253,7 @@ class Score:
     """One reward and its explanation; a composite also has `parts` and its models' scores in `part_scores`.
 
     reward == baseline + sum of all contributions + length_correction - penalty + residual.
+    With turns, reward == baseline + sum of their changes + length_correction - penalty as well.
     """
 
     model: str
@@ -231,6 +274,7 @@ class Score:
     penalty: float = 0.0
     parts: tuple[CompositePart, ...] = ()
     part_scores: "tuple[Score, ...]" = ()
+    turns: tuple[ScoredTurn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ def compare_explanations_with_reward_only(engine: Engine) -> None:
     @torch.inference_mode()
     def compute_reward_only() -> None:
         packed = pack([item.ids for item in encoded])
-        spans = [pooled_span(model.card.readout, item) for item in encoded]
+        spans = [pooled_span(model.card.readout, item.response_turn) for item in encoded]
         rows = np.concatenate([packed.rows(i, *bounds) for i, bounds in enumerate(spans)])
         layer = engine.backbone.residuals(packed, {model.card.layer: rows})[model.card.layer]
         projected = model.dictionary.project(layer.at(rows))

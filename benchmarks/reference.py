@@ -153,7 +153,7 @@ def load_reference(settings: Settings) -> Reference:
 
 def _reward(model: RewardModel, decoder: PreTrainedModel, item: BenchmarkItem) -> float:
     states = decoder(torch.tensor([item.ids]), use_cache=False).last_hidden_state[0]
-    start, stop = pooled_span(model.card.readout, item.encoded)
+    start, stop = pooled_span(model.card.readout, item.encoded.response_turn)
     pooled = mean_pool(model.dictionary.project(states[start:stop]), [stop - start])
     return float(model.head.score_members(model.head.standardise(pooled)).mean())
 

@@ -8,8 +8,10 @@ infinity are never stored.
 import threading
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, takewhile
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,12 +24,23 @@ MIN_PREFIX_TOKENS = 16
 Key = tuple[int, TokenIds]
 
 
+class PartlyReadItem(NamedTuple):
+    """An item's token ids; residuals are read from token `first_read` on, so these must be computed."""
+
+    ids: TokenIds
+    first_read: int
+
+
 @dataclass(frozen=True, slots=True)
 class CachedPrefix:
     """The beginning of a prompt, and its keys and values in every layer, (L, tokens, 2·G·d)."""
 
     ids: TokenIds
     kv: Tensor
+
+    def cut(self, length: int) -> "CachedPrefix":
+        """Return the first `length` tokens of the prefix."""
+        return CachedPrefix(self.ids[:length], self.kv[:, :length])
 
 
 @dataclass(slots=True)
@@ -75,14 +88,17 @@ class PrefixCache:
         self._sorted_keys: list[Key] = []
         self._entries: OrderedDict[Key, Tensor] = OrderedDict()
 
-    def lookup(self, prompts: Sequence[TokenIds], num_layers: int) -> PrefixCacheLookup:
-        """Find the longest cached prefix of each prompt for a forward pass of `num_layers` layers."""
+    def lookup(self, items: Sequence[PartlyReadItem], num_layers: int) -> PrefixCacheLookup:
+        """Find the longest cached prefix of each item for a forward pass of `num_layers` layers.
+
+        No prefix holds a token that is read in an item of the batch, even if it was found for another item.
+        """
         result = PrefixCacheLookup(num_layers)
         if self._max_bytes:
             with self._lock:
-                matches = [self._find_longest(prompt, num_layers) for prompt in set(prompts)]
-            prefixes = {match.ids: match for match in matches if match}
-            result.prefixes = tuple(prefixes[ids] for ids in sorted(prefixes))
+                unread = {item.ids[: item.first_read] for item in items}
+                matches = [self._find_longest(ids, num_layers) for ids in unread]
+            result.prefixes = _cut_at_read_tokens([match for match in matches if match], items)
         return result
 
     def find_missing(self, lookup: PrefixCacheLookup, prompts: Sequence[TokenIds]) -> set[TokenIds]:
@@ -90,7 +106,9 @@ class PrefixCache:
         if not self._max_bytes:
             return set()
         cached = {prefix.ids for prefix in lookup.prefixes}
-        return {prompt for prompt in prompts if len(prompt) >= MIN_PREFIX_TOKENS and prompt not in cached}
+        long_enough = {prompt for prompt in prompts if len(prompt) >= MIN_PREFIX_TOKENS}
+        with self._lock:
+            return {ids for ids in long_enough - cached if (lookup.num_layers, ids) not in self._entries}
 
     def store(self, lookup: PrefixCacheLookup) -> None:
         """Store the entries that a forward pass has collected."""
@@ -119,3 +137,22 @@ class PrefixCache:
             oldest_key, evicted = self._entries.popitem(last=False)
             del self._sorted_keys[bisect_left(self._sorted_keys, oldest_key)]
             self._size -= evicted.nbytes
+
+
+def _cut_at_read_tokens(
+    prefixes: Sequence[CachedPrefix], items: Sequence[PartlyReadItem]
+) -> tuple[CachedPrefix, ...]:
+    """Return the prefixes, each cut before the first of its tokens that an item reads, in token order."""
+    by_ids = {prefix.ids: prefix for prefix in prefixes}
+    sorted_ids = sorted(by_ids)
+    lengths = {ids: len(ids) for ids in sorted_ids}
+    for item in items:
+        for ids in _starting_with(item.ids[: item.first_read + 1], sorted_ids):
+            lengths[ids] = min(lengths[ids], item.first_read)
+    cut = {ids[:length]: by_ids[ids].cut(length) for ids, length in lengths.items() if length}
+    return tuple(cut[ids] for ids in sorted(cut))
+
+
+def _starting_with(beginning: TokenIds, sorted_ids: Sequence[TokenIds]) -> Iterator[TokenIds]:
+    following = islice(sorted_ids, bisect_left(sorted_ids, beginning), None)
+    return takewhile(lambda ids: ids[: len(beginning)] == beginning, following)

@@ -5,18 +5,31 @@ separately, so equal prefixes of conversations become equal prefixes of ids, in 
 """
 
 import hashlib
-import itertools
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from app.errors import InvalidInput
-from app.types import EncodedItem, Item, Message
+from app.types import AssistantTurn, EncodedItem, Item, Message
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 PLACEHOLDER = "\u241fsparserm-content\u241f"
+
+
+class EncodedPrompt(NamedTuple):
+    """The ids of a conversation, opened for a response, and its assistant turns.
+
+    The first `num_opening_ids` ids are markup before the first content; they are never cut.
+    """
+
+    ids: list[int]
+    num_opening_ids: int
+    num_messages: int
+    turns: tuple[AssistantTurn, ...]
 
 
 class ChatTokenizer:
@@ -59,12 +72,12 @@ class ChatTokenizer:
             self._check(item, index)
         texts = {text for item in items for text in self._texts(item)}
         ids = self._encode_texts(sorted(texts))
-        prompts: dict[tuple[Message, ...], tuple[list[int], int]] = {}
+        prompts: dict[tuple[Message, ...], EncodedPrompt] = {}
         for index, item in enumerate(items):
             if item.messages not in prompts:
                 prompts[item.messages] = self._encode_prompt(item.messages, ids, index)
         return [
-            self._join(*prompts[item.messages], ids[item.response], index, truncate=truncate)
+            self._join(prompts[item.messages], ids[item.response], index, truncate=truncate)
             for index, item in enumerate(items)
         ]
 
@@ -113,8 +126,8 @@ class ChatTokenizer:
 
     def _encode_prompt(
         self, messages: tuple[Message, ...], ids: dict[str, list[int]], index: int
-    ) -> tuple[list[int], int]:
-        """Return the ids of a prompt, and how many of them are markup before the first content."""
+    ) -> EncodedPrompt:
+        """Encode the messages of a conversation, up to where the response begins."""
         placeholders = tuple(Message(m.role, PLACEHOLDER) for m in messages)
         try:
             pieces = self._render(placeholders, open_turn=True).split(PLACEHOLDER)
@@ -125,26 +138,28 @@ class ChatTokenizer:
             message = "the chat template does not show every message of this conversation"
             raise InvalidInput(message, "messages", "bad_conversation", index)
         markup = [self._encode_markup(piece) for piece in pieces]
-        contents = [ids[self._strip(m.content)] for m in messages]
-        joined = itertools.chain(markup[0], *(c + m for c, m in zip(contents, markup[1:], strict=True)))
-        return list(joined), len(markup[0])
+        joined, turns = list(markup[0]), list[AssistantTurn]()
+        for number, following in enumerate(markup[1:]):
+            start = len(joined)
+            joined += ids[self._strip(messages[number].content)]
+            is_closed = following[:1] == [self.closing_token]
+            if messages[number].role == "assistant" and len(joined) > start and is_closed:
+                turns.append(AssistantTurn(number, start, len(joined)))
+            joined += following
+        return EncodedPrompt(joined, len(markup[0]), len(messages), tuple(turns))
 
-    def _join(
-        self, prompt: list[int], num_opening_ids: int, response: list[int], index: int, *, truncate: bool
-    ) -> EncodedItem:
-        """Join a prompt, a response and the closing token; the first `num_opening_ids` ids are never cut."""
-        excess = len(prompt) + len(response) + 1 - self.max_tokens
+    def _join(self, prompt: EncodedPrompt, response: list[int], index: int, *, truncate: bool) -> EncodedItem:
+        """Join a prompt, a response and the closing token, and cut the prompt, then the response."""
+        num_tokens = len(prompt.ids) + len(response) + 1
+        excess = num_tokens - self.max_tokens
         if excess > 0:
             if not truncate:
-                raise InvalidInput(
-                    f"{len(prompt) + len(response) + 1} tokens; the limit is {self.max_tokens}",
-                    code="too_many_tokens",
-                    item=index,
-                )
-            cut = min(excess, len(prompt) - num_opening_ids)
-            prompt = prompt[:num_opening_ids] + prompt[num_opening_ids + cut :]
-            response = response[excess - cut :]
-        return EncodedItem((*prompt, *response, self.closing_token), len(prompt), excess > 0)
+                message = f"{num_tokens} tokens; the limit is {self.max_tokens}"
+                raise InvalidInput(message, code="too_many_tokens", item=index)
+            cut = min(excess, len(prompt.ids) - prompt.num_opening_ids)
+            prompt, response = _cut_prompt(prompt, cut), response[excess - cut :]
+        ids = (*prompt.ids, *response, self.closing_token)
+        return EncodedItem(ids, len(prompt.ids), excess > 0, prompt.num_messages, prompt.turns)
 
     def _encode_markup(self, piece: str) -> list[int]:
         return list(self._markup.encode(piece, add_special_tokens=False).ids)
@@ -164,6 +179,17 @@ class ChatTokenizer:
                 turns, chat_template=self.template, tokenize=False, add_generation_prompt=open_turn
             )
         )
+
+
+def _cut_prompt(prompt: EncodedPrompt, count: int) -> EncodedPrompt:
+    """Return the prompt without its oldest `count` ids after the opening, and without turns that were cut."""
+    start = prompt.num_opening_ids + count
+    turns = tuple(
+        replace(turn, start=turn.start - count, end=turn.end - count)
+        for turn in prompt.turns
+        if turn.start >= start
+    )
+    return prompt._replace(ids=prompt.ids[: prompt.num_opening_ids] + prompt.ids[start:], turns=turns)
 
 
 def _is_unicode(text: str) -> bool:

@@ -16,7 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.errors import BundleError, InvalidInput
 from app.reward.calibration import Calibration
-from app.types import FORBID_EXTRA, Cluster, CompositePart, Contribution, Score, TokenCredit
+from app.reward.turns import compute_changes
+from app.types import FORBID_EXTRA, Cluster, CompositePart, Contribution, Score, ScoredTurn, TokenCredit
 
 MIN_STD = 1e-6
 MeanAndStd = tuple[float, float]
@@ -80,13 +81,15 @@ def combine_scores(
     weighted = _weight_scores(composite, scores, scales)
     penalty = composite.penalty if composite.mode is CompositeMode.CAUTIOUS else 0.0
     parts = tuple(_make_part(part, penalty) for part in weighted)
+    baseline = sum(part.scale * (part.score.baseline - part.mean) for part in weighted)
+    turns = [_combine_turn(composite, scores, scales, index) for index in range(len(scores[0].turns))]
     return Score(
         model=name,
         reward=sum(part.contribution for part in parts),
         uncertainty=float(np.linalg.norm([part.scale * part.score.uncertainty for part in weighted])),
         percentile=None,
         distance=max(score.distance for score in scores),
-        baseline=sum(part.scale * (part.score.baseline - part.mean) for part in weighted),
+        baseline=baseline,
         length_correction=sum(part.scale * part.score.length_correction for part in weighted),
         penalty=sum(penalty * part.scale * part.score.uncertainty for part in weighted),
         residual=sum(part.scale * part.score.residual for part in weighted),
@@ -96,6 +99,7 @@ def combine_scores(
         tokens=_sum_token_credits(weighted),
         parts=parts,
         part_scores=tuple(scores),
+        turns=compute_changes(baseline, turns),
         projections=EMPTY,
         activations=EMPTY,
     )
@@ -151,6 +155,27 @@ def _weight_scores(
 def _make_part(part: WeightedScore, penalty: float) -> CompositePart:
     centred = part.score.reward - part.mean - penalty * part.score.uncertainty
     return CompositePart(part.score.model, part.weight, part.score.reward, part.scale * centred, part.scale)
+
+
+def _combine_turn(
+    composite: Composite, scores: Sequence[Score], scales: Sequence[RewardScale], index: int
+) -> ScoredTurn:
+    """Combine one turn of all models as the scores of the conversation cut after it would be combined."""
+    turns = [score.turns[index] for score in scores]
+    unexplained = [replace(score, features=(), clusters=(), tokens=None, turns=()) for score in scores]
+    scores_at_turn = [
+        replace(
+            score,
+            reward=turn.reward,
+            uncertainty=turn.uncertainty,
+            length_correction=turn.length_correction,
+        )
+        for score, turn in zip(unexplained, turns, strict=True)
+    ]
+    combined = combine_scores("", composite, scores_at_turn, scales, 0)
+    return ScoredTurn(
+        turns[0].message, combined.reward, combined.uncertainty, combined.length_correction, combined.penalty
+    )
 
 
 def _scale_features(weighted: Sequence[WeightedScore]) -> tuple[Contribution, ...]:

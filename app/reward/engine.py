@@ -16,7 +16,7 @@ import torch
 from app.backbone.attention import RowIndices
 from app.backbone.backbone import Backbone, Residuals
 from app.backbone.packing import PackedBatch, TokenIds, pack
-from app.backbone.prefix_cache import PrefixCache, PrefixCacheLookup
+from app.backbone.prefix_cache import PartlyReadItem, PrefixCache, PrefixCacheLookup
 from app.backbone.tokenization import ChatTokenizer
 from app.errors import BundleError, InvalidInput, NonFiniteScore, NotFound
 from app.reward import explanations
@@ -28,7 +28,7 @@ from app.reward.composite import (
     explain_composite_margin,
 )
 from app.reward.reward_model import RewardModel
-from app.reward.scoring import PackedJob, score_with_model
+from app.reward.scoring import PackedJob, first_read_token, score_with_model
 from app.types import (
     Contribution,
     EncodedItem,
@@ -201,7 +201,8 @@ class Engine:
         """Look up the prompts of the jobs in the prefix cache."""
         names = set().union(*(self._required_models(job) for job in jobs))
         depth = max(self.resolve_model(name)[0].card.layer for name in names)
-        return self.prefix_cache.lookup([job.encoded.prompt_ids for job in jobs], depth)
+        items = [PartlyReadItem(job.encoded.ids, first_read_token(job)) for job in jobs]
+        return self.prefix_cache.lookup(items, depth)
 
     def _rows_to_store(self, prepared: PreparedBatch) -> dict[TokenIds, RowIndices]:
         """Return the prompts that the prefix cache should store, each with its rows in the batch."""
@@ -281,6 +282,11 @@ class Engine:
 def _make_scored_item(
     encoded: EncodedItem, scores: list[Score], new_tokens: int, times: tuple[float, float]
 ) -> ScoredItem | NonFiniteScore:
-    if all(math.isfinite(score.reward) and math.isfinite(score.uncertainty) for score in scores):
+    if all(map(_is_finite, scores)):
         return ScoredItem(encoded, tuple(scores), new_tokens, *times)
     return NonFiniteScore("the backbone produced NaN or infinity for this item", code="non_finite")
+
+
+def _is_finite(score: Score) -> bool:
+    rewards = (score.reward, score.uncertainty, *(turn.reward for turn in score.turns))
+    return all(map(math.isfinite, rewards))

@@ -10,11 +10,11 @@ from torch import Tensor
 from app.reward.directions import ResponseFeatures
 from app.reward.pooling import pooled_span
 from app.reward.reward_model import RewardModel
-from app.types import Cluster, Contribution, EncodedItem, Profile, Score, ScoreOptions
+from app.types import AssistantTurn, Cluster, Contribution, Profile, Score, ScoreOptions
 
 
 class RewardNumbers(NamedTuple):
-    """The numbers of a score; the names are those of `Score`."""
+    """The numbers of one turn; the names are those of `Score`."""
 
     reward: float
     uncertainty: float
@@ -43,27 +43,25 @@ def compute_reward_numbers(
     model: RewardModel,
     plain: Tensor,
     steered: Tensor,
-    encoded: Sequence[EncodedItem],
+    turns: Sequence[AssistantTurn],
     length_control: Sequence[bool],
 ) -> list[RewardNumbers]:
-    """Return the numbers of each response from its standardised projections (B, K), plain and steered.
+    """Return the numbers of each turn from its standardised projections (B, K), plain and steered.
 
-    The distance uses the plain ones, because steering does not change how unusual a response is.
+    The distance uses the plain ones, because steering does not change how unusual a turn is.
     """
-    response_tokens = torch.tensor(
-        [item.response_end - item.response_start for item in encoded], device=plain.device
-    )
-    spans = [pooled_span(model.card.readout, item) for item in encoded]
+    turn_tokens = torch.tensor([turn.end - turn.start for turn in turns], device=plain.device)
+    spans = [pooled_span(model.card.readout, turn) for turn in turns]
     pooled_tokens = torch.tensor([end - start for start, end in spans], device=plain.device)
     length_controlled = torch.tensor(length_control, device=plain.device)
     member_rewards = model.head.score_members(steered)
-    length_correction = model.calibration.compute_length_correction(response_tokens) * length_controlled
+    length_correction = model.calibration.compute_length_correction(turn_tokens) * length_controlled
     rewards = member_rewards.mean(1) + length_correction
     columns = (
         rewards,
         member_rewards.std(1, correction=0),
         model.calibration.compute_percentile(rewards, length_controlled),
-        model.calibration.compute_distance(plain, pooled_tokens, response_tokens),
+        model.calibration.compute_distance(plain, pooled_tokens, turn_tokens),
         length_correction,
     )
     return [RewardNumbers(*row) for row in torch.stack(columns, dim=1).tolist()]

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from app.backbone.packing import TokenIds, pack
-from app.backbone.prefix_cache import MIN_PREFIX_TOKENS, PrefixCache
+from app.backbone.prefix_cache import MIN_PREFIX_TOKENS, CachedPrefix, PartlyReadItem, PrefixCache
 from app.reward import loading
 from app.reward.engine import Engine
 from app.settings import Settings
-from app.types import Explain, Item, ScoredItem, ScoreJob, ScoreOptions
+from app.types import Explain, Item, Message, ScoredItem, ScoreJob, ScoreOptions
 from tests.support import tiny
 
 ALL_MODELS = ScoreOptions(tuple(tiny.MODELS), Explain.TOKENS, top_k=tiny.K)
@@ -65,6 +65,18 @@ def test_the_cache_changes_no_reward(settings: Settings, engine: Engine) -> None
     assert score(engine, items)[0].computed_tokens < len(engine.encode(items)[0].ids)
 
 
+def test_a_response_that_is_part_of_a_cached_prompt_is_computed(engine: Engine) -> None:
+    question = Message("user", "quiet lantern seven maple orbit")
+    turn = Message("assistant", "river stone amber " * 3)
+    follow_up = Item((question, turn, Message("user", "orbit")), "violet")
+    for ending in tiny.WORDS:
+        response = Item((question,), "river stone amber " * 2 + ending)
+        expected = rewards(score(engine, [response]))
+        score(engine, [follow_up])
+        batch = [response, follow_up, *tiny.random_items(12)]
+        assert np.allclose(rewards(score(engine, batch)[:1]), expected, atol=TOLERANCE)
+
+
 def test_entries_with_fewer_layers_are_not_used_for_deeper_models(settings: Settings, engine: Engine) -> None:
     items = make_responses("quiet lantern seven " * 4, 2)
     shallow = ScoreOptions(("gamma",))
@@ -93,26 +105,46 @@ def test_the_cache_is_bounded_and_evicts_the_least_recently_used_entry() -> None
     cache = PrefixCache(10 * MIN_PREFIX_TOKENS * 4)
     for first in range(8):
         store(cache, (first,) * MIN_PREFIX_TOKENS, 2)
-    cached = [bool(cache.lookup([(first,) * MIN_PREFIX_TOKENS], 2).prefixes) for first in range(8)]
+    cached = [bool(look_up(cache, (first,) * MIN_PREFIX_TOKENS)) for first in range(8)]
     assert cached == [False] * 3 + [True] * 5
     store(cache, (3,) * MIN_PREFIX_TOKENS, 2)
-    cache.lookup([(3,) * MIN_PREFIX_TOKENS], 2)
+    look_up(cache, (3,) * MIN_PREFIX_TOKENS)
     store(cache, (9,) * MIN_PREFIX_TOKENS, 2)
-    assert cache.lookup([(3,) * MIN_PREFIX_TOKENS], 2).prefixes
-    assert not cache.lookup([(4,) * MIN_PREFIX_TOKENS], 2).prefixes
+    assert look_up(cache, (3,) * MIN_PREFIX_TOKENS)
+    assert not look_up(cache, (4,) * MIN_PREFIX_TOKENS)
     store(cache, (1,) * MIN_PREFIX_TOKENS * 20, 2)
-    assert not cache.lookup([(1,) * MIN_PREFIX_TOKENS * 20], 2).prefixes
+    assert not look_up(cache, (1,) * MIN_PREFIX_TOKENS * 20)
 
 
 def test_a_cached_prompt_serves_other_prompts_up_to_where_they_differ() -> None:
     cache = PrefixCache(2**20)
     store(cache, tuple(range(40)), 2)
-    prefixes = cache.lookup(
-        [(*range(30), 99, 98), tuple(range(20)), tuple(range(MIN_PREFIX_TOKENS - 1))], 2
-    ).prefixes
+    prefixes = look_up(cache, (*range(30), 99, 98), tuple(range(20)), tuple(range(MIN_PREFIX_TOKENS - 1)))
     assert [len(prefix.ids) for prefix in prefixes] == [20, 30]
     assert prefixes[0].kv.shape[1] == 20
-    assert not cache.lookup([tuple(range(40))], 3).prefixes
+    assert not look_up(cache, tuple(range(40)), num_layers=3)
+
+
+def test_no_prefix_holds_a_token_that_an_item_of_the_batch_reads() -> None:
+    cache = PrefixCache(2**20)
+    first, other = tuple(range(40)), (99, *range(40))
+    for ids in (first, other):
+        store(cache, ids, 2)
+    items = [
+        PartlyReadItem((*first, 50), 40), PartlyReadItem((*range(35), 77), 25), PartlyReadItem((9, 9), 0),
+        PartlyReadItem((*other, 50), 41),
+    ]  # fmt: skip
+    prefixes = cache.lookup(items, 2).prefixes
+    assert [prefix.ids for prefix in prefixes] == [first[:25], other]
+    assert [prefix.kv.shape[1] for prefix in prefixes] == [25, 41]
+    assert not cache.lookup([*items, PartlyReadItem((*first, 1), 0)], 2).prefixes[:-1]
+
+
+def test_a_prompt_that_is_cached_but_read_is_not_stored_again() -> None:
+    cache = PrefixCache(2**20)
+    store(cache, tuple(range(40)), 2)
+    lookup = cache.lookup([PartlyReadItem(tuple(range(40)), 20)], 2)
+    assert cache.find_missing(lookup, [tuple(range(40)), tuple(range(30))]) == {tuple(range(30))}
 
 
 def test_cached_prefixes_are_not_computed() -> None:
@@ -131,3 +163,7 @@ def store(cache: PrefixCache, ids: TokenIds, num_layers: int) -> None:
     lookup = cache.lookup([], num_layers)
     lookup.new_entries = {ids: torch.zeros(num_layers, len(ids), 1)}
     cache.store(lookup)
+
+
+def look_up(cache: PrefixCache, *prompts: TokenIds, num_layers: int = 2) -> tuple[CachedPrefix, ...]:
+    return cache.lookup([PartlyReadItem((*ids, -1), len(ids)) for ids in prompts], num_layers).prefixes

@@ -8,6 +8,10 @@ from app.reward.engine import Engine
 from app.types import Item, Message
 from tests.support import tiny
 
+CHAT = (
+    Message("system", "amber"), Message("assistant", "paper"), Message("user", "river"),
+    Message("assistant", " stone glass "), Message("tool", "orbit"), Message("assistant", ""),
+)  # fmt: skip
 LONG = tiny.make_item("river stone amber " * 400, "quiet lantern")
 
 
@@ -70,6 +74,46 @@ def test_contents_are_stripped_if_the_template_strips_them(engine: Engine) -> No
     tokenizer = ChatTokenizer(_with_template(engine.text, trimming))
     padded, plain = tokenizer.encode([tiny.make_item("  river ", "x"), tiny.make_item("river", "x")])
     assert padded.ids == plain.ids
+
+
+def test_the_earlier_turns_are_the_texts_of_the_assistant(engine: Engine) -> None:
+    (encoded,) = engine.encode([Item(CHAT, "maple")])
+    turns = [*encoded.earlier_turns, encoded.response_turn]
+    texts = ["".join(engine.text.decode(encoded.ids[turn.start : turn.end])) for turn in turns]
+    assert texts == ["paper", " stone glass ", "maple"]
+    assert [turn.message for turn in turns] == [1, 3, 6]
+    assert {encoded.ids[turn.end] for turn in turns} == {engine.text.closing_token}
+
+
+def test_a_conversation_cut_after_a_turn_has_the_same_ids(engine: Engine) -> None:
+    (encoded,) = engine.encode([Item(CHAT, "maple")])
+    for turn in encoded.earlier_turns:
+        (cut,) = engine.encode([Item(CHAT[: turn.message], CHAT[turn.message].content)])
+        assert cut.ids == encoded.ids[: turn.end + 1]
+        assert cut.response_turn == turn
+
+
+@pytest.mark.parametrize("cut", range(1, 60))
+def test_truncation_leaves_out_turns_that_it_cuts_and_moves_the_others(engine: Engine, cut: int) -> None:
+    (whole,) = engine.encode([Item(CHAT, "maple")])
+    tokenizer = ChatTokenizer(engine.text.tokenizer, max_tokens=len(whole.ids) - cut)
+    (truncated,) = tokenizer.encode([Item(CHAT, "maple")])
+    assert len(truncated.ids) == len(whole.ids) - cut
+    opening = len("system") + 2
+    kept = [turn for turn in whole.earlier_turns if turn.start >= opening + cut]
+    assert [turn.message for turn in truncated.earlier_turns] == [turn.message for turn in kept]
+    for turn, original in zip(truncated.earlier_turns, kept, strict=True):
+        assert truncated.ids[turn.start : turn.end + 1] == whole.ids[original.start : original.end + 1]
+
+
+def test_a_turn_that_the_template_closes_in_another_way_is_left_out(engine: Engine) -> None:
+    last_closed = tiny.TEMPLATE.replace(
+        "<|im_end|>", "{{ '<|im_end|>' if loop.last or loop.first else '+' }}"
+    )
+    tokenizer = ChatTokenizer(_with_template(engine.text, last_closed))
+    messages = (Message("assistant", "river"), Message("assistant", "stone"), Message("user", "glass"))
+    (encoded,) = tokenizer.encode([Item(messages, "maple")])
+    assert [turn.message for turn in encoded.earlier_turns] == [0]
 
 
 def _with_template(chat_tokenizer: ChatTokenizer, template: str) -> object:

@@ -96,6 +96,33 @@ def test_the_async_client_scores_several_models_as_the_blocking_one(address: str
         )
 
 
+def test_turns_are_typed_and_requested_by_call(address: str) -> None:
+    chat = [
+        {"role": "user", "content": "amber river"}, {"role": "assistant", "content": "quiet stone"},
+        {"role": "user", "content": "seven"},
+    ]  # fmt: skip
+    sample = Sample(chat, "maple orbit")
+    with Client(address, model="alpha") as client:
+        [earlier] = client.rewards([Sample(chat[:1], "quiet stone")])
+        [reward] = client.rewards([sample], turns=True)
+        [by_model] = client.rewards_by_model([sample], MODELS, turns=True)
+        assert client.rewards([sample], top_k=1)[0].turns == ()
+    first, last = reward.turns
+    assert (first.message, last.message, last.reward) == (1, 3, reward.reward)
+    assert first.reward == pytest.approx(earlier.reward, abs=1e-5)
+    assert last.change == pytest.approx(last.reward - first.reward, abs=1e-9)
+    assert reward.features == ()
+    assert all([turn.message for turn in by_model[name].turns] == [1, 3] for name in MODELS)
+
+    async def score() -> Any:
+        async with AsyncClient(address, model="alpha") as client:
+            return await asyncio.gather(client.rewards([sample], turns=True), client.rewards([sample]))
+
+    [with_turns], [without] = asyncio.run(score())
+    assert [turn.reward for turn in with_turns.turns] == close([turn.reward for turn in reward.turns])
+    assert without.turns == ()
+
+
 def test_a_response_that_cannot_be_scored_has_an_error_for_each_model() -> None:
     failed = {"model": "alpha", "error": {"message": "not a finite number", "code": "non_finite"}}
     scored = {

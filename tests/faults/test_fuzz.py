@@ -31,11 +31,19 @@ MAX_REQUESTS = 20_000
 MAX_BUNDLES = 5_000
 GOLDEN_FILES = sorted(GOLDEN.glob("*.json"))
 MESSAGE = {"role": "user", "content": "amber"}
+ANSWER = {"role": "assistant", "content": "river"}
 NATIVE_REQUESTS: dict[str, dict[str, Any]] = {
     "/v1/rewards": {
         "model": ["alpha", "beta"], "top_k": 2, "explain": "tokens", "clusters": True, "steer": {"3": 0.5},
         "inputs": [
             {"messages": [MESSAGE], "responses": ["river", "stone"]}, {"prompt": "a", "response": "b"},
+        ],
+    },
+    "/m/gamma/v1/rewards": {
+        "explain": "turns", "length_control": True, "truncate": True,
+        "inputs": [
+            {"messages": [MESSAGE, ANSWER, MESSAGE], "responses": ["river", "stone"]},
+            {"messages": [MESSAGE, ANSWER]},
         ],
     },
     "/v1/compare": {"model": "beta", "pairs": [{"prompt": "amber", "chosen": "river", "rejected": "stone"}]},

@@ -1,5 +1,6 @@
 """The invariants of scoring on the shipped backbone and all bundles in models/."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,17 @@ ITEMS = [
     for question, responses in QUESTIONS.items()
     for response in responses
 ]
+
+
+CHAT = (
+    Message("user", "How long does it take to boil an egg?"),
+    Message("assistant", "Six minutes for a soft yolk, ten for a hard one."),
+    Message("user", "And at high altitude?"),
+    Message("assistant", "Longer, because water boils at a lower temperature there: add a minute or two."),
+    Message("user", "Thanks. Can I do it in the microwave?"),
+    Message("assistant", "No idea."),
+    Message("user", "Please think about it."),
+)
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +92,18 @@ def test_contributions_and_credits_sum_to_the_reward(engine: Engine, options: Sc
             credits_sum = sum(token.credit for token in score.tokens)
             assert abs(score.baseline + contributions - score.reward) <= TOLERANCE
             assert abs(score.baseline + credits_sum - score.reward) <= TOLERANCE
+
+
+def test_turns_have_the_rewards_of_the_conversation_cut_after_them(
+    engine: Engine, options: ScoreOptions
+) -> None:
+    item = Item(CHAT, "Do not boil a whole egg in the microwave: it can burst.")
+    cuts = [Item(CHAT[:index], CHAT[index].content) for index in (1, 3, 5)]
+    (scores,) = tiny.score_items(engine, [item], replace(options, explain=Explain.TURNS))
+    expected = rewards(engine, [*cuts, item], options)
+    for scored, column in zip(scores, expected.T, strict=True):
+        assert np.abs(np.array([turn.reward for turn in scored.turns]) - column).max() <= TOLERANCE
+        assert abs(scored.baseline + sum(turn.change for turn in scored.turns) - scored.reward) <= 1e-9
 
 
 def test_the_cut_backbone_equals_the_full_model(engine: Engine, settings: Settings) -> None:

@@ -169,7 +169,7 @@ def test_features_equal_those_of_the_engine(
     packed = pack([chosen.ids])
     rows = tiny.compute_residuals(extractor.backbone, packed, 3)
     for pooling in Pooling:
-        start, stop = pooled_span(pooling, chosen)
+        start, stop = pooled_span(pooling, chosen.response_turn)
         latents = extractor.dictionary.encode(rows[start:stop])
         assert torch.allclose(
             extracted.pooled_residuals(3, pooling)[0, 0], rows[start:stop].mean(0), atol=1e-5

@@ -59,7 +59,8 @@ def pooled_residuals(engine: Engine, name: str, items: list[Item], progress: Pro
     done = 0
     for batch in split_into_batches([item.ids for item in encoded], accuracy_run.MAX_BATCH_TOKENS):
         packed = pack([encoded[i].ids for i in batch])
-        rows = [packed.rows(index, *pooled_span(card.readout, encoded[i])) for index, i in enumerate(batch)]
+        spans = [pooled_span(card.readout, encoded[i].response_turn) for i in batch]
+        rows = [packed.rows(index, *span) for index, span in enumerate(spans)]
         layer = engine.backbone.residuals(packed, {card.layer: np.concatenate(rows)})[card.layer]
         for i, item_rows in zip(batch, rows, strict=True):
             pooled[i] = mean_pool(layer.at(item_rows), [len(item_rows)])[0]

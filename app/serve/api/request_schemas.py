@@ -110,7 +110,11 @@ class RewardsRequest(RequestModel):
     )
     inputs: Annotated[list[RewardsInput], Field(min_length=1)]
     top_k: int = Field(5, ge=0, le=1000, description="How many contributing features to list.")
-    explain: Explain = Explain.FEATURES
+    explain: Explain = Field(
+        Explain.FEATURES,
+        description="none, features, tokens (features and the credit of each token), or turns (features and "
+        "the reward after each assistant turn).",
+    )
     clusters: bool = Field(default=False, description="Also return the sum of contributions per label.")
     steer: dict[SteerTarget, SteerFactor] = Field(
         default_factory=dict,

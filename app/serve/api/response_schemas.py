@@ -51,6 +51,21 @@ class TokenCreditSchema(BaseModel):
     credit: float
 
 
+class TurnRewardSchema(BaseModel):
+    """The reward of the conversation cut after one assistant turn, and its change from the turn before.
+
+    `message` is the turn's position in `messages`; the response is the last. The changes are those of
+    reward - length_correction + penalty, and the first is from the baseline. So after every turn, reward ==
+    baseline_reward + all changes so far + length_correction - penalty.
+    """
+
+    message: int
+    reward: float
+    change: float
+    length_correction: float
+    penalty: float
+
+
 class ErrorDetailSchema(BaseModel):
     """What went wrong, in which field."""
 
@@ -101,6 +116,7 @@ class ScoreSchema(BaseModel):
     parts: list[CompositePartSchema] | None = None
     clusters: list[ClusterSchema] | None = None
     tokens: list[TokenCreditSchema] | None = None
+    turns: list[TurnRewardSchema] | None = None
 
 
 class RewardSchema(ScoreSchema, RowPositionSchema):

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from app.serve.api import response_schemas
 from app.serve.api.comparison import Comparison
-from app.types import Cluster, CompositePart, Contribution, EncodedItem, Score, TokenCredit
+from app.types import Cluster, CompositePart, Contribution, EncodedItem, Score, ScoredTurn, TokenCredit
 
 Serializer = Callable[..., dict[str, Any]]
 
@@ -136,6 +136,7 @@ _SCORE_GETTERS: dict[str, Getter] = {
     "parts": Each(build_serializer(response_schemas.CompositePartSchema, CompositePart)),
     "clusters": Each(build_serializer(response_schemas.ClusterSchema, Cluster)),
     "tokens": Each(build_serializer(response_schemas.TokenCreditSchema, TokenCredit)),
+    "turns": Each(build_serializer(response_schemas.TurnRewardSchema, ScoredTurn)),
 }
 serialize_score = build_serializer(response_schemas.ScoreSchema, Score, EncodedItem, **_SCORE_GETTERS)
 serialize_reward = build_serializer(

@@ -10,7 +10,7 @@ request. `sparserm_client.trainers` has reward functions for RLHF trainers.
 from sparserm_client._async_client import AsyncClient
 from sparserm_client._client import Client
 from sparserm_client._config import DEFAULT_URL, RetryPolicy, ServerConfig
-from sparserm_client._types import FeatureShare, RequestFailed, Reward, Sample
+from sparserm_client._types import FeatureShare, RequestFailed, Reward, Sample, TurnReward
 
 __all__ = [
     "DEFAULT_URL",
@@ -22,4 +22,5 @@ __all__ = [
     "Reward",
     "Sample",
     "ServerConfig",
+    "TurnReward",
 ]

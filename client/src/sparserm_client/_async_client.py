@@ -23,7 +23,13 @@ class _PendingCall:
     samples: list[Sample]
     model: str | tuple[str, ...] | None
     top_k: int
+    turns: bool
     rewards: "asyncio.Future[list[list[Reward]]]"
+
+    @property
+    def group(self) -> tuple[str | tuple[str, ...] | None, int, bool]:
+        """The options of the call. Calls with the same options are sent as one request."""
+        return self.model, self.top_k, self.turns
 
     @property
     def model_count(self) -> int:
@@ -76,22 +82,26 @@ class AsyncClient:
             await self._http.aclose()
             self._http = None
 
-    async def rewards(self, samples: Sequence[Sample], *, top_k: int = 0) -> list[Reward]:
+    async def rewards(
+        self, samples: Sequence[Sample], *, top_k: int = 0, turns: bool = False
+    ) -> list[Reward]:
         """Score samples with one model, the client's or else the server's default; return them in order.
 
-        `top_k` is how many features each reward lists.
+        `top_k` is how many features each reward lists. With `turns` each reward also lists the rewards after
+        every turn of the assistant.
         """
-        return [rewards[0] for rewards in await self._score(samples, self.config.model, top_k)]
+        scored = await self._score(samples, self.config.model, top_k, turns=turns)
+        return [rewards[0] for rewards in scored]
 
     async def rewards_by_model(
-        self, samples: Sequence[Sample], models: Sequence[str], *, top_k: int = 0
+        self, samples: Sequence[Sample], models: Sequence[str], *, top_k: int = 0, turns: bool = False
     ) -> list[dict[str, Reward]]:
         """Score samples with several models in one forward pass.
 
         Returns for each sample, in order, its reward by model name, as the names were given.
         """
         names = _wire.unique_models(models)
-        scored = await self._score(samples, names, top_k)
+        scored = await self._score(samples, names, top_k, turns=turns)
         return [dict(zip(names, rewards, strict=True)) for rewards in scored]
 
     async def rendered_rewards(
@@ -116,11 +126,11 @@ class AsyncClient:
         return await self._request("POST", path, json.dumps(body))
 
     async def _score(
-        self, samples: Sequence[Sample], model: str | tuple[str, ...] | None, top_k: int
+        self, samples: Sequence[Sample], model: str | tuple[str, ...] | None, top_k: int, *, turns: bool
     ) -> list[list[Reward]]:
         self._adopt_running_loop()
         future: asyncio.Future[list[list[Reward]]] = asyncio.get_running_loop().create_future()
-        self._pending.append(_PendingCall(list(samples), model, top_k, future))
+        self._pending.append(_PendingCall(list(samples), model, top_k, turns, future))
         if len(self._pending) == 1:
             task = asyncio.ensure_future(self._send_pending())
             self._send_tasks.add(task)
@@ -128,24 +138,21 @@ class AsyncClient:
         return await future
 
     async def _send_pending(self) -> None:
-        """Send the calls of this iteration of the event loop, one group for each model and `top_k`."""
+        """Send the calls of this iteration of the event loop, those with the same options together."""
         await asyncio.sleep(0)
         pending, self._pending = self._pending, []
-        groups = dict.fromkeys((call.model, call.top_k) for call in pending)
+        groups = dict.fromkeys(call.group for call in pending)
         await asyncio.gather(
-            *(
-                self._send_group([call for call in pending if (call.model, call.top_k) == group])
-                for group in groups
-            )
+            *(self._send_group([call for call in pending if call.group == group]) for group in groups)
         )
 
     async def _send_group(self, calls: list[_PendingCall]) -> None:
-        """Score the samples of calls for the same model together, and give each call its part."""
+        """Score the samples of calls with the same options together, and give each call its part."""
         samples = [sample for call in calls for sample in call.samples]
         scored: list[list[Reward]] = []
         try:
             for chunk in _wire.split_into_requests(samples):
-                body = _wire.rewards_body(chunk, calls[0].model, calls[0].top_k)
+                body = _wire.rewards_body(chunk, calls[0].model, calls[0].top_k, turns=calls[0].turns)
                 response = await self.post("/v1/rewards", body)
                 scored += _wire.parse_rewards(response, len(chunk), calls[0].model_count)
         except Exception as error:  # noqa: BLE001 # raised in every waiting call

@@ -53,22 +53,24 @@ class Client:
             self._http.close()
             self._http = None
 
-    def rewards(self, samples: Sequence[Sample], *, top_k: int = 0) -> list[Reward]:
+    def rewards(self, samples: Sequence[Sample], *, top_k: int = 0, turns: bool = False) -> list[Reward]:
         """Score samples with one model, the client's or else the server's default; return them in order.
 
-        `top_k` is how many features each reward lists.
+        `top_k` is how many features each reward lists. With `turns` each reward also lists the rewards after
+        every turn of the assistant.
         """
-        return [rewards[0] for rewards in self._score(samples, self.config.model, 1, top_k)]
+        scored = self._score(samples, self.config.model, 1, top_k, turns=turns)
+        return [rewards[0] for rewards in scored]
 
     def rewards_by_model(
-        self, samples: Sequence[Sample], models: Sequence[str], *, top_k: int = 0
+        self, samples: Sequence[Sample], models: Sequence[str], *, top_k: int = 0, turns: bool = False
     ) -> list[dict[str, Reward]]:
         """Score samples with several models in one forward pass.
 
         Returns for each sample, in order, its reward by model name, as the names were given.
         """
         names = _wire.unique_models(models)
-        scored = self._score(samples, names, len(names), top_k)
+        scored = self._score(samples, names, len(names), top_k, turns=turns)
         return [dict(zip(names, rewards, strict=True)) for rewards in scored]
 
     def rendered_rewards(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> list[float]:
@@ -91,11 +93,17 @@ class Client:
         return self._request("POST", path, json.dumps(body))
 
     def _score(
-        self, samples: Sequence[Sample], model: str | Sequence[str] | None, model_count: int, top_k: int
+        self,
+        samples: Sequence[Sample],
+        model: str | Sequence[str] | None,
+        model_count: int,
+        top_k: int,
+        *,
+        turns: bool,
     ) -> list[list[Reward]]:
         scored: list[list[Reward]] = []
         for chunk in _wire.split_into_requests(samples):
-            response = self.post("/v1/rewards", _wire.rewards_body(chunk, model, top_k))
+            response = self.post("/v1/rewards", _wire.rewards_body(chunk, model, top_k, turns=turns))
             scored += _wire.parse_rewards(response, len(chunk), model_count)
         return scored
 

@@ -47,6 +47,20 @@ class FeatureShare:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnReward:
+    """The reward of a conversation cut after one turn of the assistant.
+
+    * `message`: the turn's position among the messages; the response comes after the last of them.
+    * `reward`: what the model gives the turn as a response to what is before it.
+    * `change`: how far the turn moved the reward; for the first, from the model's baseline.
+    """
+
+    message: int
+    reward: float
+    change: float
+
+
+@dataclass(frozen=True, slots=True)
 class Reward:
     """The score that one model gives to one response.
 
@@ -56,6 +70,8 @@ class Reward:
     * `distance`: rank of the distance from the training data, 0 to 100; near 100 the reward is unreliable.
     * `model`: the model that gave the score.
     * `features`: the largest contributions, at most `top_k`.
+    * `turns`: if requested, the assistant's turns with their rewards, the response last. Turns without text
+      and truncated turns are left out.
     * `truncated`: whether old text was cut from the prompt to fit the model.
     * `error`: None, or why the server could not score this response although the request was valid; all
       numbers are NaN then.
@@ -69,6 +85,7 @@ class Reward:
     features: tuple[FeatureShare, ...]
     truncated: bool
     error: str | None = None
+    turns: tuple[TurnReward, ...] = ()
 
     def raise_for_error(self) -> "Reward":
         """Return this reward, or raise RequestFailed if the response could not be scored."""

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import httpx
 
 from sparserm_client._config import describe_error
-from sparserm_client._types import FeatureShare, RequestFailed, Reward, Sample
+from sparserm_client._types import FeatureShare, RequestFailed, Reward, Sample, TurnReward
 
 T = TypeVar("T")
 # Well under the server's default limit of responses in one request (SPARSERM_MAX_ITEMS).
@@ -20,13 +20,15 @@ def split_into_requests(items: Sequence[T]) -> list[Sequence[T]]:
     return [items[start : start + MAX_ITEMS_PER_REQUEST] for start in starts]
 
 
-def rewards_body(samples: Sequence[Sample], model: str | Sequence[str] | None, top_k: int) -> dict[str, Any]:
+def rewards_body(
+    samples: Sequence[Sample], model: str | Sequence[str] | None, top_k: int, *, turns: bool
+) -> dict[str, Any]:
     """Return the body of POST /v1/rewards; several models are scored in one forward pass."""
     return {
         "model": model if model is None or isinstance(model, str) else list(model),
         "inputs": [sample.as_input() for sample in samples],
         "top_k": top_k,
-        "explain": "features" if top_k else "none",
+        "explain": "turns" if turns else "features" if top_k else "none",
     }
 
 
@@ -70,7 +72,10 @@ def _parse_reward(row: dict[str, Any]) -> Reward:
     features = tuple(
         FeatureShare(feature["id"], feature["label"], feature["contribution"]) for feature in row["features"]
     )
+    turns = tuple(
+        TurnReward(turn["message"], turn["reward"], turn["change"]) for turn in row.get("turns", ())
+    )
     return Reward(
         row["reward"], row["uncertainty"], row["percentile"], row["distance"], row["model"], features,
-        row["truncated"],
+        row["truncated"], turns=turns,
     )  # fmt: skip

@@ -94,6 +94,39 @@ async def test_token_credits_sum_to_the_reward(client: httpx.AsyncClient, model:
     assert "".join(t["text"] for t in row["tokens"]).startswith("quiet stone")
 
 
+CHAT = [
+    {"role": "user", "content": "amber river"}, {"role": "assistant", "content": "quiet stone"},
+    {"role": "user", "content": "seven"}, {"role": "assistant", "content": "maple orbit violet"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("control", ["on", "off"])
+async def test_turns_have_the_rewards_of_the_conversation_cut_after_them(
+    client: httpx.AsyncClient, control: str
+) -> None:
+    options = {"model": ["alpha", "beta"], "length_control": control == "on"}
+    rows = (await post_rewards(client, inputs=[{"messages": CHAT}], explain="turns", **options))["data"]
+    cut = (await post_rewards(client, inputs=[{"messages": CHAT[:2]}], **options))["data"]
+    for row, earlier in zip(rows, cut, strict=True):
+        assert [turn["message"] for turn in row["turns"]] == [1, 3]
+        expected = [earlier["reward"], row["reward"]]
+        assert [turn["reward"] for turn in row["turns"]] == pytest.approx(expected, abs=1e-5)
+        total = row["baseline_reward"] + sum(turn["change"] for turn in row["turns"])
+        assert total + row["length_correction"] == pytest.approx(row["reward"], abs=1e-9)
+        assert bool(row["length_correction"]) == (control == "on")
+        assert len(row["features"]) == 5
+        assert "turns" not in earlier
+
+
+async def test_each_of_several_responses_has_the_turns_before_it(client: httpx.AsyncClient) -> None:
+    inputs = [{"messages": CHAT[:3], "responses": ["maple", "glass"]}, PAIR]
+    first, second, other = (await post_rewards(client, inputs=inputs, explain="turns", top_k=0))["data"]
+    assert first["turns"][0]["reward"] == pytest.approx(second["turns"][0]["reward"], abs=1e-5)
+    assert [turn["message"] for turn in second["turns"]] == [1, 3]
+    assert [(turn["message"], turn["reward"]) for turn in other["turns"]] == [(1, other["reward"])]
+    assert first["features"] == []
+
+
 async def test_a_contribution_has_exactly_the_fields_of_the_schema(client: httpx.AsyncClient) -> None:
     (row,) = (await post_rewards(client, inputs=[PAIR]))["data"]
     fields = {"model", "id", "sign", "label", "label_score", "url"}

@@ -21,7 +21,16 @@ from app.serve.api.serialization import (
     serialize_reward,
     serialize_score,
 )
-from app.types import Cluster, CompositePart, Contribution, EncodedItem, Feature, Score, TokenCredit
+from app.types import (
+    Cluster,
+    CompositePart,
+    Contribution,
+    EncodedItem,
+    Feature,
+    Score,
+    ScoredTurn,
+    TokenCredit,
+)
 
 FEATURE = Feature(
     7, -1, "refusals", 0.8, "https://example.org/7", 0.1, 0.9, 0.95, keywords=("sorry", "cannot")
@@ -39,6 +48,7 @@ def make_score(reward: float = 1.5, **changes: Any) -> Score:
         "features": (CONTRIBUTION,), "clusters": (Cluster("refusals", 3, 0.25),),
         "tokens": (TokenCredit("no", 1.0),), "projections": NO_ACTIVATIONS, "activations": NO_ACTIVATIONS,
         "penalty": 0.0625, "parts": (CompositePart("beta", 0.5, 1.0, 0.5, 2.0),),
+        "turns": (ScoredTurn(3, 0.5, 0.1, 0.25, 0.125, -0.25),),
     }  # fmt: skip
     return Score(**(fields | changes))
 
@@ -82,11 +92,14 @@ def test_a_reward_has_the_values_of_its_score_item_and_position() -> None:
         "parts": [{"model": "beta", "weight": 0.5, "reward": 1.0, "contribution": 0.5, "scale": 2.0}],
         "clusters": [{"name": "refusals", "directions": 3, "contribution": 0.25}],
         "tokens": [{"text": "no", "credit": 1.0}],
+        "turns": [
+            {"message": 3, "reward": 0.5, "change": -0.25, "length_correction": 0.25, "penalty": 0.125}
+        ],
     }  # fmt: skip
 
 
 def test_fields_with_a_default_are_left_out_if_there_is_nothing_to_show() -> None:
-    plain = make_score(features=(), clusters=(), tokens=None, parts=(), steer={})
+    plain = make_score(features=(), clusters=(), tokens=None, parts=(), steer={}, turns=())
     row = serialize_score(plain, ENCODED)
     required = [name for name, field in schemas.ScoreSchema.model_fields.items() if field.is_required()]
     assert list(row) == required
