@@ -66,13 +66,14 @@ def test_styles_load_nothing_from_other_hosts(site: Path) -> None:
 @pytest.mark.heavy
 def test_site_can_be_navigated_and_searched_in_a_browser(browser: Browser, site_url: str) -> None:
     with browsers.open_page(browser, site_url) as page:
-        assert page.locator("img[src='journey.svg']").evaluate("(image) => image.naturalWidth") > 0
         browsers.save_screenshot(page, "site-index")
         page.click(".md-content a[href='quickstart.html']")
         page.wait_for_selector("h1:has-text('Quickstart')")
         browsers.save_screenshot(page, "site-quickstart")
         page.locator("input[name=query]").press_sequentially("uncertainty")
         page.wait_for_selector(".md-search-result__link")
+        page.goto(f"{site_url}/page.html")
+        assert page.locator("img[src='page.png']").evaluate("(image) => image.naturalWidth") > 0
         page.set_viewport_size({"width": 360, "height": 740})
         page.goto(f"{site_url}/explanations.html")
         overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
