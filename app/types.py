@@ -12,14 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
+DoubleArray = NDArray[np.float64]
 FORBID_EXTRA = {"extra": "forbid"}
 """Pydantic config of dataclasses that are read from files: unknown keys are errors."""
 
 MIN_AGREEMENT = 0.8
 """Minimum AUROC at which a feature's projection counts as a predictor of its latent's firing."""
-
-ANONYMOUS_CALLER = "default"
-"""Caller name of requests without the header X-SparseRM-Caller."""
 
 Progress = Callable[[str, float], None]
 """Callback that receives the name of a stage and the share of it that is done, 0 to 1."""
@@ -153,21 +151,6 @@ class ScoreJob:
 
 
 @dataclass(frozen=True, slots=True)
-class RequestContext:
-    """Who sent a request, whether it has priority, and how long the caller waits."""
-
-    caller: str = ANONYMOUS_CALLER
-    host: str = ""
-    urgent: bool = False
-    timeout_s: float = 110.0
-
-    @property
-    def fairness_key(self) -> str:
-        """Key of the fair queue: the caller's name, or the client address if it is anonymous."""
-        return self.host if self.caller == ANONYMOUS_CALLER else self.caller
-
-
-@dataclass(frozen=True, slots=True)
 class Feature:
     """A selected latent as the bundle describes it; `sign` is +1 if it fires more in preferred responses.
 
@@ -210,6 +193,18 @@ class Cluster:
 
     name: str | None
     directions: int
+    contribution: float
+
+
+@dataclass(frozen=True, slots=True)
+class PassageShare:
+    """A window [start, end) of the response's tokens, its own reward and weight, and what it contributes."""
+
+    start: int
+    end: int
+    text: str
+    reward: float
+    weight: float
     contribution: float
 
 
@@ -270,6 +265,8 @@ class Score:
     tokens: tuple[TokenCredit, ...] | None
     projections: FloatArray
     activations: FloatArray
+    contributions: DoubleArray
+    passages: tuple[PassageShare, ...] = ()
     length_control: bool = False
     penalty: float = 0.0
     parts: tuple[CompositePart, ...] = ()

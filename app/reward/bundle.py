@@ -21,8 +21,8 @@ from app.errors import BundleError
 from app.reward.calibration import Calibration
 from app.reward.directions import Dictionary
 from app.reward.head import Head
-from app.reward.reward_model import SCHEMA_VERSION, ModelCard, Probe, RewardModel
-from app.types import Feature, Profile
+from app.reward.reward_model import READABLE_SCHEMAS, ModelCard, Probe, RewardModel
+from app.types import Feature, Pooling, Profile
 
 MAX_STEERING_FACTOR = 1000.0
 MAX_DIMENSION = 1 << 20
@@ -64,10 +64,9 @@ def load_bundle(folder: Path) -> RewardModel:
     """Read a bundle onto the CPU; raise BundleError if a file is missing, changed or inconsistent."""
     _check_digests(folder)
     card = _parse_json(folder / "manifest.json", ModelCard)
-    if card.schema != SCHEMA_VERSION:
-        raise BundleError(
-            f"{folder.name}: bundle schema {card.schema}; this version reads schema {SCHEMA_VERSION}"
-        )
+    if card.schema not in READABLE_SCHEMAS:
+        readable = " and ".join(map(str, READABLE_SCHEMAS))
+        raise BundleError(f"{folder.name}: bundle schema {card.schema}; this version reads {readable}")
     _check_card(card)
     dictionary, head, calibration = _load_weights(folder / "weights.safetensors", card)
     features = _parse_json(folder / "features.json", tuple[Feature, ...])
@@ -210,6 +209,10 @@ def _check_card(card: ModelCard) -> None:
         raise BundleError(f"{card.name[:200]}: temperature is {card.temperature}")
     if not (math.isfinite(card.sae_length) and card.sae_length >= 0):
         raise BundleError(f"{card.name[:200]}: sae_length is {card.sae_length}")
+    if card.passages and card.readout is not Pooling.MEAN:
+        raise BundleError(f"{card.name[:200]}: passages need the read-out mean, not {card.readout}")
+    if card.passages and max(card.passages.lengths) > MAX_DIMENSION:
+        raise BundleError(f"{card.name[:200]}: passages have {max(card.passages.lengths)} tokens")
 
 
 def _check_digests(folder: Path) -> None:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.errors import BundleError, InvalidInput
 from app.reward.calibration import Calibration
-from app.reward.turns import compute_changes
+from app.reward.explanations import compute_changes
 from app.types import FORBID_EXTRA, Cluster, CompositePart, Contribution, Score, ScoredTurn, TokenCredit
 
 MIN_STD = 1e-6
@@ -25,6 +25,7 @@ RewardScale = tuple[MeanAndStd, MeanAndStd]
 """Mean and standard deviation of rewards without length control, and with it."""
 
 EMPTY = np.zeros(0, dtype=np.float32)
+NO_CONTRIBUTIONS = np.zeros(0)
 
 
 class CompositeMode(StrEnum):
@@ -102,6 +103,7 @@ def combine_scores(
         turns=compute_changes(baseline, turns),
         projections=EMPTY,
         activations=EMPTY,
+        contributions=NO_CONTRIBUTIONS,
     )
 
 

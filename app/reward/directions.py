@@ -10,8 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from app.reward.pooling import mean_pool
-
 MIN_EIGENVALUE = 1e-3
 """Floor of the eigenvalues of the directions' Gram matrix, so that near-duplicates do not blow up."""
 
@@ -73,12 +71,3 @@ class ResponseFeatures(NamedTuple):
 
     projections: Tensor
     activations: Tensor
-
-
-def compute_response_features(
-    dictionary: Dictionary, residuals: Tensor, lengths: list[int]
-) -> ResponseFeatures:
-    """Pool projections and activations; `residuals` are the pooled tokens of all responses, concatenated."""
-    return ResponseFeatures(
-        mean_pool(dictionary.project(residuals), lengths), mean_pool(dictionary.encode(residuals), lengths)
-    )

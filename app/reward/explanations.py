@@ -1,6 +1,6 @@
-"""Explanation of rewards: reward numbers, steering factors, contributions of features and clusters."""
+"""Explanation of rewards: reward numbers, steering factors, contributions of features and clusters, turns."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from app.reward.directions import ResponseFeatures
 from app.reward.pooling import pooled_span
 from app.reward.reward_model import RewardModel
-from app.types import AssistantTurn, Cluster, Contribution, Profile, Score, ScoreOptions
+from app.types import AssistantTurn, Cluster, Contribution, Profile, Score, ScoredTurn, ScoreOptions
 
 
 class RewardNumbers(NamedTuple):
@@ -42,19 +42,19 @@ def build_steering_factors(model: RewardModel, profiles: Sequence[Profile]) -> T
 def compute_reward_numbers(
     model: RewardModel,
     plain: Tensor,
-    steered: Tensor,
+    member_rewards: Tensor,
     turns: Sequence[AssistantTurn],
     length_control: Sequence[bool],
 ) -> list[RewardNumbers]:
-    """Return the numbers of each turn from its standardised projections (B, K), plain and steered.
+    """Return the numbers of each turn, from its rewards under the ensemble's members (B, E).
 
-    The distance uses the plain ones, because steering does not change how unusual a turn is.
+    The distance uses the standardised projections `plain` (B, K), which are not steered, because steering
+    does not change how unusual a turn is.
     """
     turn_tokens = torch.tensor([turn.end - turn.start for turn in turns], device=plain.device)
     spans = [pooled_span(model.card.readout, turn) for turn in turns]
     pooled_tokens = torch.tensor([end - start for start, end in spans], device=plain.device)
     length_controlled = torch.tensor(length_control, device=plain.device)
-    member_rewards = model.head.score_members(steered)
     length_correction = model.calibration.compute_length_correction(turn_tokens) * length_controlled
     rewards = member_rewards.mean(1) + length_correction
     columns = (
@@ -100,7 +100,17 @@ def select_top_contributions(
 def explain_margin(
     model: RewardModel, chosen: Score, rejected: Score, top_k: int
 ) -> tuple[Contribution, ...]:
-    """Return the features of one model that explain the margin between two scores, steered like `chosen`."""
+    """Return the features of one model that explain the margin between two scores, steered like `chosen`.
+
+    If the model reads passages, they are the differences of the contributions to the two rewards.
+    """
+    differences = ResponseFeatures(
+        torch.from_numpy(chosen.projections - rejected.projections)[None],
+        torch.from_numpy(chosen.activations - rejected.activations)[None],
+    )
+    if model.card.passages:
+        contributions = torch.from_numpy(chosen.contributions - rejected.contributions)
+        return select_top_contributions(model, contributions, differences, 0, top_k)
     device = model.head.center.device
     factors = build_steering_factors(model, [Profile(steer=chosen.steer)]).to(device)
     x, origin = (
@@ -108,8 +118,29 @@ def explain_margin(
         for score in (chosen, rejected)
     )
     contributions = model.head.compute_contributions(x, origin)[0].cpu()
-    differences = ResponseFeatures(
-        torch.from_numpy(chosen.projections - rejected.projections)[None],
-        torch.from_numpy(chosen.activations - rejected.activations)[None],
-    )
     return select_top_contributions(model, contributions, differences, 0, top_k)
+
+
+def build_scored_turns(
+    baseline: float, turns: Iterable[tuple[AssistantTurn, RewardNumbers]]
+) -> tuple[ScoredTurn, ...]:
+    """Return the turns of one conversation with their rewards and the changes between them."""
+    return compute_changes(
+        baseline,
+        [
+            ScoredTurn(turn.message, numbers.reward, numbers.uncertainty, numbers.length_correction)
+            for turn, numbers in turns
+        ],
+    )
+
+
+def compute_changes(baseline: float, turns: Sequence[ScoredTurn]) -> tuple[ScoredTurn, ...]:
+    """Return the turns with the `change` of each from the one before; of the first, from the baseline.
+
+    After every turn, reward == baseline + sum of changes so far + length_correction - penalty.
+    """
+    rewards = [turn.reward - turn.length_correction + turn.penalty for turn in turns]
+    return tuple(
+        replace(turn, change=after - before)
+        for turn, before, after in zip(turns, [baseline, *rewards], rewards, strict=False)
+    )

@@ -11,10 +11,13 @@ from torch import Tensor
 from app.reward.calibration import Calibration
 from app.reward.directions import Dictionary
 from app.reward.head import Head
+from app.reward.passages import PassageReading
 from app.types import FORBID_EXTRA, Feature, Item, Pooling, Profile
 
-SCHEMA_VERSION = 2
-"""Version of the bundle format that this code writes and reads."""
+SCHEMA_VERSION = 3
+"""Version of the bundle format that this code writes."""
+READABLE_SCHEMAS = (2, 3)
+"""Versions of the bundle format that this code reads. Version 3 added `passages`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,8 @@ class TrainingData:
 class ModelCard:
     """Content of manifest.json: what a reward model is, was trained on and achieves.
 
-    Field names are the keys of the manifest and of the API; `readout` is the pooling.
+    Field names are the keys of the manifest and of the API; `readout` is the pooling. A model with `passages`
+    also reads windows of the response.
     """
 
     __pydantic_config__ = FORBID_EXTRA
@@ -56,6 +60,7 @@ class ModelCard:
     trained_parameters: int
     versions: dict[str, str]
     sae_length: float = 0.0
+    passages: PassageReading | None = None
     schema: int = SCHEMA_VERSION
 
 

@@ -1,7 +1,7 @@
 """Scoring of packed jobs with one reward model, from the residuals of a forward pass."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +12,33 @@ from app.backbone.attention import RowIndices
 from app.backbone.backbone import Residuals
 from app.backbone.packing import PackedBatch
 from app.reward import explanations
-from app.reward.directions import ResponseFeatures, compute_response_features
-from app.reward.pooling import credited_span, pool_prefixes, pooled_span
+from app.reward.directions import ResponseFeatures
+from app.reward.explanations import build_scored_turns
+from app.reward.passages import (
+    Windows,
+    build_windows,
+    pool_rolling,
+    rank_passages,
+    read_prefixes,
+    select_separate,
+    weigh_windows,
+)
+from app.reward.pooling import credited_span, mean_pool, pool_prefixes, pooled_span
 from app.reward.reward_model import RewardModel
-from app.reward.turns import build_scored_turns
-from app.types import AssistantTurn, Explain, Pooling, Profile, Score, ScoredTurn, ScoreJob, TokenCredit
+from app.types import (
+    AssistantTurn,
+    Explain,
+    PassageShare,
+    Pooling,
+    Profile,
+    Score,
+    ScoredTurn,
+    ScoreJob,
+    TokenCredit,
+)
+
+MAX_PASSAGES = 3
+"""Maximum number of passages in the explanation of a reward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +83,28 @@ class PackedTurn(NamedTuple):
     profile: Profile
 
 
+class ScoredWindows(NamedTuple):
+    """The windows of a batch of turns: their weights (W), steered projections (W, K) and rewards (W, E).
+
+    Without passages, the windows are the whole turns, each with weight 1.
+    """
+
+    windows: Windows
+    weights: Tensor
+    steered: Tensor
+    member_rewards: Tensor
+
+    def sum_by_turn(self, values: Tensor) -> Tensor:
+        """Return the weighted sum of the windows' values (W, N) for each turn, (B, N)."""
+        return self.windows.sum_by_response(self.weights, values)
+
+
 class PooledTurns(NamedTuple):
-    """Turns that were pooled and scored: their features, steered projections (B, K) and numbers."""
+    """Turns that were pooled and scored: their features, numbers and windows."""
 
     features: ResponseFeatures
-    steered: Tensor
     numbers: list[explanations.RewardNumbers]
+    scored_windows: ScoredWindows
 
 
 def score_with_model(
@@ -84,12 +122,15 @@ def score_with_model(
         PackedTurn(packed, packed.job.encoded.response_turn, merged)
         for packed, merged in zip(jobs, profiles, strict=True)
     ]
-    features, steered, numbers = pool_turns(model, residuals, responses)
-    origin = torch.zeros_like(steered[:1])
+    features, numbers, scored_windows = pool_turns(model, residuals, responses)
+    origin = torch.zeros_like(scored_windows.steered[:1])
     baseline = float(model.head.score_members(origin).mean())
-    contributions = model.head.compute_contributions(steered, origin).cpu()
+    contributions = scored_windows.sum_by_turn(
+        model.head.compute_contributions(scored_windows.steered, origin)
+    ).cpu()
     features = ResponseFeatures(*(tensor.cpu() for tensor in features))
     turns = _score_turns(model, residuals, responses, numbers, baseline)
+    passages = _list_passages(model, scored_windows, jobs, baseline, decode)
     return [
         Score(
             model=name,
@@ -101,6 +142,7 @@ def score_with_model(
             tokens=_credit_tokens(model, residuals, responses[row], baseline, decode),
             length_control=merged.length_control,
             turns=turns[row],
+            passages=passages[row],
         )
         for row, (packed, merged) in enumerate(zip(jobs, profiles, strict=True))
     ]
@@ -109,16 +151,40 @@ def score_with_model(
 def pool_turns(model: RewardModel, residuals: Residuals, turns: Sequence[PackedTurn]) -> PooledTurns:
     """Pool turns of packed jobs and score each of them with its profile."""
     rows = [packed.pooled_rows(model.card.readout, turn) for packed, turn, _ in turns]
-    features = compute_response_features(
-        model.dictionary, residuals.at(np.concatenate(rows)), [len(turn_rows) for turn_rows in rows]
-    )
+    pooled_residuals, lengths = residuals.at(np.concatenate(rows)), [len(turn_rows) for turn_rows in rows]
+    projections = model.dictionary.project(pooled_residuals)
+    activations = model.dictionary.encode(pooled_residuals)
+    features = ResponseFeatures(mean_pool(projections, lengths), mean_pool(activations, lengths))
     profiles = [profile for _, _, profile in turns]
     plain = model.head.standardise(features.projections)
-    steered = plain * explanations.build_steering_factors(model, profiles).to(plain.device)
-    length_control = [profile.length_control for profile in profiles]
-    spans = [turn for _, turn, _ in turns]
-    numbers = explanations.compute_reward_numbers(model, plain, steered, spans, length_control)
-    return PooledTurns(features, steered, numbers)
+    factors = explanations.build_steering_factors(model, profiles).to(plain.device)
+    scored_windows = _score_windows(model, plain, projections, lengths, factors)
+    numbers = explanations.compute_reward_numbers(
+        model,
+        plain,
+        scored_windows.sum_by_turn(scored_windows.member_rewards),
+        [turn for _, turn, _ in turns],
+        [profile.length_control for profile in profiles],
+    )
+    return PooledTurns(features, numbers, scored_windows)
+
+
+def _score_windows(
+    model: RewardModel, plain: Tensor, projections: Tensor, lengths: list[int], factors: Tensor
+) -> ScoredWindows:
+    """Score the whole turns and their windows.
+
+    `plain` (B, K) are the standardised projections of the whole turns, `projections` (T, K) those of their
+    tokens, concatenated; `factors` (B, K) steer them.
+    """
+    windows = build_windows(lengths, model.card.passages, plain.device)
+    x = plain
+    if len(windows.starts) > len(lengths):
+        x = torch.cat([plain, model.head.standardise(windows.pool(projections)[len(lengths) :])])
+    steered = x * factors[windows.response_index]
+    member_rewards = model.head.score_members(steered)
+    weights = weigh_windows(windows, member_rewards.mean(1), model.card.passages)
+    return ScoredWindows(windows, weights, steered, member_rewards)
 
 
 def _score_turns(
@@ -141,6 +207,27 @@ def _score_turns(
     return scored
 
 
+def _list_passages(
+    model: RewardModel,
+    scored: ScoredWindows,
+    jobs: Sequence[PackedJob],
+    baseline: float,
+    decode: Callable[[Sequence[int]], list[str]],
+) -> list[tuple[PassageShare, ...]]:
+    """Return for each response the passages with the largest weights, if its model reads passages."""
+    if not model.card.passages or not any(packed.num_features for packed in jobs):
+        return [()] * len(jobs)
+    rewards = scored.member_rewards.mean(1)
+    listed: list[tuple[PassageShare, ...]] = []
+    for packed, ranked in zip(
+        jobs, rank_passages(scored.windows, scored.weights, rewards, baseline), strict=True
+    ):
+        ids = packed.job.encoded.ids[packed.job.encoded.response_start :]
+        selected = select_separate(ranked, MAX_PASSAGES if packed.num_features else 0)
+        listed.append(tuple(replace(p, text="".join(decode(ids[p.start : p.end]))) for p in selected))
+    return listed
+
+
 def _residual(numbers: explanations.RewardNumbers, baseline: float, contributions: Tensor) -> float:
     """Return the rounding error of the explanation: the reward minus everything that explains it."""
     return numbers.reward - baseline - float(contributions.sum()) - numbers.length_correction
@@ -158,6 +245,7 @@ def _explain(
         "clusters": explanations.sum_clusters(model, contributions) if with_clusters else (),
         "projections": features.projections[row].numpy(),
         "activations": features.activations[row].numpy(),
+        "contributions": contributions.numpy(),
     }
 
 
@@ -175,8 +263,15 @@ def _credit_tokens(
     pooling = model.card.readout
     projections = model.dictionary.project(residuals.at(packed.credited_rows(pooling)))
     factors = explanations.build_steering_factors(model, [profile]).to(projections.device)
-    x = model.head.standardise(pool_prefixes(pooling, projections)) * factors
-    rewards = model.head.score_members(x).mean(1).tolist()
+
+    def compute_rewards(pooled: Tensor) -> Tensor:
+        return model.head.score_members(model.head.standardise(pooled) * factors).mean(1)
+
+    prefix_rewards = compute_rewards(pool_prefixes(pooling, projections))
+    if model.card.passages:
+        rolling = [compute_rewards(pool_rolling(projections, n)) for n in model.card.passages.lengths]
+        prefix_rewards = read_prefixes(prefix_rewards, rolling, model.card.passages)
+    rewards = prefix_rewards.tolist()
     changes = [after - before for before, after in zip([baseline, *rewards], rewards, strict=False)]
     start, end = credited_span(pooling, turn)
     texts = decode(packed.job.encoded.ids[start:end])

@@ -16,7 +16,7 @@ from app.backbone.runtime.cuda_graphs import CudaGraphRunner
 from app.errors import NonFiniteScore
 from app.reward import bundle, loading
 from app.reward.engine import Engine
-from app.reward.turns import compute_changes
+from app.reward.explanations import compute_changes
 from app.settings import Settings
 from app.types import Explain, Item, Message, Profile, Score, ScoredItem, ScoredTurn, ScoreJob, ScoreOptions
 from tests.support import tiny

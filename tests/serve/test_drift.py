@@ -10,10 +10,11 @@ from prometheus_client import CollectorRegistry
 from app.evaluate.audit.shift import stability_index
 from app.reward.engine import Engine
 from app.serve import drift
+from app.serve.batching.request_context import ANONYMOUS_CALLER
 from app.serve.drift import DriftMonitor, DriftWindow
 from app.serve.metrics import Metrics
 from app.settings import Settings
-from app.types import ANONYMOUS_CALLER, Score, ScoreOptions
+from app.types import Score, ScoreOptions
 from tests.support import tiny
 from tests.support.servers import open_client
 

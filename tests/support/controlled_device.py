@@ -12,8 +12,9 @@ from prometheus_client import CollectorRegistry
 from app.errors import BundleError, NonFiniteScore
 from app.serve.batching.batcher import Batcher
 from app.serve.batching.fair_queue import FailedItem, FairQueue, QueuedJob
+from app.serve.batching.request_context import RequestContext
 from app.serve.metrics import Metrics
-from app.types import EncodedItem, RequestContext, ScoredItem, ScoreJob, ScoreOptions
+from app.types import EncodedItem, ScoredItem, ScoreJob, ScoreOptions
 
 FAILING_ID = 666
 OUT_OF_MEMORY_ID = 777

@@ -23,6 +23,7 @@ from app.reward.calibration import Calibration
 from app.reward.directions import Dictionary
 from app.reward.engine import Engine
 from app.reward.head import Head
+from app.reward.passages import PassageReading, PassageWeighting
 from app.reward.reward_model import ModelCard, Probe, RewardModel, TrainingData
 from app.settings import Settings
 from app.types import Explain, Feature, Item, Message, Pooling, Score, ScoredItem, ScoreJob, ScoreOptions
@@ -57,7 +58,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         },
     },
 }  # fmt: skip
-MODELS = {"alpha": (4, Pooling.MEAN), "beta": (3, Pooling.END), "gamma": (2, Pooling.LAST)}
+MODELS = {
+    "alpha": (4, Pooling.MEAN),
+    "beta": (3, Pooling.END),
+    "gamma": (2, Pooling.LAST),
+    "delta": (4, Pooling.MEAN),
+}
+PASSAGES = {"delta": PassageReading((4, 8), PassageWeighting.WORST, sharpness=2.0, share=0.7)}
+"""How models read passages; the others read the whole response only."""
 WORDS = [
     "river",
     "stone",
@@ -180,7 +188,7 @@ def make_card(
         template_sha256=text.template_sha256, layer=layer, readout=pooling, directions=K, heads=HEADS,
         hidden=HIDDEN, loss="none", sae="random", sae_sha256=hashlib.sha256(name.encode()).hexdigest(),
         data=(TrainingData("none", "0" * 64, 0, "CC0-1.0"),), use="tests", temperature=0.75, metrics={},
-        trained_parameters=head.num_parameters, versions={},
+        trained_parameters=head.num_parameters, versions={}, passages=PASSAGES.get(name),
     )  # fmt: skip
 
 

@@ -7,10 +7,11 @@ from fastapi import Depends, Header, Request
 
 from app.serve.api.request_schemas import InputLocation
 from app.serve.api.response_schemas import TimingsSchema
+from app.serve.batching.request_context import ANONYMOUS_CALLER, RequestContext
 from app.serve.batching.service import ScoringResult, ScoringService
 from app.serve.middleware.auth import PATH_MODEL_KEY
 from app.serve.middleware.limits import LOG_FIELDS_KEY, cancel_on_disconnect
-from app.types import ANONYMOUS_CALLER, Item, RequestContext, ScoreOptions
+from app.types import Item, ScoreOptions
 
 
 def get_scoring_service(request: Request) -> ScoringService:

@@ -51,6 +51,21 @@ class TokenCreditSchema(BaseModel):
     credit: float
 
 
+class PassageSchema(BaseModel):
+    """A window of the response that has a large weight in the reward; `start` and `end` are response tokens.
+
+    `reward` is that of the window alone. `contribution` is weight * (reward - baseline_reward); those of all
+    windows and of the whole response, which are not all listed, sum to the same total as the features.
+    """
+
+    start: int
+    end: int
+    text: str
+    reward: float
+    weight: float
+    contribution: float
+
+
 class TurnRewardSchema(BaseModel):
     """The reward of the conversation cut after one assistant turn, and its change from the turn before.
 
@@ -117,6 +132,7 @@ class ScoreSchema(BaseModel):
     clusters: list[ClusterSchema] | None = None
     tokens: list[TokenCreditSchema] | None = None
     turns: list[TurnRewardSchema] | None = None
+    passages: list[PassageSchema] | None = None
 
 
 class RewardSchema(ScoreSchema, RowPositionSchema):

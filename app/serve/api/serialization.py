@@ -11,7 +11,16 @@ from pydantic import BaseModel
 
 from app.serve.api import response_schemas
 from app.serve.api.comparison import Comparison
-from app.types import Cluster, CompositePart, Contribution, EncodedItem, Score, ScoredTurn, TokenCredit
+from app.types import (
+    Cluster,
+    CompositePart,
+    Contribution,
+    EncodedItem,
+    PassageShare,
+    Score,
+    ScoredTurn,
+    TokenCredit,
+)
 
 Serializer = Callable[..., dict[str, Any]]
 
@@ -137,6 +146,7 @@ _SCORE_GETTERS: dict[str, Getter] = {
     "clusters": Each(build_serializer(response_schemas.ClusterSchema, Cluster)),
     "tokens": Each(build_serializer(response_schemas.TokenCreditSchema, TokenCredit)),
     "turns": Each(build_serializer(response_schemas.TurnRewardSchema, ScoredTurn)),
+    "passages": Each(build_serializer(response_schemas.PassageSchema, PassageShare)),
 }
 serialize_score = build_serializer(response_schemas.ScoreSchema, Score, EncodedItem, **_SCORE_GETTERS)
 serialize_reward = build_serializer(

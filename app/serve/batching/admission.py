@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Self
 
 from app.errors import InvalidInput, Overloaded
+from app.serve.batching.request_context import RequestContext
 from app.serve.metrics import Metrics
-from app.types import RequestContext
 
 # Share of a request's timeout that its estimated completion may use.
 SAFETY_FACTOR = 0.8

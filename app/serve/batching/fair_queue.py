@@ -18,7 +18,8 @@ from typing import Any
 
 from app.backbone.packing import PackedTokenCounter, TokenIds
 from app.errors import Overloaded, SparseRMError
-from app.types import EncodedItem, RequestContext, ScoredItem, ScoreJob
+from app.serve.batching.request_context import RequestContext
+from app.types import EncodedItem, ScoredItem, ScoreJob
 
 URGENT_WEIGHT = 16
 MAX_GROUP_TOKENS = 1024

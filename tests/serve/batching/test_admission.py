@@ -5,8 +5,8 @@ from prometheus_client import CollectorRegistry
 
 from app.errors import InvalidInput, Overloaded
 from app.serve.batching.admission import MAX_RETRY_AFTER_S, AdmissionControl, BatchLoad
+from app.serve.batching.request_context import RequestContext
 from app.serve.metrics import Metrics
-from app.types import RequestContext
 
 IDLE = BatchLoad(
     queued_tokens=0, processed_tokens=0, slot_tokens=100, batch_tokens=100, tokens_ahead=lambda: 0

@@ -10,7 +10,8 @@ from app.backbone.packing import PackedTokenCounter, pack
 from app.errors import InvalidInput, NonFiniteScore, Overloaded, ServiceUnavailable, SparseRMError
 from app.serve.batching.executor import Executor
 from app.serve.batching.fair_queue import FailedItem, pop_batch
-from app.types import EncodedItem, RequestContext, ScoredItem, ScoreJob, ScoreOptions
+from app.serve.batching.request_context import RequestContext
+from app.types import EncodedItem, ScoredItem, ScoreJob, ScoreOptions
 from tests.support.controlled_device import (
     FAILING_ID,
     FATAL_ID,

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.serve.batching.fair_queue import MAX_GROUP_TOKENS, FairQueue, QueuedJob
-from app.types import EncodedItem, RequestContext, ScoreJob, ScoreOptions
+from app.serve.batching.request_context import RequestContext
+from app.types import EncodedItem, ScoreJob, ScoreOptions
 
 
 def queued_job(name: int, length: int = 10) -> QueuedJob:

@@ -75,7 +75,7 @@ def test_metrics_are_merged(group: ServerGroup) -> None:
     assert group.metric("sparserm_scored_total") == scored + 6
     assert group.metric("sparserm_requests_total", route="/metrics") == requests + 2
     assert group.metric("sparserm_requests_in_flight") == 1
-    assert group.metric("sparserm_model_info") == 3
+    assert group.metric("sparserm_model_info") == len(tiny.MODELS)
     assert group.client.get("/load").json() == {"server_load": 0}
 
 
@@ -120,7 +120,7 @@ def test_a_killed_worker_loses_no_request_and_restarts_with_the_current_models(g
     assert len(group.workers) == 2
     assert group.metric("sparserm_scored_total") >= scored
     models = [{card["id"] for card in group.client.get("/v1/models").json()["data"]} for _ in range(6)]
-    assert models == [{"alpha", "beta"}] * 6
+    assert models == [{"alpha", "beta", "delta"}] * 6
 
 
 def test_shutdown_waits_for_requests_in_flight(group: ServerGroup) -> None:

@@ -1,0 +1,172 @@
+"""Reading by passage: windows, their weights, exact sums, and the reward after every token."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from app.backbone.packing import pack
+from app.errors import BundleError
+from app.reward import bundle, loading, passages
+from app.reward.engine import Engine
+from app.reward.passages import PassageReading, PassageWeighting
+from app.settings import Settings
+from app.types import Explain, Pooling, Score, ScoreOptions
+from tests.support import tiny
+
+NAME = "delta"
+READING = tiny.PASSAGES[NAME]
+TOKENS = ScoreOptions((NAME,), Explain.TOKENS, top_k=tiny.K)
+CPU = torch.device("cpu")
+WORDS = "violet glass thunder paper river stone copper lamp"
+
+
+def score(engine: Engine, response: str, options: ScoreOptions = TOKENS) -> Score:
+    (scores,) = tiny.score_items(engine, [tiny.make_item("a question", response)], options)
+    return scores[0]
+
+
+def test_windows_start_at_quarters_of_their_length_and_the_last_one_ends_with_the_response() -> None:
+    assert passages.list_windows(19, (8,)) == [(0, 8), (2, 10), (4, 12), (6, 14), (8, 16), (10, 18), (11, 19)]
+    assert passages.list_windows(8, (8, 4)) == [(0, 8), (0, 4), (1, 5), (2, 6), (3, 7), (4, 8)]
+    assert passages.list_windows(3, (8, 4)) == []
+
+
+def test_pooled_windows_are_means_of_their_rows() -> None:
+    values = torch.randn(31, 5, generator=torch.Generator().manual_seed(0))
+    windows = passages.build_windows([12, 3, 16], READING, CPU)
+    for start, end, pooled in zip(windows.starts, windows.ends, windows.pool(values), strict=True):
+        assert torch.allclose(pooled, values[start:end].double().mean(0), atol=1e-12)
+    assert windows.starts[:3].tolist() == [0, 12, 15]
+    assert windows.ends[:3].tolist() == [12, 15, 31]
+
+
+@pytest.mark.parametrize("weighting", PassageWeighting)
+def test_weights_sum_to_one_and_prefer_the_worst_or_the_best_windows(weighting: PassageWeighting) -> None:
+    reading = replace(READING, weighting=weighting)
+    windows = passages.build_windows([12, 3, 16], reading, CPU)
+    rewards = torch.randn(len(windows.starts), generator=torch.Generator().manual_seed(1)).double()
+    weights = passages.weigh_windows(windows, rewards, reading)
+    sums = windows.sum_by_response(weights, torch.ones(len(weights), 1).double())
+    assert sums.flatten().tolist() == pytest.approx([1.0, 1.0, 1.0])
+    assert weights[:3].tolist() == pytest.approx([0.3, 1.0, 0.3])
+    of_first = (windows.response_index == 0) & (torch.arange(len(weights)) >= 3)
+    order = np.argsort(rewards[of_first].numpy())
+    sizes = weights[of_first].numpy()[order]
+    increasing = sizes[::-1] if weighting is PassageWeighting.WORST else sizes
+    assert (np.diff(increasing) >= -1e-12).all()
+    if weighting is PassageWeighting.EQUAL:
+        assert np.ptp(sizes) < 1e-12
+
+
+def test_a_very_sharp_softmax_is_the_minimum() -> None:
+    reading = PassageReading((4,), PassageWeighting.WORST, sharpness=100.0, share=1.0)
+    windows = passages.build_windows([40], reading, CPU)
+    rewards = torch.linspace(-3, 3, len(windows.starts), dtype=torch.float64)
+    weights = passages.weigh_windows(windows, rewards, reading)
+    total = windows.sum_by_response(weights, rewards[:, None])
+    assert float(total) == pytest.approx(float(rewards[1:].min()), abs=1e-3)
+
+
+@pytest.mark.parametrize("weighting", PassageWeighting)
+def test_credits_are_the_changes_of_the_reward_of_the_tokens_so_far(
+    settings: Settings, weighting: PassageWeighting
+) -> None:
+    engine = load_with_reading(settings, replace(READING, weighting=weighting))
+    whole = score(engine, WORDS)
+    assert whole.tokens is not None
+    reward = whole.baseline
+    for end, token in enumerate(whole.tokens, 1):
+        reward += token.credit
+        prefix = "".join(token.text for token in whole.tokens[:end])
+        assert reward == pytest.approx(score(engine, prefix).reward, abs=1e-6)
+    assert reward == pytest.approx(whole.reward, abs=1e-9)
+
+
+def load_with_reading(settings: Settings, reading: PassageReading) -> Engine:
+    engine = loading.load_engine(settings, lambda *_: None)
+    model = engine.models[NAME]
+    models = {NAME: replace(model, card=replace(model.card, passages=reading))}
+    return Engine(engine.backbone, engine.text, models)
+
+
+def test_passages_are_listed_by_weight_with_their_own_rewards(engine: Engine) -> None:
+    result = score(engine, WORDS)
+    assert 1 <= len(result.passages) <= 3
+    assert result.tokens is not None
+    texts = [token.text for token in result.tokens]
+    ends = 0
+    for passage in result.passages:
+        assert passage.text == "".join(texts[passage.start : passage.end])
+        assert passage.end - passage.start in READING.lengths
+        assert passage.contribution == pytest.approx(passage.weight * (passage.reward - result.baseline))
+        ends = max(ends, passage.end)
+    assert ends <= len(texts)
+    weights = [passage.weight for passage in result.passages]
+    assert weights == sorted(weights, reverse=True)
+
+
+def test_a_passage_has_the_reward_that_the_mean_of_its_tokens_has(engine: Engine) -> None:
+    first, *_ = score(engine, WORDS).passages
+    model = engine.models[NAME]
+    (encoded,) = engine.encode([tiny.make_item("a question", WORDS)])
+    residuals = tiny.compute_residuals(engine.backbone, pack([encoded.ids]), model.card.layer)
+    start = encoded.response_start
+    pooled = model.dictionary.project(residuals[start + first.start : start + first.end]).double().mean(0)
+    rewards = model.head.score_members(model.head.standardise(pooled[None]))
+    assert float(rewards.mean()) == pytest.approx(first.reward, abs=1e-5)
+
+
+def test_responses_shorter_than_every_window_are_read_as_a_whole(engine: Engine) -> None:
+    model = engine.models[NAME]
+    without = replace(model, card=replace(model.card, passages=None))
+    other = Engine(engine.backbone, engine.text, {NAME: without})
+    assert score(engine, "abc").passages == ()
+    assert score(engine, "abc").reward == pytest.approx(score(other, "abc").reward, abs=1e-6)
+    assert abs(score(engine, WORDS).reward - score(other, WORDS).reward) > 5e-5
+
+
+def test_contributions_to_a_margin_sum_to_it(engine: Engine) -> None:
+    chosen, rejected = score(engine, WORDS), score(engine, WORDS[::-1])
+    contributions = engine.explain_margin(chosen, rejected, tiny.K)
+    total = sum(contribution.contribution for contribution in contributions)
+    assert total == pytest.approx(chosen.reward - rejected.reward, abs=1e-9)
+
+
+def test_requests_without_explanation_get_no_passages(engine: Engine) -> None:
+    assert score(engine, WORDS, ScoreOptions((NAME,), Explain.NONE)).passages == ()
+    assert score(engine, WORDS, ScoreOptions(("alpha",), Explain.TOKENS)).passages == ()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lengths": ()},
+        {"lengths": (3,)},
+        {"share": 0.0},
+        {"share": 1.5},
+        {"sharpness": -1.0},
+        {"sharpness": float("inf")},
+    ],
+)
+def test_readings_that_no_model_can_have_are_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="passage"):
+        replace(READING, **changes)  # type: ignore[arg-type] # wrong values are what is tested
+
+
+def test_bundles_keep_their_passages_and_refuse_other_poolings(settings: Settings, tmp_path: Path) -> None:
+    model = bundle.load_bundle(settings.models_dir / NAME)
+    assert model.card.passages == READING
+    folder = tmp_path / NAME
+    bundle.save_bundle(replace(model, card=replace(model.card, readout=Pooling.LAST)), folder)
+    with pytest.raises(BundleError, match="passages need the read-out mean"):
+        bundle.load_bundle(folder)
+
+
+def test_bundles_of_the_format_before_passages_load(settings: Settings, tmp_path: Path) -> None:
+    model = bundle.load_bundle(settings.models_dir / "alpha")
+    folder = tmp_path / "alpha"
+    bundle.save_bundle(replace(model, card=replace(model.card, schema=2)), folder)
+    assert bundle.load_bundle(folder).card.passages is None
