@@ -28,7 +28,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with a tiny backbone and three bundles. Tests must not change it."""
+    """Folder with a tiny backbone and its bundles. Tests must not change it."""
     return tmp_path_factory.mktemp("tiny")
 
 
@@ -40,7 +40,7 @@ def settings(root: Path) -> Settings:
 
 @pytest.fixture(scope="session")
 def engine(settings: Settings) -> Engine:
-    """Tiny engine with three models that use three different layers."""
+    """Tiny engine with models that use three different layers."""
     return loading.load_engine(settings, lambda *_: None)
 
 

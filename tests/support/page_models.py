@@ -19,7 +19,7 @@ COMPOSITE = '["{}"]\nmode = "cautious"\npenalty = 0.5\nabout = "{}"\nweights = {
 
 
 def build_models(folder: Path, **changes: object) -> tuple[Engine, Settings]:
-    """Build three models with labelled features, a profile of one model, and a composite of two."""
+    """Build the tiny models with labelled features, a profile of one model, and a composite of two."""
     settings = tiny.build_models(folder).model_copy(update=changes)
     for name in tiny.MODELS:
         _label_features(settings.models_dir / name, LABELS, "https://example.org/feature")

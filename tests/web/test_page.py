@@ -51,7 +51,7 @@ def api_rows(address: str, path: str = "v1/rewards", **body: Any) -> list[dict[s
 
 
 def test_rewards_match_the_api(page: Page, page_server_url: str) -> None:
-    rows = api_rows(page_server_url, model=["alpha", "beta", "gamma"])
+    rows = api_rows(page_server_url, model=sorted(tiny.MODELS))
     for row in rows:
         bar = f'.row[data-model="{row["model"]}"][data-response="{row["response"]}"]'
         assert read_values(page, bar) == pytest.approx([row["reward"]], abs=CLOSE)
@@ -62,7 +62,7 @@ def test_rewards_match_the_api(page: Page, page_server_url: str) -> None:
     assert page.locator("#chart button.row").count() == len(rows)
 
 
-@pytest.mark.parametrize("model", ["alpha", "beta", "gamma", "both"])
+@pytest.mark.parametrize("model", [*tiny.MODELS, "both"])
 @pytest.mark.parametrize("grouping", ["By feature", "By name"])
 def test_waterfall_sums_to_the_reward(page: Page, page_server_url: str, model: str, grouping: str) -> None:
     page.check('input[value="both"]', force=True)

@@ -97,11 +97,14 @@ def test_a_reward_has_the_values_of_its_score_item_and_position() -> None:
         "turns": [
             {"message": 3, "reward": 0.5, "change": -0.25, "length_correction": 0.25, "penalty": 0.125}
         ],
+        "passages": [
+            {"start": 2, "end": 6, "text": "no", "reward": -1.0, "weight": 0.5, "contribution": -0.75}
+        ],
     }  # fmt: skip
 
 
 def test_fields_with_a_default_are_left_out_if_there_is_nothing_to_show() -> None:
-    plain = make_score(features=(), clusters=(), tokens=None, parts=(), steer={}, turns=())
+    plain = make_score(features=(), clusters=(), tokens=None, parts=(), steer={}, turns=(), passages=())
     row = serialize_score(plain, ENCODED)
     required = [name for name, field in schemas.ScoreSchema.model_fields.items() if field.is_required()]
     assert list(row) == required
