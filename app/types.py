@@ -197,8 +197,8 @@ class Cluster:
 
 
 @dataclass(frozen=True, slots=True)
-class PassageShare:
-    """A window [start, end) of the response's tokens, its own reward and weight, and what it contributes."""
+class ScoredPassage:
+    """A window [start, end) of the response's tokens; contribution == weight * (reward - baseline)."""
 
     start: int
     end: int
@@ -249,6 +249,7 @@ class Score:
 
     reward == baseline + sum of all contributions + length_correction - penalty + residual.
     With turns, reward == baseline + sum of their changes + length_correction - penalty as well.
+    `contributions` are those of all directions; a composite has none of its own.
     """
 
     model: str
@@ -266,7 +267,7 @@ class Score:
     projections: FloatArray
     activations: FloatArray
     contributions: DoubleArray
-    passages: tuple[PassageShare, ...] = ()
+    passages: tuple[ScoredPassage, ...] = ()
     length_control: bool = False
     penalty: float = 0.0
     parts: tuple[CompositePart, ...] = ()

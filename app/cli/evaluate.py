@@ -40,12 +40,12 @@ def evaluate(
 ) -> None:
     """Measure how often a reward model agrees with preference pairs, scored as the server scores them."""
     if suite is None and (pairs is None or limit):
-        raise typer.BadParameter("--limit needs --suite" if limit else "name PAIRS or a --suite")
+        raise typer.BadParameter("--limit needs --suite" if limit else "give PAIRS or --suite")
     if suite is not None and slices:
         raise typer.BadParameter("--slice is for PAIRS; a suite has its own subsets")
     results, tables = (
         _evaluate_suite(bundle, suite, pairs, limit, bad)
-        if suite
+        if suite is not None
         else _evaluate_pairs(bundle, str(pairs), tuple(slices or ()), bad)
     )
     if as_json:

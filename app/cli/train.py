@@ -48,8 +48,8 @@ ControlOption = Annotated[
     typer.Option(
         min=0,
         max=1,
-        help="Share of pairs, among the augmented ones, also trained on with the same insertions in both "
-        "responses.",
+        help="Share of all pairs that are also trained on with the same insertions in both responses; they "
+        "are chosen among the augmented pairs.",
     ),
 ]
 SliceOption = Annotated[

@@ -66,7 +66,9 @@ def load_bundle(folder: Path) -> RewardModel:
     card = _parse_json(folder / "manifest.json", ModelCard)
     if card.schema not in READABLE_SCHEMAS:
         readable = " and ".join(map(str, READABLE_SCHEMAS))
-        raise BundleError(f"{folder.name}: bundle schema {card.schema}; this version reads {readable}")
+        raise BundleError(
+            f"{folder.name}: bundle schema {card.schema}; this version reads schemas {readable}"
+        )
     _check_card(card)
     dictionary, head, calibration = _load_weights(folder / "weights.safetensors", card)
     features = _parse_json(folder / "features.json", tuple[Feature, ...])
@@ -210,7 +212,7 @@ def _check_card(card: ModelCard) -> None:
     if not (math.isfinite(card.sae_length) and card.sae_length >= 0):
         raise BundleError(f"{card.name[:200]}: sae_length is {card.sae_length}")
     if card.passages and card.readout is not Pooling.MEAN:
-        raise BundleError(f"{card.name[:200]}: passages need the read-out mean, not {card.readout}")
+        raise BundleError(f"{card.name[:200]}: passages need readout mean, not {card.readout}")
     if card.passages and max(card.passages.lengths) > MAX_DIMENSION:
         raise BundleError(f"{card.name[:200]}: passages have {max(card.passages.lengths)} tokens")
 

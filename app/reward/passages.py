@@ -19,10 +19,10 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from app.types import FORBID_EXTRA, PassageShare
+from app.types import FORBID_EXTRA, ScoredPassage
 
 STEPS_PER_WINDOW = 4
-"""Windows of one length start at multiples of a quarter of that length."""
+"""Windows of one length start at multiples of a quarter of that length, rounded down."""
 MAX_LENGTHS = 8
 MAX_SHARPNESS = 100.0
 
@@ -37,7 +37,11 @@ class PassageWeighting(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PassageReading:
-    """How a model reads passages; `sharpness` is the softmax's factor of a reward."""
+    """How a model reads passages: windows of `lengths` consecutive tokens.
+
+    `sharpness` multiplies each reward before the softmax; `share` is the part of the reward that comes from
+    passages.
+    """
 
     __pydantic_config__ = FORBID_EXTRA
     lengths: tuple[int, ...]
@@ -46,8 +50,11 @@ class PassageReading:
     share: float
 
     def __post_init__(self) -> None:
-        if not 0 < len(self.lengths) <= MAX_LENGTHS or min(self.lengths) < STEPS_PER_WINDOW:
-            raise ValueError(f"give 1 to {MAX_LENGTHS} passage lengths of at least {STEPS_PER_WINDOW} tokens")
+        is_valid = len(set(self.lengths)) == len(self.lengths) and 0 < len(self.lengths) <= MAX_LENGTHS
+        if not is_valid or min(self.lengths) < STEPS_PER_WINDOW:
+            raise ValueError(
+                f"give 1 to {MAX_LENGTHS} different passage lengths of at least {STEPS_PER_WINDOW} tokens"
+            )
         if not (0 < self.share <= 1 and 0 <= self.sharpness <= MAX_SHARPNESS):
             raise ValueError(f"passages need a share in (0, 1] and a sharpness in [0, {MAX_SHARPNESS:g}]")
 
@@ -60,20 +67,30 @@ class PassageReading:
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Windows of a batch of responses: `starts` and `ends` in concatenated tokens, and their responses.
+    """Spans of a batch of responses: `starts` and `ends` in concatenated tokens, and their responses.
 
-    The first `num_responses` windows are the whole responses.
+    The first spans are the whole responses, of `token_counts` tokens; their passages follow.
     """
 
     starts: Tensor
     ends: Tensor
     response_index: Tensor
-    num_responses: int
+    token_counts: tuple[int, ...]
+
+    @property
+    def num_responses(self) -> int:
+        """Number of responses."""
+        return len(self.token_counts)
 
     def pool(self, values: Tensor) -> Tensor:
-        """Return the mean of the rows of `values` (T, K) in each window, in float64, (W, K)."""
-        sums = _cumulate(values.double())
-        return (sums[self.ends] - sums[self.starts]) / (self.ends - self.starts)[:, None]
+        """Return the mean of the rows of `values` (T, K) in each window, in float64, (W, K).
+
+        Rows are summed up for each response by itself, so one with NaN does not change the others.
+        """
+        responses = torch.split(values.double(), list(self.token_counts))
+        sums = torch.cat([_cumulate(rows) for rows in responses])
+        starts, ends = self.starts + self.response_index, self.ends + self.response_index
+        return (sums[ends] - sums[starts]) / (ends - starts)[:, None]
 
     def sum_by_response(self, weights: Tensor, values: Tensor) -> Tensor:
         """Return the weighted sum of the windows' values (W, N) for each response, (B, N)."""
@@ -97,7 +114,7 @@ def build_windows(
         for start, end in list_windows(count, lengths)
     ]
     starts, ends, response_index = torch.tensor(spans, device=device).unbind(1)
-    return Windows(starts, ends, response_index, len(token_counts))
+    return Windows(starts, ends, response_index, tuple(token_counts))
 
 
 def list_windows(tokens: int, lengths: Sequence[int]) -> list[tuple[int, int]]:
@@ -114,7 +131,7 @@ def list_windows(tokens: int, lengths: Sequence[int]) -> list[tuple[int, int]]:
     ]
 
 
-def weigh_windows(windows: Windows, rewards: Tensor, reading: PassageReading | None) -> Tensor:
+def compute_window_weights(windows: Windows, rewards: Tensor, reading: PassageReading | None) -> Tensor:
     """Return the weight of each window in the reward of its response, (W,).
 
     `rewards` (W,) are the windows' rewards. The weights of a response sum to 1; a response without passages
@@ -135,21 +152,21 @@ def weigh_windows(windows: Windows, rewards: Tensor, reading: PassageReading | N
 
 def rank_passages(
     windows: Windows, weights: Tensor, rewards: Tensor, baseline: float
-) -> list[list[PassageShare]]:
+) -> list[list[ScoredPassage]]:
     """Return the passages of each response, largest weight first, without their texts."""
     offsets = windows.starts[windows.response_index]
     edges = (windows.starts - offsets, windows.ends - offsets)
     columns = (*edges, rewards, weights, weights * (rewards - baseline), windows.response_index)
     rows = list(zip(*(column.tolist() for column in columns), strict=True))[windows.num_responses :]
-    ranked: list[list[PassageShare]] = [[] for _ in range(windows.num_responses)]
+    ranked: list[list[ScoredPassage]] = [[] for _ in range(windows.num_responses)]
     for start, end, reward, weight, contribution, index in sorted(rows, key=lambda row: -row[3]):
-        ranked[index].append(PassageShare(start, end, "", reward, weight, contribution))
+        ranked[index].append(ScoredPassage(start, end, "", reward, weight, contribution))
     return ranked
 
 
-def select_separate(passages: Sequence[PassageShare], limit: int) -> list[PassageShare]:
+def select_non_overlapping(passages: Sequence[ScoredPassage], limit: int) -> list[ScoredPassage]:
     """Return the first `limit` passages that do not overlap with an earlier one."""
-    selected: list[PassageShare] = []
+    selected: list[ScoredPassage] = []
     for passage in passages:
         if len(selected) == limit:
             break
@@ -158,7 +175,7 @@ def select_separate(passages: Sequence[PassageShare], limit: int) -> list[Passag
     return selected
 
 
-def read_prefixes(
+def compute_prefix_rewards(
     prefix_rewards: Tensor, window_rewards: Sequence[Tensor], reading: PassageReading
 ) -> Tensor:
     """Return for each token the reward if the response ended there, (T,).
@@ -188,7 +205,7 @@ def read_prefixes(
     return torch.where(total.isneginf(), prefix_rewards, mixed)
 
 
-def pool_rolling(values: Tensor, length: int) -> Tensor:
+def compute_rolling_means(values: Tensor, length: int) -> Tensor:
     """Return the means of all windows of one length, by their ends, (T - length + 1, K), in float64."""
     sums = _cumulate(values.double())
     return (sums[length:] - sums[: len(sums) - length]) / length if length <= len(values) else sums[:0]

@@ -17,21 +17,21 @@ from app.reward.explanations import build_scored_turns
 from app.reward.passages import (
     Windows,
     build_windows,
-    pool_rolling,
+    compute_prefix_rewards,
+    compute_rolling_means,
+    compute_window_weights,
     rank_passages,
-    read_prefixes,
-    select_separate,
-    weigh_windows,
+    select_non_overlapping,
 )
 from app.reward.pooling import credited_span, mean_pool, pool_prefixes, pooled_span
 from app.reward.reward_model import RewardModel
 from app.types import (
     AssistantTurn,
     Explain,
-    PassageShare,
     Pooling,
     Profile,
     Score,
+    ScoredPassage,
     ScoredTurn,
     ScoreJob,
     TokenCredit,
@@ -149,7 +149,7 @@ def score_with_model(
 
 
 def pool_turns(model: RewardModel, residuals: Residuals, turns: Sequence[PackedTurn]) -> PooledTurns:
-    """Pool turns of packed jobs and score each of them with its profile."""
+    """Return the features, numbers and windows of turns of packed jobs, each scored with its profile."""
     rows = [packed.pooled_rows(model.card.readout, turn) for packed, turn, _ in turns]
     pooled_residuals, lengths = residuals.at(np.concatenate(rows)), [len(turn_rows) for turn_rows in rows]
     projections = model.dictionary.project(pooled_residuals)
@@ -172,10 +172,10 @@ def pool_turns(model: RewardModel, residuals: Residuals, turns: Sequence[PackedT
 def _score_windows(
     model: RewardModel, plain: Tensor, projections: Tensor, lengths: list[int], factors: Tensor
 ) -> ScoredWindows:
-    """Score the whole turns and their windows.
+    """Return the whole turns and their passages with their rewards and weights.
 
-    `plain` (B, K) are the standardised projections of the whole turns, `projections` (T, K) those of their
-    tokens, concatenated; `factors` (B, K) steer them.
+    `plain` (B, K) are the standardised projections of the whole turns, `projections` (T, K) the projections
+    of their tokens, concatenated and not standardised; `factors` (B, K) steer them.
     """
     windows = build_windows(lengths, model.card.passages, plain.device)
     x = plain
@@ -183,7 +183,7 @@ def _score_windows(
         x = torch.cat([plain, model.head.standardise(windows.pool(projections)[len(lengths) :])])
     steered = x * factors[windows.response_index]
     member_rewards = model.head.score_members(steered)
-    weights = weigh_windows(windows, member_rewards.mean(1), model.card.passages)
+    weights = compute_window_weights(windows, member_rewards.mean(1), model.card.passages)
     return ScoredWindows(windows, weights, steered, member_rewards)
 
 
@@ -213,17 +213,16 @@ def _list_passages(
     jobs: Sequence[PackedJob],
     baseline: float,
     decode: Callable[[Sequence[int]], list[str]],
-) -> list[tuple[PassageShare, ...]]:
+) -> list[tuple[ScoredPassage, ...]]:
     """Return for each response the passages with the largest weights, if its model reads passages."""
-    if not model.card.passages or not any(packed.num_features for packed in jobs):
+    explained = [packed.job.options.explain is not Explain.NONE for packed in jobs]
+    if not model.card.passages or not any(explained):
         return [()] * len(jobs)
-    rewards = scored.member_rewards.mean(1)
-    listed: list[tuple[PassageShare, ...]] = []
-    for packed, ranked in zip(
-        jobs, rank_passages(scored.windows, scored.weights, rewards, baseline), strict=True
-    ):
+    ranked = rank_passages(scored.windows, scored.weights, scored.member_rewards.mean(1), baseline)
+    listed: list[tuple[ScoredPassage, ...]] = []
+    for packed, passages, is_explained in zip(jobs, ranked, explained, strict=True):
         ids = packed.job.encoded.ids[packed.job.encoded.response_start :]
-        selected = select_separate(ranked, MAX_PASSAGES if packed.num_features else 0)
+        selected = select_non_overlapping(passages, MAX_PASSAGES if is_explained else 0)
         listed.append(tuple(replace(p, text="".join(decode(ids[p.start : p.end]))) for p in selected))
     return listed
 
@@ -269,8 +268,10 @@ def _credit_tokens(
 
     prefix_rewards = compute_rewards(pool_prefixes(pooling, projections))
     if model.card.passages:
-        rolling = [compute_rewards(pool_rolling(projections, n)) for n in model.card.passages.lengths]
-        prefix_rewards = read_prefixes(prefix_rewards, rolling, model.card.passages)
+        rolling = [
+            compute_rewards(compute_rolling_means(projections, n)) for n in model.card.passages.lengths
+        ]
+        prefix_rewards = compute_prefix_rewards(prefix_rewards, rolling, model.card.passages)
     rewards = prefix_rewards.tolist()
     changes = [after - before for before, after in zip([baseline, *rewards], rewards, strict=False)]
     start, end = credited_span(pooling, turn)

@@ -40,6 +40,10 @@ def test_pooled_windows_are_means_of_their_rows() -> None:
     for start, end, pooled in zip(windows.starts, windows.ends, windows.pool(values), strict=True):
         assert torch.allclose(pooled, values[start:end].double().mean(0), atol=1e-12)
     assert windows.starts[:3].tolist() == [0, 12, 15]
+    values[3] = torch.nan
+    has_nan = windows.pool(values).isnan().any(1)
+    assert has_nan[0]
+    assert not has_nan[windows.response_index != 0].any()
     assert windows.ends[:3].tolist() == [12, 15, 31]
 
 
@@ -48,7 +52,7 @@ def test_weights_sum_to_one_and_prefer_the_worst_or_the_best_windows(weighting: 
     reading = replace(READING, weighting=weighting)
     windows = passages.build_windows([12, 3, 16], reading, CPU)
     rewards = torch.randn(len(windows.starts), generator=torch.Generator().manual_seed(1)).double()
-    weights = passages.weigh_windows(windows, rewards, reading)
+    weights = passages.compute_window_weights(windows, rewards, reading)
     sums = windows.sum_by_response(weights, torch.ones(len(weights), 1).double())
     assert sums.flatten().tolist() == pytest.approx([1.0, 1.0, 1.0])
     assert weights[:3].tolist() == pytest.approx([0.3, 1.0, 0.3])
@@ -65,7 +69,7 @@ def test_a_very_sharp_softmax_is_the_minimum() -> None:
     reading = PassageReading((4,), PassageWeighting.WORST, sharpness=100.0, share=1.0)
     windows = passages.build_windows([40], reading, CPU)
     rewards = torch.linspace(-3, 3, len(windows.starts), dtype=torch.float64)
-    weights = passages.weigh_windows(windows, rewards, reading)
+    weights = passages.compute_window_weights(windows, rewards, reading)
     total = windows.sum_by_response(weights, rewards[:, None])
     assert float(total) == pytest.approx(float(rewards[1:].min()), abs=1e-3)
 
@@ -145,6 +149,7 @@ def test_requests_without_explanation_get_no_passages(engine: Engine) -> None:
     [
         {"lengths": ()},
         {"lengths": (3,)},
+        {"lengths": (8, 8)},
         {"share": 0.0},
         {"share": 1.5},
         {"sharpness": -1.0},
@@ -161,7 +166,7 @@ def test_bundles_keep_their_passages_and_refuse_other_poolings(settings: Setting
     assert model.card.passages == READING
     folder = tmp_path / NAME
     bundle.save_bundle(replace(model, card=replace(model.card, readout=Pooling.LAST)), folder)
-    with pytest.raises(BundleError, match="passages need the read-out mean"):
+    with pytest.raises(BundleError, match="passages need readout mean"):
         bundle.load_bundle(folder)
 
 

@@ -44,12 +44,14 @@ def read(source: str, on_bad_row: BadRowHandler | None = None) -> list[Question]
 
 
 def measure(questions: Sequence[Question], scores: ItemScores) -> dict[str, Any]:
-    """Return the measurements of `measure_files` of a model whose scores are given."""
-    rewards = torch.tensor([[scores.rewards[item] for item in question.items] for question in questions])
+    """Return the accuracy on each file, as `measure_files` does, from the scores of a model."""
+    rewards = torch.tensor(
+        [[scores.rewards[item] for item in question.items] for question in questions], dtype=torch.float64
+    )
     token_counts = torch.tensor(
         [[scores.token_counts[item] for item in question.items] for question in questions]
     )
-    pairs = ScoredPairs(rewards.double(), token_counts, [question.group for question in questions])
+    pairs = ScoredPairs(rewards, token_counts, [question.group for question in questions])
     return {"files": measure_files([question.subset for question in questions], pairs, {})}
 
 

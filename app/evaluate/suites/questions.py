@@ -7,6 +7,7 @@ of those rows.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 
 from app.data.pairs import BadRowHandler, Row, iter_rows, parse_candidate_items, parse_row
 from app.errors import DataError
@@ -45,13 +46,12 @@ class ItemScores:
 def read_questions(source: str, subset_key: str, on_bad_row: BadRowHandler | None = None) -> list[Question]:
     """Return the questions of a file or hub data set; `subset_key` is the field with a question's subset.
 
-    A question that cannot be read raises DataError or goes to `on_bad_row`.
+    A row or question that cannot be read raises DataError or goes to `on_bad_row`.
     """
     questions: list[Question] = []
-    rows = ((location, parse_row(raw, location)) for location, raw in iter_rows(source))
-    for _, located_rows in groupby(rows, key=_find_question):
+    for _, rows in groupby(_iter_rows_of_questions(source, on_bad_row), key=itemgetter(0)):
         try:
-            questions.append(_build_question(list(located_rows), subset_key))
+            questions.append(_build_question([located_row for _, located_row in rows], subset_key))
         except DataError as error:
             if on_bad_row is None:
                 raise
@@ -76,9 +76,24 @@ def split_by_subset(questions: Sequence[Question]) -> dict[str, list[Question]]:
     return subsets
 
 
-def _find_question(located_row: LocatedRow) -> str:
-    """Return what the rows of one question have in common; a released row is a question of its own."""
-    location, row = located_row
+def _iter_rows_of_questions(
+    source: str, on_bad_row: BadRowHandler | None
+) -> Iterator[tuple[str, LocatedRow]]:
+    """Yield each row that can be parsed, with the name of its question."""
+    for location, raw in iter_rows(source):
+        try:
+            row = parse_row(raw, location)
+            name = _find_question(row, location)
+        except DataError as error:
+            if on_bad_row is None:
+                raise
+            on_bad_row(error)
+        else:
+            yield name, (location, row)
+
+
+def _find_question(row: Row, location: str) -> str:
+    """Return the name of a row's question; a released row is a question of its own, named by its location."""
     if isinstance(row.get("chosen"), list):
         return location
     if row.get("question") is None:
@@ -91,7 +106,7 @@ def _find_question(located_row: LocatedRow) -> str:
 def _build_question(rows: list[LocatedRow], subset_key: str) -> Question:
     """Build a question from its released row or from its pairs."""
     location, first = rows[0]
-    if isinstance(first["chosen"], list):
+    if isinstance(first.get("chosen"), list):
         chosen, rejected, name = first["chosen"], first.get("rejected") or [], first.get("id")
     else:
         chosen, rejected = (list(_collect_responses(rows, side)) for side in ("chosen", "rejected"))

@@ -16,8 +16,8 @@ from app.types import (
     CompositePart,
     Contribution,
     EncodedItem,
-    PassageShare,
     Score,
+    ScoredPassage,
     ScoredTurn,
     TokenCredit,
 )
@@ -146,7 +146,7 @@ _SCORE_GETTERS: dict[str, Getter] = {
     "clusters": Each(build_serializer(response_schemas.ClusterSchema, Cluster)),
     "tokens": Each(build_serializer(response_schemas.TokenCreditSchema, TokenCredit)),
     "turns": Each(build_serializer(response_schemas.TurnRewardSchema, ScoredTurn)),
-    "passages": Each(build_serializer(response_schemas.PassageSchema, PassageShare)),
+    "passages": Each(build_serializer(response_schemas.PassageSchema, ScoredPassage)),
 }
 serialize_score = build_serializer(response_schemas.ScoreSchema, Score, EncodedItem, **_SCORE_GETTERS)
 serialize_reward = build_serializer(

@@ -22,7 +22,7 @@ from app.types import Item, Pair
 AUGMENT_SHARE = 0.5
 """Default share of the pairs that are augmented."""
 CONTROL_SHARE = 0.25
-"""Default share of the pairs, among the augmented ones, that are also made into control pairs."""
+"""Default share of all pairs that also become control pairs. They are chosen among the augmented pairs."""
 REWRITE_SHARE = 0.25
 """Share of the augmented responses that are rewritten as a whole instead of getting insertions."""
 STACKED_SHARE = 0.15
@@ -31,7 +31,7 @@ STACKED_SHARE = 0.15
 
 @dataclass(frozen=True, slots=True)
 class AugmentationShares:
-    """The share of the pairs that are augmented, and the share, among these, also made into control pairs."""
+    """The shares of all pairs that are augmented, and that also become control pairs."""
 
     augmented: float = AUGMENT_SHARE
     control: float = CONTROL_SHARE

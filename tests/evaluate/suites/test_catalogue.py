@@ -119,7 +119,7 @@ def test_the_command_prints_tables_or_json(
 
 def test_options_of_the_other_kind_of_evaluation_are_refused(tmp_path: Path) -> None:
     for words, message in (
-        ((), "name PAIRS or a --suite"),
+        ((), "give PAIRS or --suite"),
         (("pairs.jsonl", "--limit", "3"), "--limit needs --suite"),
         (("--suite", "rm-bench", "--slice", "a=b"), "a suite has its own subsets"),
     ):

@@ -72,3 +72,13 @@ def test_a_limit_counts_the_prompts_of_each_subset() -> None:
     kept = take_first(questions, 2)
     assert len(kept) == 8
     assert {question.group for question in kept} == {"p", "q"}
+
+
+def test_rows_that_cannot_be_read_are_reported_and_the_others_kept(tmp_path: Path) -> None:
+    first, *others = (json.dumps(row) for row in rm_bench_rows(1))
+    nameless = json.dumps({"question": "q", "domain": "chat", "prompt": "river?"})
+    source = tmp_path / "rows.jsonl"
+    source.write_text("\n".join([first, "{broken", nameless, *others]))
+    errors: list[DataError] = []
+    assert len(read_questions(str(source), "domain", errors.append)) == 1 + len(others)
+    assert [str(error).partition(": ")[0] for error in errors] == ["rows.jsonl:2", "rows.jsonl:3"]

@@ -27,8 +27,8 @@ from app.types import (
     Contribution,
     EncodedItem,
     Feature,
-    PassageShare,
     Score,
+    ScoredPassage,
     ScoredTurn,
     TokenCredit,
 )
@@ -48,7 +48,7 @@ def make_score(reward: float = 1.5, **changes: Any) -> Score:
         "baseline": 0.5, "length_correction": 0.125, "residual": 0.0, "steer": {"7": 2.0},
         "features": (CONTRIBUTION,), "clusters": (Cluster("refusals", 3, 0.25),),
         "tokens": (TokenCredit("no", 1.0),), "projections": NO_ACTIVATIONS, "activations": NO_ACTIVATIONS,
-        "contributions": np.zeros(0), "passages": (PassageShare(2, 6, "no", -1.0, 0.5, -0.75),),
+        "contributions": np.zeros(0), "passages": (ScoredPassage(2, 6, "no", -1.0, 0.5, -0.75),),
         "penalty": 0.0625, "parts": (CompositePart("beta", 0.5, 1.0, 0.5, 2.0),),
         "turns": (ScoredTurn(3, 0.5, 0.1, 0.25, 0.125, -0.25),),
     }  # fmt: skip
