@@ -24,8 +24,8 @@ MIN_PREFIX_TOKENS = 16
 Key = tuple[int, TokenIds]
 
 
-class PartlyReadItem(NamedTuple):
-    """An item's token ids; residuals are read from token `first_read` on, so these must be computed."""
+class PrefixQuery(NamedTuple):
+    """The token ids of an item. Residuals are needed from token `first_read` on: these are computed."""
 
     ids: TokenIds
     first_read: int
@@ -88,10 +88,10 @@ class PrefixCache:
         self._sorted_keys: list[Key] = []
         self._entries: OrderedDict[Key, Tensor] = OrderedDict()
 
-    def lookup(self, items: Sequence[PartlyReadItem], num_layers: int) -> PrefixCacheLookup:
+    def lookup(self, items: Sequence[PrefixQuery], num_layers: int) -> PrefixCacheLookup:
         """Find the longest cached prefix of each item for a forward pass of `num_layers` layers.
 
-        No prefix holds a token that is read in an item of the batch, even if it was found for another item.
+        Prefixes are cut before any token whose residual an item of the batch needs.
         """
         result = PrefixCacheLookup(num_layers)
         if self._max_bytes:
@@ -140,7 +140,7 @@ class PrefixCache:
 
 
 def _cut_at_read_tokens(
-    prefixes: Sequence[CachedPrefix], items: Sequence[PartlyReadItem]
+    prefixes: Sequence[CachedPrefix], items: Sequence[PrefixQuery]
 ) -> tuple[CachedPrefix, ...]:
     """Return the prefixes, each cut before the first of its tokens that an item reads, in token order."""
     by_ids = {prefix.ids: prefix for prefix in prefixes}

@@ -16,7 +16,7 @@ import torch
 from app.backbone.attention import RowIndices
 from app.backbone.backbone import Backbone, Residuals
 from app.backbone.packing import PackedBatch, TokenIds, pack
-from app.backbone.prefix_cache import PartlyReadItem, PrefixCache, PrefixCacheLookup
+from app.backbone.prefix_cache import PrefixCache, PrefixCacheLookup, PrefixQuery
 from app.backbone.tokenization import ChatTokenizer
 from app.errors import BundleError, InvalidInput, NonFiniteScore, NotFound
 from app.reward import explanations
@@ -201,7 +201,7 @@ class Engine:
         """Look up the prompts of the jobs in the prefix cache."""
         names = set().union(*(self._required_models(job) for job in jobs))
         depth = max(self.resolve_model(name)[0].card.layer for name in names)
-        items = [PartlyReadItem(job.encoded.ids, first_read_token(job)) for job in jobs]
+        items = [PrefixQuery(job.encoded.ids, first_read_token(job)) for job in jobs]
         return self.prefix_cache.lookup(items, depth)
 
     def _rows_to_store(self, prepared: PreparedBatch) -> dict[TokenIds, RowIndices]:

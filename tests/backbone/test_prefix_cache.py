@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from app.backbone.packing import TokenIds, pack
-from app.backbone.prefix_cache import MIN_PREFIX_TOKENS, CachedPrefix, PartlyReadItem, PrefixCache
+from app.backbone.prefix_cache import MIN_PREFIX_TOKENS, CachedPrefix, PrefixCache, PrefixQuery
 from app.reward import loading
 from app.reward.engine import Engine
 from app.settings import Settings
@@ -131,19 +131,19 @@ def test_no_prefix_holds_a_token_that_an_item_of_the_batch_reads() -> None:
     for ids in (first, other):
         store(cache, ids, 2)
     items = [
-        PartlyReadItem((*first, 50), 40), PartlyReadItem((*range(35), 77), 25), PartlyReadItem((9, 9), 0),
-        PartlyReadItem((*other, 50), 41),
+        PrefixQuery((*first, 50), 40), PrefixQuery((*range(35), 77), 25), PrefixQuery((9, 9), 0),
+        PrefixQuery((*other, 50), 41),
     ]  # fmt: skip
     prefixes = cache.lookup(items, 2).prefixes
     assert [prefix.ids for prefix in prefixes] == [first[:25], other]
     assert [prefix.kv.shape[1] for prefix in prefixes] == [25, 41]
-    assert not cache.lookup([*items, PartlyReadItem((*first, 1), 0)], 2).prefixes[:-1]
+    assert not cache.lookup([*items, PrefixQuery((*first, 1), 0)], 2).prefixes[:-1]
 
 
 def test_a_prompt_that_is_cached_but_read_is_not_stored_again() -> None:
     cache = PrefixCache(2**20)
     store(cache, tuple(range(40)), 2)
-    lookup = cache.lookup([PartlyReadItem(tuple(range(40)), 20)], 2)
+    lookup = cache.lookup([PrefixQuery(tuple(range(40)), 20)], 2)
     assert cache.find_missing(lookup, [tuple(range(40)), tuple(range(30))]) == {tuple(range(30))}
 
 
@@ -166,4 +166,4 @@ def store(cache: PrefixCache, ids: TokenIds, num_layers: int) -> None:
 
 
 def look_up(cache: PrefixCache, *prompts: TokenIds, num_layers: int = 2) -> tuple[CachedPrefix, ...]:
-    return cache.lookup([PartlyReadItem((*ids, -1), len(ids)) for ids in prompts], num_layers).prefixes
+    return cache.lookup([PrefixQuery((*ids, -1), len(ids)) for ids in prompts], num_layers).prefixes

@@ -1,7 +1,7 @@
 """Cheap attacks. Each takes a prompt and a rejected response and returns a changed response.
 
-Twelve change the surface of a response; ten insert texts that excuse it, lend it authority or hide it, in a
-wording that the random generator chooses. All but "empty" keep every sentence of the response. `keywords`
+Twelve change the surface of a response; ten insert refusals, disclaimers, claims of authority or padding,
+in a wording that the random generator chooses. All but "empty" keep every sentence of the response. `keywords`
 are words that the attacked model rewards most; only keyword stuffing uses them.
 """
 
@@ -88,7 +88,7 @@ def comply_then_disclaim(_prompt: str, answer: str, _keywords: Sequence[str], rn
 
 
 def refuse_between_sentences(_prompt: str, answer: str, _keywords: Sequence[str], rng: Random) -> str:
-    """Insert a refusal between any two sentences, or before and after a single sentence."""
+    """Insert a refusal between each two consecutive sentences, or before and after a single sentence."""
     first, *others = split_sentences(answer) or [answer]
     if not others:
         opening, closing = rng.sample(texts.SHORT_REFUSALS, 2)
