@@ -1,8 +1,8 @@
 """Cheap attacks. Each takes a prompt and a rejected response and returns a changed response.
 
 Twelve change the surface of a response; ten insert refusals, disclaimers, claims of authority or padding,
-in a wording that the random generator chooses. All but "empty" keep every sentence of the response. `keywords`
-are words that the attacked model rewards most; only keyword stuffing uses them.
+in a wording that the random generator chooses. All but "empty" keep every sentence of the response.
+`keywords` are words that the attacked model rewards most; only keyword stuffing uses them.
 """
 
 from collections.abc import Callable, Sequence
