@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from app.backbone.runtime.transfer import copy_to_device
 from app.types import FORBID_EXTRA, ScoredPassage
 
 STEPS_PER_WINDOW = 4
@@ -82,14 +84,16 @@ class Windows:
         """Number of responses."""
         return len(self.token_counts)
 
-    def pool(self, values: Tensor) -> Tensor:
-        """Return the mean of the rows of `values` (T, K) in each window, in float64, (W, K).
+    def pool_passages(self, values: Tensor) -> Tensor:
+        """Return the mean of the rows of `values` (T, K) in each passage, in float64, (W - B, K).
 
         Rows are summed up for each response by itself, so one with NaN does not change the others.
         """
         responses = torch.split(values.double(), list(self.token_counts))
         sums = torch.cat([_cumulate(rows) for rows in responses])
-        starts, ends = self.starts + self.response_index, self.ends + self.response_index
+        starts, ends = (
+            (edges + self.response_index)[self.num_responses :] for edges in (self.starts, self.ends)
+        )
         return (sums[ends] - sums[starts]) / (ends - starts)[:, None]
 
     def sum_by_response(self, weights: Tensor, values: Tensor) -> Tensor:
@@ -113,7 +117,7 @@ def build_windows(
         for index, count in enumerate(token_counts)
         for start, end in list_windows(count, lengths)
     ]
-    starts, ends, response_index = torch.tensor(spans, device=device).unbind(1)
+    starts, ends, response_index = copy_to_device(np.array(spans), device).unbind(1)
     return Windows(starts, ends, response_index, tuple(token_counts))
 
 

@@ -180,7 +180,7 @@ def _score_windows(
     windows = build_windows(lengths, model.card.passages, plain.device)
     x = plain
     if len(windows.starts) > len(lengths):
-        x = torch.cat([plain, model.head.standardise(windows.pool(projections)[len(lengths) :])])
+        x = torch.cat([plain, model.head.standardise(windows.pool_passages(projections))])
     steered = x * factors[windows.response_index]
     member_rewards = model.head.score_members(steered)
     weights = compute_window_weights(windows, member_rewards.mean(1), model.card.passages)

@@ -14,28 +14,13 @@ from app.types import Explain, Score, ScoreOptions
 from tests.support import tiny
 from tests.support.servers import open_client
 
-TOML = """
-[both]
-about = "alpha, and a little beta"
-weights = { alpha = 3, beta = 1 }
-
-[worst]
-mode = "worst"
-weights = { alpha = 1, beta = 1, gamma = 1 }
-
-[careful]
-mode = "cautious"
-penalty = 0.5
-weights = { alpha = 1, gamma = 1 }
-"""
-NAMES = ("both", "worst", "careful")
-ALL = ScoreOptions(NAMES, Explain.TOKENS, top_k=10**6, clusters=True, length_control=True)
+ALL = ScoreOptions(tiny.COMPOSITE_NAMES, Explain.TOKENS, top_k=10**6, clusters=True, length_control=True)
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     settings = tiny.build_models(tmp_path)
-    (settings.models_dir / "composites.toml").write_text(TOML)
+    (settings.models_dir / "composites.toml").write_text(tiny.COMPOSITES)
     return settings
 
 
@@ -96,7 +81,9 @@ def test_cautious_mode_subtracts_uncertainty(engine: Engine) -> None:
 
 
 def test_margin_features_sum_unless_the_models_differ(engine: Engine) -> None:
-    (a, worst, _), (b, _, _) = tiny.score_items(engine, tiny.random_items(2), ScoreOptions(NAMES))
+    (a, worst, _), (b, _, _) = tiny.score_items(
+        engine, tiny.random_items(2), ScoreOptions(tiny.COMPOSITE_NAMES)
+    )
     margin = sum(feature.contribution for feature in engine.explain_margin(a, b, 10**6))
     assert margin == pytest.approx(a.reward - b.reward, abs=1e-9)
     reordered = replace(worst, parts=worst.parts[1:] + worst.parts[:1])

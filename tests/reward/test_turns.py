@@ -24,27 +24,13 @@ from tests.support import tiny
 TURNS = ScoreOptions(tuple(tiny.MODELS), Explain.TURNS, top_k=tiny.K)
 FEATURES = replace(TURNS, explain=Explain.FEATURES)
 TOLERANCE = 1e-5
-COMPOSITES = """
-[both]
-weights = { alpha = 3, beta = 1 }
-
-[worst]
-mode = "worst"
-weights = { alpha = 1, beta = 1, gamma = 1 }
-
-[careful]
-mode = "cautious"
-penalty = 0.5
-weights = { alpha = 1, gamma = 1 }
-"""
-COMPOSITE_NAMES = ("both", "worst", "careful")
 
 
 @pytest.fixture(scope="module", params=tiny.ARCHITECTURES)
 def settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Settings of a models folder for each architecture."""
     settings = tiny.build_models(tmp_path_factory.mktemp(request.param), request.param)
-    (settings.models_dir / "composites.toml").write_text(COMPOSITES)
+    (settings.models_dir / "composites.toml").write_text(tiny.COMPOSITES)
     return settings
 
 
@@ -98,8 +84,10 @@ OPTIONS: dict[str, Callable[[Engine], ScoreOptions]] = {
     "plain": lambda _: FEATURES,
     "length control": lambda _: replace(FEATURES, length_control=True),
     "steering": lambda engine: replace(FEATURES, steer=latents_of(engine)),
-    "composites": lambda _: replace(FEATURES, models=COMPOSITE_NAMES),
-    "composites, length control": lambda _: replace(FEATURES, models=COMPOSITE_NAMES, length_control=True),
+    "composites": lambda _: replace(FEATURES, models=tiny.COMPOSITE_NAMES),
+    "composites, length control": lambda _: replace(
+        FEATURES, models=tiny.COMPOSITE_NAMES, length_control=True
+    ),
 }
 
 
@@ -143,8 +131,8 @@ def test_turns_do_not_depend_on_the_batch(engine: Engine) -> None:
     alone = [turn_rewards(score(engine, [item])[0]) for item in items]
     engine.prefix_cache = PrefixCache(0)
     together = [turn_rewards(scores) for scores in score(engine, items)]
-    for expected, found in zip(alone, together, strict=True):
-        assert np.allclose(found, expected, atol=TOLERANCE)
+    for expected, in_batch in zip(alone, together, strict=True):
+        assert np.allclose(in_batch, expected, atol=TOLERANCE)
 
 
 def test_turns_are_computed_once_for_responses_to_one_conversation(engine: Engine) -> None:
@@ -184,10 +172,10 @@ def test_jobs_with_and_without_turns_share_a_batch_and_the_cache(engine: Engine,
         items = [replace(item, response=rng.choice(tiny.WORDS)) for item in conversations]
         items += [rng.choice(cut_conversations(item)) for item in items]
         jobs = [ScoreJob(item, rng.choice([TURNS, FEATURES])) for item in engine.encode(items)]
-        for found, expected in zip(engine.score(jobs), uncached.score(jobs), strict=True):
-            assert isinstance(found, ScoredItem)
+        for from_cache, expected in zip(engine.score(jobs), uncached.score(jobs), strict=True):
+            assert isinstance(from_cache, ScoredItem)
             assert isinstance(expected, ScoredItem)
-            for cached, computed in zip(found.scores, expected.scores, strict=True):
+            for cached, computed in zip(from_cache.scores, expected.scores, strict=True):
                 assert cached.reward == pytest.approx(computed.reward, abs=TOLERANCE)
                 assert turn_rewards((cached,)) == [
                     pytest.approx(rewards, abs=TOLERANCE) for rewards in turn_rewards((computed,))
@@ -213,9 +201,9 @@ def test_the_attention_and_the_graphs_of_a_gpu_give_turns_the_same_rewards(engin
     engine.backbone.cuda_graphs = CudaGraphRunner(engine.backbone.layers, engine.backbone.embed)
     with_graphs = [turn_rewards(scores) for scores in score(engine, items)]
     assert engine.backbone.cuda_graphs.captured_sizes
-    for one, other, third in zip(expected, with_flex_attention, with_graphs, strict=True):
-        assert np.allclose(one, other, atol=TOLERANCE)
-        assert np.allclose(one, third, atol=TOLERANCE)
+    for plain, with_flex, with_graph in zip(expected, with_flex_attention, with_graphs, strict=True):
+        assert np.allclose(plain, with_flex, atol=TOLERANCE)
+        assert np.allclose(plain, with_graph, atol=TOLERANCE)
 
 
 def test_turns_that_truncation_has_cut_are_left_out(engine: Engine) -> None:

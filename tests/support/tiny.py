@@ -66,6 +66,21 @@ MODELS = {
 }
 PASSAGES = {"delta": PassageReading((4, 8), PassageWeighting.WORST, sharpness=2.0, share=0.7)}
 """How models read passages; the others read the whole response only."""
+COMPOSITES = """
+[both]
+about = "alpha, and a little beta"
+weights = { alpha = 3, beta = 1 }
+
+[worst]
+mode = "worst"
+weights = { alpha = 1, beta = 1, gamma = 1 }
+
+[careful]
+mode = "cautious"
+penalty = 0.5
+weights = { alpha = 1, gamma = 1 }
+"""
+COMPOSITE_NAMES = ("both", "worst", "careful")
 WORDS = [
     "river",
     "stone",
