@@ -15,7 +15,6 @@ FloatArray = NDArray[np.float32]
 DoubleArray = NDArray[np.float64]
 FORBID_EXTRA = {"extra": "forbid"}
 """Pydantic config of dataclasses that are read from files: unknown keys are errors."""
-
 MIN_AGREEMENT = 0.8
 """Minimum AUROC at which a feature's projection counts as a predictor of its latent's firing."""
 
@@ -40,6 +39,20 @@ class Pooling(StrEnum):
     END = "end"
 
 
+class SaeInput(StrEnum):
+    """What an SAE encodes: the residual of each token, or the pooled residual of a response."""
+
+    TOKENS = "tokens"
+    RESPONSES = "responses"
+
+
+class HeadKind(StrEnum):
+    """Whether a head is an ensemble of ReLU networks or of linear functions."""
+
+    NETWORK = "network"
+    LINEAR = "linear"
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation."""
@@ -58,11 +71,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A preference pair: a conversation, the preferred response and the rejected one.
-
-    Pairs with the same `group` share a prompt. `attributes` holds the other fields of the row, so that
-    results can be split by them.
-    """
+    """A preference pair. Pairs of one `group` share a prompt; `attributes` are the row's other fields."""
 
     messages: tuple[Message, ...]
     chosen: str

@@ -8,7 +8,6 @@ import typer
 from rich.console import Console
 
 from app.cli.common import (
-    DEFAULT_SAE,
     PAIRS_HELP,
     BadRowPolicy,
     console,
@@ -52,7 +51,6 @@ RefreshOption = Annotated[
 KnownPairsOption = Annotated[
     str | None, typer.Option("--known-pairs", help="With --refresh: the pairs the model was trained on.")
 ]
-RefreshSaeOption = Annotated[Path, typer.Option(help="With --refresh: folder of the model's SAE.")]
 
 
 @app.command()
@@ -72,7 +70,6 @@ def align(
     assignments: SetOption = None,
     refresh: RefreshOption = None,
     known_pairs: KnownPairsOption = None,
-    sae: RefreshSaeOption = DEFAULT_SAE,
     url: UrlOption = None,
     key: KeyOption = None,
 ) -> None:
@@ -93,7 +90,7 @@ def align(
 
     config = read_config(config_file, **options)
     with show_progress() as progress:
-        on_round_end = _make_refresher(config.model, known_pairs, refresh, sae, url, key, progress)
+        on_round_end = _make_refresher(config.model, known_pairs, refresh, url, key, progress)
         run_alignment(config, out, load_settings(), progress, on_round_end=on_round_end, url=url, key=key)
     Console().print((out / "report.md").read_text(), highlight=False, markup=False)
 
@@ -104,7 +101,6 @@ def refit(
     known: Annotated[str, typer.Argument(metavar="KNOWN", help="The pairs the model was trained on.")],
     new: Annotated[str, typer.Argument(metavar="NEW", help=PAIRS_HELP)],
     data_license: Annotated[str, typer.Option("--license", help="License of the new pairs.")] = "not stated",
-    sae: Annotated[Path, typer.Option(help="Folder of the SAE the model was made from.")] = DEFAULT_SAE,
     bad: Annotated[
         BadRowPolicy, typer.Option(help="What to do about rows that cannot be parsed.")
     ] = BadRowPolicy.STOP,
@@ -116,7 +112,7 @@ def refit(
     With --url, a server that uses the same models folder reloads the model.
     """
     with show_progress() as progress:
-        _refit(model, known, new, data_license, sae, bad, progress)
+        _refit(model, known, new, data_license, bad, progress)
         if url:
             reload_model(url, key, model)
     console.print(
@@ -126,7 +122,7 @@ def refit(
 
 
 def _refit(
-    model: str, known: str, new: str, data_license: str, sae: Path, bad: BadRowPolicy, progress: Progress
+    model: str, known: str, new: str, data_license: str, bad: BadRowPolicy, progress: Progress
 ) -> None:
     from app.data.pairs import read_pairs, source_sha256
     from app.evaluate.suites.limitation_pairs import FOLDER, read_limitations
@@ -136,7 +132,7 @@ def _refit(
     known_pairs, new_pairs = (read_pairs(source, bad.error_handler) for source in (known, new))
     data = TrainingData(Path(new).name, source_sha256(new), len(new_pairs), data_license)
     refit.refit(
-        model, known_pairs, new_pairs, data, sae=sae, settings=load_settings(), progress=progress,
+        model, known_pairs, new_pairs, data, settings=load_settings(), progress=progress,
         limitations=read_limitations(FOLDER),
     )  # fmt: skip
 
@@ -145,7 +141,6 @@ def _make_refresher(
     model: str,
     known: str | None,
     new: str | None,
-    sae: Path,
     url: str | None,
     key: str | None,
     progress: Progress,
@@ -162,7 +157,7 @@ def _make_refresher(
     def refit_if_changed(_: int) -> None:
         digest = source_sha256(new)
         if digest not in refitted_digests:
-            _refit(model, known, new, "not stated", sae, BadRowPolicy.STOP, progress)
+            _refit(model, known, new, "not stated", BadRowPolicy.STOP, progress)
             refitted_digests.add(digest)
             if url:
                 reload_model(url, key, model)

@@ -11,7 +11,6 @@ from rich.table import Column, Table
 
 from app.cli.common import (
     DEFAULT_BACKBONE,
-    DEFAULT_SAE,
     PAIRS_HELP,
     BadRowPolicy,
     console,
@@ -19,7 +18,7 @@ from app.cli.common import (
     require_extra,
     show_progress,
 )
-from app.types import Pooling
+from app.types import HeadKind, Pooling, SaeInput
 
 app = typer.Typer()
 sae = typer.Typer(help="Sparse autoencoders of a backbone.", no_args_is_help=True)
@@ -29,7 +28,44 @@ RecipeOption = Annotated[
     str | None, typer.Option(help="Backbone and SAE by name (`sparserm recipes`), or a .toml file.")
 ]
 SaeOption = Annotated[
-    Path, typer.Option(help="Without a recipe: folder of an SAE made by `sparserm sae train`.")
+    Path | None,
+    typer.Option(help="Make features of tokens with the SAE in this folder, made by `sparserm sae train`."),
+]
+BackboneOption = Annotated[
+    str, typer.Option(help="Backbone by name, folder or org/name@commit, without --recipe and --sae.")
+]
+LayerOption = Annotated[
+    int, typer.Option(min=1, help="Read the residual stream after this many layers, as --backbone.")
+]
+LatentsOption = Annotated[int, typer.Option(min=2, help="Latents of the SAE of responses.")]
+FeaturesOption = Annotated[
+    SaeInput | None,
+    typer.Option(
+        "--features",
+        help="Features of whole responses, from an SAE that is trained on the pairs, or of tokens, from the "
+        "SAE of --sae or --recipe. By default tokens if one of these is given.",
+    ),
+]
+HeadOption = Annotated[
+    HeadKind | None,
+    typer.Option("--head", help="By default linear for features of responses, network for those of tokens."),
+]
+NoPassagesOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-passages",
+        help="Read the response only as a whole. By default cross-validation chooses whether windows of it "
+        "are read, too, which makes insertions less effective.",
+    ),
+]
+LengthControlOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Linear heads: share of the effect of length on preferences that is kept out of the reward. By "
+        "default the most that costs at most .005 accuracy in cross-validation.",
+    ),
 ]
 PoolingOption = Annotated[
     Pooling, typer.Option("--readout", help="Which token positions of a response are pooled.")
@@ -62,42 +98,49 @@ BadRowOption = Annotated[BadRowPolicy, typer.Option(help="What to do about rows 
 @app.command()
 def train(
     pairs: Annotated[str, typer.Argument(help=PAIRS_HELP)],
+    *,
     task: Annotated[str, typer.Option(help="Name of the model.")],
     recipe: RecipeOption = None,
-    sae: SaeOption = DEFAULT_SAE,
+    sae: SaeOption = None,
+    backbone: BackboneOption = DEFAULT_BACKBONE,
+    layer: LayerOption = 18,
+    features: FeaturesOption = None,
+    latents: LatentsOption = 128,
     test: Annotated[str | None, typer.Option(help="Pairs to measure on; never trained on.")] = None,
     data_license: Annotated[str, typer.Option("--license", help="License of the pairs.")] = "not stated",
     pooling: PoolingOption = Pooling.MEAN,
-    k: Annotated[int, typer.Option(min=1, help="Directions of each sign.")] = 128,
+    k: Annotated[int, typer.Option(min=1, help="Directions of each sign.")] = 32,
+    head: HeadOption = None,
     heads: Annotated[int, typer.Option(min=1, max=64, help="Heads in the ensemble.")] = 8,
     limit: Annotated[int, typer.Option(min=0, help="Maximum number of training pairs; 0 uses all.")] = 1000,
     augment: AugmentOption = 0.5,
     control: ControlOption = 0.25,
+    no_passages: NoPassagesOption = False,
+    length_control: LengthControlOption = None,
     slices: SliceOption = None,
     bad: BadRowOption = BadRowPolicy.STOP,
     seed: int = 0,
 ) -> None:
     """Train a reward model on preference pairs, write its bundle and report; a killed run resumes."""
     require_extra("train")
-    from app.evaluate.suites import limitation_pairs
-    from app.train import jobs, recipes
-    from app.train.augmentation.pairs import AugmentationShares
-    from app.train.head import training
+    from app.train import jobs
 
     settings = load_settings()
-    source = recipes.find_recipe(recipe, settings.models_dir) if recipe else sae
+    source = jobs.find_source(recipe, sae, features, jobs.BackboneLayer(backbone, layer), settings)
     config = jobs.build_training_config(
-        task, pairs, test, data_license=data_license, sae=source, on_bad_row=bad.error_handler,
-        pooling=pooling, k=k, max_pairs=limit, slices=tuple(slices or ()),
-        augmentation=AugmentationShares(augment, control),
-        limitations=limitation_pairs.read_limitations(limitation_pairs.FOLDER),
-        head=training.HeadTrainingConfig(heads=heads, seed=seed),
+        task, pairs, test, data_license=data_license, source=source, on_bad_row=bad.error_handler,
+        pooling=pooling, k=k, max_pairs=limit, slices=tuple(slices or ()), choose_passages=not no_passages,
+        head=jobs.build_head_config(source, head, heads, length_control, seed),
+        **jobs.build_data_choices(augment, control, latents, seed),
     )  # fmt: skip
     with show_progress() as progress:
-        model = jobs.train_and_save(config, source, settings, progress)
-    report = (settings.models_dir / task / "report.md").read_text()
-    console.print(report, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{model.card.name} is in {settings.models_dir / task}", highlight=False)
+        jobs.train_and_save(config, source, settings, progress)
+    _print_report(settings.models_dir / task)
+
+
+def _print_report(folder: Path) -> None:
+    console.print((folder / "report.md").read_text(), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{folder.name} is in {folder}", highlight=False)
 
 
 @app.command("recipes")

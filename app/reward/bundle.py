@@ -22,7 +22,7 @@ from app.reward.calibration import Calibration
 from app.reward.directions import Dictionary
 from app.reward.head import Head
 from app.reward.reward_model import READABLE_SCHEMAS, ModelCard, Probe, RewardModel
-from app.types import Feature, Pooling, Profile
+from app.types import Feature, HeadKind, Pooling, Profile
 
 MAX_STEERING_FACTOR = 1000.0
 MAX_DIMENSION = 1 << 20
@@ -121,7 +121,7 @@ def _expected_shapes(card: ModelCard) -> dict[str, TensorShape]:
 
 
 def _save_weights(model: RewardModel, file: Path) -> None:
-    """Write all tensors of a model in single precision; head.w1, the largest, in half precision."""
+    """Write all tensors of a model in single precision; those of a network's head.w1 in half precision."""
     tensors = {
         **{f"sae.{name}": getattr(model.dictionary, name) for name in DICTIONARY_TENSORS},
         **{f"head.{name}": getattr(model.head, name) for name in HEAD_TENSORS},
@@ -130,9 +130,10 @@ def _save_weights(model: RewardModel, file: Path) -> None:
             for name, attribute in CALIBRATION_TENSORS.items()
         },
     }
+    has_large_w1 = model.head.kind is HeadKind.NETWORK
     save_file(
         {
-            name: tensor.to(torch.half if name == "head.w1" else torch.float).contiguous()
+            name: tensor.to(torch.half if name == "head.w1" and has_large_w1 else torch.float).contiguous()
             for name, tensor in tensors.items()
         },
         file,
@@ -153,7 +154,8 @@ def _load_weights(file: Path, card: ModelCard) -> tuple[Dictionary, Head, Calibr
     cpu = torch.device("cpu")
     encoder, bias, threshold, directions = (tensors[f"sae.{name}"].float() for name in DICTIONARY_TENSORS)
     dictionary = Dictionary(encoder, bias, threshold, directions, card.sae_length)
-    head = Head(*(tensors[f"head.{name}"] for name in HEAD_TENSORS)).to(cpu)
+    center, scale, w1, b1, w2, b2 = (tensors[f"head.{name}"] for name in HEAD_TENSORS)
+    head = Head(center, scale, w1, b1, w2, b2, card.head_kind).to(cpu)
     tables = {attribute: tensors[f"calibration.{name}"] for name, attribute in CALIBRATION_TENSORS.items()}
     return dictionary, head, Calibration(card.temperature, **tables).to(cpu)
 

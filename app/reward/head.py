@@ -1,4 +1,4 @@
-"""The trained head: an ensemble of one-hidden-layer ReLU networks, stored as batched tensors.
+"""The trained head: an ensemble of linear functions or one-hidden-layer networks, as batched tensors.
 
 All computations are in float64: it costs nothing next to the backbone, and contributions
 then sum to the reward.
@@ -9,13 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from app.types import HeadKind
+
 MIN_PREACTIVATION_CHANGE = 1e-12
 """Below this change of a hidden unit's input, its slope is the derivative, not a difference quotient."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """E networks K → H → 1 over standardised projections. The reward is the mean of their outputs."""
+    """E networks K → H → 1 over standardised projections. The reward is the mean of their outputs.
+
+    The hidden units of a linear head have no ReLU; it needs one.
+    """
 
     center: Tensor
     scale: Tensor
@@ -23,11 +28,13 @@ class Head:
     b1: Tensor
     w2: Tensor
     b2: Tensor
+    kind: HeadKind = HeadKind.NETWORK
 
     def to(self, device: torch.device) -> "Head":
         """Return the head in float64 on another device."""
         tensors = (self.center, self.scale, self.w1, self.b1, self.w2, self.b2)
-        return Head(*(tensor.to(device, torch.float64) for tensor in tensors))
+        center, scale, w1, b1, w2, b2 = (tensor.to(device, torch.float64) for tensor in tensors)
+        return Head(center, scale, w1, b1, w2, b2, self.kind)
 
     def standardise(self, projections: Tensor) -> Tensor:
         """Scale projections to training mean 0 and standard deviation 1. The baseline is the origin."""
@@ -35,7 +42,7 @@ class Head:
 
     def score_members(self, x: Tensor) -> Tensor:
         """Return the reward of each network: standardised projections (B, K) → (B, E)."""
-        return torch.einsum("beh,eh->be", self._hidden_inputs(x).relu(), self.w2) + self.b2
+        return torch.einsum("beh,eh->be", self._activate(self._hidden_inputs(x)), self.w2) + self.b2
 
     def compute_contributions(self, x: Tensor, origin: Tensor) -> Tensor:
         """Return each direction's exact share of reward(x) - reward(origin), (B, K), mean of all networks.
@@ -47,8 +54,8 @@ class Head:
         change = after - before
         slope = torch.where(
             change.abs() > MIN_PREACTIVATION_CHANGE,
-            (after.relu() - before.relu()) / change,
-            (after > 0).to(change.dtype),
+            (self._activate(after) - self._activate(before)) / change,
+            (after > 0).to(change.dtype) if self.kind is HeadKind.NETWORK else 1.0,
         )
         gradient = torch.einsum("beh,eh,ehk->bk", slope, self.w2, self.w1) / len(self.b2)
         return (x - origin) * gradient
@@ -61,3 +68,6 @@ class Head:
     def _hidden_inputs(self, x: Tensor) -> Tensor:
         """Return the inputs of the hidden units before the ReLU, (B, E, H)."""
         return torch.einsum("bk,ehk->beh", x, self.w1) + self.b1
+
+    def _activate(self, inputs: Tensor) -> Tensor:
+        return inputs.relu() if self.kind is HeadKind.NETWORK else inputs

@@ -102,16 +102,13 @@ class Windows:
         return sums.index_add_(0, self.response_index, values * weights[:, None])
 
 
-def build_windows(
-    token_counts: Sequence[int], reading: PassageReading | None, device: torch.device
-) -> Windows:
-    """Return the whole responses and, if passages are read, their windows.
+def build_windows(token_counts: Sequence[int], lengths: Sequence[int], device: torch.device) -> Windows:
+    """Return the whole responses and their windows of some lengths.
 
     `token_counts` are the pooled tokens of each response; the responses are concatenated.
     """
     offsets = list(accumulate(token_counts, initial=0))
     spans = [(start, end, index) for index, (start, end) in enumerate(pairwise(offsets))]
-    lengths = reading.lengths if reading else ()
     spans += [
         (offsets[index] + start, offsets[index] + end, index)
         for index, count in enumerate(token_counts)

@@ -12,12 +12,15 @@ from app.reward.calibration import Calibration
 from app.reward.directions import Dictionary
 from app.reward.head import Head
 from app.reward.passages import PassageReading
-from app.types import FORBID_EXTRA, Feature, Item, Pooling, Profile
+from app.types import FORBID_EXTRA, Feature, HeadKind, Item, Pooling, Profile, SaeInput
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Version of the bundle format that this code writes."""
-READABLE_SCHEMAS = (2, 3)
-"""Versions of the bundle format that this code reads. Version 3 added `passages`."""
+READABLE_SCHEMAS = (2, 3, 4)
+"""Versions of the bundle format that this code reads.
+
+Version 3 added `passages`, version 4 `sae_input` and `head_kind`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,8 @@ class ModelCard:
     versions: dict[str, str]
     sae_length: float = 0.0
     passages: PassageReading | None = None
+    sae_input: SaeInput = SaeInput.TOKENS
+    head_kind: HeadKind = HeadKind.NETWORK
     schema: int = SCHEMA_VERSION
 
 
@@ -98,6 +103,11 @@ class RewardModel:
         index_by_latent = {feature.latent: index for index, feature in enumerate(self.features)}
         object.__setattr__(self, "index_by_latent", index_by_latent)
         object.__setattr__(self, "clusters", clusters)
+
+    @property
+    def num_selected(self) -> int:
+        """Number of directions that were selected; one may stand for all that were not, and has sign 0."""
+        return sum(feature.sign != 0 for feature in self.features)
 
     @property
     def projection_deciles(self) -> Tensor:

@@ -30,6 +30,7 @@ from app.types import (
     Explain,
     Pooling,
     Profile,
+    SaeInput,
     Score,
     ScoredPassage,
     ScoredTurn,
@@ -153,8 +154,8 @@ def pool_turns(model: RewardModel, residuals: Residuals, turns: Sequence[PackedT
     rows = [packed.pooled_rows(model.card.readout, turn) for packed, turn, _ in turns]
     pooled_residuals, lengths = residuals.at(np.concatenate(rows)), [len(turn_rows) for turn_rows in rows]
     projections = model.dictionary.project(pooled_residuals)
-    activations = model.dictionary.encode(pooled_residuals)
-    features = ResponseFeatures(mean_pool(projections, lengths), mean_pool(activations, lengths))
+    activations = _encode(model, pooled_residuals, lengths)
+    features = ResponseFeatures(mean_pool(projections, lengths), activations)
     profiles = [profile for _, _, profile in turns]
     plain = model.head.standardise(features.projections)
     factors = explanations.build_steering_factors(model, profiles).to(plain.device)
@@ -169,6 +170,13 @@ def pool_turns(model: RewardModel, residuals: Residuals, turns: Sequence[PackedT
     return PooledTurns(features, numbers, scored_windows)
 
 
+def _encode(model: RewardModel, residuals: Tensor, lengths: list[int]) -> Tensor:
+    """Return the activations of each turn, (B, K), from the residuals (T, D) of all turns' pooled tokens."""
+    if model.card.sae_input is SaeInput.RESPONSES:
+        return model.dictionary.encode(mean_pool(residuals, lengths))
+    return mean_pool(model.dictionary.encode(residuals), lengths)
+
+
 def _score_windows(
     model: RewardModel, plain: Tensor, projections: Tensor, lengths: list[int], factors: Tensor
 ) -> ScoredWindows:
@@ -177,13 +185,14 @@ def _score_windows(
     `plain` (B, K) are the standardised projections of the whole turns, `projections` (T, K) the projections
     of their tokens, concatenated and not standardised; `factors` (B, K) steer them.
     """
-    windows = build_windows(lengths, model.card.passages, plain.device)
+    reading = model.card.passages
+    windows = build_windows(lengths, reading.lengths if reading else (), plain.device)
     x = plain
     if len(windows.starts) > len(lengths):
         x = torch.cat([plain, model.head.standardise(windows.pool_passages(projections))])
     steered = x * factors[windows.response_index]
     member_rewards = model.head.score_members(steered)
-    weights = compute_window_weights(windows, member_rewards.mean(1), model.card.passages)
+    weights = compute_window_weights(windows, member_rewards.mean(1), reading)
     return ScoredWindows(windows, weights, steered, member_rewards)
 
 

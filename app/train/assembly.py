@@ -9,13 +9,13 @@ import torch
 
 from app.errors import NonFiniteScore
 from app.reward.engine import Engine
-from app.reward.head import Head
 from app.reward.reward_model import ModelCard, Probe, RewardModel, TrainingData
 from app.train.features import FeatureExtractor
-from app.train.head.training import HeadTrainingConfig
+from app.train.head.network import NetworkHeadConfig
 from app.train.limitations import summarise_limitations
-from app.train.selection import Selection
-from app.types import Explain, Feature, Item, Message, Pooling, ScoreJob, ScoreOptions
+from app.train.selection import LatentSource, Selection
+from app.train.steps import TrainedHead
+from app.types import Explain, Feature, Item, Message, ScoreJob, ScoreOptions
 
 PROBES = (
     ("What is the capital of France?", "The capital of France is Paris."),
@@ -24,6 +24,10 @@ PROBES = (
     ("Write one sentence about autumn.", "Autumn turns the hills copper and the mornings quiet."),
 )
 """Prompts and responses whose rewards are stored in the bundle and recomputed when it is loaded."""
+LINEAR_LOSS = "bradley-terry"
+"""Loss of linear heads, as the card calls it."""
+REMAINDER_LABEL = "the rest of the response"
+"""Label of the direction that merges all directions that were not selected."""
 TEST_METRICS = ("accuracy", "ci_low", "ci_high", "n", "ece")
 VERSIONED_PACKAGES = ("sparserm", "torch", "transformers", "sae-lens")
 
@@ -32,14 +36,15 @@ def build_model_card(
     name: str,
     data: TrainingData,
     extractor: FeatureExtractor,
-    head: Head,
+    trained: TrainedHead,
     *,
-    pooling: Pooling,
+    source: LatentSource,
     sae_name: str,
-    config: HeadTrainingConfig,
+    sae_sha256: str,
     temperature: float,
 ) -> ModelCard:
     """Return the card of a new model; its metrics are filled in by the evaluation."""
+    config, head = trained.config, trained.reward_function.head
     return ModelCard(
         name=name,
         task=name,
@@ -47,20 +52,23 @@ def build_model_card(
         backbone_digest=extractor.backbone.digest,
         template_sha256=extractor.tokenizer.template_sha256,
         layer=extractor.layer,
-        readout=pooling,
+        readout=source.pooling,
         directions=len(head.center),
         heads=config.heads,
-        hidden=config.hidden,
-        loss=config.loss,
+        hidden=head.w1.shape[1],
+        loss=config.loss if isinstance(config, NetworkHeadConfig) else LINEAR_LOSS,
         sae=sae_name,
-        sae_sha256=extractor.sae_sha256,
-        sae_length=extractor.dictionary.input_norm,
+        sae_sha256=sae_sha256,
+        sae_length=source.dictionary.input_norm,
         data=(data,),
         use=describe_permitted_use(data, "see the license of the data"),
         temperature=temperature,
         metrics={},
         trained_parameters=head.num_parameters,
         versions={package: version(package) for package in VERSIONED_PACKAGES},
+        passages=trained.reward_function.passages,
+        sae_input=source.sae_input,
+        head_kind=head.kind,
     )
 
 
@@ -83,6 +91,11 @@ def describe_features(selection: Selection) -> tuple[Feature, ...]:
         Feature(latent, int(sign), difference=round(difference, 5), stability=round(stability, 3))
         for latent, sign, difference, stability in zip(*(t.tolist() for t in evidence), strict=True)
     )
+
+
+def describe_remainder(latent: int) -> Feature:
+    """Return the feature of the merged directions that were not selected; `latent` is an unused number."""
+    return Feature(latent, 0, label=REMAINDER_LABEL)
 
 
 def summarise_names(features: tuple[Feature, ...]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Each response is cached under its own key, so runs that have responses in common
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from app.backbone.packing import pack, split_into_batches
 from app.backbone.tokenization import ChatTokenizer
 from app.reward.directions import Dictionary
 from app.train.feature_cache import TensorCache, Tensors
+from app.train.passage_features import summarise_passages
 from app.types import EncodedItem, Item, Pooling
 
 MAX_BATCH_TOKENS = 4096
@@ -30,17 +31,22 @@ CachedRow = tuple[str, str, Tensors]
 
 @dataclass(frozen=True, slots=True)
 class FeatureExtractor:
-    """A backbone, the layers that are extracted, and the dictionary that encodes the first of them."""
+    """A backbone, the layers that are extracted, and the SAE of single tokens that encodes the first of them.
+
+    Without a token SAE, `dictionary` is None and no latents are extracted. With `passages`, the first layer
+    is also extracted by passage.
+    """
 
     backbone: Backbone
     tokenizer: ChatTokenizer
     layers: tuple[int, ...]
-    dictionary: Dictionary
-    sae_sha256: str
+    dictionary: Dictionary | None = None
+    sae_sha256: str = ""
+    passages: bool = False
 
     @property
     def layer(self) -> int:
-        """The layer that the dictionary encodes."""
+        """The layer that is read, and that the token SAE encodes."""
         return self.layers[0]
 
     @property
@@ -53,7 +59,10 @@ class FeatureExtractor:
             str(self.backbone.dtype),
         )
         sources = {f"residuals.{layer}": str(layer) for layer in self.layers}
-        sources["latents"] = f"{self.layer}/{self.sae_sha256}"
+        if self.dictionary:
+            sources["latents"] = f"{self.layer}/{self.sae_sha256}"
+        if self.passages:
+            sources["passages"] = f"{self.layer}/passages"
         return {
             name: hashlib.sha256("/".join((*frozen, *source.split("/"))).encode()).hexdigest()[:24]
             for name, source in sources.items()
@@ -66,7 +75,8 @@ class PairFeatures:
 
     `response_index` is (N, 2), chosen first, or (N, M) for other rows of responses. `token_counts` is (U).
     `residuals[layer]` is (U, 3, D), one vector for each Pooling. `latents` holds for each response and
-    pooling which latents fired, on what share of the pooled tokens, and their mean activation.
+    pooling which latents fired, on what share of the pooled tokens, and their mean activation; `passages`
+    holds each response's residuals by passage. Either is empty if it was not extracted.
     """
 
     response_index: Tensor
@@ -74,6 +84,7 @@ class PairFeatures:
     residuals: dict[int, Tensor]
     latents: list[dict[str, Tensor]]
     num_latents: int
+    passages: list[dict[str, Tensor]] = field(default_factory=list)
 
     def pooled_residuals(self, layer: int, pooling: Pooling) -> Tensor:
         """Return the pooled residuals of each pair's responses, (N, 2, D)."""
@@ -99,8 +110,9 @@ class PairFeatures:
     def subset(self, rows: Sequence[int]) -> "PairFeatures":
         """Return the features of some of the pairs, by index."""
         return PairFeatures(
-            self.response_index[list(rows)], self.token_counts, self.residuals, self.latents, self.num_latents
-        )
+            self.response_index[list(rows)], self.token_counts, self.residuals, self.latents,
+            self.num_latents, self.passages,
+        )  # fmt: skip
 
     def replace_responses(
         self, rows: Sequence[int], replacements: Tensor, others: "PairFeatures"
@@ -120,6 +132,7 @@ class PairFeatures:
             },
             self.latents + others.latents,
             self.num_latents,
+            self.passages + others.passages,
         )
 
     def _to_dense(self, name: str, pooling: Pooling) -> Tensor:
@@ -176,8 +189,9 @@ def _collect_features(
             layer: torch.stack([response[f"residuals.{layer}"]["pooled"] for response in responses])
             for layer in extractor.layers
         },
-        latents=[response["latents"] for response in responses],
-        num_latents=len(extractor.dictionary.bias),
+        latents=[response["latents"] for response in responses if "latents" in response],
+        num_latents=len(extractor.dictionary.bias) if extractor.dictionary else 0,
+        passages=[response["passages"] for response in responses if "passages" in response],
     )
 
 
@@ -188,14 +202,16 @@ def _compute_features(
     packed = pack([item.ids for item in encoded])
     layers = [layer for layer in extractor.layers if f"residuals.{layer}" in missing]
     rows = [packed.rows(i, item.response_start, item.response_end + 1) for i, item in enumerate(encoded)]
-    needed = {*layers, *([extractor.layer] if "latents" in missing else [])}
+    needed = {*layers, *([extractor.layer] if missing & {"latents", "passages"} else [])}
     residuals = extractor.backbone.residuals(packed, dict.fromkeys(needed, np.concatenate(rows)))
     for item, key, item_rows in zip(encoded, keys, rows, strict=True):
         for layer in layers:
             pooled = _pool(residuals[layer].at(item_rows)).cpu()
             tokens = torch.tensor(item.response_end - item.response_start)
             yield f"residuals.{layer}", key, {"pooled": pooled, "tokens": tokens}
-        if "latents" in missing:
+        if "passages" in missing:
+            yield "passages", key, summarise_passages(residuals[extractor.layer].at(item_rows[:-1]))
+        if "latents" in missing and extractor.dictionary:
             activations = extractor.dictionary.encode(residuals[extractor.layer].at(item_rows))
             yield "latents", key, _summarise_activations(activations)
 

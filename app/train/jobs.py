@@ -1,5 +1,6 @@
 """Trains a reward model from files and settings, and writes its bundle and report: `sparserm train`."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -7,16 +8,34 @@ from app.backbone.model_sources import compute_sha256
 from app.data.pairs import BadRowHandler, read_pairs, source_sha256
 from app.errors import SourceError
 from app.evaluate import report as reports
+from app.evaluate.suites import limitation_pairs
 from app.reward import bundle, loading
 from app.reward.reward_model import RewardModel, TrainingData
 from app.settings import Settings
 from app.train import pipeline
+from app.train.augmentation.pairs import AugmentationShares
 from app.train.features import FeatureExtractor
-from app.train.recipes import Recipe
+from app.train.head.fitting import HeadConfig
+from app.train.head.linear import LinearHeadConfig
+from app.train.head.network import NetworkHeadConfig
+from app.train.recipes import Recipe, find_recipe
 from app.train.sae import jobs as sae_jobs
 from app.train.sae import training as sae_training
 from app.train.sae.import_pretrained import import_pretrained_sae
-from app.types import Progress
+from app.train.sae.response_sae import ResponseSaeConfig
+from app.types import HeadKind, Pooling, Progress, SaeInput
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneLayer:
+    """A backbone and the layer that is read; the SAE is trained on the responses of the pairs."""
+
+    backbone: str
+    layer: int
+
+
+FeatureSource = BackboneLayer | Path | Recipe
+"""What features are made of: a backbone's layer, the folder of an SAE of tokens, or a recipe with one."""
 
 
 def build_training_config(
@@ -25,7 +44,7 @@ def build_training_config(
     test: str | None,
     *,
     data_license: str,
-    sae: Path | Recipe,
+    source: FeatureSource,
     on_bad_row: BadRowHandler | None,
     **choices: Any,
 ) -> pipeline.TrainingConfig:
@@ -33,44 +52,111 @@ def build_training_config(
     train_pairs = read_pairs(pairs, on_bad_row)
     data = TrainingData(Path(pairs).name, source_sha256(pairs), len(train_pairs), data_license)
     test_pairs = read_pairs(test, on_bad_row) if test else []
+    if isinstance(source, BackboneLayer):
+        sae_name, sae_input = f"responses of {data.name}", SaeInput.RESPONSES
+    else:
+        sae_name, sae_input = source.name, SaeInput.TOKENS
     return pipeline.TrainingConfig(
-        name=name, pairs=train_pairs, data=data, test_pairs=test_pairs, sae_name=sae.name, **choices
-    )
+        name=name, pairs=train_pairs, data=data, test_pairs=test_pairs, sae_name=sae_name,
+        sae_input=sae_input, **choices,
+    )  # fmt: skip
+
+
+def find_source(
+    recipe: str | None,
+    sae_folder: Path | None,
+    features: SaeInput | None,
+    default: BackboneLayer,
+    settings: Settings,
+) -> FeatureSource:
+    """Return the source of features that the options of `sparserm train` ask for.
+
+    Features of responses use the backbone and the layer of the SAE or recipe, if there is one.
+    """
+    sae = find_recipe(recipe, settings.models_dir) if recipe else sae_folder
+    if features is SaeInput.TOKENS and sae is None:
+        raise SourceError("features of tokens need --sae or --recipe")
+    if sae is None:
+        return default
+    if features is not SaeInput.RESPONSES:
+        return sae
+    if isinstance(sae, Recipe):
+        return BackboneLayer(sae.backbone, sae.sae.layer)
+    provenance = sae_jobs.read_provenance(sae)
+    return BackboneLayer(provenance["backbone"], provenance["layer"])
+
+
+def build_data_choices(augment: float, control: float, latents: int, seed: int) -> dict[str, Any]:
+    """Return the fields of a training configuration about augmentation, limitations and the SAE."""
+    return {
+        "augmentation": AugmentationShares(augment, control),
+        "limitations": limitation_pairs.read_limitations(limitation_pairs.FOLDER),
+        "response_sae": ResponseSaeConfig(latents=latents, seed=seed),
+    }
+
+
+def build_head_config(
+    source: FeatureSource, kind: HeadKind | None, heads: int, length_control: float | None, seed: int
+) -> HeadConfig:
+    """Return the hyperparameters before tuning; by default linear for features of responses."""
+    if kind is None:
+        kind = HeadKind.LINEAR if isinstance(source, BackboneLayer) else HeadKind.NETWORK
+    if kind is HeadKind.LINEAR:
+        return LinearHeadConfig(heads=heads, length_control=length_control, seed=seed)
+    if length_control is not None:
+        raise SourceError("--length-control needs a linear head")
+    return NetworkHeadConfig(heads=heads, seed=seed)
 
 
 def train_and_save(
-    config: pipeline.TrainingConfig, source: Path | Recipe, settings: Settings, progress: Progress
+    config: pipeline.TrainingConfig, source: FeatureSource, settings: Settings, progress: Progress
 ) -> RewardModel:
-    """Train a reward model on the SAE in a folder or of a recipe; write its bundle and report."""
+    """Train a reward model on the features of a source; write its bundle and report."""
     if isinstance(source, Recipe):
         source = import_pretrained_sae(source, config.pairs, config.data.sha256, settings, progress)
-    provenance = sae_jobs.read_provenance(source)
-    extractor = load_feature_extractor(source, settings, progress)
+    provenance = sae_jobs.read_provenance(source) if isinstance(source, Path) else {}
+    passages = config.choose_passages and config.pooling is Pooling.MEAN
+    extractor = load_feature_extractor(source, settings, progress, passages=passages)
     trained = pipeline.train(config, extractor, settings.cache, progress, provenance.get("neuronpedia"))
     folder = settings.models_dir / config.name
     bundle.save_bundle(trained.model, folder)
-    reports.create(folder, trained.model.card, trained.results | {"sae": provenance})
+    sections = {"sae": provenance} if provenance else {}
+    reports.create(folder, trained.model.card, trained.results | sections)
     return trained.model
 
 
 def load_feature_extractor(
-    sae_folder: Path, settings: Settings, progress: Progress, *, layers: tuple[int, ...] = ()
+    source: BackboneLayer | Path,
+    settings: Settings,
+    progress: Progress,
+    *,
+    layers: tuple[int, ...] = (),
+    passages: bool = False,
 ) -> FeatureExtractor:
-    """Load an SAE and its backbone, which must be the one it was trained on; extract further `layers` too."""
-    provenance = sae_jobs.read_provenance(sae_folder)
-    sae_layer: int = provenance["layer"]
-    depth = max(sae_layer, *layers) if layers else sae_layer
-    backbone, tokenizer = loading.load_backbone(provenance["backbone"], depth, settings, progress)
+    """Load a backbone, and the SAE of tokens in a folder, which must have been trained on that backbone.
+
+    Further `layers`, and with `passages` the residuals by passage, are extracted too.
+    """
+    provenance = sae_jobs.read_provenance(source) if isinstance(source, Path) else {}
+    name, layer = (
+        (source.backbone, source.layer)
+        if isinstance(source, BackboneLayer)
+        else (provenance["backbone"], provenance["layer"])
+    )
+    backbone, tokenizer = loading.load_backbone(name, max(layer, *layers, 0), settings, progress)
+    all_layers = (layer, *(further for further in layers if further != layer))
+    extractor = FeatureExtractor(backbone, tokenizer, all_layers, passages=passages)
+    if isinstance(source, BackboneLayer):
+        return extractor
     if backbone.digest != provenance["backbone_digest"]:
         raise SourceError(
-            f"{sae_folder} was trained on {provenance['backbone_digest']}, not on {backbone.digest}"
+            f"{source} was trained on {provenance['backbone_digest']}, not on {backbone.digest}"
         )
-    dictionary = sae_training.load_sae(sae_folder).independent_latents().to(backbone.device)
+    dictionary = sae_training.load_sae(source).independent_latents().to(backbone.device)
     if dictionary.encoder.shape[1] != backbone.hidden_size:
         raise SourceError(
-            f"{sae_folder} encodes residuals of size {dictionary.encoder.shape[1]}, "
+            f"{source} encodes residuals of size {dictionary.encoder.shape[1]}, "
             f"but those of {backbone.name} have size {backbone.hidden_size}"
         )
-    further_layers = tuple(layer for layer in layers if layer != sae_layer)
-    sha256 = compute_sha256(sae_folder / sae_training.WEIGHTS_FILE)
-    return FeatureExtractor(backbone, tokenizer, (sae_layer, *further_layers), dictionary, sha256)
+    sha256 = compute_sha256(source / sae_training.WEIGHTS_FILE)
+    return replace(extractor, dictionary=dictionary, sae_sha256=sha256)

@@ -11,7 +11,7 @@ from app.evaluate.baselines import tfidf_margins
 from app.evaluate.suites.limitation_pairs import TFIDF, measure_files
 from app.reward.reward_model import RewardModel
 from app.train.features import FeatureExtractor, extract_features
-from app.train.head.training import compute_rewards
+from app.train.reward_function import RewardFunction
 from app.types import Pair, Progress
 
 STAGE = "limitations"
@@ -38,8 +38,7 @@ def evaluate_limitations(
         cache,
         lambda done: progress(STAGE, done / (2 * len(pairs))),
     )
-    residuals = features.pooled_residuals(model.card.layer, model.card.readout)
-    rewards = compute_rewards(model.head, residuals @ model.dictionary.directions.cpu().T)
+    rewards = RewardFunction.from_model(model).compute_rewards(features)
     scored = ScoredPairs(rewards, features.lengths(), [pair.group for pair in pairs])
     names = [name for name, file_pairs in files.items() for _ in file_pairs]
     progress(STAGE, 1.0)

@@ -1,52 +1,41 @@
-"""Trains a reward model in named steps: extract → select → train_head → calibrate → name → evaluate.
+"""Trains a reward model in the steps of `app.train.steps`, and evaluates it.
 
-`train` runs all of them. `app.train.refit` runs extract, train_head and calibrate on the directions of an
-existing bundle.
+`app.train.refit` runs some of the steps on the directions of an existing bundle.
 """
 
+import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from app.data.pairs import match_condition
 from app.errors import DataError
 from app.evaluate.accuracy import ScoredPairs, evaluate_pairs
-from app.reward.calibration import Calibration
-from app.reward.directions import Dictionary
-from app.reward.head import Head
 from app.reward.reward_model import RewardModel, TrainingData
-from app.train import assembly
-from app.train.augmentation.pairs import AugmentationShares, AugmentedPairs, augment_pairs, extract_augmented
-from app.train.features import FeatureExtractor, PairFeatures, extract_features
+from app.train import assembly, steps
+from app.train.augmentation.pairs import AugmentationShares
+from app.train.features import FeatureExtractor
 from app.train.head.baselines import ComparisonData, compare_baselines
-from app.train.head.calibration import CALIBRATION_FOLDS, ResponseLengths, calibrate_head
-from app.train.head.training import (
-    HeadTrainingConfig,
-    TrainingSet,
-    compute_rewards,
-    fit_head,
-    tune_config,
-)
+from app.train.head.calibration import CALIBRATION_FOLDS
+from app.train.head.fitting import HeadConfig
+from app.train.head.linear import LinearHeadConfig
 from app.train.limitations import evaluate_limitations
-from app.train.names import labels
-from app.train.names.contexts import TokenContexts, collect_contexts
-from app.train.selection import Selection, select_latents
-from app.types import Feature, Pair, Pooling, Progress
-
-NO_AUGMENTATION = AugmentationShares(0.0, 0.0)
+from app.train.sae.response_sae import ResponseSaeConfig
+from app.train.selection import LatentSource
+from app.train.steps import ExtractedPairs, TrainedHead
+from app.types import Pair, Pooling, Progress, SaeInput
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
     """What is trained: the name of the model, its data, and the choices that the method leaves open.
 
-    `max_pairs` 0 trains on all pairs. `slices` are conditions on pairs for which accuracy is also reported.
-    `limitations` are the pairs of each file that shows limitations.
+    `max_pairs` 0 trains on all pairs. Features are latents of an SAE of tokens, which the extractor has, or
+    of an SAE of responses, which is trained on the pairs. `choose_passages` lets cross-validation choose
+    whether passages are read beside the mean over the response. `slices` are conditions on pairs for which
+    accuracy is also reported. `limitations` are the pairs of each file that shows limitations.
     """
 
     name: str
@@ -55,52 +44,15 @@ class TrainingConfig:
     test_pairs: list[Pair]
     sae_name: str
     pooling: Pooling = Pooling.MEAN
-    k: int = 128
+    k: int = 32
     max_pairs: int = 1000
+    sae_input: SaeInput = SaeInput.RESPONSES
+    response_sae: ResponseSaeConfig = field(default_factory=ResponseSaeConfig)
+    choose_passages: bool = True
     augmentation: AugmentationShares = field(default_factory=AugmentationShares)
     slices: tuple[str, ...] = ()
     limitations: Mapping[str, list[Pair]] = field(default_factory=dict)
-    head: HeadTrainingConfig = field(default_factory=HeadTrainingConfig)
-
-
-@dataclass(frozen=True, slots=True)
-class ExtractedPairs:
-    """Pairs with their features, and the augmented pairs made from them."""
-
-    pairs: list[Pair]
-    features: PairFeatures
-    augmented: AugmentedPairs | None = None
-
-    @property
-    def groups(self) -> list[str]:
-        """The prompt group of each pair."""
-        return [pair.group for pair in self.pairs]
-
-
-@dataclass(frozen=True, slots=True)
-class DirectionSet:
-    """Selected directions, and the layer and pooling whose residuals are projected on them."""
-
-    dictionary: Dictionary
-    layer: int
-    pooling: Pooling
-
-    def get_residuals(self, features: PairFeatures) -> Tensor:
-        """Return the pooled residuals of pairs, (N, 2, D)."""
-        return features.pooled_residuals(self.layer, self.pooling)
-
-    def project(self, features: PairFeatures) -> Tensor:
-        """Return the projections of pairs, (N, 2, K)."""
-        return self.dictionary.project(self.get_residuals(features))
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedHead:
-    """A head, the projections it was trained on, and its hyperparameters after tuning."""
-
-    head: Head
-    training_set: TrainingSet
-    config: HeadTrainingConfig
+    head: HeadConfig = field(default_factory=LinearHeadConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,31 +76,52 @@ def train(
     """
     started = time.perf_counter()
     pairs = take_training_pairs(config)
-    extracted = extract(pairs, extractor, cache, progress, augmentation=config.augmentation)
+    extracted = steps.extract(pairs, extractor, cache, progress, augmentation=config.augmentation)
     extraction_ended = time.perf_counter()
-    selection, directions = select(extracted, extractor, config.pooling, config.k, config.head.seed)
-    trained = train_head(extracted, directions, config.head, progress)
-    contexts = read_contexts(pairs, extractor, cache, progress)
-    calibration = calibrate(trained, extracted, directions, contexts, progress)
-    fitting_ended = time.perf_counter()
-    features = name(assembly.describe_features(selection), directions, contexts, extractor, neuronpedia)
-    data = replace(config.data, pairs=len(pairs))
+    model, trained, source, results = _fit(config, extracted, extractor, cache, progress, neuronpedia)
+    seconds = (extraction_ended - started, time.perf_counter() - extraction_ended)
+    results["training"] = _summarise_training(extracted, trained, *seconds)
+    if config.test_pairs:
+        results |= evaluate(config, model, source, extracted, trained, extractor, cache, progress)
+    results |= evaluate_limitations(model, config.limitations, pairs, extractor, cache, progress)
+    model = replace(model, card=replace(model.card, metrics=assembly.select_metrics(results)))
+    return TrainingResult(assembly.add_probes(model, extractor), results)
+
+
+def _fit(
+    config: TrainingConfig,
+    extracted: ExtractedPairs,
+    extractor: FeatureExtractor,
+    cache: Path,
+    progress: Progress,
+    neuronpedia: str | None,
+) -> tuple[RewardModel, TrainedHead, LatentSource, dict[str, Any]]:
+    """Return the model without probes, its head and latents, and the sections of the report about them."""
+    source, sae_results = build_latent_source(config, extracted, extractor, progress)
+    selection, directions = steps.select(extracted, source, config.k, config.head.seed)
+    trained = steps.train_head(
+        extracted, directions, config.head, progress, choose_reading=extractor.passages
+    )
+    contexts = steps.read_contexts(extracted.pairs, extractor, cache, progress)
+    calibration = steps.calibrate(trained, contexts, progress)
+    dictionary = steps.build_dictionary(directions, trained.reward_function)
+    features = steps.name(
+        assembly.describe_features(selection), source, directions, extracted, contexts, extractor, neuronpedia
+    )
+    if len(dictionary.bias) > len(features):
+        features += (assembly.describe_remainder(len(source.dictionary.bias)),)
     card = assembly.build_model_card(
-        config.name, data, extractor, trained.head, pooling=config.pooling, sae_name=config.sae_name,
-        config=trained.config, temperature=calibration.temperature,
+        config.name, replace(config.data, pairs=len(extracted.pairs)), extractor, trained,
+        sae_name=config.sae_name, source=source, sae_sha256=compute_sae_digest(config, source, extractor),
+        temperature=calibration.temperature,
     )  # fmt: skip
-    model = RewardModel(card, directions.dictionary, trained.head, calibration, features, ())
-    seconds = (extraction_ended - started, fitting_ended - extraction_ended)
-    results: dict[str, Any] = {
-        "training": _summarise_training(extracted, trained, *seconds),
+    model = RewardModel(card, dictionary, trained.reward_function.head, calibration, features, ())
+    results = {
         "selection": {"false_discovery": selection.false_discovery, "overlap": selection.overlap},
         "names": assembly.summarise_names(features),
+        **sae_results,
     }
-    if config.test_pairs:
-        results |= evaluate(config, model, extracted, trained, extractor, cache, progress)
-    results |= evaluate_limitations(model, config.limitations, pairs, extractor, cache, progress)
-    model = replace(model, card=replace(card, metrics=assembly.select_metrics(results)))
-    return TrainingResult(assembly.add_probes(model, extractor), results)
+    return model, trained, source, results
 
 
 def take_training_pairs(config: TrainingConfig) -> list[Pair]:
@@ -162,102 +135,35 @@ def take_training_pairs(config: TrainingConfig) -> list[Pair]:
     return pairs
 
 
-def extract(
-    pairs: list[Pair],
-    extractor: FeatureExtractor,
-    cache: Path,
-    progress: Progress,
-    *,
-    augmentation: AugmentationShares = NO_AUGMENTATION,
-    stage: str = "training pairs",
-) -> ExtractedPairs:
-    """Extract features of pairs, and of augmented and control pairs; `stage` names the progress."""
-    responses = [pair.items for pair in pairs]
-    count = max(len({item for row in responses for item in row}), 1)
-    features = extract_features(responses, extractor, cache, lambda done: progress(stage, done / count))
-    augmented = extract_augmented(
-        pairs, features, augment_pairs(pairs, augmentation), extractor, cache,
-        _report_stage(progress, "augmented pairs"),
-    )  # fmt: skip
-    return ExtractedPairs(pairs, features, augmented)
+def build_latent_source(
+    config: TrainingConfig, extracted: ExtractedPairs, extractor: FeatureExtractor, progress: Progress
+) -> tuple[LatentSource, dict[str, Any]]:
+    """Return the latents to select from, and the section of the report about their SAE if it is trained."""
+    if config.sae_input is SaeInput.TOKENS:
+        if extractor.dictionary is None:
+            raise DataError(f"{config.name}: features of tokens need an SAE of tokens")
+        return LatentSource(extractor.dictionary, SaeInput.TOKENS, extractor.layer, config.pooling), {}
+    sae = steps.train_responses_sae(extracted, extractor, config.pooling, config.response_sae, progress)
+    section = asdict(config.response_sae) | {
+        "explained_variance": sae.explained_variance, "mean_active": sae.mean_active, "dead": sae.dead,
+    }  # fmt: skip
+    source = LatentSource(sae.dictionary, SaeInput.RESPONSES, extractor.layer, config.pooling)
+    return source, {"response_sae": section}
 
 
-def select(
-    extracted: ExtractedPairs, extractor: FeatureExtractor, pooling: Pooling, k: int, seed: int
-) -> tuple[Selection, DirectionSet]:
-    """Select k latents of each sign by the difference of their firing rates, and their directions."""
-    firing_rates = extracted.features.firing_rates(pooling)
-    selection = select_latents(firing_rates, extracted.groups, k, seed=seed)
-    dictionary = extractor.dictionary.to(torch.device("cpu")).select(selection.latents).orthogonalize()
-    return selection, DirectionSet(dictionary, extractor.layer, pooling)
-
-
-def train_head(
-    extracted: ExtractedPairs,
-    directions: DirectionSet,
-    config: HeadTrainingConfig,
-    progress: Progress,
-    *,
-    tune: bool = True,
-) -> TrainedHead:
-    """Train a head on projections on the directions; `tune` chooses hyperparameters by cross-validation."""
-    training_set = TrainingSet.from_vectors(
-        directions.get_residuals(extracted.features), directions.dictionary.directions, extracted.groups
-    )
-    if extracted.augmented:
-        projections = directions.project(extracted.augmented.features)
-        training_set = training_set.with_augmented(projections, extracted.augmented.groups)
-    if tune:
-        config = tune_config(training_set, config, _report_stage(progress, "cross-validation"))
-    epochs = max(config.epochs, 1)
-    head = fit_head(training_set, config, lambda epoch: progress("head", epoch / epochs))
-    return TrainedHead(head, training_set, config)
-
-
-def read_contexts(
-    pairs: list[Pair], extractor: FeatureExtractor, cache: Path, progress: Progress
-) -> TokenContexts:
-    """Read single tokens with their residuals, which calibration and naming need."""
-    return collect_contexts(pairs, extractor, cache, _report_stage(progress, "single tokens"))
-
-
-def calibrate(
-    trained: TrainedHead,
-    extracted: ExtractedPairs,
-    directions: DirectionSet,
-    contexts: TokenContexts,
-    progress: Progress,
-) -> Calibration:
-    """Fit the calibration of a head on pairs that were held out in turn."""
-    features = extracted.features
-    response_tokens = contexts.residuals[torch.from_numpy(contexts.response_offset >= 0)].cpu()
-    return calibrate_head(
-        trained.head,
-        trained.training_set,
-        ResponseLengths(features.lengths(), features.pooled_lengths(directions.pooling)),
-        directions.dictionary.project(response_tokens),
-        trained.config,
-        _report_stage(progress, "calibration"),
-    )
-
-
-def name(
-    features: tuple[Feature, ...],
-    directions: DirectionSet,
-    contexts: TokenContexts,
-    extractor: FeatureExtractor,
-    neuronpedia: str | None,
-) -> tuple[Feature, ...]:
-    """Name the features by the tokens on which their latents fire."""
-    dictionary = directions.dictionary.to(extractor.backbone.device)
-    return labels.name_features(
-        features, dictionary, contexts, extractor.tokenizer, extractor.backbone, neuronpedia
-    )
+def compute_sae_digest(config: TrainingConfig, source: LatentSource, extractor: FeatureExtractor) -> str:
+    """Return the SHA-256 of the SAE: of its file if it has one, else of its tensors."""
+    if config.sae_input is SaeInput.TOKENS:
+        return extractor.sae_sha256
+    dictionary = source.dictionary
+    tensors = (dictionary.encoder, dictionary.bias, dictionary.threshold, dictionary.directions)
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
 
 
 def evaluate(
     config: TrainingConfig,
     model: RewardModel,
+    source: LatentSource,
     extracted: ExtractedPairs,
     trained: TrainedHead,
     extractor: FeatureExtractor,
@@ -265,13 +171,13 @@ def evaluate(
     progress: Progress,
 ) -> dict[str, Any]:
     """Measure the model and the baselines on the test pairs; baselines are trained on the same pairs."""
-    test = extract(config.test_pairs, extractor, cache, progress, stage="test pairs")
+    test = steps.extract(config.test_pairs, extractor, cache, progress, stage="test pairs")
     data = ComparisonData(
-        extracted.pairs, extracted.features, test.pairs, test.features, extractor.dictionary, extractor.layer,
+        extracted.pairs, extracted.features, test.pairs, test.features, source, extractor.layer,
         config.pooling, config.k, trained.config, extracted.augmented,
     )  # fmt: skip
-    projections = data.residuals[1] @ model.dictionary.directions.cpu().T
-    scored = ScoredPairs(compute_rewards(model.head, projections), test.features.lengths(), test.groups)
+    rewards = trained.reward_function.compute_rewards(test.features)
+    scored = ScoredPairs(rewards, test.features.lengths(), test.groups)
     slices = {condition: match_condition(test.pairs, condition) for condition in config.slices}
     return {
         "test": evaluate_pairs(scored, model.calibration.temperature, slices),
@@ -287,13 +193,17 @@ def _summarise_training(
         "pairs": len(extracted.pairs),
         "drills": len(is_control) - sum(is_control),
         "controls": sum(is_control),
-        "prompts": len(set(trained.training_set.groups)),
+        "prompts": len(set(extracted.groups)),
         "seconds_extracting": round(extraction_s, 1),
         "seconds_fitting": round(fitting_s, 1),
         "plan": asdict(trained.config),
+        "reading": asdict(trained.fitter.passages) if trained.fitter.passages else None,
+        "readings": [
+            {
+                "reading": asdict(trial.reading) if trial.reading else None,
+                "accuracy": trial.accuracy,
+                "augmented_accuracy": trial.augmented_accuracy,
+            }
+            for trial in trained.reading_trials
+        ],
     }
-
-
-def _report_stage(progress: Progress, stage: str) -> Callable[[float], None]:
-    """Return a callback that reports the share of one stage."""
-    return lambda done: progress(stage, done)

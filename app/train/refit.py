@@ -10,22 +10,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 
 from app.evaluate import report as reports
 from app.reward import bundle
 from app.reward.bundle import DIGESTED_FILES
+from app.reward.passages import PassageReading
 from app.reward.reward_model import RewardModel, TrainingData
 from app.settings import Settings
-from app.train import assembly, jobs, pipeline
+from app.train import assembly, jobs, steps
 from app.train.augmentation.pairs import AugmentationShares
 from app.train.features import FeatureExtractor
-from app.train.head.training import HeadTrainingConfig
+from app.train.head.fitting import HeadConfig, read_config
 from app.train.limitations import evaluate_limitations
 from app.types import Pair, Progress
 
 STAGING_FOLDER = ".new"
 CHECKSUMS_FILE = "SHA256SUMS"
-KEPT_SECTIONS = ("training", "selection", "names", "sae")
+KEPT_SECTIONS = ("training", "selection", "names", "sae", "response_sae")
 """Sections of the report that describe the directions, which stay; the others measured the old head."""
 
 
@@ -35,7 +37,6 @@ def refit(
     new_pairs: list[Pair],
     data: TrainingData,
     *,
-    sae: Path,
     settings: Settings,
     progress: Progress,
     limitations: Mapping[str, list[Pair]] | None = None,
@@ -49,10 +50,14 @@ def refit(
     model = bundle.load_bundle(folder)
     known_pairs = known_pairs[: model.card.data[0].pairs]
     results = reports.read(folder)
-    config = HeadTrainingConfig(**results["training"]["plan"])
-    extractor = jobs.load_feature_extractor(sae, settings, progress)
+    config = read_config(results["training"]["plan"])
+    source = jobs.BackboneLayer(model.card.backbone, model.card.layer)
+    extractor = jobs.load_feature_extractor(
+        source, settings, progress, passages=model.card.passages is not None
+    )
     pairs = [*known_pairs, *new_pairs]
-    model = _train_again(model, pairs, config, extractor, settings.cache, progress)
+    reading = TypeAdapter(PassageReading | None).validate_python(results["training"].get("reading"))
+    model = _train_again(model, pairs, config, reading, extractor, settings.cache, progress)
     kept = {part: results[part] for part in KEPT_SECTIONS if part in results}
     kept |= evaluate_limitations(model, limitations or {}, pairs, extractor, settings.cache, progress)
     other_data = tuple(source for source in model.card.data if source.name != data.name)
@@ -71,22 +76,29 @@ def refit(
 def _train_again(
     model: RewardModel,
     pairs: list[Pair],
-    config: HeadTrainingConfig,
+    config: HeadConfig,
+    reading: PassageReading | None,
     extractor: FeatureExtractor,
     cache: Path,
     progress: Progress,
 ) -> RewardModel:
-    """Return the model with a new head, calibration and probes; directions and names stay."""
-    card, dictionary = model.card, model.dictionary.to(torch.device("cpu"))
-    directions = pipeline.DirectionSet(dictionary, card.layer, card.readout)
-    extracted = pipeline.extract(pairs, extractor, cache, progress, augmentation=AugmentationShares())
-    trained = pipeline.train_head(extracted, directions, config, progress, tune=False)
-    contexts = pipeline.read_contexts(pairs, extractor, cache, progress)
-    calibration = pipeline.calibrate(trained, extracted, directions, contexts, progress)
-    card = replace(card, temperature=calibration.temperature)
-    return assembly.add_probes(
-        replace(model, head=trained.head, calibration=calibration, card=card), extractor
-    )
+    """Return the model with a new head, calibration and probes; directions, names and passages stay."""
+    card = model.card
+    selected = torch.tensor([k for k, feature in enumerate(model.features) if feature.sign])
+    signs = torch.tensor([float(model.features[k].sign) for k in selected])
+    dictionary = model.dictionary.to(torch.device("cpu")).select(selected)
+    directions = steps.DirectionSet(dictionary, signs, card.layer, card.readout)
+    extracted = steps.extract(pairs, extractor, cache, progress, augmentation=AugmentationShares())
+    trained = steps.train_head(extracted, directions, config, progress, tune=False, passages=reading)
+    contexts = steps.read_contexts(pairs, extractor, cache, progress)
+    calibration = steps.calibrate(trained, contexts, progress)
+    head, passages = trained.reward_function.head, trained.reward_function.passages
+    card = replace(card, temperature=calibration.temperature, passages=passages, directions=len(head.center))
+    model = replace(
+        model, card=card, head=head, calibration=calibration,
+        dictionary=steps.build_dictionary(directions, trained.reward_function),
+    )  # fmt: skip
+    return assembly.add_probes(model, extractor)
 
 
 def _install_staged_bundle(folder: Path) -> None:

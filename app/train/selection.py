@@ -11,8 +11,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from app.reward.directions import Dictionary
+from app.train.features import PairFeatures
+from app.types import Pooling, SaeInput
+
 NUM_RESAMPLES = 200
 """Random swaps, and bootstrap samples, that a selection is compared with."""
+
+
+@dataclass(frozen=True, slots=True)
+class LatentSource:
+    """The latents that features are selected from, and what they encode."""
+
+    dictionary: Dictionary
+    sae_input: SaeInput
+    layer: int
+    pooling: Pooling
+
+    def firing_rates(self, features: PairFeatures) -> Tensor:
+        """Return the share of the pooled tokens on which each latent fires, (N, 2, F).
+
+        A latent of an SAE of responses fires on a response or not, so the share is 1 or 0.
+        """
+        if self.sae_input is SaeInput.TOKENS:
+            return features.firing_rates(self.pooling)
+        return (self._encode(features) > 0).half()
+
+    def activations(self, features: PairFeatures) -> Tensor:
+        """Return the activation of each latent on each response, its mean over pooled tokens, (N, 2, F)."""
+        if self.sae_input is SaeInput.TOKENS:
+            return features.mean_activations(self.pooling).float()
+        return self._encode(features)
+
+    def _encode(self, features: PairFeatures) -> Tensor:
+        residuals = features.pooled_residuals(self.layer, self.pooling)
+        return self.dictionary.encode(residuals.flatten(0, 1)).reshape(*residuals.shape[:2], -1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,13 @@ from app.align.loop import MarginFunction
 from app.align.reward_functions import ItemReward, RewardFunction
 from app.data.pairs import hash_to_unit_interval
 from app.reward.head import Head
-from app.train import features, pipeline
+from app.train import features, steps
 from app.train.feature_cache import TensorCache
-from app.train.head import training
-from app.types import Item, Pair, Pooling, Progress
+from app.train.head.fitting import fit_head
+from app.train.head.network import NetworkHeadConfig
+from app.train.head.training_set import TrainingSet
+from app.train.selection import LatentSource
+from app.types import Item, Pair, Pooling, Progress, SaeInput
 from benchmarks.alignment.presets import Preset
 from benchmarks.research import standard_rm
 
@@ -69,7 +72,7 @@ class RewardModels:
     def sparse(self) -> LinearReward:
         """SparseRM: a head over the selected directions."""
         trained, directions = self._trained
-        return LinearReward(trained.head, directions.dictionary.directions)
+        return LinearReward(trained.reward_function.head, directions.dictionary.directions)
 
     @cached_property
     def dense(self) -> LinearReward:
@@ -112,20 +115,24 @@ class RewardModels:
         return standard_rm.score_margins(model, tokenizer, list(pairs), cache, self._progress)
 
     @cached_property
-    def _trained(self) -> tuple[pipeline.TrainedHead, pipeline.DirectionSet]:
-        extracted = pipeline.extract(
+    def _trained(self) -> tuple[steps.TrainedHead, steps.DirectionSet]:
+        if self._extractor.dictionary is None:
+            raise ValueError("the experiment needs an SAE of tokens")
+        extracted = steps.extract(
             self.training_pairs, self._extractor, self._cache, self._progress, stage="training pairs"
         )
-        config = training.HeadTrainingConfig()
-        _, directions = pipeline.select(extracted, self._extractor, POOLING, self.preset.k, config.seed)
-        return pipeline.train_head(extracted, directions, config, self._progress), directions
+        config = NetworkHeadConfig()
+        layer, dictionary = self._extractor.layer, self._extractor.dictionary
+        source = LatentSource(dictionary, SaeInput.TOKENS, layer, POOLING)
+        _, directions = steps.select(extracted, source, self.preset.k, config.seed)
+        return steps.train_head(extracted, directions, config, self._progress), directions
 
     def _train_dense(self, pairs: list[Pair]) -> LinearReward:
         vectors = self._pool_residuals([pair.items for pair in pairs], "pairs")
         identity = torch.eye(vectors.shape[2])
         groups = [pair.group for pair in pairs]
-        training_set = training.TrainingSet.from_vectors(vectors, identity, groups)
-        head = training.fit_head(training_set, self._trained[0].config, lambda _: None)
+        training_set = TrainingSet.from_vectors(vectors, identity, groups)
+        head = fit_head(training_set, self._trained[0].config, lambda _: None)
         return LinearReward(head, identity)
 
     def _pool_residuals(self, rows: Sequence[tuple[Item, ...]], stage: str) -> Tensor:

@@ -10,14 +10,16 @@ from app.cli import common
 from app.data.pairs import BadRowHandler, read_pairs
 from app.evaluate import report as reports
 from app.reward import bundle
-from app.reward.reward_model import ModelCard
+from app.reward.reward_model import RewardModel
 from app.settings import Settings
-from app.train import jobs, pipeline
+from app.train import jobs, steps
 from app.train.augmentation.pairs import AugmentationShares, augment_pairs, extract_augmented
 from app.train.feature_cache import TensorCache
 from app.train.features import FeatureExtractor
 from app.train.head.baselines import ComparisonData
-from app.train.head.training import HeadTrainingConfig
+from app.train.head.fitting import HeadConfig, read_config
+from app.train.sae.response_sae import read_sae_config
+from app.train.selection import LatentSource
 from app.types import Pair, Progress
 from benchmarks.research import options
 from benchmarks.research.ablation import NUM_SEEDS, Ablation, run_ablation
@@ -31,7 +33,7 @@ def main(
     model: options.ModelArgument,
     pairs: options.PairsArgument,
     test: options.TestArgument,
-    sae: options.SaeOption = common.DEFAULT_SAE,
+    sae: options.SaeOption = None,
     layers: Annotated[
         list[int] | None, typer.Option(help="Further layers for the head on the whole residual.")
     ] = None,
@@ -59,7 +61,7 @@ def ablate_and_report(
     name: str,
     pairs: str,
     test: str,
-    sae_folder: Path,
+    sae_folder: Path | None,
     settings: Settings,
     progress: Progress,
     *,
@@ -71,19 +73,24 @@ def ablate_and_report(
 ) -> None:
     """Measure every variant on a bundle's data and on other pairs; the results are added to its report."""
     folder = settings.models_dir / name
-    card = bundle.load_bundle(folder).card
+    trained = bundle.load_bundle(folder)
+    card = trained.card
     train_pairs, test_pairs = read_pairs(pairs, on_bad_row), read_pairs(test, on_bad_row)
     other_pairs = {Path(source).stem: read_pairs(source, on_bad_row) for source in elsewhere}
     tests = GeneralizationTests.from_pairs(test_pairs, other_pairs)
-    extractor = jobs.load_feature_extractor(sae_folder, settings, progress, layers=layers)
-    config = HeadTrainingConfig(**reports.read(folder)["training"]["plan"])
-    data = _build_comparison_data(train_pairs, test_pairs, card, config, extractor, settings.cache, progress)
+    source = options.find_source(card, sae_folder)
+    extractor = jobs.load_feature_extractor(source, settings, progress, layers=layers)
+    results = reports.read(folder)
+    config = read_config(results["training"]["plan"])
+    data = _build_comparison_data(
+        train_pairs, test_pairs, trained, config, extractor, settings.cache, progress
+    )
     cache = TensorCache(settings.cache / "ablations" / f"{name}.sqlite")
     ablation = Ablation(
         data, min(limit, len(train_pairs)), cache, repr(extractor.cache_kinds), seeds=seeds,
-        layers=extractor.layers,
+        layers=extractor.layers, response_sae=read_sae_config(results),
     )  # fmt: skip
-    further = pipeline.extract(
+    further = steps.extract(
         tests.pairs, _use_one_layer(extractor), settings.cache, progress, stage="generalization pairs"
     )
     results = {
@@ -97,22 +104,24 @@ def ablate_and_report(
 def _build_comparison_data(
     train_pairs: list[Pair],
     test_pairs: list[Pair],
-    card: ModelCard,
-    config: HeadTrainingConfig,
+    model: RewardModel,
+    config: HeadConfig,
     extractor: FeatureExtractor,
     cache: Path,
     progress: Progress,
 ) -> ComparisonData:
     """Extract the features of all pairs, at all layers, and of augmented pairs at the SAE's layer."""
-    train = pipeline.extract(train_pairs, extractor, cache, progress)
-    test = pipeline.extract(test_pairs, extractor, cache, progress, stage="test pairs")
+    train = steps.extract(train_pairs, extractor, cache, progress)
+    test = steps.extract(test_pairs, extractor, cache, progress, stage="test pairs")
     augmented = extract_augmented(
         train_pairs, train.features, augment_pairs(train_pairs, AugmentationShares()),
         _use_one_layer(extractor), cache, lambda done: progress("augmented pairs", done),
     )  # fmt: skip
+    card = model.card
+    latents = LatentSource(extractor.dictionary or model.dictionary, card.sae_input, card.layer, card.readout)
     return ComparisonData(
-        train_pairs, train.features, test_pairs, test.features, extractor.dictionary, card.layer,
-        card.readout, card.directions // 2, config, augmented,
+        train_pairs, train.features, test_pairs, test.features, latents, card.layer,
+        card.readout, model.num_selected // 2, config, augmented,
     )  # fmt: skip
 
 

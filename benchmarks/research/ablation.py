@@ -7,7 +7,7 @@ augmented pairs. The wins of each training are cached, so a killed run resumes a
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,13 @@ import torch
 from app.data.pairs import hash_to_unit_interval
 from app.evaluate.accuracy import Float64Array, accuracy_difference, bootstrap_mean, pair_wins
 from app.train.feature_cache import TensorCache
+from app.train.features import PairFeatures
 from app.train.head import baselines
 from app.train.head.baselines import BaselineMethod, ComparisonData
-from app.types import Pooling, Progress
+from app.train.head.network import NetworkHeadConfig
+from app.train.sae.response_sae import ResponseSaeConfig, train_response_sae
+from app.train.selection import LatentSource
+from app.types import Pooling, Progress, SaeInput
 from benchmarks.research import variants as research
 
 NUM_SEEDS = 5
@@ -43,11 +47,28 @@ class Ablation:
     sizes: tuple[int, ...] = SIZES
     ks: tuple[int, ...] = KS
     layers: tuple[int, ...] = ()
+    response_sae: ResponseSaeConfig = field(default_factory=ResponseSaeConfig)
+    trained_latents: dict[tuple[Any, ...], LatentSource] = field(default_factory=dict)
 
     @property
     def groups(self) -> list[str]:
         """Prompt groups of the test pairs."""
         return [pair.group for pair in self.data.test_pairs]
+
+    def train_latents(
+        self, data: ComparisonData, features: PairFeatures, num_pairs: int, seed: int
+    ) -> LatentSource:
+        """Return the latents of a sample of training pairs; an SAE of responses is trained on the sample."""
+        key = (num_pairs, seed, data.layer, data.pooling)
+        if data.latents.sae_input is SaeInput.TOKENS:
+            return data.latents
+        if key not in self.trained_latents:
+            residuals = features.pooled_residuals(data.layer, data.pooling).flatten(0, 1)
+            sae = train_response_sae(residuals, replace(self.response_sae, seed=seed), lambda _: None)
+            self.trained_latents[key] = LatentSource(
+                sae.dictionary, SaeInput.RESPONSES, data.layer, data.pooling
+            )
+        return self.trained_latents[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +85,7 @@ def run_ablation(ablation: Ablation, progress: Progress) -> dict[str, Any]:
     ablation = replace(ablation, data=replace(ablation.data, augmented=None))
     variants = _build_variants(ablation)
     if augmented.augmented:
-        variants["with drills"] = Variant(research.train_on_selected_directions, augmented)
+        variants["with drills"] = Variant(research.train_method, augmented)
     wins = {}
     for done, (name, variant) in enumerate(variants.items()):
         progress("variants", done / len(variants))
@@ -83,16 +104,17 @@ def run_ablation(ablation: Ablation, progress: Progress) -> dict[str, Any]:
 def _build_variants(ablation: Ablation) -> dict[str, Variant]:
     """Return the method first, then variants that differ from it in one choice, by their names in reports."""
     data = ablation.data
-    config = data.config
     variants = {
-        f"SparseRM: K = {data.k}, layer {data.layer}, {data.pooling}, {config.loss}": _vary(data),
+        f"SparseRM: K = {data.k}, layer {data.layer}, {data.pooling}": _vary(data),
+        "selected directions alone": _vary(data, baselines.train_on_selected_directions),
         "random latents of the SAE": _vary(data, research.train_on_random_latents),
         "random directions": _vary(data, baselines.train_on_random_directions),
         "SAE activations instead of projections": _vary(data, baselines.train_on_sae_activations),
-        "Bradley-Terry loss": _vary(data, config=replace(config, loss="bradley-terry")),
-        "pointwise BCE loss": _vary(data, config=replace(config, loss="bce")),
-        "one head instead of an ensemble": _vary(data, config=replace(config, heads=1)),
+        "one head instead of an ensemble": _vary(data, config=replace(data.config, heads=1)),
     }
+    if isinstance(data.config, NetworkHeadConfig):
+        for name, loss in (("Bradley-Terry loss", "bradley-terry"), ("pointwise BCE loss", "bce")):
+            variants[name] = _vary(data, config=replace(data.config, loss=loss))
     for pooling in Pooling:
         if pooling is not data.pooling:
             variants[f"read-out: {pooling}"] = _vary(data, pooling=pooling)
@@ -110,7 +132,7 @@ def _build_variants(ablation: Ablation) -> dict[str, Variant]:
 def _measure_data_curve(ablation: Ablation, progress: Progress) -> dict[str, dict[str, Any]]:
     """Measure accuracy against the number of training pairs."""
     methods = {
-        "SparseRM": research.train_on_selected_directions,
+        "SparseRM": research.train_method,
         "dense head": baselines.train_on_whole_residual,
         "TF-IDF": baselines.train_tfidf,
     }
@@ -125,10 +147,10 @@ def _measure_data_curve(ablation: Ablation, progress: Progress) -> dict[str, dic
 def _measure_direction_curve(ablation: Ablation, progress: Progress) -> dict[str, dict[str, Any]]:
     """Measure accuracy against the number of directions of each sign."""
     methods = {
-        "selected": research.train_on_selected_directions,
+        "selected": baselines.train_on_selected_directions,
         "random directions": baselines.train_on_random_directions,
     }
-    ks = [k for k in ablation.ks if 2 * k <= len(ablation.data.dictionary.directions)]
+    ks = [k for k in ablation.ks if 2 * k <= len(ablation.data.latents.dictionary.directions)]
     points = {
         name: {str(k): (_vary(ablation.data, method, k=k), ablation.num_pairs) for k in ks}
         for name, method in methods.items()
@@ -166,7 +188,7 @@ def summarise_wins(wins: Mapping[str, Float64Array], groups: list[str]) -> dict[
 
 def compute_wins(ablation: Ablation, variant: Variant, num_pairs: int) -> Float64Array:
     """Train a variant once for each seed; return its wins on the test pairs, (seeds, N)."""
-    samples = (_draw_sample(variant.data, num_pairs, seed) for seed in range(ablation.seeds))
+    samples = (_draw_sample(ablation, variant.data, num_pairs, seed) for seed in range(ablation.seeds))
     return np.stack([_compute_cached_wins(ablation, variant.method, sample) for sample in samples])
 
 
@@ -187,20 +209,20 @@ def _compute_cached_wins(ablation: Ablation, method: BaselineMethod, data: Compa
     return wins
 
 
-def _draw_sample(data: ComparisonData, num_pairs: int, seed: int) -> ComparisonData:
+def _draw_sample(ablation: Ablation, data: ComparisonData, num_pairs: int, seed: int) -> ComparisonData:
     """Draw some of the training pairs by a seed, which is also the seed of the training."""
     order = sorted(range(len(data.train_pairs)), key=lambda i: hash_to_unit_interval(f"{seed}/{i}"))
     indices = order[:num_pairs]
+    features = data.train_features.subset(indices)
     return replace(
         data,
         train_pairs=[data.train_pairs[i] for i in indices],
-        train_features=data.train_features.subset(indices),
+        train_features=features,
+        latents=ablation.train_latents(data, features, num_pairs, seed),
         augmented=data.augmented.subset(set(indices)) if data.augmented else None,
         config=replace(data.config, seed=seed),
     )
 
 
-def _vary(
-    data: ComparisonData, method: BaselineMethod = research.train_on_selected_directions, **changes: Any
-) -> Variant:
+def _vary(data: ComparisonData, method: BaselineMethod = research.train_method, **changes: Any) -> Variant:
     return Variant(method, replace(data, **changes))

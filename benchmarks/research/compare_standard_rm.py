@@ -20,9 +20,8 @@ from app.evaluate import report as reports
 from app.evaluate.accuracy import Float64Array, accuracy_difference, bootstrap_mean, pair_wins
 from app.reward import bundle, loading
 from app.settings import Settings
-from app.train import jobs, pipeline
+from app.train import jobs, pipeline, steps
 from app.train.features import FeatureExtractor
-from app.train.head.training import compute_rewards
 from app.types import Pair, Progress
 from benchmarks.research import options, standard_rm
 
@@ -38,7 +37,7 @@ def main(
     model: options.ModelArgument,
     pairs: options.PairsArgument,
     test: options.TestArgument,
-    sae: options.SaeOption = common.DEFAULT_SAE,
+    sae: options.SaeOption = None,
     sizes: Annotated[
         list[int] | None, typer.Option(help="Numbers of training pairs (1000); those reported before stay.")
     ] = None,
@@ -49,17 +48,19 @@ def main(
     """Fine-tune a StandardRM (LoRA) on the same pairs as ours and compare; a killed run resumes."""
     settings = common.load_settings()
     with common.exit_on_error(), common.show_progress() as progress:
+        card = bundle.load_bundle(settings.models_dir / model).card
+        source = options.find_source(card, sae)
         config = jobs.build_training_config(
-            model, pairs, test, data_license="", sae=sae, on_bad_row=bad.error_handler
+            model, pairs, test, data_license="", source=source, on_bad_row=bad.error_handler
         )
         standard_config = standard_rm.StandardRMConfig(epochs=epochs, lr=rate)
-        compare_and_report(config, sae, sizes or [DEFAULT_SIZE], standard_config, settings, progress)
+        compare_and_report(config, source, sizes or [DEFAULT_SIZE], standard_config, settings, progress)
     common.console.print(f"added to {settings.models_dir / model / 'report.md'}", highlight=False)
 
 
 def compare_and_report(
     config: pipeline.TrainingConfig,
-    sae_folder: Path,
+    source: jobs.BackboneLayer | Path,
     sizes: list[int],
     standard_config: standard_rm.StandardRMConfig,
     settings: Settings,
@@ -67,11 +68,12 @@ def compare_and_report(
 ) -> dict[str, Any]:
     """Compare at each number of pairs; the results are added to the report of a bundle and returned."""
     folder = settings.models_dir / config.name
-    card = bundle.load_bundle(folder).card
+    model = bundle.load_bundle(folder)
+    card = model.card
     llm = loading.fetch_full_backbone(card.backbone, settings, progress)
     matched = standard_rm.match_settings(settings)
-    extractor = jobs.load_feature_extractor(sae_folder, matched, progress)
-    config = replace(config, k=card.directions // 2, pooling=card.readout)
+    extractor = jobs.load_feature_extractor(source, matched, progress)
+    config = replace(config, k=model.num_selected // 2, pooling=card.readout)
     new = compare(config, extractor, llm, sizes, standard_config, settings.cache, progress)
     results = merge_sizes(reports.read(folder).get("standard", {}), new)
     reports.update(folder, card, {"standard": results})
@@ -88,7 +90,7 @@ def compare(
     progress: Progress,
 ) -> dict[str, Any]:
     """Train both on the first pairs of each size and compare them on the test pairs, ready for JSON."""
-    test = pipeline.extract(config.test_pairs, extractor, cache, progress, stage="test pairs")
+    test = steps.extract(config.test_pairs, extractor, cache, progress, stage="test pairs")
     samples = {size: pipeline.take_training_pairs(replace(config, max_pairs=size)) for size in sizes}
     ours = {size: _train_ours(config, pairs, test, extractor, progress) for size, pairs in samples.items()}
     results: dict[str, Any] = {}
@@ -125,7 +127,7 @@ def _get_conditions(results: Mapping[str, Any]) -> tuple[Any, ...]:
 def _train_ours(
     config: pipeline.TrainingConfig,
     pairs: list[Pair],
-    test: pipeline.ExtractedPairs,
+    test: steps.ExtractedPairs,
     extractor: FeatureExtractor,
     progress: Progress,
 ) -> tuple[Float64Array, dict[str, Any]]:
@@ -133,18 +135,19 @@ def _train_ours(
     started = standard_rm.read_clocks()
     with tempfile.TemporaryDirectory() as empty:
         stage = f"SparseRM, {len(pairs)} pairs"
-        extracted = pipeline.extract(pairs, extractor, Path(empty), progress, stage=stage)
+        extracted = steps.extract(pairs, extractor, Path(empty), progress, stage=stage)
     extraction_ended = standard_rm.read_clocks()
-    _, directions = pipeline.select(extracted, extractor, config.pooling, config.k, config.head.seed)
-    trained = pipeline.train_head(extracted, directions, config.head, progress)
+    source, _ = pipeline.build_latent_source(config, extracted, extractor, progress)
+    _, directions = steps.select(extracted, source, config.k, config.head.seed)
+    trained = steps.train_head(extracted, directions, config.head, progress)
     ended = standard_rm.read_clocks()
-    rewards = compute_rewards(trained.head, directions.project(test.features))
+    rewards = trained.reward_function.compute_rewards(test.features)
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     costs = {
         "seconds": round(ended[0] - started[0], 1),
         "seconds_fitting": round(ended[0] - extraction_ended[0], 1),
         "cpu_seconds": round(ended[1] - started[1], 1),
-        "trainable": trained.head.num_parameters,
+        "trainable": trained.reward_function.head.num_parameters,
         "peak_gib": round(peak_gib, 2),
         "precision": str(extractor.backbone.dtype).removeprefix("torch."),
     }

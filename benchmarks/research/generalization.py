@@ -18,11 +18,12 @@ from app.train.features import PairFeatures
 from app.train.head.baselines import (
     BaselineMethod,
     train_on_random_directions,
+    train_on_selected_directions,
     train_on_whole_residual,
 )
 from app.types import Pair, Progress
 from benchmarks.research.ablation import Ablation, Variant, compute_wins, summarise_wins
-from benchmarks.research.variants import train_on_random_latents, train_on_selected_directions
+from benchmarks.research.variants import train_on_random_latents
 
 NUM_REWRITTEN_PAIRS = 100
 METHODS: dict[str, BaselineMethod] = {

@@ -5,26 +5,28 @@ from torch import Tensor
 
 from app.evaluate.baselines import linear_probe_margins
 from app.train.head.baselines import ComparisonData, train_on_projections
+from app.train.head.linear import LinearHeadConfig
 
 
-def train_on_selected_directions(data: ComparisonData) -> Tensor:
-    """Train the method itself: a head on projections on the selected directions."""
-    return train_on_projections(data, _select_directions(data))
+def train_method(data: ComparisonData) -> Tensor:
+    """Train the method itself: a head on the selected directions, and a linear one on the rest as well."""
+    signs, directions = data.select_directions()
+    if isinstance(data.config, LinearHeadConfig):
+        rest = torch.linalg.svd(directions.double()).Vh[len(directions) :].float()
+        directions = torch.cat([directions, rest])
+        signs = torch.cat([signs, torch.zeros(len(rest))])
+    return train_on_projections(data, directions, signs)
 
 
 def train_on_random_latents(data: ComparisonData) -> Tensor:
     """Train the same head on random directions of the dictionary instead of selected ones."""
     generator = torch.Generator().manual_seed(data.config.seed)
-    directions = data.dictionary.directions
+    directions = data.latents.dictionary.directions.cpu()
     latents = torch.randperm(len(directions), generator=generator)[: 2 * data.k]
-    return train_on_projections(data, directions[latents].cpu())
+    return train_on_projections(data, directions[latents], data.find_signs(directions[latents]))
 
 
 def train_linear_probe_on_selected(data: ComparisonData) -> Tensor:
     """Train a logistic regression on the projections that the method's head uses."""
-    basis, (train, test) = _select_directions(data), data.residuals
+    (_, basis), (train, test) = data.select_directions(), data.residuals
     return linear_probe_margins(train @ basis.T, data.groups, test @ basis.T)
-
-
-def _select_directions(data: ComparisonData) -> Tensor:
-    return data.dictionary.select(data.select_latents()).orthogonalize().directions.cpu()

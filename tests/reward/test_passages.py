@@ -36,7 +36,7 @@ def test_windows_start_at_quarters_of_their_length_and_the_last_one_ends_with_th
 
 def test_pooled_windows_are_means_of_their_rows() -> None:
     values = torch.randn(31, 5, generator=torch.Generator().manual_seed(0))
-    windows = passages.build_windows([12, 3, 16], READING, CPU)
+    windows = passages.build_windows([12, 3, 16], READING.lengths, CPU)
     passage_edges = (windows.starts[3:], windows.ends[3:])
     for start, end, pooled in zip(*passage_edges, windows.pool_passages(values), strict=True):
         assert torch.allclose(pooled, values[start:end].double().mean(0), atol=1e-12)
@@ -51,7 +51,7 @@ def test_pooled_windows_are_means_of_their_rows() -> None:
 @pytest.mark.parametrize("weighting", PassageWeighting)
 def test_weights_sum_to_one_and_prefer_the_worst_or_the_best_windows(weighting: PassageWeighting) -> None:
     reading = replace(READING, weighting=weighting)
-    windows = passages.build_windows([12, 3, 16], reading, CPU)
+    windows = passages.build_windows([12, 3, 16], reading.lengths, CPU)
     rewards = torch.randn(len(windows.starts), generator=torch.Generator().manual_seed(1)).double()
     weights = passages.compute_window_weights(windows, rewards, reading)
     sums = windows.sum_by_response(weights, torch.ones(len(weights), 1).double())
@@ -68,7 +68,7 @@ def test_weights_sum_to_one_and_prefer_the_worst_or_the_best_windows(weighting: 
 
 def test_a_very_sharp_softmax_is_the_minimum() -> None:
     reading = PassageReading((4,), PassageWeighting.WORST, sharpness=100.0, share=1.0)
-    windows = passages.build_windows([40], reading, CPU)
+    windows = passages.build_windows([40], reading.lengths, CPU)
     rewards = torch.linspace(-3, 3, len(windows.starts), dtype=torch.float64)
     weights = passages.compute_window_weights(windows, rewards, reading)
     total = windows.sum_by_response(weights, rewards[:, None])

@@ -7,7 +7,7 @@ from typing import Any
 
 from app.settings import Settings
 from app.train import jobs, pipeline
-from app.train.head import training
+from app.train.head.network import NetworkHeadConfig
 from app.train.sae import jobs as sae_jobs
 from tests.support import tiny
 
@@ -66,9 +66,9 @@ def training_config(
     """Return the configuration of a small model; `choices` are further fields of it."""
     root = training_settings.models_dir.parent
     test = str(root / "test.jsonl") if with_test else None
-    head = training.HeadTrainingConfig(heads=3, hidden=16, seed=seed)
+    head = NetworkHeadConfig(heads=3, hidden=16, seed=seed)
     return jobs.build_training_config(
-        name, str(root / "pairs.jsonl"), test, data_license=data_license, sae=trained_sae, on_bad_row=None,
+        name, str(root / "pairs.jsonl"), test, data_license=data_license, source=trained_sae, on_bad_row=None,
         **{"k": 16, "max_pairs": 200, "head": head, **choices},
     )  # fmt: skip
 

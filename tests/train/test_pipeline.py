@@ -15,9 +15,11 @@ from app.reward import bundle, loading
 from app.reward.pooling import pooled_span
 from app.settings import Settings
 from app.train import features, jobs, pipeline
-from app.train.head import training
 from app.train.head.baselines import BASELINES
+from app.train.head.common import compute_rewards
 from app.train.head.losses import LOSSES
+from app.train.head.network import NetworkHeadConfig, fit_network
+from app.train.head.training_set import TrainingSet
 from app.train.names import contexts, labels
 from app.train.names.concepts import find_keywords
 from app.train.selection import select_latents
@@ -163,6 +165,7 @@ def test_features_equal_those_of_the_engine(
     training_settings: Settings, trained_sae: Path, tmp_path: Path
 ) -> None:
     extractor = jobs.load_feature_extractor(trained_sae, training_settings, ignore_progress)
+    assert extractor.dictionary
     pair = training_config(training_settings, trained_sae, "x").pairs[0]
     extracted = features.extract_features([pair.items], extractor, tmp_path, ignore_progress)
     chosen, _ = extractor.tokenizer.encode(pair.items)
@@ -236,10 +239,10 @@ def test_every_loss_trains_a_head_with_standardised_rewards(loss: str) -> None:
     x = torch.randn(200, 2, 8, generator=generator) * 3 + 5
     x[:, 0, 0] += 6
     groups = [str(i) for i in range(200)]
-    training_set = training.TrainingSet.from_vectors(x, torch.eye(8), groups)
-    head = training.fit_head(
+    training_set = TrainingSet.from_vectors(x, torch.eye(8), groups)
+    head = fit_network(
         training_set,
-        training.HeadTrainingConfig(heads=4, hidden=16, loss=loss, epochs=100, lr=5e-3),
+        NetworkHeadConfig(heads=4, hidden=16, loss=loss, epochs=100, lr=5e-3),
         ignore_progress,
     )
     rewards = head.score_members(head.standardise(x.flatten(0, 1)))
@@ -260,16 +263,16 @@ def test_augmented_pairs_teach_a_head_to_ignore_additions() -> None:
     augmented = original.clone()
     augmented[:, 1, 1] += 4.0
     groups = [str(i) for i in range(300)]
-    without = training.TrainingSet.from_vectors(original, torch.eye(6), groups)
+    without = TrainingSet.from_vectors(original, torch.eye(6), groups)
     with_augmented = without.with_augmented(augmented[:150], groups[:150])
-    config = training.HeadTrainingConfig(heads=4, hidden=16, epochs=60, lr=3e-3, dropout=0.2)
+    config = NetworkHeadConfig(heads=4, hidden=16, epochs=60, lr=3e-3, dropout=0.2)
     shares_fooled = []
     for training_set in (without, with_augmented):
-        head = training.fit_head(training_set, config, ignore_progress)
+        head = fit_network(training_set, config, ignore_progress)
         rewards = head.score_members(head.standardise(original.flatten(0, 1)))
         assert torch.allclose(rewards.mean(0), torch.zeros(4, dtype=torch.float64), atol=1e-3)
         assert torch.allclose(rewards.std(0), torch.ones(4, dtype=torch.float64), atol=1e-2)
-        unseen = training.compute_rewards(head, augmented[150:])
+        unseen = compute_rewards(head, augmented[150:])
         shares_fooled.append(float((unseen[:, 1] > unseen[:, 0]).double().mean()))
     assert shares_fooled[0] > 0.8
     assert shares_fooled[1] < 0.4

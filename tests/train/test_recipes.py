@@ -19,7 +19,7 @@ from app.reward import loading
 from app.reward.engine import Engine
 from app.settings import Settings
 from app.train import jobs, recipes
-from app.train.head import training as head_training
+from app.train.head.network import NetworkHeadConfig
 from app.train.recipes import Recipe
 from app.train.sae import import_pretrained, training
 from app.types import Item, ScoreOptions
@@ -162,8 +162,8 @@ def train_with_recipe(file: str, training_settings: Settings, own_settings: Sett
     """Train a model with a recipe; return its report."""
     root, recipe = training_settings.models_dir.parent, recipes.find_recipe(file, own_settings.models_dir)
     config = jobs.build_training_config(
-        "liked", str(root / "pairs.jsonl"), None, data_license="CC0", sae=recipe, on_bad_row=None,
-        k=16, max_pairs=120, head=head_training.HeadTrainingConfig(heads=2, hidden=16),
+        "liked", str(root / "pairs.jsonl"), None, data_license="CC0", source=recipe, on_bad_row=None,
+        k=16, max_pairs=120, head=NetworkHeadConfig(heads=2, hidden=16),
     )  # fmt: skip
     jobs.train_and_save(config, recipe, own_settings, ignore_progress)
     report: dict[str, Any] = json.loads((own_settings.models_dir / "liked" / "report.json").read_text())

@@ -38,19 +38,19 @@ def bundle_folder(training_settings: Settings, trained_sae: Path) -> Path:
     return folder
 
 
-def run_refit(training_settings: Settings, sae: Path) -> None:
+def run_refit(training_settings: Settings) -> None:
     root = training_settings.models_dir.parent
     known, new = (read_pairs(root / name) for name in ("pairs.jsonl", "test.jsonl"))
     data = TrainingData("test.jsonl", "0" * 64, len(new), "CC BY-NC")
-    refit.refit(NAME, known, new, data, sae=sae, settings=training_settings, progress=ignore_progress)
+    refit.refit(NAME, known, new, data, settings=training_settings, progress=ignore_progress)
 
 
 @pytest.mark.heavy
 def test_refit_trains_a_new_head_over_the_same_directions(
-    training_settings: Settings, trained_sae: Path, bundle_folder: Path
+    training_settings: Settings, bundle_folder: Path
 ) -> None:
     before = bundle.load_bundle(bundle_folder)
-    run_refit(training_settings, trained_sae)
+    run_refit(training_settings)
     after = bundle.load_bundle(bundle_folder)
     assert (after.dictionary.directions == before.dictionary.directions).all()
     assert (after.head.w1 != before.head.w1).any()
@@ -63,22 +63,22 @@ def test_refit_trains_a_new_head_over_the_same_directions(
 
 @pytest.mark.heavy
 def test_a_refit_interrupted_while_files_are_moved_is_completed_by_the_next(
-    training_settings: Settings, trained_sae: Path, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+    training_settings: Settings, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(refit, "_install_staged_bundle", lambda _: None)
-        run_refit(training_settings, trained_sae)
+        run_refit(training_settings)
     (bundle_folder / "SHA256SUMS").unlink()
     (bundle_folder / ".new" / "manifest.json").replace(bundle_folder / "manifest.json")
     with pytest.raises(BundleError):
         bundle.load_bundle(bundle_folder)
-    run_refit(training_settings, trained_sae)
+    run_refit(training_settings)
     assert len(bundle.load_bundle(bundle_folder).card.data) == 2
     assert not (bundle_folder / ".new").exists()
 
 
 def test_the_command_refits_and_a_server_reloads(
-    training_settings: Settings, trained_sae: Path, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+    training_settings: Settings, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = training_settings.models_dir.parent
     for name in ("models_dir", "cache_dir", "device", "max_tokens"):
@@ -92,8 +92,6 @@ def test_the_command_refits_and_a_server_reloads(
         NAME,
         str(root / "pairs.jsonl"),
         str(root / "test.jsonl"),
-        "--sae",
-        str(trained_sae),
     )
     with run_server(loading.load_engine(served, ignore_progress), served) as url:
         key = {"Authorization": "Bearer s"}

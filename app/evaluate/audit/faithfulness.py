@@ -4,6 +4,7 @@ Directions are removed from the projections or from the residual stream itself. 
 setting its projection to the training mean, so that only the baseline remains when all are removed.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -118,7 +119,7 @@ def _correlate_with_shuffled_head(
     It should be near zero: an explanation has to depend on what the head computes.
     """
     order = torch.randperm(x.shape[1], generator=generator)
-    shuffled = Head(head.center, head.scale, head.w1[..., order], head.b1, head.w2, head.b2)
+    shuffled = replace(head, w1=head.w1[..., order])
     return _median_spearman(contributions, shuffled.compute_contributions(x, torch.zeros_like(x[:1])))
 
 

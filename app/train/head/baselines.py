@@ -2,11 +2,11 @@
 
 Every method takes the comparison data, trains on the training pairs, and returns its margins on the test
 pairs. All heads are trained alike, on augmented pairs too if there are any, so that a difference in accuracy
-comes from their inputs.
+comes from their inputs. The ridge of linear heads is chosen for each method by cross-validation.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -15,12 +15,17 @@ from torch.nn.functional import normalize
 
 from app.evaluate.accuracy import ScoredPairs, accuracy_difference, bootstrap_mean, pair_wins
 from app.evaluate.baselines import length_margins, linear_probe_margins, tfidf_margins
-from app.reward.directions import Dictionary
 from app.train.augmentation.pairs import AugmentedPairs
 from app.train.features import PairFeatures
-from app.train.head.training import HeadTrainingConfig, TrainingSet, compute_rewards, fit_head
-from app.train.selection import select_latents
+from app.train.head.common import compute_rewards
+from app.train.head.fitting import HeadConfig, fit_head
+from app.train.head.linear import LinearHeadConfig
+from app.train.head.linear_tuning import tune_linear
+from app.train.head.training_set import TrainingSet
+from app.train.selection import LatentSource, Selection, select_latents
 from app.types import Pair, Pooling, Progress
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +36,22 @@ class ComparisonData:
     train_features: PairFeatures
     test_pairs: list[Pair]
     test_features: PairFeatures
-    dictionary: Dictionary
+    latents: LatentSource
     layer: int
     pooling: Pooling
     k: int
-    config: HeadTrainingConfig
+    config: HeadConfig
     augmented: AugmentedPairs | None = None
 
     @property
     def groups(self) -> list[str]:
         """Prompt groups of the training pairs."""
         return [pair.group for pair in self.train_pairs]
+
+    @property
+    def width(self) -> int:
+        """The size of a residual."""
+        return self.train_features.residuals[self.layer].shape[2]
 
     @property
     def residuals(self) -> tuple[Tensor, Tensor]:
@@ -51,18 +61,33 @@ class ComparisonData:
             self.test_features.pooled_residuals(self.layer, self.pooling),
         )
 
-    def select_latents(self) -> Tensor:
-        """Return the latents that the method selects on the training pairs, (2k)."""
-        firing_rates = self.train_features.firing_rates(self.pooling)
-        return select_latents(firing_rates, self.groups, self.k, seed=self.config.seed).latents
+    def select(self) -> Selection:
+        """Return the latents that the method selects on the training pairs."""
+        firing_rates = self.latents.firing_rates(self.train_features)
+        return select_latents(firing_rates, self.groups, self.k, seed=self.config.seed)
+
+    def select_directions(self) -> tuple[Tensor, Tensor]:
+        """Return the signs (2k) and the directions (2k, D) of the selected latents."""
+        selection = self.select()
+        dictionary = self.latents.dictionary.to(CPU).select(selection.latents).orthogonalize()
+        return selection.signs, dictionary.directions
+
+    def find_signs(self, directions: Tensor) -> Tensor:
+        """Return +1 for each direction on which chosen responses project further on average, else -1."""
+        chosen, rejected = (self.residuals[0] @ directions.T).mean(0)
+        return torch.where(chosen > rejected, 1.0, -1.0)
 
 
 BaselineMethod = Callable[[ComparisonData], Tensor]
 
 
+def ignore(_: float) -> None:
+    """Report no progress."""
+
+
 def train_on_whole_residual(data: ComparisonData) -> Tensor:
     """Train the same head on the whole residual vector."""
-    return train_on_projections(data, torch.eye(data.dictionary.directions.shape[1]))
+    return train_on_projections(data, torch.eye(data.width))
 
 
 def train_linear_probe(data: ComparisonData) -> Tensor:
@@ -72,20 +97,26 @@ def train_linear_probe(data: ComparisonData) -> Tensor:
 
 
 def train_on_random_directions(data: ComparisonData) -> Tensor:
-    """Train the same head on the same number of random directions."""
+    """Train the same head on the same number of random directions, signed as the selected ones are."""
     generator = torch.Generator().manual_seed(data.config.seed)
-    width = data.dictionary.directions.shape[1]
-    return train_on_projections(data, normalize(torch.randn(2 * data.k, width, generator=generator), dim=1))
+    directions = normalize(torch.randn(2 * data.k, data.width, generator=generator), dim=1)
+    return train_on_projections(data, directions, data.find_signs(directions))
 
 
 def train_on_sae_activations(data: ComparisonData) -> Tensor:
     """Train the same head on the activations of the selected latents instead of the projections."""
-    latents = data.select_latents().cpu()
+    selection = data.select()
 
     def get_activations(features: PairFeatures) -> Tensor:
-        return features.mean_activations(data.pooling)[..., latents].float()
+        return data.latents.activations(features)[..., selection.latents]
 
-    return _train_head(data, get_activations, torch.eye(len(latents)))
+    return _train_head(data, get_activations, torch.eye(len(selection.latents)), selection.signs)
+
+
+def train_on_selected_directions(data: ComparisonData) -> Tensor:
+    """Train the head on the selected directions alone, without passages and unnamed directions."""
+    signs, directions = data.select_directions()
+    return train_on_projections(data, directions, signs)
 
 
 def train_tfidf(data: ComparisonData) -> Tensor:
@@ -98,17 +129,31 @@ def prefer_longer_response(data: ComparisonData) -> Tensor:
     return length_margins(data.test_features.lengths())
 
 
-def train_on_projections(data: ComparisonData, basis: Tensor) -> Tensor:
-    """Train a head on projections of the pooled residuals on any basis (K, D)."""
-    return _train_head(data, lambda features: features.pooled_residuals(data.layer, data.pooling), basis)
+def train_on_projections(data: ComparisonData, basis: Tensor, signs: Tensor | None = None) -> Tensor:
+    """Train a head on projections of the residuals on any basis (K, D); a linear head uses the signs."""
+    return _train_head(
+        data, lambda features: features.pooled_residuals(data.layer, data.pooling), basis, signs
+    )
 
 
-def _train_head(data: ComparisonData, get_vectors: Callable[[PairFeatures], Tensor], basis: Tensor) -> Tensor:
-    training_set = TrainingSet.from_vectors(get_vectors(data.train_features), basis, data.groups)
+def _train_head(
+    data: ComparisonData,
+    get_vectors: Callable[[PairFeatures], Tensor],
+    basis: Tensor,
+    signs: Tensor | None,
+) -> Tensor:
+    training_set = TrainingSet.from_vectors(
+        get_vectors(data.train_features), basis, data.groups,
+        token_counts=data.train_features.lengths(), signs=signs,
+    )  # fmt: skip
     if data.augmented:
         projections = get_vectors(data.augmented.features) @ basis.T
-        training_set = training_set.with_augmented(projections, data.augmented.groups)
-    head = fit_head(training_set, data.config, lambda _: None)
+        lengths = data.augmented.features.lengths()
+        training_set = training_set.with_augmented(projections, data.augmented.groups, lengths)
+    config = data.config
+    if isinstance(config, LinearHeadConfig):
+        config = tune_linear(training_set, replace(config, rest_ridge=LinearHeadConfig().rest_ridge), ignore)
+    head = fit_head(training_set, config, ignore)
     rewards = compute_rewards(head, get_vectors(data.test_features) @ basis.T)
     return rewards[:, 0] - rewards[:, 1]
 
@@ -116,6 +161,7 @@ def _train_head(data: ComparisonData, get_vectors: Callable[[PairFeatures], Tens
 BASELINES: dict[str, BaselineMethod] = {
     "same head on the whole residual": train_on_whole_residual,
     "linear probe on the residual": train_linear_probe,
+    "selected directions alone": train_on_selected_directions,
     "same head on random directions": train_on_random_directions,
     "same head on SAE activations": train_on_sae_activations,
     "TF-IDF of the response": train_tfidf,

@@ -5,8 +5,6 @@ Those scores give the temperature, the percentiles, the distance quantiles and t
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -14,15 +12,8 @@ from torch import Tensor
 
 from app.evaluate.accuracy import fit_temperature
 from app.reward.calibration import Calibration, compute_mahalanobis_distance, interpolate
-from app.reward.head import Head
-from app.train.head.parallel import run_in_parallel
-from app.train.head.training import (
-    HeadTrainingConfig,
-    TrainingSet,
-    assign_folds,
-    compute_rewards,
-    fit_head,
-)
+from app.train.head.fitting import HeadFitter
+from app.train.reward_function import RewardFunction
 
 CALIBRATION_FOLDS = 5
 """Cross-validation folds over prompt groups; training needs at least as many prompts."""
@@ -39,33 +30,24 @@ SHRINKAGE = 0.1
 MIN_RESPONSE_VARIANCE = 1e-4
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseLengths:
-    """For each response, (N, 2): its number of tokens, and the number of tokens that pooling averages."""
-
-    tokens: Tensor
-    pooled: Tensor
-
-
 def calibrate_head(
-    head: Head,
-    training_set: TrainingSet,
-    lengths: ResponseLengths,
-    token_projections: Tensor,
-    config: HeadTrainingConfig,
+    fitter: HeadFitter,
+    fitted: RewardFunction,
+    token_residuals: Tensor,
     progress: Callable[[float], None],
 ) -> Calibration:
-    """Return the calibration of a head; `token_projections` (T, K) are of single response tokens."""
-    rewards, distances = _score_held_out(training_set, lengths, token_projections, config, progress)
-    original = training_set.original
-    knots, values = fit_length_trend(rewards, lengths.tokens, original.groups)
-    controlled = rewards - interpolate(lengths.tokens.double().log2(), knots, values)
-    standardised = head.standardise(original.projections.flatten(0, 1))
+    """Return the calibration of a fitted reward function; `token_residuals` (T, D) are of response tokens."""
+    features = fitter.original
+    tokens, pooled_tokens = features.lengths(), features.pooled_lengths(fitter.pooling)
+    rewards, distances = _score_held_out(fitter, token_residuals, progress)
+    knots, values = fit_length_trend(rewards, tokens, fitter.training_set.original.groups)
+    controlled = rewards - interpolate(tokens.double().log2(), knots, values)
+    standardised = fitted.project(features).flatten(0, 1)
     deciles = torch.linspace(0, 1, NUM_DECILES + 2, dtype=torch.float64)[1:-1]
     return Calibration(
         fit_temperature(rewards[:, 0] - rewards[:, 1]),
         torch.stack([_compute_quantiles(rewards), _compute_quantiles(controlled)]),
-        *fit_whitening(standardised, lengths.pooled, head.standardise(token_projections)),
+        *fit_whitening(standardised, pooled_tokens, fitted.project_tokens(token_residuals)),
         _compute_quantiles(distances),
         torch.stack([knots, values]),
         torch.quantile(standardised, deciles, dim=0).T,
@@ -92,27 +74,21 @@ def fit_whitening(responses: Tensor, pooled_tokens: Tensor, tokens: Tensor) -> t
 
 
 def _score_held_out(
-    training_set: TrainingSet,
-    lengths: ResponseLengths,
-    token_projections: Tensor,
-    config: HeadTrainingConfig,
-    progress: Callable[[float], None],
+    fitter: HeadFitter, token_residuals: Tensor, progress: Callable[[float], None]
 ) -> tuple[Tensor, Tensor]:
     """Return rewards and distances of original responses, (N, 2), by heads not trained on their prompts."""
-    folds = assign_folds(training_set.groups, CALIBRATION_FOLDS, config.seed)
-    projections, original_folds = training_set.original.projections, folds[~training_set.is_augmented]
-    rewards, distances = (torch.zeros(projections.shape[:2], dtype=torch.float64) for _ in range(2))
-    subsets = [training_set.subset(folds != fold) for fold in range(CALIBRATION_FOLDS)]
-    tasks = [partial(fit_head, subset, config, lambda _: None) for subset in subsets]
-    for fold, head in enumerate(run_in_parallel(tasks, progress)):
-        held_out = original_folds == fold
-        rewards[held_out] = compute_rewards(head, projections[held_out])
-        trained, scored = (
-            head.standardise(projections[rows].flatten(0, 1)) for rows in (~held_out, held_out)
+    pooled_tokens = fitter.original.pooled_lengths(fitter.pooling)
+    rewards, distances = (torch.zeros(pooled_tokens.shape, dtype=torch.float64) for _ in range(2))
+    for fold in fitter.cross_fit(CALIBRATION_FOLDS, progress):
+        fitted, is_trained = fold.reward_function, torch.ones(len(pooled_tokens)).bool()
+        is_trained[fold.rows] = False
+        trained = fitted.project(fitter.original.subset(is_trained.nonzero()[:, 0].tolist()))
+        whitening = fit_whitening(
+            trained.flatten(0, 1), pooled_tokens[is_trained], fitted.project_tokens(token_residuals)
         )
-        whitening = fit_whitening(trained, lengths.pooled[~held_out], head.standardise(token_projections))
-        pooled = lengths.pooled[held_out].flatten()
-        distances[held_out] = compute_mahalanobis_distance(scored, pooled, *whitening).reshape(-1, 2)
+        held_out, counts = fitted.project(fold.original).flatten(0, 1), pooled_tokens[fold.rows].flatten()
+        rewards[fold.rows] = fitted.compute_rewards(fold.original)
+        distances[fold.rows] = compute_mahalanobis_distance(held_out, counts, *whitening).reshape(-1, 2)
     return rewards, distances
 
 

@@ -79,7 +79,7 @@ def name_features(
     raised = _find_raised_tokens(dictionary.directions, backbone, contexts, tokenizer)
     named = []
     for k, unnamed in enumerate(features):
-        feature = replace(unnamed, agreement=_compute_auroc(projections[:, k], fired[:, k]))
+        feature = replace(unnamed, agreement=compute_auroc(projections[:, k], fired[:, k]))
         if neuronpedia:
             url = f"https://www.neuronpedia.org/{neuronpedia}/{feature.latent}"
             feature = replace(feature, url=url)
@@ -215,7 +215,7 @@ def _quote(words: list[str]) -> str:
     return " ".join(f"“{word}”" for word in dict.fromkeys(word.lower() for word in words))
 
 
-def _compute_auroc(scores: NDArray[np.float32], fired: Mask) -> float | None:
+def compute_auroc(scores: NDArray[np.float32], fired: Mask) -> float | None:
     """Return how often a firing token scores above a silent one; None if either kind is missing."""
     positives, negatives = int(fired.sum()), int((~fired).sum())
     if not positives or not negatives:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from app.settings import Settings
-from app.train import features, jobs, pipeline
+from app.train import features, jobs, pipeline, steps
 from app.train.augmentation import pairs as augmentation
 from app.train.augmentation.pairs import AugmentationShares, augment_pairs, extract_augmented
 from app.train.features import FeatureExtractor
@@ -86,7 +86,7 @@ def test_features_of_augmented_pairs_are_those_of_their_responses(
     extractor: FeatureExtractor, tmp_path: Path
 ) -> None:
     pairs = make_pairs(30, sentences=1)
-    extracted = pipeline.extract(pairs, extractor, tmp_path, ignore_progress)
+    extracted = steps.extract(pairs, extractor, tmp_path, ignore_progress)
     augmented = augment_pairs(pairs, AugmentationShares(0.7, 0.4))
     result = extract_augmented(pairs, extracted.features, augmented, extractor, tmp_path, ignore_progress)
     assert result

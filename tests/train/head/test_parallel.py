@@ -5,8 +5,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from app.train.head.fitting import fit_head, tune_config
+from app.train.head.network import NetworkHeadConfig
 from app.train.head.parallel import run_in_parallel
-from app.train.head.training import HeadTrainingConfig, TrainingSet, fit_head, tune_config
+from app.train.head.training_set import TrainingSet
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -45,7 +47,7 @@ def test_tuning_and_training_do_not_depend_on_the_number_of_threads() -> None:
     before, results = torch.get_num_threads(), []
     for count in (1, 2):
         torch.set_num_threads(count)
-        config = tune_config(training_set, HeadTrainingConfig(heads=2, hidden=16), lambda _: None)
+        config = tune_config(training_set, NetworkHeadConfig(heads=2, hidden=16), lambda _: None)
         results.append((config, fit_head(training_set, config, lambda _: None).w1))
     torch.set_num_threads(before)
     assert results[0][0] == results[1][0]

@@ -1,4 +1,4 @@
-"""Trains the head: an ensemble of small networks, trained together on bootstrap samples of prompt groups.
+"""Trains a head that is an ensemble of small networks, each on a bootstrap sample of prompt groups.
 
 A thousand pairs are few, so the danger is overfitting. Inputs are therefore partly whitened and dropped at
 random, weights are averaged over the last steps, and learning rate, weight decay, margin and number of epochs
@@ -17,11 +17,18 @@ from operator import or_
 import torch
 from torch import Tensor
 
-from app.data.pairs import hash_to_unit_interval
 from app.evaluate.accuracy import log_loss
 from app.reward.head import Head
+from app.train.head.common import (
+    MIN_SCALE,
+    assign_folds,
+    draw_bootstrap_counts,
+    pair_weights,
+    standardise_rewards,
+)
 from app.train.head.losses import LOSSES
 from app.train.head.parallel import run_in_parallel
+from app.train.head.training_set import TrainingSet
 
 TUNING_FOLDS = 3
 """Cross-validation folds over prompt groups when the hyperparameters are chosen."""
@@ -33,15 +40,11 @@ MAX_AVERAGING_DECAY = 0.98
 """Decay of the moving average of the weights once it has warmed up."""
 GEOMETRY_RIDGE = 0.1
 """Ridge, in mean variances, when the correlation due to the directions' geometry is removed."""
-AUGMENTED_WEIGHT = 0.4
-"""Weight of an augmented or control pair in the loss; an original pair has weight 1."""
-MIN_SCALE = 1e-6
-"""Smallest standard deviation that is divided by, so that a constant projection stays finite."""
 
 
 @dataclass(frozen=True, slots=True)
-class HeadTrainingConfig:
-    """Hyperparameters of a head. Reports store them under these names.
+class NetworkHeadConfig:
+    """Hyperparameters of a network head. Reports store them under these names.
 
     `whitening` is the ridge, in mean variances, of the second whitening: higher whitens less.
     """
@@ -60,50 +63,6 @@ class HeadTrainingConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingSet:
-    """Projections of the chosen and rejected responses, (N, 2, K), and each pair's prompt group.
-
-    `is_augmented` (N,) marks augmented and control pairs. `uncorrelated_covariance` (K, K) is the covariance
-    that the projections would have if the coordinates of the residual were uncorrelated: the part that comes
-    from the geometry of the directions and not from the data.
-    """
-
-    projections: Tensor
-    groups: list[str]
-    uncorrelated_covariance: Tensor
-    is_augmented: Tensor
-
-    @classmethod
-    def from_vectors(cls, vectors: Tensor, basis: Tensor, groups: list[str]) -> "TrainingSet":
-        """Project (N, 2, D) vectors on the rows of a basis (K, D)."""
-        variance = vectors.flatten(0, 1).var(0)
-        return cls(vectors @ basis.T, groups, (basis * variance) @ basis.T, torch.zeros(len(groups)).bool())
-
-    def with_augmented(self, projections: Tensor, groups: list[str]) -> "TrainingSet":
-        """Return this set with augmented pairs appended."""
-        return replace(
-            self,
-            projections=torch.cat([self.projections, projections]),
-            groups=self.groups + groups,
-            is_augmented=torch.cat([self.is_augmented, torch.ones(len(groups)).bool()]),
-        )
-
-    @property
-    def original(self) -> "TrainingSet":
-        """The pairs that are not augmented."""
-        return self.subset(~self.is_augmented)
-
-    def subset(self, mask: Tensor) -> "TrainingSet":
-        """Return the pairs where a boolean mask (N,) is true."""
-        return replace(
-            self,
-            projections=self.projections[mask],
-            groups=[group for group, keep in zip(self.groups, mask.tolist(), strict=True) if keep],
-            is_augmented=self.is_augmented[mask],
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class WhitenedInputs:
     """Training inputs `x` (N, 2, K) and how they are made: ((projections - center) / scale) @ transform."""
 
@@ -113,14 +72,14 @@ class WhitenedInputs:
     transform: Tensor
 
 
-def tune_config(
-    training_set: TrainingSet, config: HeadTrainingConfig, progress: Callable[[float], None]
-) -> HeadTrainingConfig:
+def tune_network(
+    training_set: TrainingSet, config: NetworkHeadConfig, progress: Callable[[float], None]
+) -> NetworkHeadConfig:
     """Return the configuration whose heads have the lowest log loss on held-out thirds of the prompts."""
     inputs = _whiten(training_set, config)
     fold = assign_folds(training_set.groups, TUNING_FOLDS, config.seed)
     in_training = torch.stack([(fold != f).float() for f in range(TUNING_FOLDS)], dim=1)
-    weights = in_training * _pair_weights(training_set)
+    weights = in_training * pair_weights(training_set)
     gammas = GAMMAS if config.loss == "margin" else GAMMAS[:1]
     member_gammas = torch.tensor(gammas).repeat_interleave(TUNING_FOLDS)
     candidates = [
@@ -128,8 +87,8 @@ def tune_config(
         for lr, decay in product(LEARNING_RATES, WEIGHT_DECAYS)
     ]
 
-    def compute_losses(candidate: HeadTrainingConfig) -> dict[HeadTrainingConfig, float]:
-        losses: dict[HeadTrainingConfig, float] = {}
+    def compute_losses(candidate: NetworkHeadConfig) -> dict[NetworkHeadConfig, float]:
+        losses: dict[NetworkHeadConfig, float] = {}
         for epoch, members in _train_members(
             inputs.x, weights.repeat(1, len(gammas)), candidate, member_gammas
         ):
@@ -146,33 +105,25 @@ def tune_config(
     return min(losses, key=losses.__getitem__)
 
 
-def fit_head(training_set: TrainingSet, config: HeadTrainingConfig, progress: Callable[[int], None]) -> Head:
+def fit_network(
+    training_set: TrainingSet, config: NetworkHeadConfig, progress: Callable[[int], None]
+) -> Head:
     """Train the ensemble and standardise its rewards; `progress` receives the number of finished epochs."""
     inputs = _whiten(training_set, config)
     members: list[Tensor] = []
-    weights = _draw_bootstrap_counts(training_set.groups, config) * _pair_weights(training_set)
+    weights = draw_bootstrap_counts(training_set.groups, config.heads, config.seed) * pair_weights(
+        training_set
+    )
     gamma = torch.tensor(config.gamma)
     for epoch, members in _train_members(inputs.x, weights, config, gamma):  # noqa: B007 # the last are used
         progress(epoch)
     w1, b1, w2 = members
     folded_w1 = (w1.transpose(1, 2) @ inputs.transform.T).half()
     head = Head(inputs.center, inputs.scale, folded_w1, b1[:, 0], w2[:, 0], torch.zeros(config.heads))
-    return _standardise_rewards(head, training_set.original.projections.flatten(0, 1))
+    return standardise_rewards(head, training_set.original.projections.flatten(0, 1))
 
 
-def compute_rewards(head: Head, projections: Tensor) -> Tensor:
-    """Return the ensemble's rewards of (N, 2, K) projections, (N, 2)."""
-    return head.score_members(head.standardise(projections.flatten(0, 1))).mean(1).reshape(-1, 2)
-
-
-def assign_folds(groups: list[str], count: int, seed: int) -> Tensor:
-    """Return a fold for each pair, (N,). A prompt group is in one fold; folds differ by one group at most."""
-    order = sorted(set(groups), key=lambda group: hash_to_unit_interval(f"{seed}/fold/{group}"))
-    fold = {group: index % count for index, group in enumerate(order)}
-    return torch.tensor([fold[group] for group in groups])
-
-
-def _whiten(training_set: TrainingSet, config: HeadTrainingConfig) -> WhitenedInputs:
+def _whiten(training_set: TrainingSet, config: NetworkHeadConfig) -> WhitenedInputs:
     """Standardise projections, remove the correlation due to geometry, then partly that due to the data."""
     original = training_set.original.projections.flatten(0, 1)
     center, scale = original.mean(0), original.std(0).clamp(min=MIN_SCALE)
@@ -186,11 +137,6 @@ def _whiten(training_set: TrainingSet, config: HeadTrainingConfig) -> WhitenedIn
     return WhitenedInputs((training_set.projections - center) / scale @ transform, center, scale, transform)
 
 
-def _pair_weights(training_set: TrainingSet) -> Tensor:
-    """Return the weight of each pair in the loss, (N, 1)."""
-    return torch.where(training_set.is_augmented, AUGMENTED_WEIGHT, 1.0)[:, None]
-
-
 def _inverse_square_root(matrix: Tensor, ridge: float) -> Tensor:
     """Return the inverse square root of a covariance; `ridge` times its mean variance is added first."""
     values, vectors = torch.linalg.eigh(matrix)
@@ -199,7 +145,7 @@ def _inverse_square_root(matrix: Tensor, ridge: float) -> Tensor:
 
 
 def _train_members(
-    x: Tensor, weights: Tensor, config: HeadTrainingConfig, gammas: Tensor
+    x: Tensor, weights: Tensor, config: NetworkHeadConfig, gammas: Tensor
 ) -> Iterator[tuple[int, list[Tensor]]]:
     """Train one network for each column of `weights` (N, E), each with its own gamma.
 
@@ -233,17 +179,8 @@ def _score_sides(x: Tensor, members: list[Tensor]) -> tuple[Tensor, Tensor]:
     return chosen, rejected
 
 
-def _draw_bootstrap_counts(groups: list[str], config: HeadTrainingConfig) -> Tensor:
-    """Draw prompt groups with replacement for each head; return how often each pair was drawn, (N, E)."""
-    generator = torch.Generator().manual_seed(config.seed)
-    index = {group: i for i, group in enumerate(sorted(set(groups)))}
-    draws = torch.randint(len(index), (config.heads, len(index)), generator=generator)
-    counts = torch.stack([draw.bincount(minlength=len(index)) for draw in draws]).float()
-    return counts.T[torch.tensor([index[group] for group in groups])]
-
-
 def _initialise_members(
-    heads: int, k: int, config: HeadTrainingConfig, generator: torch.Generator
+    heads: int, k: int, config: NetworkHeadConfig, generator: torch.Generator
 ) -> list[Tensor]:
     """Return w1 (E, K, H), b1 (E, 1, H) and w2 (E, 1, H), uniform within 1 / sqrt(fan-in)."""
     shapes = [(heads, k, config.hidden), (heads, 1, config.hidden), (heads, 1, config.hidden)]
@@ -251,12 +188,3 @@ def _initialise_members(
         ((torch.rand(shape, generator=generator) * 2 - 1) / fan_in**0.5).requires_grad_()
         for shape, fan_in in zip(shapes, (k, k, config.hidden), strict=True)
     ]
-
-
-def _standardise_rewards(head: Head, projections: Tensor) -> Head:
-    """Return the head with each member's rewards of (M, K) projections at mean 0, standard deviation 1."""
-    exact = head.to(torch.device("cpu"))
-    rewards = exact.score_members(exact.standardise(projections))
-    mean, std = rewards.mean(0), rewards.std(0).clamp(min=MIN_SCALE)
-    w2, b2 = exact.w2 / std[:, None], (exact.b2 - mean) / std
-    return Head(head.center, head.scale, head.w1, head.b1, w2.float(), b2.float()).to(torch.device("cpu"))

@@ -1,0 +1,111 @@
+"""Chooses the hyperparameters of a linear head by cross-validation over prompts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.train.head.common import MIN_SCALE, assign_folds
+from app.train.head.linear import Differences, LinearHeadConfig, fit_weights
+from app.train.head.parallel import run_in_parallel
+from app.train.head.training_set import TrainingSet
+
+TUNING_FOLDS = 4
+"""Cross-validation folds over prompt groups."""
+RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3)
+REST_RIDGES = (0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
+LENGTH_CONTROLS = (1.0, 0.75, 0.5, 0.25, 0.0)
+MAX_REST_SHARE = 0.1
+"""Largest share of the contributions' total size that directions without a sign may have beside others."""
+MAX_LENGTH_COST = 0.005
+"""Accuracy on held-out prompts that length control may cost; as much of it is chosen as this allows."""
+
+
+def tune_linear(
+    training_set: TrainingSet, config: LinearHeadConfig, progress: Callable[[float], None]
+) -> LinearHeadConfig:
+    """Return the configuration whose heads predict preferences best on held-out prompts.
+
+    The ridge comes first, then as much length control as costs little accuracy, then the ridge of the rest.
+    """
+    is_signed = training_set.signs != 0
+    scale = training_set.original.projections.flatten(0, 1).std(0).clamp(min=MIN_SCALE).double()
+    tuning = Tuning(
+        Differences.from_training_set(training_set, scale),
+        training_set.groups,
+        assign_folds(training_set.groups, TUNING_FOLDS, config.seed).numpy(),
+        (~training_set.is_augmented).numpy(),
+    )
+    start = replace(config, length_control=0.0, rest_ridge=0.0)
+    if is_signed.any():
+        ridges = [replace(start, ridge=ridge) for ridge in RIDGES]
+    else:
+        ridges = [replace(start, rest_ridge=ridge) for ridge in REST_RIDGES]
+    best = _find_lowest_loss(tuning.run(ridges, lambda done: progress(done / 3)))
+    shares = LENGTH_CONTROLS if config.length_control is None else (config.length_control,)
+    controlled = [replace(best.config, length_control=share) for share in shares]
+    best = _find_most_controlled(tuning.run(controlled, lambda done: progress((1 + done) / 3)))
+    if config.rest_ridge and is_signed.any() and not is_signed.all():
+        rests = [replace(best.config, rest_ridge=ridge) for ridge in REST_RIDGES]
+        trials = tuning.run(rests, lambda done: progress((2 + done) / 3))
+        best = _find_lowest_loss([best, *(row for row in trials if row.rest_share <= MAX_REST_SHARE)])
+    progress(1.0)
+    return best.config
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A configuration, and how its heads do on held-out prompts.
+
+    `loss` is of all pairs, `accuracy` of original ones. `rest_share` is the share of directions without a
+    sign in the total size of the contributions.
+    """
+
+    config: LinearHeadConfig
+    loss: float
+    accuracy: float
+    rest_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Cross-validation of configurations on the same folds."""
+
+    differences: Differences
+    groups: list[str]
+    folds: NDArray[np.int64]
+    is_original: NDArray[np.bool_]
+
+    def run(self, configs: list[LinearHeadConfig], progress: Callable[[float], None]) -> list[Trial]:
+        """Return a trial of every configuration, in order."""
+        return run_in_parallel([partial(self._try, config) for config in configs], progress)
+
+    def _try(self, config: LinearHeadConfig) -> Trial:
+        margins, sizes, rest = (np.zeros(len(self.folds)) for _ in range(3))
+        for fold in range(TUNING_FOLDS):
+            held_out = self.folds == fold
+            subset = self.differences.subset(~held_out)
+            groups = [group for group, out in zip(self.groups, held_out, strict=True) if not out]
+            fitted = fit_weights(subset, groups, config, np.ones((len(groups), 1)), lambda _: None)
+            signed_part, rest_part = fitted.compute_parts(self.differences.subset(held_out))
+            margins[held_out] = signed_part.sum(1) + rest_part
+            sizes[held_out], rest[held_out] = np.abs(signed_part).sum(1), np.abs(rest_part)
+        original = margins[self.is_original]
+        return Trial(
+            config,
+            float(np.average(np.logaddexp(0, -margins), weights=self.differences.weights)),
+            float(np.mean(np.sign(original) / 2 + 0.5)),
+            float(rest.sum() / max((rest + sizes).sum(), 1e-12)),
+        )
+
+
+def _find_lowest_loss(trials: Sequence[Trial]) -> Trial:
+    return min(trials, key=lambda trial: trial.loss)
+
+
+def _find_most_controlled(trials: Sequence[Trial]) -> Trial:
+    """Return the first trial, which controls length most, whose accuracy is close to the best."""
+    enough = max(trial.accuracy for trial in trials) - MAX_LENGTH_COST
+    return next(trial for trial in trials if trial.accuracy >= enough)

@@ -1,0 +1,88 @@
+"""Rewards of extracted responses: what a trained model computes, from the features of its training run."""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from app.reward.head import Head
+from app.reward.passages import PassageReading, Windows, build_windows, compute_window_weights
+from app.reward.reward_model import RewardModel
+from app.train.features import POOLINGS, PairFeatures
+from app.train.head.common import MIN_SCALE
+from app.train.passage_features import project_passages
+from app.types import Pooling
+
+CPU = torch.device("cpu")
+
+
+class WindowRewards(NamedTuple):
+    """The windows of the responses of some pairs, their rewards (W,), and each pair's responses (N, 2)."""
+
+    windows: Windows
+    rewards: Tensor
+    response_index: Tensor
+
+    def combine(self, reading: PassageReading | None) -> Tensor:
+        """Return the rewards of the pairs' responses under a reading, (N, 2)."""
+        weights = compute_window_weights(self.windows, self.rewards, reading)
+        return self.windows.sum_by_response(weights, self.rewards[:, None])[:, 0][self.response_index]
+
+
+@dataclass(frozen=True, slots=True)
+class RewardFunction:
+    """A head on directions (K, D) of the pooled residuals of a layer, and how it reads passages."""
+
+    directions: Tensor
+    head: Head
+    layer: int
+    pooling: Pooling
+    passages: PassageReading | None = None
+
+    @classmethod
+    def from_model(cls, model: RewardModel) -> "RewardFunction":
+        """Return what a model computes."""
+        card = model.card
+        return cls(model.dictionary.directions.cpu(), model.head, card.layer, card.readout, card.passages)
+
+    def project(self, features: PairFeatures) -> Tensor:
+        """Return the standardised projections of pairs, (N, 2, K)."""
+        projections = features.pooled_residuals(self.layer, self.pooling) @ self.directions.T
+        return self.head.standardise(projections)
+
+    def project_tokens(self, residuals: Tensor) -> Tensor:
+        """Return the standardised projections of single tokens' residuals (T, D), (T, K)."""
+        return self.head.standardise(residuals @ self.directions.T)
+
+    def compute_rewards(self, features: PairFeatures) -> Tensor:
+        """Return the rewards of pairs, the mean of the ensemble, (N, 2)."""
+        lengths = self.passages.lengths if self.passages else ()
+        return self.score_windows(features, lengths).combine(self.passages)
+
+    def score_windows(self, features: PairFeatures, lengths: tuple[int, ...]) -> WindowRewards:
+        """Return the rewards of the whole responses and of their windows of some lengths."""
+        used, inverse = torch.unique(features.response_index, return_inverse=True)
+        counts = features.token_counts[used].tolist()
+        whole = features.residuals[self.layer][used, POOLINGS.index(self.pooling)] @ self.directions.T
+        if lengths:
+            passages = [features.passages[i] for i in used.tolist()]
+            whole = torch.cat([whole, project_passages(passages, counts, self.directions, lengths)])
+        windows = build_windows(counts, lengths, CPU)
+        return WindowRewards(windows, self._score(whole), inverse)
+
+    def with_passages(self, reading: PassageReading | None, features: PairFeatures) -> "RewardFunction":
+        """Return the same function with a reading, standardised again to mean 0 and standard deviation 1.
+
+        `features` are of the pairs whose responses are standardised. The sharpness grows with the scale, so
+        that the weights of the windows stay the same.
+        """
+        if reading is None:
+            return self
+        rewards = replace(self, passages=reading).compute_rewards(features)
+        mean, std = rewards.mean(), rewards.std().clamp(min=MIN_SCALE)
+        head = replace(self.head, w2=self.head.w2 / std, b2=(self.head.b2 - mean) / std)
+        return replace(self, head=head, passages=replace(reading, sharpness=reading.sharpness * float(std)))
+
+    def _score(self, projections: Tensor) -> Tensor:
+        return self.head.score_members(self.head.standardise(projections)).mean(1)
