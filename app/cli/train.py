@@ -135,12 +135,15 @@ def train(
     )  # fmt: skip
     with show_progress() as progress:
         jobs.train_and_save(config, source, settings, progress)
-    _print_report(settings.models_dir / task)
+    _print_summary(settings.models_dir / task)
 
 
-def _print_report(folder: Path) -> None:
-    console.print((folder / "report.md").read_text(), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{folder.name} is in {folder}", highlight=False)
+def _print_summary(folder: Path) -> None:
+    from app.evaluate import report
+    from app.evaluate.training_summary import render_summary
+
+    console.print(render_summary(folder.name, report.read(folder)), highlight=False)
+    console.print(f"{folder.name} is in {folder}; report.md has all measurements", highlight=False)
 
 
 @app.command("recipes")

@@ -21,7 +21,7 @@ from app.train.head.baselines import ComparisonData, compare_baselines
 from app.train.head.calibration import CALIBRATION_FOLDS
 from app.train.head.fitting import HeadConfig
 from app.train.head.linear import LinearHeadConfig
-from app.train.limitations import evaluate_limitations
+from app.train.limitations import evaluate_attack_sample, evaluate_limitations
 from app.train.sae.response_sae import ResponseSaeConfig
 from app.train.selection import LatentSource
 from app.train.steps import ExtractedPairs, TrainedHead
@@ -83,6 +83,7 @@ def train(
     results["training"] = _summarise_training(extracted, trained, *seconds)
     if config.test_pairs:
         results |= evaluate(config, model, source, extracted, trained, extractor, cache, progress)
+        results |= evaluate_attack_sample(model, config.test_pairs, extractor, cache, progress)
     results |= evaluate_limitations(model, config.limitations, pairs, extractor, cache, progress)
     model = replace(model, card=replace(model.card, metrics=assembly.select_metrics(results)))
     return TrainingResult(assembly.add_probes(model, extractor), results)

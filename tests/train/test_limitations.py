@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from app.evaluate.audit.attacks import ATTACKS
 from app.evaluate.suites import catalogue
 from app.evaluate.suites.limitation_pairs import LONGER_WINS, TFIDF, read_limitations
 from app.settings import Settings
-from app.train import jobs
+from app.train import jobs, limitations, pipeline
 from tests.support.training_setup import ignore_progress, training_config
 
 
@@ -45,3 +46,17 @@ def test_training_adds_limitations_to_report_and_card(
     for name, row in served["files"].items():
         assert row["accuracy"] == pytest.approx(section[name]["accuracy"], abs=0.04)
         assert row["baselines"][LONGER_WINS] == section[name]["baselines"][LONGER_WINS]
+
+
+def test_attacks_are_tried_on_a_sample_of_the_test_pairs(
+    training_settings: Settings, trained_sae: Path
+) -> None:
+    config = training_config(training_settings, trained_sae, "attacked", with_test=True)
+    extractor = jobs.load_feature_extractor(trained_sae, training_settings, ignore_progress)
+    results = pipeline.train(config, extractor, training_settings.cache, ignore_progress)
+    section = results.results["attack_sample"]
+    assert set(section["attacks"]) == set(ATTACKS)
+    assert 0 < section["n"] <= limitations.ATTACKED_PAIRS
+    assert all(0 <= share <= 1 for share in section["attacks"].values())
+    # the preferred word of these pairs is an effective keyword
+    assert section["attacks"]["keyword stuffing"] > section["attacks"]["empty"]

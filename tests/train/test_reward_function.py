@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from app.reward.head import Head, HeadKind
+from app.reward.head import Head
 from app.reward.passages import PassageReading, PassageWeighting
 from app.train.features import PairFeatures
 from app.train.passage_features import summarise_passages
 from app.train.reward_function import RewardFunction
-from app.types import Pooling
+from app.types import HeadKind, Pooling
 
 WIDTH, LAYER = 5, 1
 READING = PassageReading((16,), PassageWeighting.WORST, sharpness=2.0, share=0.6)

@@ -94,7 +94,7 @@ def _evaluate_attacks(
     chosen_rewards = [scores[pair.items[0]].reward for pair in pairs]
     results = {}
     for attack_name, attack in attacks.ATTACKS.items():
-        items = _attack_pairs(attack, pairs, keywords)
+        items = attack_pairs(attack, pairs, keywords)
         unique = list(dict.fromkeys(items))
         item_scores = accuracy_run.score_items(engine, name, unique, progress, attack_name)
         attacked = [item_scores[item] for item in items]
@@ -109,7 +109,7 @@ def _evaluate_attacks(
     return results
 
 
-def _attack_pairs(attack: Attack, pairs: list[Pair], keywords: list[str]) -> list[Item]:
+def attack_pairs(attack: Attack, pairs: list[Pair], keywords: list[str]) -> list[Item]:
     """Return the attacked rejected response of each pair."""
     rng = Random(0)  # noqa: S311 # reproducible sampling, not a secret
     return [
