@@ -25,7 +25,9 @@ class WindowRewards(NamedTuple):
     response_index: Tensor
 
     def combine(self, reading: PassageReading | None) -> Tensor:
-        """Return the rewards of the pairs' responses under a reading, (N, 2)."""
+        """Return the rewards of the pairs' responses under a reading, (N, 2); None reads no windows."""
+        if reading is None:
+            return self.rewards[: self.windows.num_responses][self.response_index]
         weights = compute_window_weights(self.windows, self.rewards, reading)
         return self.windows.sum_by_response(weights, self.rewards[:, None])[:, 0][self.response_index]
 

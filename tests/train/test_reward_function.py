@@ -68,3 +68,9 @@ def test_a_subset_of_the_pairs_has_the_same_rewards() -> None:
     standardised = function.with_passages(READING, features)
     subset = standardised.compute_rewards(features.subset([2, 0]))
     assert torch.allclose(subset, standardised.compute_rewards(features)[[2, 0]])
+
+
+def test_windows_that_are_not_read_do_not_count() -> None:
+    function, (features, _) = make_function(), make_features([20, 40, 90, 16])
+    windows = function.score_windows(features, (16, 32))
+    assert torch.allclose(windows.combine(None), function.compute_rewards(features))
