@@ -9,7 +9,12 @@ from pydantic import BaseModel, ConfigDict
 
 
 class FeatureContributionSchema(BaseModel):
-    """A feature's share of a reward or of a margin, relative to the baseline."""
+    """A feature's share of a reward or of a margin, relative to the baseline.
+
+    `fired` says whether its latent fired on a token that was read or, if the model's `sae_input` is
+    "responses", on the response as a whole; in a margin, whether the activations differ. The feature with
+    `sign` 0 merges all directions that were not selected; it has no latent, and `fired` is false.
+    """
 
     model: str
     id: int
@@ -215,7 +220,12 @@ class CompareResponse(ScoringResponse):
 
 
 class ModelCardSchema(BaseModel):
-    """A reward model: the fields of its manifest, or the definition of a composite."""
+    """A reward model: the fields of its manifest, or the definition of a composite.
+
+    Among the manifest's: `sae_input` says whether latents encode "tokens" or whole "responses", `head_kind`
+    whether the head is an ensemble of ReLU networks ("network") or of linear functions ("linear"), and
+    `passages` how windows of a response are read, or null.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -238,7 +248,11 @@ class ModelChangeResponse(BaseModel):
 
 
 class FeatureSchema(BaseModel):
-    """A model's feature: its label, the evidence for label and selection, and its projections' deciles."""
+    """A model's feature: its label, the evidence for label and selection, and its projections' deciles.
+
+    `sign` is 1 or -1 where preferred or rejected responses fire the latent more, and 0 for the feature that
+    merges all directions that were not selected. That one has a label, but no evidence.
+    """
 
     id: int
     sign: int
