@@ -11,9 +11,8 @@ from pydantic import BaseModel, ConfigDict
 class FeatureContributionSchema(BaseModel):
     """A feature's share of a reward or of a margin, relative to the baseline.
 
-    `fired` says whether its latent fired on a token that was read or, if the model's `sae_input` is
-    "responses", on the response as a whole; in a margin, whether the activations differ. The feature with
-    `sign` 0 merges all directions that were not selected; it has no latent, and `fired` is false.
+    `fired`: its latent fired on a token that was read or, for features of responses, on the response; in a
+    margin, the activations differ. `sign` 0 merges all directions that were not selected and never fires.
     """
 
     model: str
@@ -222,9 +221,7 @@ class CompareResponse(ScoringResponse):
 class ModelCardSchema(BaseModel):
     """A reward model: the fields of its manifest, or the definition of a composite.
 
-    Among the manifest's: `sae_input` says whether latents encode "tokens" or whole "responses", `head_kind`
-    whether the head is an ensemble of ReLU networks ("network") or of linear functions ("linear"), and
-    `passages` how windows of a response are read, or null.
+    `sae_input` ("tokens", "responses"), `head_kind` ("network", "linear") and `passages` say how it reads.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -248,11 +245,7 @@ class ModelChangeResponse(BaseModel):
 
 
 class FeatureSchema(BaseModel):
-    """A model's feature: its label, the evidence for label and selection, and its projections' deciles.
-
-    `sign` is 1 or -1 where preferred or rejected responses fire the latent more, and 0 for the feature that
-    merges all directions that were not selected. That one has a label, but no evidence.
-    """
+    """A model's feature: its label, the evidence for it (none if `sign` is 0), its projections' deciles."""
 
     id: int
     sign: int
