@@ -163,9 +163,9 @@ class ScoreJob:
 class Feature:
     """A selected latent as the bundle describes it; `sign` is +1 if it fires more in preferred responses.
 
-    `difference` is its firing rate in preferred minus rejected responses, `stability` the share of bootstrap
-    samples that also select it, `agreement` the AUROC of its projection as a predictor of its firing, and
-    `keywords` the words that its label summarises.
+    The feature with sign 0 merges all directions that were not selected and never fires. `difference` is the
+    firing rate in preferred minus rejected responses, `stability` the share of bootstrap samples that also
+    select it, `agreement` the AUROC of its projection predicting its firing, `keywords` its label's words.
     """
 
     latent: int

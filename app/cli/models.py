@@ -1,12 +1,15 @@
 """`sparserm models`: lists the models on this machine and downloads backbones."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from app.cli.common import console, load_settings, show_progress
+
+if TYPE_CHECKING:
+    from app.reward.reward_model import ModelCard
 
 app = typer.Typer(help="Backbones and reward models on this machine.", no_args_is_help=True)
 
@@ -49,9 +52,17 @@ def models_list() -> None:
         table.add_row(name, "backbone", source.about, source.license)
     for name in bundle.list_bundles(models_dir):
         card = bundle.load_bundle(models_dir / name).card
-        about = f"{card.backbone}, layer {card.layer}, {card.readout}"
-        table.add_row(name, "reward model", about, card.use)
+        table.add_row(name, "reward model", _describe(card), card.use)
     Console().print(table)
+
+
+def _describe(card: "ModelCard") -> str:
+    """Return what a reward model reads, what its features describe, and the kind of its head."""
+    passages = f", passages of {', '.join(map(str, card.passages.lengths))} tokens" if card.passages else ""
+    return (
+        f"{card.backbone}, layer {card.layer}, {card.readout}{passages}; "
+        f"features of {card.sae_input}, {card.head_kind} head"
+    )
 
 
 @app.command("show")

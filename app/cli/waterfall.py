@@ -53,7 +53,10 @@ def _iter_steps(reward: RewardJson) -> Iterator[WaterfallStep]:
 
 
 def _format_name(feature: Mapping[str, Any], *, with_model: bool) -> str:
-    name = f"{feature['label'] or 'latent'} ({feature['id']})"
+    """Return a feature's label and latent; the one with sign 0, which merges directions, has no latent."""
+    name = feature["label"] or "latent"
+    if feature["sign"]:
+        name += f" ({feature['id']})"
     return f"{feature['model']}: {name}" if with_model else name
 
 

@@ -129,6 +129,14 @@ def test_the_json_of_one_response_is_that_of_the_api(address: str) -> None:
             assert ours["contribution"] == pytest.approx(theirs["contribution"], abs=1e-5)
 
 
+@pytest.mark.usefixtures("workdir")
+def test_listed_models_say_what_they_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    listed = sparserm("models", "list").stdout
+    assert "layer 3, end; features of tokens, network head" in listed
+    assert "layer 4, mean, passages of 4, 8 tokens; features of tokens, network head" in listed
+
+
 def render_chart(reward: dict[str, Any]) -> tuple[str, list[tuple[str, float]]]:
     """Return the chart of a reward as text, and the name and number of each bar."""
     stream = StringIO()
@@ -156,16 +164,17 @@ def test_the_bars_of_the_chart_sum_to_the_reward(control: tuple[str, ...]) -> No
 
 
 def test_the_chart_names_each_part_of_a_reward() -> None:
-    feature = {"model": "safety", "id": 7, "label": "[refusal]", "contribution": 0.5}
-    other = {"model": "kind", "id": 8, "label": None, "contribution": -1.0}
+    feature = {"model": "safety", "id": 7, "sign": 1, "label": "[refusal]", "contribution": 0.5}
+    other = {"model": "kind", "id": 8, "sign": -1, "label": None, "contribution": -1.0}
+    remainder = {"model": "kind", "id": 9, "sign": 0, "label": "the rest", "contribution": 0.25}
     text, steps = render_chart({
         "model": "both", "reward": -0.8, "uncertainty": 0.1, "percentile": None, "distance": 99.6,
         "baseline_reward": 0.0, "length_correction": 0.0, "penalty": 0.25, "truncated": True,
-        "features": [feature, other],
+        "features": [feature, other, remainder],
     })  # fmt: skip
     assert dict(steps) == {
-        "baseline": 0.0, "safety: [refusal] (7)": 0.5, "kind: latent (8)": -1.0, "all other features": -0.05,
-        "uncertainty penalty": -0.25, "reward": -0.8,
+        "baseline": 0.0, "safety: [refusal] (7)": 0.5, "kind: latent (8)": -1.0, "kind: the rest": 0.25,
+        "all other features": -0.3, "uncertainty penalty": -0.25, "reward": -0.8,
     }  # fmt: skip
     caption = "distance 100 (near 100: the reward is unreliable), the oldest text was truncated"
     assert caption in " ".join(text.split())

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,21 @@ def test_turns_are_typed_and_requested_by_call(address: str) -> None:
     [with_turns], [without] = asyncio.run(score())
     assert [turn.reward for turn in with_turns.turns] == close([turn.reward for turn in reward.turns])
     assert without.turns == ()
+
+
+def test_passages_are_typed_and_come_with_features(address: str) -> None:
+    sample = Sample("amber river", " ".join(tiny.WORDS))
+    with Client(address, model="delta") as client:
+        [reward] = client.rewards([sample], top_k=1)
+        [without] = client.rewards([sample])
+        [by_model] = client.rewards_by_model([sample], ["alpha", "delta"], turns=True)
+        body = {"model": "delta", "inputs": [sample.as_input()], "top_k": 1}
+        [row] = client.post("/v1/rewards", body)["data"]
+    assert 1 <= len(reward.passages) <= 3
+    assert [asdict(passage) for passage in reward.passages] == row["passages"]
+    assert all(passage.text in sample.response for passage in reward.passages)
+    assert without.passages == by_model["alpha"].passages == ()
+    assert [p.text for p in by_model["delta"].passages] == [p.text for p in reward.passages]
 
 
 def test_a_response_that_cannot_be_scored_has_an_error_for_each_model() -> None:

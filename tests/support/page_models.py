@@ -9,7 +9,8 @@ from app.reward import loading
 from app.reward.bundle import load_bundle, save_bundle
 from app.reward.engine import Engine
 from app.settings import Settings
-from app.types import Pooling
+from app.train.assembly import REMAINDER_LABEL
+from app.types import Feature, HeadKind, Pooling, SaeInput
 from tests.support import tiny
 
 OVERFLOW_WORD = "glass"
@@ -50,6 +51,33 @@ def build_hostile_models(folder: Path) -> tuple[Engine, Settings]:
         )
     (settings.models_dir / "composites.toml").write_text(COMPOSITE.format(f"c{HOSTILE_NAME}", HOSTILE_NAME))
     return loading.load_engine(settings, lambda *_: None), settings
+
+
+def build_response_model(folder: Path) -> tuple[Engine, Settings]:
+    """Build a model of features of responses with a linear head that reads passages.
+
+    Its last feature merges the directions that were not selected.
+    """
+    settings = tiny.make_settings(folder)
+    backbone_folder = tiny.save_backbone(folder / "backbone")
+    backbone, text = loading.load_backbone(str(backbone_folder), None, settings, lambda *_: None)
+    model = tiny.make_reward_model("delta", backbone, text, layer=4, pooling=Pooling.MEAN, seed=3)
+    card = replace(model.card, sae_input=SaeInput.RESPONSES, head_kind=HeadKind.LINEAR, hidden=1)
+    dictionary, head = model.dictionary, model.head
+    threshold = dictionary.threshold.clone()
+    threshold[-1] = torch.finfo(threshold.dtype).max
+    features = [
+        replace(feature, difference=0.1, stability=1.0, agreement=0.9) for feature in model.features[:-1]
+    ]
+    model = replace(
+        model, card=card, dictionary=replace(dictionary, threshold=threshold),
+        head=replace(
+            head, w1=head.w1[:, :1], b1=head.b1[:, :1], w2=head.w2[:, :1], kind=HeadKind.LINEAR
+        ),
+        features=(*features, Feature(tiny.LATENTS, 0, label=REMAINDER_LABEL)),
+    )  # fmt: skip
+    model = replace(model, probes=tiny.make_probes(model, backbone, text))
+    return Engine(backbone, text, {"delta": model}), settings
 
 
 def _label_features(folder: Path, labels: tuple[str, ...], url: str) -> None:

@@ -184,7 +184,7 @@ def make_reward_model(
     model = RewardModel(
         make_card(name, backbone, text, layer, pooling, head), dictionary, head, calibration, features, ()
     )
-    return replace(model, probes=_make_probes(model, backbone, text))
+    return replace(model, probes=make_probes(model, backbone, text))
 
 
 def full_dictionary(seed: int) -> Dictionary:
@@ -240,7 +240,8 @@ def score_items(engine: Engine, items: Sequence[Item], options: ScoreOptions) ->
     return [result.scores for result in results if isinstance(result, ScoredItem)]
 
 
-def _make_probes(model: RewardModel, backbone: Backbone, text: ChatTokenizer) -> tuple[Probe, ...]:
+def make_probes(model: RewardModel, backbone: Backbone, text: ChatTokenizer) -> tuple[Probe, ...]:
+    """Return two items with the rewards that a model gives them."""
     items = [make_item("amber river?", "quiet stone"), make_item("seven", "maple orbit violet")]
     engine = Engine(backbone, text, {model.card.name: model})
     scores = score_items(engine, items, ScoreOptions((model.card.name,), Explain.NONE))

@@ -9,7 +9,11 @@ from pydantic import BaseModel, ConfigDict
 
 
 class FeatureContributionSchema(BaseModel):
-    """A feature's share of a reward or of a margin, relative to the baseline."""
+    """A feature's share of a reward or of a margin, relative to the baseline.
+
+    `fired`: its latent fired on a token that was read or, for features of responses, on the response; in a
+    margin, the activations differ. `sign` 0 merges all directions that were not selected and never fires.
+    """
 
     model: str
     id: int
@@ -215,7 +219,10 @@ class CompareResponse(ScoringResponse):
 
 
 class ModelCardSchema(BaseModel):
-    """A reward model: the fields of its manifest, or the definition of a composite."""
+    """A reward model: the fields of its manifest, or the definition of a composite.
+
+    `sae_input` ("tokens", "responses"), `head_kind` ("network", "linear") and `passages` say how it reads.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -238,7 +245,7 @@ class ModelChangeResponse(BaseModel):
 
 
 class FeatureSchema(BaseModel):
-    """A model's feature: its label, the evidence for label and selection, and its projections' deciles."""
+    """A model's feature: its label, the evidence for it (none if `sign` is 0), its projections' deciles."""
 
     id: int
     sign: int

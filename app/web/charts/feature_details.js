@@ -2,20 +2,20 @@
 // projections over training responses, and the positions of this page's responses in it.
 
 import { h, number, responseLetter, signed } from "../lib/dom.js";
-import { featureCard, rowsOf } from "../lib/scoring.js";
+import { featureCard, modelCard, rowsOf } from "../lib/scoring.js";
 import { decileName, distributionChart } from "./distribution.js";
 
 // A feature's name and latent number; several features can have the same name.
 export function featureName(feature, model) {
   const prefix = feature.model === model ? "" : `${feature.model} `;
-  return feature.label
-    ? [feature.label, h("small", { class: "muted" }, ` ${prefix}#${feature.id}`)]
-    : [h("span", { class: "muted" }, `${prefix}#${feature.id}`)];
+  const latent = `${prefix}#${feature.id}`;
+  if (!feature.label) return [h("span", { class: "muted" }, latent)];
+  return [feature.label, h("small", { class: "muted" }, ` ${isRemainder(feature) ? prefix : latent}`)];
 }
 
-// The balanced accuracy of a feature's name, or null if it has no name.
-export function nameAccuracy({ label_score: score }) {
-  return score === null ? null : `accuracy ${score.toFixed(2)}`;
+// Whether a feature merges all directions that were not selected. It has a label, but no latent.
+export function isRemainder({ sign }) {
+  return sign === 0;
 }
 
 export function featureDetails(store, feature) {
@@ -25,7 +25,7 @@ export function featureDetails(store, feature) {
   return h(
     "div",
     { class: "details" },
-    h("p", {}, factSentences(feature, card)),
+    h("p", {}, factSentences(state, feature, card)),
     card?.keywords.length
       ? h(
           "p",
@@ -68,6 +68,7 @@ function featureButtons(store, feature) {
     { class: "actions" },
     h("button", { type: "button", onclick: () => addSlider(store, String(feature.id)) }, "Steer this feature"),
     feature.label &&
+      !isRemainder(feature) &&
       h("button", { type: "button", onclick: () => addSlider(store, feature.label) }, `Steer all “${feature.label}”`),
     feature.url?.startsWith("https://") &&
       h("a", { href: feature.url, rel: "noreferrer noopener", target: "_blank" }, "Open feature page"),
@@ -79,29 +80,44 @@ function addSlider(store, name) {
   store.set({ steer: { ...steer, [model]: { [name]: 1, ...steer[model] } }, view: "steer" });
 }
 
-function factSentences(feature, card) {
-  const facts = [];
-  if (feature.projection !== undefined)
-    facts.push(
-      "Projection here: ",
-      number(feature.projection),
-      feature.fired ? "; its latent fired. " : "; its latent did not fire. ",
-    );
-  return card ? [...facts, ...cardSentences(card)] : facts;
+function factSentences(state, feature, card) {
+  const readsResponses = modelCard(state, feature.model)?.sae_input === "responses";
+  return [
+    ...(feature.projection === undefined ? [] : projectionSentence(state, feature, readsResponses)),
+    ...(card ? cardSentences(card, readsResponses) : []),
+  ];
 }
 
-function cardSentences(card) {
+// In a comparison, projections and activations are differences, and `fired` says whether the activations differ.
+function projectionSentence(state, feature, readsResponses) {
+  const isDifference = state.view === "contrast";
+  const subject = isDifference ? "Difference of the projections: " : "Projection here: ";
+  if (isRemainder(feature)) return [subject, number(feature.projection), ". "];
+  const outcome = isDifference
+    ? `the activations of its latent ${feature.fired ? "differ" : "do not differ"}`
+    : `its latent ${feature.fired ? "fired" : "did not fire"}${readsResponses ? " on this response" : ""}`;
+  return [subject, number(feature.projection), `; ${outcome}. `];
+}
+
+function cardSentences(card, readsResponses) {
+  if (isRemainder(card))
+    return ["It merges all directions that were not selected: it shows what they add, not what they are about."];
   const side = card.sign > 0 ? "preferred" : "rejected";
-  const facts = [`Selected because it fires more often on ${side} responses`];
+  const facts = [
+    readsResponses
+      ? `Its latent fires on a response as a whole. Selected because it fires on more of the ${side} responses`
+      : `Selected because it fires more often on ${side} responses`,
+  ];
   facts.push(card.difference === null ? ". " : ` (${signed(100 * card.difference, 1)} points). `);
   if (card.stability !== null)
     facts.push(`Also selected in ${(100 * card.stability).toFixed(0)} % of resampled training sets. `);
   if (card.agreement !== null)
     facts.push(`Its projection predicts whether the latent fires with AUROC ${card.agreement.toFixed(2)}. `);
-  facts.push(
-    card.label === null
-      ? "No candidate name passed validation."
-      : `Its name predicts whether the latent fires with balanced accuracy ${card.label_score.toFixed(2)}.`,
-  );
-  return facts;
+  return [...facts, nameSentence(card, readsResponses)];
+}
+
+function nameSentence({ label_score: score }, readsResponses) {
+  if (score === null)
+    return readsResponses ? "It has no name: names describe tokens." : "No candidate name passed validation.";
+  return `Its name predicts whether the latent fires with balanced accuracy ${score.toFixed(2)}.`;
 }

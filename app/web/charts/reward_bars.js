@@ -3,7 +3,7 @@
 
 import { byId, h, number, responseLetter, signClass } from "../lib/dom.js";
 import { createScale } from "../lib/scale.js";
-import { rowsOf } from "../lib/scoring.js";
+import { modelCard, rowsOf } from "../lib/scoring.js";
 import { hasChanged } from "../lib/state.js";
 
 const OUT_OF_DISTRIBUTION_PERCENTILE = 95;
@@ -38,11 +38,10 @@ function valueRange(state, model) {
 
 function modelBlock(store, model, position, ticks) {
   const { state } = store;
-  const card = state.cards.find(({ id }) => id === model.split("@")[0]);
   return h(
     "section",
     { class: "model", "aria-label": model },
-    h("div", { class: "title-row" }, h("h3", {}, model), accuracyText(card)),
+    h("div", { class: "title-row" }, h("h3", {}, model), accuracyText(modelCard(state, model))),
     h(
       "div",
       { class: "bars" },

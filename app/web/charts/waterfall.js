@@ -1,11 +1,12 @@
 // The waterfall from the baseline to the reward: one step per feature, or per group of features with the same name.
-// The steps sum to the reward.
+// The steps sum to the reward. Below it are the passages of the response that count most, if the model reads any.
 
 import { h, number, showMoreButton, signClass } from "../lib/dom.js";
 import { createScale } from "../lib/scale.js";
 import { rowsOf } from "../lib/scoring.js";
 import { hasChanged } from "../lib/state.js";
 import { featureDetails, featureName } from "./feature_details.js";
+import { passageParts } from "./passages.js";
 
 const FIRST_STEPS = 12;
 const MIN_VISIBLE = 1e-6;
@@ -14,6 +15,7 @@ export function waterfallView(store, actions) {
   let shown = FIRST_STEPS;
   let byName = false;
   const list = h("ol", { class: "waterfall" });
+  const passages = h("div", { class: "passages" });
   const showMore = showMoreButton(() => {
     shown *= 3;
     redraw();
@@ -41,13 +43,14 @@ export function waterfallView(store, actions) {
     groupingOption("By feature", false),
     groupingOption("By name", true),
   );
-  const element = h("div", {}, grouping, list, showMore);
+  const element = h("div", {}, grouping, list, showMore, passages);
   const redraw = () => {
     const row = rowsOf(store.state, store.state.model)[store.state.response];
-    if (!row || row.error) return list.replaceChildren();
+    if (!row || row.error) return [list, passages].forEach((part) => part.replaceChildren());
     const parts = byName ? row.clusters : row.features;
     list.replaceChildren(...waterfallRows(store, waterfallSteps(row, parts, shown), row));
     showMore.hidden = parts.length <= shown;
+    passages.replaceChildren(...passageParts(store.state, row));
   };
   const draw = (state, previous) => {
     if (!previous && state.model) actions.loadFeatures(state.model);

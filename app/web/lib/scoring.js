@@ -163,6 +163,11 @@ export function baseModels(state, model) {
   return Object.keys(card?.composite?.weights ?? { [model]: 1 }).map((name) => name.split("@")[0]);
 }
 
+// The card of a model, also if the name includes a profile; undefined if the server does not list it.
+export function modelCard(state, model) {
+  return state.cards.find(({ id }) => id === model.split("@")[0]);
+}
+
 // The card of a contribution's feature, or undefined while the features are not loaded.
 export function featureCard(state, feature) {
   return state.features[feature.model.split("@")[0]]?.find((card) => card.id === feature.id);

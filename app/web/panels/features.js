@@ -2,7 +2,7 @@
 // responses.
 
 import { percentileRank } from "../charts/distribution.js";
-import { featureDetails, featureName, nameAccuracy, projectionsOf } from "../charts/feature_details.js";
+import { featureDetails, featureName, isRemainder, projectionsOf } from "../charts/feature_details.js";
 import { toggleDetails } from "../charts/waterfall.js";
 import { h, number, responseLetter, showMoreButton } from "../lib/dom.js";
 import { baseModels, rowsOf } from "../lib/scoring.js";
@@ -118,22 +118,34 @@ function featureRow(store, feature) {
     { type: "button", class: "name", "aria-expanded": "false" },
     featureName(feature, store.state.model),
   );
-  const isPreferred = feature.sign > 0;
   const row = h(
     "li",
     {},
     toggle,
-    h(
-      "span",
-      { class: "sign muted", title: `It fires more often on ${isPreferred ? "preferred" : "rejected"} responses` },
-      isPreferred ? "▲ preferred" : "▽ rejected",
-    ),
-    h("span", { class: "muted small" }, nameAccuracy(feature) ?? "no name"),
+    signCell(feature),
+    h("span", { class: "muted small" }, nameAccuracy(feature)),
     positionStrip(store.state, feature),
     feature.contribution === undefined ? h("span") : number(feature.contribution, 3),
   );
   toggle.onclick = () => toggleDetails(toggle, row, () => featureDetails(store, feature));
   return row;
+}
+
+function signCell(feature) {
+  if (isRemainder(feature))
+    return h("span", { class: "sign muted", title: "It merges all directions that were not selected" }, "not selected");
+  const isPreferred = feature.sign > 0;
+  return h(
+    "span",
+    { class: "sign muted", title: `It fires more often on ${isPreferred ? "preferred" : "rejected"} responses` },
+    isPreferred ? "▲ preferred" : "▽ rejected",
+  );
+}
+
+// The balanced accuracy of a feature's name; the label of the remainder is not a hypothesis.
+function nameAccuracy(feature) {
+  if (isRemainder(feature)) return "";
+  return feature.label_score === null ? "no name" : `accuracy ${feature.label_score.toFixed(2)}`;
 }
 
 // Marks each response at its percentile, from the lowest to the highest training response.

@@ -61,6 +61,24 @@ class TurnReward:
 
 
 @dataclass(frozen=True, slots=True)
+class PassageReward:
+    """A window of the response that has a large weight in the reward of a model that reads passages.
+
+    * `start`, `end`: the response tokens [start, end) that it covers, and `text`, what they say.
+    * `reward`: what the model gives the window alone.
+    * `weight`: its weight in the reward; those of all windows and of the whole response sum to 1.
+    * `contribution`: weight * (reward - the model's baseline).
+    """
+
+    start: int
+    end: int
+    text: str
+    reward: float
+    weight: float
+    contribution: float
+
+
+@dataclass(frozen=True, slots=True)
 class Reward:
     """The score that one model gives to one response.
 
@@ -72,6 +90,8 @@ class Reward:
     * `features`: the largest contributions, at most `top_k`.
     * `turns`: if requested, the assistant's turns with their rewards, the response last. Turns without text
       and truncated turns are left out.
+    * `passages`: of models that read passages, at most three with the largest weights, which do not overlap;
+      only with `top_k` or `turns`.
     * `truncated`: whether old text was cut from the prompt to fit the model.
     * `error`: None, or why the server could not score this response although the request was valid; all
       numbers are NaN then.
@@ -86,6 +106,7 @@ class Reward:
     truncated: bool
     error: str | None = None
     turns: tuple[TurnReward, ...] = ()
+    passages: tuple[PassageReward, ...] = ()
 
     def raise_for_error(self) -> "Reward":
         """Return this reward, or raise RequestFailed if the response could not be scored."""

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import httpx
 
 from sparserm_client._config import describe_error
-from sparserm_client._types import FeatureShare, RequestFailed, Reward, Sample, TurnReward
+from sparserm_client._types import FeatureShare, PassageReward, RequestFailed, Reward, Sample, TurnReward
 
 T = TypeVar("T")
 # Well under the server's default limit of responses in one request (SPARSERM_MAX_ITEMS).
@@ -75,7 +75,14 @@ def _parse_reward(row: dict[str, Any]) -> Reward:
     turns = tuple(
         TurnReward(turn["message"], turn["reward"], turn["change"]) for turn in row.get("turns", ())
     )
+    passages = tuple(
+        PassageReward(
+            passage["start"], passage["end"], passage["text"], passage["reward"], passage["weight"],
+            passage["contribution"],
+        )
+        for passage in row.get("passages", ())
+    )  # fmt: skip
     return Reward(
         row["reward"], row["uncertainty"], row["percentile"], row["distance"], row["model"], features,
-        row["truncated"], turns=turns,
+        row["truncated"], turns=turns, passages=passages,
     )  # fmt: skip
