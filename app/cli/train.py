@@ -109,7 +109,7 @@ def train(
     test: Annotated[str | None, typer.Option(help="Pairs to measure on; never trained on.")] = None,
     data_license: Annotated[str, typer.Option("--license", help="License of the pairs.")] = "not stated",
     pooling: PoolingOption = Pooling.MEAN,
-    k: Annotated[int, typer.Option(min=1, help="Directions of each sign.")] = 32,
+    k: Annotated[int, typer.Option(min=1, help="Directions of each sign.")] = 16,
     head: HeadOption = None,
     heads: Annotated[int, typer.Option(min=1, max=64, help="Heads in the ensemble.")] = 8,
     limit: Annotated[int, typer.Option(min=0, help="Maximum number of training pairs; 0 uses all.")] = 1000,

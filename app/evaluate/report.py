@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from app.evaluate import figures, report_comparisons, report_limitations
+from app.evaluate import figures, report_comparisons, report_contrasts, report_limitations
 from app.evaluate.audit import shift
 from app.evaluate.report_comparisons import format_accuracy
 from app.reward.reward_model import ModelCard
@@ -121,6 +121,8 @@ def _render_audit(audit: Results) -> Iterator[str]:
         "tested by removing directions and measuring how the reward changes.\n"
     )
     yield from _render_explanations(audit)
+    if "contrasts" in audit:
+        yield from report_contrasts.render_contrasts(audit["contrasts"])
     yield from _render_uncertainty(audit)
     yield from _render_control(audit)
     errors = ", ".join(f"{name} {ece:.3f}" for name, ece in audit["calibration"].items())

@@ -44,7 +44,7 @@ class TrainingConfig:
     test_pairs: list[Pair]
     sae_name: str
     pooling: Pooling = Pooling.MEAN
-    k: int = 32
+    k: int = 16
     max_pairs: int = 1000
     sae_input: SaeInput = SaeInput.RESPONSES
     response_sae: ResponseSaeConfig = field(default_factory=ResponseSaeConfig)

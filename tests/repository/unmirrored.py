@@ -48,7 +48,6 @@ UNMIRRORED: dict[str, str] = {
     "app/evaluate/report_comparisons.py": "tests/evaluate/test_figures.py",
     "app/evaluate/audit/attack_search.py": AUDIT,
     "app/evaluate/audit/attack_texts.py": "tests/evaluate/audit/test_attacks.py",
-    "app/evaluate/audit/faithfulness.py": AUDIT,
     "app/evaluate/audit/out_of_distribution.py": AUDIT,
     "app/evaluate/audit/paraphrases.py": AUDIT,
     "app/evaluate/audit/robustness.py": AUDIT,

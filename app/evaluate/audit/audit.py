@@ -1,5 +1,6 @@
-"""The audit of a bundle: explanations, uncertainty, calibration, length control and steering."""
+"""The audit of a bundle: explanations, contrasts, uncertainty, calibration, length control and steering."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,13 +12,15 @@ from torch import Tensor
 from app.backbone.packing import pack, split_into_batches
 from app.evaluate import accuracy_run, report
 from app.evaluate.accuracy import ScoredPairs, expected_calibration_error, predict_both_orders
-from app.evaluate.audit import faithfulness, out_of_distribution, steering, uncertainty
+from app.evaluate.audit import contrasts, faithfulness, out_of_distribution, steering, uncertainty
 from app.reward.engine import Engine
+from app.reward.passages import Windows, build_windows
 from app.reward.pooling import mean_pool, pooled_span
 from app.reward.reward_model import RewardModel
 from app.settings import Settings
 from app.types import Item, Pair, Progress, Score
 
+CPU = torch.device("cpu")
 MAX_EXPLAINED_RESPONSES = 200
 MAX_OUT_OF_DISTRIBUTION_PROMPTS = 100
 
@@ -30,7 +33,7 @@ def audit_bundle(
     `shifted` are pairs from another distribution than the training pairs; they may be empty.
     """
     engine, name = accuracy_run.load_engine(folder, settings, progress)
-    model = engine.models[name]
+    model = engine.models[name].to(CPU)
     items = accuracy_run.unique_items(pairs)
     scores = accuracy_run.score_items(engine, name, items, progress, "test pairs")
     rng = Random(0)  # noqa: S311 # reproducible sampling, not a secret
@@ -39,7 +42,7 @@ def audit_bundle(
     results = {
         **_evaluate_scores(model, pairs, scored_pairs, scores),
         "explanations": faithfulness.evaluate_faithfulness(
-            model, pooled_residuals(engine, name, sample, progress)
+            model, *pool_windows(engine, name, sample, progress)
         ),
         "strangers": _evaluate_out_of_distribution(engine, name, sample, scores, progress),
     }
@@ -51,11 +54,13 @@ def audit_bundle(
 
 
 @torch.inference_mode()
-def pooled_residuals(engine: Engine, name: str, items: list[Item], progress: Progress) -> Tensor:
-    """Return the residual stream of each response, pooled as the model pools it, (B, D)."""
+def pool_windows(engine: Engine, name: str, items: list[Item], progress: Progress) -> tuple[Windows, Tensor]:
+    """Return the windows of responses that a model reads, and the residual stream pooled in each, (W, D)."""
     card = engine.models[name].card
+    lengths = card.passages.lengths if card.passages else ()
     encoded = engine.encode(items)
     pooled: list[Tensor] = [torch.empty(0)] * len(encoded)
+    token_counts = [0] * len(encoded)
     done = 0
     for batch in split_into_batches([item.ids for item in encoded], accuracy_run.MAX_BATCH_TOKENS):
         packed = pack([encoded[i].ids for i in batch])
@@ -63,10 +68,18 @@ def pooled_residuals(engine: Engine, name: str, items: list[Item], progress: Pro
         rows = [packed.rows(index, *span) for index, span in enumerate(spans)]
         layer = engine.backbone.residuals(packed, {card.layer: np.concatenate(rows)})[card.layer]
         for i, item_rows in zip(batch, rows, strict=True):
-            pooled[i] = mean_pool(layer.at(item_rows), [len(item_rows)])[0]
+            pooled[i], token_counts[i] = _pool_response(layer.at(item_rows), lengths), len(item_rows)
         done += len(batch)
         progress("residuals", done / len(encoded))
-    return torch.stack(pooled)
+    whole, passages = [means[:1] for means in pooled], [means[1:] for means in pooled]
+    return build_windows(token_counts, lengths, CPU), torch.cat([*whole, *passages])
+
+
+def _pool_response(residuals: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Return the means of a response's residuals (T, D) over the whole and over each passage, (1 + P, D)."""
+    windows = build_windows([len(residuals)], lengths, residuals.device)
+    whole, passages = mean_pool(residuals, [len(residuals)]), windows.pool_passages(residuals)
+    return torch.cat([whole, passages.to(whole)]).cpu()
 
 
 def stack_projections(scores: list[Score]) -> tuple[Tensor, Tensor]:
@@ -87,6 +100,7 @@ def _evaluate_scores(
     return {
         "n": len(pairs),
         "residual": max(abs(score.residual) for score in scores.values()),
+        "contrasts": contrasts.evaluate_contrasts(model, score_pairs),
         "doubt": uncertainty.evaluate_error_detection(score_pairs),
         "calibration": {"test": _calibration_error(scored_pairs, model)},
         "length": {

@@ -1,10 +1,11 @@
 """Faithfulness of explanations: whether the reward changes as the contributions predict.
 
-Directions are removed from the projections or from the residual stream itself. Removing a direction means
-setting its projection to the training mean, so that only the baseline remains when all are removed.
+Directions are removed from the projections or from the residual stream itself. Removing a direction of a
+response means setting its projection to the training mean in all windows of the response, so that only the
+baseline remains when all are removed. The weights of the windows are computed again after each removal.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from app.reward.head import Head
+from app.reward.passages import PassageReading, Windows, compute_window_weights
 from app.reward.reward_model import RewardModel
 
 DELETION_STEPS = (0, 1, 2, 5, 10, 20, 50, 100)
@@ -21,106 +23,143 @@ DEFAULT_TOP_K = 5
 NEAR_PARALLEL_COSINE = 0.8
 
 
-def evaluate_faithfulness(model: RewardModel, residuals: Tensor, seed: int = 0) -> dict[str, Any]:
-    """Return measurements of the explanations of responses, given their pooled residuals (B, D)."""
+@dataclass(frozen=True, slots=True)
+class WindowedResponses:
+    """Responses as a head reads them: their windows, and the windows' standardised projections x (W, K).
+
+    Without a reading of passages, the windows are the whole responses.
+    """
+
+    head: Head
+    reading: PassageReading | None
+    windows: Windows
+    x: Tensor
+
+    @classmethod
+    def from_residuals(cls, model: RewardModel, windows: Windows, residuals: Tensor) -> "WindowedResponses":
+        """Return the responses as a model reads them, from the pooled residuals of their windows (W, D)."""
+        x = model.head.standardise(model.dictionary.project(residuals))
+        return cls(model.head, model.card.passages, windows, x)
+
+    def compute_rewards(self) -> Tensor:
+        """Return the reward of each response, (B,)."""
+        rewards = self._score_windows()
+        return self._sum_by_response(rewards, rewards[:, None])[:, 0]
+
+    def compute_contributions(self) -> Tensor:
+        """Return the contribution of each direction to the reward of each response, (B, K)."""
+        contributions = self.head.compute_contributions(self.x, torch.zeros_like(self.x[:1]))
+        return self._sum_by_response(self._score_windows(), contributions)
+
+    def remove(self, indices: Tensor) -> "WindowedResponses":
+        """Return the responses without some directions of each, (B, n)."""
+        return replace(self, x=self.x.scatter(1, indices[self.windows.response_index], 0.0))
+
+    def remove_from_stream(self, k: int, directions: Tensor) -> "WindowedResponses":
+        """Return the responses after one direction is removed from the residual stream.
+
+        Projections on directions that are not orthogonal to it change, too.
+        """
+        overlaps = (directions @ directions[k]).double() * self.head.scale[k] / self.head.scale
+        return replace(self, x=self.x - self.x[:, k : k + 1] * overlaps)
+
+    def _score_windows(self) -> Tensor:
+        """Return the mean reward over the heads of the ensemble of each window, (W,)."""
+        return self.head.score_members(self.x).mean(1)
+
+    def _sum_by_response(self, rewards: Tensor, values: Tensor) -> Tensor:
+        """Return the sums of the windows' values (W, N), weighted by their rewards (W,), (B, N)."""
+        weights = compute_window_weights(self.windows, rewards, self.reading)
+        return self.windows.sum_by_response(weights, values)
+
+
+def evaluate_faithfulness(
+    model: RewardModel, windows: Windows, residuals: Tensor, seed: int = 0
+) -> dict[str, Any]:
+    """Return measurements of the explanations of responses, given their windows' pooled residuals (W, D)."""
     generator = torch.Generator().manual_seed(seed)
-    head, x = model.head, model.head.standardise(model.dictionary.project(residuals))
-    origin = torch.zeros_like(x[:1])
-    contributions = head.compute_contributions(x, origin)
-    rewards, baseline = _compute_rewards(head, x), _compute_rewards(head, origin)
+    responses = WindowedResponses.from_residuals(model, windows, residuals)
+    contributions, rewards = responses.compute_contributions(), responses.compute_rewards()
+    baseline = model.head.score_members(torch.zeros_like(responses.x[:1])).mean(1)
     signs = torch.sign(rewards - baseline)[:, None]
     orders = {
         "largest": (contributions * signs).argsort(dim=1, descending=True),
-        "random": _random_orders(x, generator),
+        "random": _random_orders(contributions, generator),
         "smallest": (contributions * signs).argsort(dim=1),
     }
-    ratios = _compare_with_random_removal(head, x, orders["largest"], rewards, generator)
+    ratios = _compare_with_random_removal(responses, orders["largest"], generator)
     return {
-        "n": len(x),
-        "deletion": {name: _delete(head, x, order, rewards, signs) for name, order in orders.items()},
-        "insertion": {name: _insert(head, x, order, baseline, signs) for name, order in orders.items()},
+        "n": len(rewards),
+        "deletion": {name: _delete(responses, order, rewards, signs) for name, order in orders.items()},
+        "insertion": {name: _insert(responses, order, baseline, signs) for name, order in orders.items()},
         "ten_largest_over_random": float(ratios.median()),
         "ten_largest_at_least_3x": float((ratios >= 3).double().mean()),
-        "intervention_spearman": _correlate_with_intervention(model, residuals, contributions, rewards),
-        "shuffled_head_spearman": _correlate_with_shuffled_head(head, x, contributions, generator),
+        "intervention_spearman": _correlate_with_intervention(responses, model.dictionary.directions),
+        "shuffled_head_spearman": _correlate_with_shuffled_head(responses, generator),
         "cancellation": _compute_cancellation(contributions),
         "near_parallel_directions": _count_near_parallel(model.dictionary.directions),
         **_evaluate_shown_features(model, contributions),
     }
 
 
-def _compute_rewards(head: Head, x: Tensor) -> Tensor:
-    """Return the mean reward over the heads of the ensemble, (B,)."""
-    return head.score_members(x).mean(1)
-
-
-def _remove(head: Head, x: Tensor, indices: Tensor) -> Tensor:
-    """Return the rewards after setting some directions of each row, (B, n), to the training mean."""
-    return _compute_rewards(head, x.scatter(1, indices, 0.0))
-
-
-def _random_orders(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a random permutation of the directions for each row, (B, K)."""
-    return torch.rand(x.shape, generator=generator).argsort(dim=1)
+def _random_orders(contributions: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a random permutation of the directions for each response, (B, K)."""
+    return torch.rand(contributions.shape, generator=generator).argsort(dim=1)
 
 
 def _compare_with_random_removal(
-    head: Head, x: Tensor, largest: Tensor, rewards: Tensor, generator: torch.Generator
+    responses: WindowedResponses, largest: Tensor, generator: torch.Generator
 ) -> Tensor:
     """Return the change by removing the largest contributors over that by removing random ones, (B,)."""
-    change = _remove(head, x, largest[:, :LARGEST_REMOVED]) - rewards
+    rewards = responses.compute_rewards()
+    change = responses.remove(largest[:, :LARGEST_REMOVED]).compute_rewards() - rewards
     random_changes = [
-        _remove(head, x, _random_orders(x, generator)[:, :LARGEST_REMOVED]) - rewards
+        responses.remove(_random_orders(largest, generator)[:, :LARGEST_REMOVED]).compute_rewards() - rewards
         for _ in range(RANDOM_DRAWS)
     ]
     return change.abs() / torch.stack(random_changes).abs().mean(0).clamp(min=1e-12)
 
 
-def _delete(head: Head, x: Tensor, order: Tensor, rewards: Tensor, signs: Tensor) -> dict[str, float]:
+def _delete(responses: WindowedResponses, order: Tensor, rewards: Tensor, signs: Tensor) -> dict[str, float]:
     """Return how far rewards move towards the baseline, in standard deviations, as directions are removed."""
     return {
-        str(n): float(((rewards - _remove(head, x, order[:, :n])) * signs[:, 0]).mean())
+        str(n): float(((rewards - responses.remove(order[:, :n]).compute_rewards()) * signs[:, 0]).mean())
         for n in DELETION_STEPS
-        if n <= x.shape[1]
+        if n <= order.shape[1]
     }
 
 
-def _insert(head: Head, x: Tensor, order: Tensor, baseline: Tensor, signs: Tensor) -> dict[str, float]:
+def _insert(responses: WindowedResponses, order: Tensor, baseline: Tensor, signs: Tensor) -> dict[str, float]:
     """Return how far rewards move away from the baseline as directions are added."""
     return {
-        str(n): float(((_remove(head, x, order[:, n:]) - baseline) * signs[:, 0]).mean())
+        str(n): float(((responses.remove(order[:, n:]).compute_rewards() - baseline) * signs[:, 0]).mean())
         for n in DELETION_STEPS
-        if n <= x.shape[1]
+        if n <= order.shape[1]
     }
 
 
-def _correlate_with_intervention(
-    model: RewardModel, residuals: Tensor, contributions: Tensor, rewards: Tensor
-) -> float:
+def _correlate_with_intervention(responses: WindowedResponses, directions: Tensor) -> float:
     """Return the median rank correlation of contributions with the effect of removing each direction.
 
     The direction is removed from the residual stream, and the whole head is evaluated again.
     """
-    directions = model.dictionary.directions
-    effects = torch.zeros_like(contributions)
-    excess = model.dictionary.project(residuals) - model.head.center
-    for k in range(len(directions)):
-        changed = residuals - excess[:, k : k + 1].to(residuals) * directions[k]
-        x = model.head.standardise(model.dictionary.project(changed))
-        effects[:, k] = rewards - _compute_rewards(model.head, x)
-    return _median_spearman(contributions, effects)
+    rewards = responses.compute_rewards()
+    effects = [
+        rewards - responses.remove_from_stream(k, directions).compute_rewards()
+        for k in range(len(directions))
+    ]
+    return _median_spearman(responses.compute_contributions(), torch.stack(effects, dim=1))
 
 
-def _correlate_with_shuffled_head(
-    head: Head, x: Tensor, contributions: Tensor, generator: torch.Generator
-) -> float:
+def _correlate_with_shuffled_head(responses: WindowedResponses, generator: torch.Generator) -> float:
     """Return the median rank correlation with the contributions of a head whose inputs are shuffled.
 
     It should be near zero: an explanation has to depend on what the head computes.
     """
-    order = torch.randperm(x.shape[1], generator=generator)
-    shuffled = replace(head, w1=head.w1[..., order])
-    return _median_spearman(contributions, shuffled.compute_contributions(x, torch.zeros_like(x[:1])))
+    head = responses.head
+    order = torch.randperm(responses.x.shape[1], generator=generator)
+    shuffled = replace(responses, head=replace(head, w1=head.w1[..., order]))
+    return _median_spearman(responses.compute_contributions(), shuffled.compute_contributions())
 
 
 def _median_spearman(left: Tensor, right: Tensor) -> float:

@@ -1,6 +1,7 @@
-"""The audit on tiny real models: length control, faithfulness, uncertainty, robustness and steering."""
+"""The audit on tiny real models: length control, windows, uncertainty, robustness and steering."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -8,11 +9,11 @@ from random import Random
 import pytest
 import torch
 
+from app.backbone.packing import pack
 from app.data.pairs import read_pairs
 from app.evaluate.audit import (
     attacks,
     audit,
-    faithfulness,
     out_of_distribution,
     paraphrases,
     robustness,
@@ -22,11 +23,11 @@ from app.evaluate.audit import (
 from app.reward.calibration import interpolate
 from app.reward.directions import Dictionary
 from app.reward.engine import Engine
-from app.reward.reward_model import RewardModel
+from app.reward.pooling import pooled_span
 from app.settings import Settings
 from app.train import jobs
 from app.train.head import calibration
-from app.types import Explain, ScoreOptions
+from app.types import Explain, Pair, ScoreOptions
 from tests.support import tiny
 from tests.support.training_setup import ignore_progress, training_config
 
@@ -80,24 +81,6 @@ def test_orthogonalized_directions_are_orthonormal_and_span_the_same_space() -> 
     assert (untangled * vectors).sum(1).min() > 0.7
 
 
-def test_explanations_are_faithful_on_orthonormal_directions(engine: Engine) -> None:
-    model = engine.models["alpha"]
-    orthonormal = RewardModel(
-        model.card, model.dictionary.orthogonalize(), model.head, model.calibration, model.features, ()
-    )
-    residuals = audit.pooled_residuals(engine, "alpha", tiny.random_items(40), ignore_progress)
-    results, original_results = (
-        faithfulness.evaluate_faithfulness(each, residuals) for each in (orthonormal, model)
-    )
-    assert results["n"] == 40
-    assert results["intervention_spearman"] > max(0.7, original_results["intervention_spearman"])
-    assert abs(results["shuffled_head_spearman"]) < 0.5
-    assert results["near_parallel_directions"] == 0
-    assert results["deletion"]["largest"]["10"] > results["deletion"]["random"]["10"]
-    assert results["deletion"]["largest"]["0"] == results["insertion"]["largest"]["0"] == 0
-    assert results["insertion"]["largest"]["10"] > results["insertion"]["smallest"]["10"]
-
-
 def test_an_audit_is_added_to_the_report(training_settings: Settings, trained_sae: Path) -> None:
     jobs.train_and_save(
         training_config(training_settings, trained_sae, "verified"),
@@ -112,10 +95,44 @@ def test_an_audit_is_added_to_the_report(training_settings: Settings, trained_sa
     assert set(results["strangers"]) == {*out_of_distribution.GENERATORS, "all kinds"}
     assert set(results["calibration"]) == {"test", "shifted"}
     assert results["length"]["plain"]["n"] == results["length"]["controlled"]["n"] == 40
+    assert results["explanations"]["n"] == min(80, audit.MAX_EXPLAINED_RESPONSES)
+    assert results["contrasts"]["n"] > 0
     assert json.loads((folder / "report.json").read_text())["verified"] == json.loads(json.dumps(results))
     text = (folder / "report.md").read_text()
     assert "## Explanations, uncertainty and control" in text
     assert "because" not in text
+
+
+def test_a_model_that_reads_passages_is_audited_by_its_windows(settings: Settings, tmp_path: Path) -> None:
+    folder = shutil.copytree(settings.models_dir / "delta", tmp_path / "delta")
+    items = tiny.random_items(40)
+    pairs = [
+        Pair(item.messages, item.response, other.response, group=str(index))
+        for index, (item, other) in enumerate(zip(items[::2], items[1::2], strict=True))
+    ]
+    results = audit.audit_bundle(folder, pairs, [], settings, ignore_progress)
+    assert results["residual"] <= 1e-5
+    assert results["explanations"]["n"] > 20
+    assert results["contrasts"]["n"] <= 20
+    assert "| explanations | value |" in (folder / "report.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["alpha", "beta", "delta"])
+def test_the_windows_of_a_model_are_pooled_response_by_response(engine: Engine, name: str) -> None:
+    card = engine.models[name].card
+    items = [*tiny.random_items(6), tiny.make_item("a question", "x"), *tiny.random_items(6, seed=1)]
+    windows, residuals = audit.pool_windows(engine, name, items, ignore_progress)
+    assert windows.num_responses == len(items)
+    assert len(windows.starts) == len(residuals)
+    assert (len(residuals) > len(items)) == (card.passages is not None)
+    for index, item in enumerate(engine.encode(items)):
+        packed = pack([item.ids])
+        start, end = pooled_span(card.readout, item.response_turn)
+        rows = tiny.compute_residuals(engine.backbone, packed, card.layer)[start:end]
+        first = windows.starts[index]
+        for k in (windows.response_index == index).nonzero().flatten().tolist():
+            expected = rows[windows.starts[k] - first : windows.ends[k] - first].mean(0)
+            assert torch.allclose(residuals[k], expected, atol=1e-5)
 
 
 def test_uncertainty_is_measured_on_errors_and_out_of_distribution_responses(engine: Engine) -> None:

@@ -1,0 +1,41 @@
+"""The part of an audit's section that describes contrasts: explanations of margins."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from app.evaluate.audit.contrasts import LARGEST, MIN_MARGIN, MOST_USED
+
+Results = Mapping[str, Any]
+
+
+def render_contrasts(contrasts: Results) -> Iterator[str]:
+    """Yield the Markdown of the measurements of contrasts."""
+    if not contrasts["n"]:
+        yield f"\nNo two responses of a test pair differ in their rewards by {MIN_MARGIN:g} or more.\n"
+        return
+    yield (
+        f"\nIn a comparison, contributions explain the difference of two rewards, the margin. Measured on "
+        f"{contrasts['n']} test pairs with a margin of {MIN_MARGIN:g} or more in either direction; the size "
+        "of a contribution is its absolute value.\n"
+    )
+    yield "| contrasts | value |"
+    yield "|---|---|"
+    yield (
+        "| features that carry half of the size of all contributions (median) "
+        f"| {contrasts['features_for_half']:g} |"
+    )
+    yield f"| sum of the sizes over the size of the margin (median) | {contrasts['cancellation']:.1f} |"
+    yield (
+        f"| share of the size carried by the {MOST_USED} features that carry most over all pairs "
+        f"| {contrasts['most_used_share']:.1%} |"
+    )
+    yield (
+        "| share of the size carried by features that belong neither to preferred nor to rejected responses "
+        f"| {contrasts['unsigned_share']:.1%} |"
+    )
+    if contrasts["contradictions"] is not None:
+        yield (
+            f"| among the {LARGEST} largest features of each pair, those with a sign: share that acts "
+            "against it, so that more of a feature of preferred responses lowers the reward, or more of "
+            f"one of rejected responses raises it | {contrasts['contradictions']:.1%} |"
+        )
