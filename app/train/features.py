@@ -18,7 +18,7 @@ from app.backbone.packing import pack, split_into_batches
 from app.backbone.tokenization import ChatTokenizer
 from app.reward.directions import Dictionary
 from app.train.feature_cache import TensorCache, Tensors
-from app.train.passage_features import summarise_passages
+from app.train.passage_features import PASSAGE_LENGTHS, summarise_passages
 from app.types import EncodedItem, Item, Pooling
 
 MAX_BATCH_TOKENS = 4096
@@ -62,7 +62,7 @@ class FeatureExtractor:
         if self.dictionary:
             sources["latents"] = f"{self.layer}/{self.sae_sha256}"
         if self.passages:
-            sources["passages"] = f"{self.layer}/passages"
+            sources["passages"] = f"{self.layer}/passages of {PASSAGE_LENGTHS}"
         return {
             name: hashlib.sha256("/".join((*frozen, *source.split("/"))).encode()).hexdigest()[:24]
             for name, source in sources.items()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from app.reward.passages import STEPS_PER_WINDOW, list_windows
 
-PASSAGE_LENGTHS = (16, 32, 64)
+PASSAGE_LENGTHS = (8, 16, 32)
 """Window lengths in tokens that training can choose; each is a multiple of the one before."""
 BLOCK_TOKENS = PASSAGE_LENGTHS[0] // STEPS_PER_WINDOW
 MAX_HALF = torch.finfo(torch.half).max

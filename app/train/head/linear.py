@@ -57,7 +57,8 @@ class LinearHeadConfig:
 class Differences:
     """Chosen minus rejected: standardised projections `signed` (N, S) and `rest` (N, R), log2 lengths (N, 1).
 
-    The columns of `signed` are multiplied by their signs. `weights` (N,) are those of the pairs.
+    The columns of `signed` are multiplied by their signs. `weights` (N,) are those of the pairs. Augmented
+    responses are longer because of what was inserted, so their lengths count as equal.
     """
 
     signed: Floats
@@ -71,6 +72,7 @@ class Differences:
         x = training_set.projections.double() / scale
         differences, is_signed = x[:, 0] - x[:, 1], training_set.signs != 0
         lengths = training_set.token_counts.clamp(min=1).double().log2()
+        lengths *= ~training_set.is_augmented[:, None]
         return cls(
             (differences * training_set.signs)[:, is_signed].numpy(),
             differences[:, ~is_signed].numpy(),
