@@ -203,7 +203,7 @@ def _summarise_training(
             {
                 "reading": asdict(trial.reading) if trial.reading else None,
                 "accuracy": trial.accuracy,
-                "augmented_accuracy": trial.augmented_accuracy,
+                "overtaken": trial.overtaken,
             }
             for trial in trained.reading_trials
         ],

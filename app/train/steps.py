@@ -159,7 +159,7 @@ def train_head(
     if tune:
         config = tune_config(training_set, config, report_stage(progress, "cross-validation"))
     fitter = HeadFitter(
-        training_set, features, augmented.features if augmented else None, basis,
+        training_set, features, augmented, basis,
         directions.layer, directions.pooling, config, passages,
     )  # fmt: skip
     trials: list[ReadingTrial] = []

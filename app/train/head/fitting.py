@@ -10,6 +10,7 @@ from torch import Tensor
 
 from app.reward.head import Head
 from app.reward.passages import PassageReading
+from app.train.augmentation.pairs import AugmentedPairs
 from app.train.features import PairFeatures
 from app.train.head.common import assign_folds
 from app.train.head.linear import LinearHeadConfig, fit_linear, merge_unsigned
@@ -54,7 +55,7 @@ class HeldOutFold:
     reward_function: RewardFunction
     rows: Tensor
     original: PairFeatures
-    augmented: PairFeatures | None
+    augmented: AugmentedPairs | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class HeadFitter:
 
     training_set: TrainingSet
     original: PairFeatures
-    augmented: PairFeatures | None
+    augmented: AugmentedPairs | None
     basis: Tensor
     layer: int
     pooling: Pooling
@@ -98,10 +99,7 @@ class HeadFitter:
         """Yield folds over prompt groups, each with a reward function that is fitted on the others."""
         folds = assign_folds(self.training_set.groups, count, self.config.seed)
         fitted = run_in_parallel([partial(self.fit, folds != fold) for fold in range(count)], progress)
-        num_original = len(self.original.response_index)
         for fold, reward_function in enumerate(fitted):
-            rows, augmented_rows = (
-                (part == fold).nonzero()[:, 0] for part in (folds[:num_original], folds[num_original:])
-            )
-            augmented = self.augmented.subset(augmented_rows.tolist()) if self.augmented else None
+            rows = (folds[: len(self.original.response_index)] == fold).nonzero()[:, 0]
+            augmented = self.augmented.subset(set(rows.tolist())) if self.augmented else None
             yield HeldOutFold(reward_function, rows, self.original.subset(rows.tolist()), augmented)

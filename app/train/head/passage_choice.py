@@ -1,7 +1,7 @@
 """Chooses by cross-validation whether a model reads passages, and how.
 
 A reading should resist insertions without losing accuracy. So among the readings that cost little accuracy
-on held-out pairs, the one is chosen that ranks the most held-out augmented pairs right.
+on held-out pairs, the one is chosen with which the fewest augmented responses overtake the chosen ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from app.train.passage_features import PASSAGE_LENGTHS
 
 Wins = NDArray[np.float64]
 PASSAGE_FOLDS = 3
-MAX_ACCURACY_COST = 0.01
+MAX_ACCURACY_COST = 0.02
 """Accuracy on held-out pairs that a reading may cost, compared with the mean over the response."""
 SHARPNESSES = (1.0, 3.0)
 SHARES = (0.5, 0.75, 1.0)
@@ -33,11 +33,15 @@ CANDIDATES = tuple(
 
 @dataclass(frozen=True, slots=True)
 class ReadingTrial:
-    """A reading, and its accuracy on held-out original and augmented pairs."""
+    """A reading, and what it does to held-out pairs.
+
+    `overtaken` is the share of pairs, among those that are ranked right, in which the augmented rejected
+    response gets a higher reward than the chosen one.
+    """
 
     reading: PassageReading | None
     accuracy: float
-    augmented_accuracy: float
+    overtaken: float
 
 
 def choose_passages(
@@ -57,29 +61,40 @@ def choose_passages(
             wins.setdefault(reading, []).append(row)
         progress((done + 1) / (len(folds) * len(PASSAGE_LENGTHS)))
     trials = [
-        ReadingTrial(reading, *(float(np.concatenate(side).mean()) for side in zip(*rows, strict=True)))
+        ReadingTrial(reading, *(_mean(np.concatenate(part)) for part in zip(*rows, strict=True)))
         for reading, rows in wins.items()
     ]
     return _choose(trials), trials
 
 
+def _mean(wins: Wins) -> float:
+    return float(wins.mean()) if len(wins) else 0.0
+
+
 def _try_readings(
-    pairs: HeldOutFold, readings: Sequence[PassageReading | None], length: int
+    fold: HeldOutFold, readings: Sequence[PassageReading | None], length: int
 ) -> list[tuple[Wins, Wins]]:
-    """Return for each reading which original and which augmented pairs it ranks right."""
+    """Return for each reading which pairs it ranks right, and which of those are overtaken."""
+    if fold.augmented is None:
+        return [(np.zeros(0), np.zeros(0)) for _ in readings]
     scored = [
-        pairs.reward_function.score_windows(features, (length,)) if features else None
-        for features in (pairs.original, pairs.augmented)
+        fold.reward_function.score_windows(features, (length,))
+        for features in (fold.original, fold.augmented.features)
     ]
+    position = {row: index for index, row in enumerate(fold.rows.tolist())}
+    origin = torch.tensor([position[row] for row in fold.augmented.pair_indices], dtype=torch.long)
+    is_attack = ~torch.tensor(fold.augmented.is_control, dtype=torch.bool)
     results: list[tuple[Wins, Wins]] = []
     for reading in readings:
-        rewards = [windows.combine(reading) if windows else torch.zeros(0, 2) for windows in scored]
-        original, augmented = (pair_wins(row[:, 0] - row[:, 1]) for row in rewards)
-        results.append((original, augmented))
+        original, augmented = (windows.combine(reading) for windows in scored)
+        is_right = original[:, 0] > original[:, 1]
+        attacked = augmented[is_attack & is_right[origin]]
+        overtaken = (attacked[:, 1] > attacked[:, 0]).double().numpy()
+        results.append((pair_wins(original[:, 0] - original[:, 1]), overtaken))
     return results
 
 
 def _choose(trials: Sequence[ReadingTrial]) -> PassageReading | None:
     mean_reading = trials[0]
     allowed = [trial for trial in trials if trial.accuracy >= mean_reading.accuracy - MAX_ACCURACY_COST]
-    return max(allowed, key=lambda trial: (trial.augmented_accuracy, trial.accuracy)).reading
+    return min(allowed, key=lambda trial: (trial.overtaken, -trial.accuracy)).reading

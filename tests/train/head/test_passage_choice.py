@@ -4,6 +4,7 @@ import torch
 
 from app.reward.head import Head
 from app.reward.passages import PassageWeighting
+from app.train.augmentation.pairs import AugmentedPairs
 from app.train.features import PairFeatures
 from app.train.head.fitting import HeldOutFold
 from app.train.head.passage_choice import CANDIDATES, choose_passages
@@ -43,8 +44,10 @@ def make_fold(*, hides_bad_passage: bool) -> HeldOutFold:
     opening = torch.cat([torch.full((48,), 8.0), bad])
     chosen = good if hides_bad_passage else torch.cat([bad * 2, good * 5])
     original = make_features([chosen, bad] * 20)
-    augmented = make_features([good, opening] * 20)
-    return HeldOutFold(REWARD_FUNCTION, torch.arange(20), original, augmented)
+    augmented = make_features([good, opening] * 10)
+    indices = list(range(100, 110))
+    pairs = AugmentedPairs(indices, [str(i) for i in indices], [False] * 9 + [True], augmented)
+    return HeldOutFold(REWARD_FUNCTION, torch.arange(100, 120), original, pairs)
 
 
 def test_reads_the_worst_passage_if_openings_hide_bad_ones() -> None:
@@ -53,7 +56,8 @@ def test_reads_the_worst_passage_if_openings_hide_bad_ones() -> None:
     assert reading is not None
     assert reading.weighting is PassageWeighting.WORST
     assert len(trials) == len(CANDIDATES) + 1
-    assert (trials[0].reading, trials[0].accuracy, trials[0].augmented_accuracy) == (None, 1.0, 0.0)
+    assert (trials[0].reading, trials[0].accuracy, trials[0].overtaken) == (None, 1.0, 1.0)
+    assert next(trial for trial in trials if trial.reading == reading).overtaken == 0.0
     assert (len(shares), shares[-1]) == (len(PASSAGE_LENGTHS), 1.0)
 
 
@@ -68,3 +72,20 @@ def test_without_augmented_pairs_no_passages_are_read() -> None:
     fold = make_fold(hides_bad_passage=True)
     alone = HeldOutFold(fold.reward_function, fold.rows, fold.original, None)
     assert choose_passages([alone], lambda _: None) == (None, [])
+
+
+def test_control_pairs_and_pairs_ranked_wrongly_do_not_count_as_overtaken() -> None:
+    fold = make_fold(hides_bad_passage=True)
+    assert fold.augmented
+    only_controls = AugmentedPairs(
+        fold.augmented.pair_indices, fold.augmented.groups, [True] * 9 + [False], fold.augmented.features
+    )
+    original = make_features(
+        [torch.full((64,), -2.0), torch.full((64,), -1.0)] * 9
+        + [torch.full((64,), 9.0), torch.full((64,), -1.0)] * 11
+    )
+    _, trials = choose_passages(
+        [HeldOutFold(fold.reward_function, fold.rows, original, only_controls)], lambda _: None
+    )
+    assert trials[0].accuracy == 11 / 20
+    assert all(0 <= trial.overtaken <= 1 for trial in trials)
