@@ -17,7 +17,6 @@ FORBID_EXTRA = {"extra": "forbid"}
 """Pydantic config of dataclasses that are read from files: unknown keys are errors."""
 MIN_AGREEMENT = 0.8
 """Minimum AUROC at which a feature's projection counts as a predictor of its latent's firing."""
-
 Progress = Callable[[str, float], None]
 """Callback that receives the name of a stage and the share of it that is done, 0 to 1."""
 
@@ -98,8 +97,8 @@ class AssistantTurn:
 class EncodedItem:
     """An item as token ids: prompt, response [response_start, response_end), closing token.
 
-    `num_messages` is the number of messages before the response. `earlier_turns` are the assistant's turns
-    among them that have tokens, that the template closes as it closes a response, and that are not truncated.
+    `num_messages` counts the messages before the response. `earlier_turns` are the assistant's turns with
+    tokens that the template closes like a response and that are not truncated. `sentence_ends` are indices.
     """
 
     ids: tuple[int, ...]
@@ -107,6 +106,7 @@ class EncodedItem:
     truncated: bool = False
     num_messages: int = 0
     earlier_turns: tuple[AssistantTurn, ...] = ()
+    sentence_ends: frozenset[int] = frozenset()
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:

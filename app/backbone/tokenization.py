@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 from jinja2.exceptions import TemplateError
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +19,8 @@ from app.errors import InvalidInput
 from app.types import AssistantTurn, EncodedItem, Item, Message
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
+SENTENCE_ENDS = frozenset(".!?\n\u2026\u3002\uff01\uff1f")
+"""Characters that end a sentence: also a line break, the ellipsis and full stops of Chinese and Japanese."""
 PLACEHOLDER = "\u241fsparserm-content\u241f"
 
 
@@ -62,6 +66,7 @@ class ChatTokenizer:
             encoder.no_truncation()
         self._strips_contents = f" {PLACEHOLDER} " not in self._render((Message("user", f" {PLACEHOLDER} "),))
         self.closing_token = self._find_closing_token()
+        self._ends_sentence = self._find_sentence_ends()
 
     def encode(self, items: Sequence[Item], *, truncate: bool = True) -> list[EncodedItem]:
         """Encode all items; raise InvalidInput for the first that cannot be scored.
@@ -159,7 +164,8 @@ class ChatTokenizer:
             cut = min(excess, len(prompt.ids) - prompt.num_opening_ids)
             prompt, response = _cut_prompt(prompt, cut), response[excess - cut :]
         ids = (*prompt.ids, *response, self.closing_token)
-        return EncodedItem(ids, len(prompt.ids), excess > 0, prompt.num_messages, prompt.turns)
+        ends = frozenset(np.flatnonzero(self._ends_sentence[np.array(ids)]).tolist())
+        return EncodedItem(ids, len(prompt.ids), excess > 0, prompt.num_messages, prompt.turns, ends)
 
     def _encode_markup(self, piece: str) -> list[int]:
         return list(self._markup.encode(piece, add_special_tokens=False).ids)
@@ -171,6 +177,12 @@ class ChatTokenizer:
         if not closing:
             raise InvalidInput("the chat template does not close an assistant turn", "backbone")
         return closing[0]
+
+    def _find_sentence_ends(self) -> NDArray[np.bool_]:
+        """Return for each token of the vocabulary whether its text has a character that ends a sentence."""
+        size = self._content.get_vocab_size(with_added_tokens=True)
+        texts = self._content.decode_batch([[token] for token in range(size)], skip_special_tokens=False)
+        return np.array([not SENTENCE_ENDS.isdisjoint(text) for text in texts])
 
     def _render(self, messages: tuple[Message, ...], *, open_turn: bool = False) -> str:
         turns = [{"role": m.role, "content": m.content} for m in messages]

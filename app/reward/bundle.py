@@ -215,8 +215,6 @@ def _check_card(card: ModelCard) -> None:
         raise BundleError(f"{card.name[:200]}: sae_length is {card.sae_length}")
     if card.passages and card.readout is not Pooling.MEAN:
         raise BundleError(f"{card.name[:200]}: passages need readout mean, not {card.readout}")
-    if card.passages and max(card.passages.lengths) > MAX_DIMENSION:
-        raise BundleError(f"{card.name[:200]}: passages have {max(card.passages.lengths)} tokens")
 
 
 def _check_digests(folder: Path) -> None:

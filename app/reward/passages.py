@@ -1,11 +1,11 @@
-"""Reading by passage: rolling means over windows of a response, beside the mean over the whole response.
+"""Reading by passage: the sentences of a response, beside the mean over the whole response.
 
-The mean over a response dilutes a bad passage. A model with a passage reading therefore also scores windows
-of a few lengths with the same head and combines the rewards:
+The mean over a response dilutes a bad passage. A model with a passage reading therefore also scores the mean
+of each sentence with the same head and combines the rewards:
 
-    reward = (1 - share) * reward(whole response) + share * sum of weight * reward(window) over all windows
+    reward = (1 - share) * reward(whole response) + share * sum of weight * reward(passage) over all passages
 
-The weights of a response's windows sum to 1. They are a softmax of the negative rewards (the worst passages
+The weights of a response's passages sum to 1. They are a softmax of the negative rewards (the worst passages
 count), of the rewards (the best ones count), or all equal. Given the weights, the reward is a weighted sum of
 head outputs, so contributions of features and of passages stay exact.
 """
@@ -21,16 +21,17 @@ import torch
 from torch import Tensor
 
 from app.backbone.runtime.transfer import copy_to_device
-from app.types import FORBID_EXTRA, ScoredPassage
+from app.types import FORBID_EXTRA, AssistantTurn, EncodedItem, ScoredPassage
 
-STEPS_PER_WINDOW = 4
-"""Windows of one length start at multiples of a quarter of that length, rounded down."""
-MAX_LENGTHS = 8
+MIN_PASSAGE_TOKENS = 4
+"""Tokens that a passage has at least; a shorter sentence belongs to the next one, or to the last."""
+MAX_PASSAGE_TOKENS = 32
+"""Tokens after which a passage ends within a sentence, so that text without full stops has passages, too."""
 MAX_SHARPNESS = 100.0
 
 
 class PassageWeighting(StrEnum):
-    """Which windows of a response count: the worst ones, the best ones, or all equally."""
+    """Which passages of a response count: the worst ones, the best ones, or all equally."""
 
     WORST = "worst"
     BEST = "best"
@@ -39,30 +40,24 @@ class PassageWeighting(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PassageReading:
-    """How a model reads passages: windows of `lengths` consecutive tokens.
+    """How a model reads passages.
 
     `sharpness` multiplies each reward before the softmax; `share` is the part of the reward that comes from
     passages.
     """
 
     __pydantic_config__ = FORBID_EXTRA
-    lengths: tuple[int, ...]
     weighting: PassageWeighting
     sharpness: float
     share: float
 
     def __post_init__(self) -> None:
-        is_valid = len(set(self.lengths)) == len(self.lengths) and 0 < len(self.lengths) <= MAX_LENGTHS
-        if not is_valid or min(self.lengths) < STEPS_PER_WINDOW:
-            raise ValueError(
-                f"give 1 to {MAX_LENGTHS} different passage lengths of at least {STEPS_PER_WINDOW} tokens"
-            )
         if not (0 < self.share <= 1 and 0 <= self.sharpness <= MAX_SHARPNESS):
             raise ValueError(f"passages need a share in (0, 1] and a sharpness in [0, {MAX_SHARPNESS:g}]")
 
     @property
     def signed_sharpness(self) -> float:
-        """The factor of a window's reward in its softmax weight."""
+        """The factor of a passage's reward in its softmax weight."""
         signs = {PassageWeighting.WORST: -1, PassageWeighting.BEST: 1, PassageWeighting.EQUAL: 0}
         return signs[self.weighting] * self.sharpness
 
@@ -102,8 +97,41 @@ class Windows:
         return sums.index_add_(0, self.response_index, values * weights[:, None])
 
 
-def build_windows(token_counts: Sequence[int], lengths: Sequence[int], device: torch.device) -> Windows:
-    """Return the whole responses and their windows of some lengths.
+def mark_sentence_ends(encoded: EncodedItem, turn: AssistantTurn) -> list[bool]:
+    """Return for each token of a turn whether it ends a sentence."""
+    return [index in encoded.sentence_ends for index in range(turn.start, turn.end)]
+
+
+def find_passages(
+    encoded: EncodedItem, turn: AssistantTurn, reading: PassageReading | None
+) -> list[tuple[int, int]]:
+    """Return [start, end) of the passages of a turn; none without a reading."""
+    return list_passages(mark_sentence_ends(encoded, turn)) if reading else []
+
+
+def list_passages(ends_sentence: Sequence[bool]) -> list[tuple[int, int]]:
+    """Return [start, end) of the passages of a response; each token of it says whether it ends a sentence.
+
+    Together they are the whole response. Which passages there are up to the end of one depends only on the
+    tokens before it.
+    """
+    passages: list[tuple[int, int]] = []
+    start = 0
+    for end, is_end in enumerate(ends_sentence, 1):
+        length = end - start
+        if length == MAX_PASSAGE_TOKENS or (is_end and length >= MIN_PASSAGE_TOKENS):
+            passages.append((start, end))
+            start = end
+    rest = len(ends_sentence) - start
+    if passages and 0 < rest < MIN_PASSAGE_TOKENS:
+        start = passages.pop()[0]
+    return [*passages, (start, len(ends_sentence))] if rest else passages
+
+
+def build_windows(
+    token_counts: Sequence[int], passages: Sequence[Sequence[tuple[int, int]]], device: torch.device
+) -> Windows:
+    """Return the whole responses and their passages, which are empty if none are read.
 
     `token_counts` are the pooled tokens of each response; the responses are concatenated.
     """
@@ -111,25 +139,11 @@ def build_windows(token_counts: Sequence[int], lengths: Sequence[int], device: t
     spans = [(start, end, index) for index, (start, end) in enumerate(pairwise(offsets))]
     spans += [
         (offsets[index] + start, offsets[index] + end, index)
-        for index, count in enumerate(token_counts)
-        for start, end in list_windows(count, lengths)
+        for index, response_passages in enumerate(passages)
+        for start, end in response_passages
     ]
     starts, ends, response_index = copy_to_device(np.array(spans), device).unbind(1)
     return Windows(starts, ends, response_index, tuple(token_counts))
-
-
-def list_windows(tokens: int, lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Return [start, end) of the windows of a response of `tokens` tokens.
-
-    Windows of each length start at multiples of a quarter of it; the last one ends with the response. A
-    response that is shorter than every length has no windows.
-    """
-    return [
-        (start, start + length)
-        for length in lengths
-        if length <= tokens
-        for start in (*range(0, tokens - length, _step(length)), tokens - length)
-    ]
 
 
 def compute_window_weights(windows: Windows, rewards: Tensor, reading: PassageReading | None) -> Tensor:
@@ -165,55 +179,66 @@ def rank_passages(
     return ranked
 
 
-def select_non_overlapping(passages: Sequence[ScoredPassage], limit: int) -> list[ScoredPassage]:
-    """Return the first `limit` passages that do not overlap with an earlier one."""
-    selected: list[ScoredPassage] = []
-    for passage in passages:
-        if len(selected) == limit:
-            break
-        if all(passage.end <= other.start or other.end <= passage.start for other in selected):
-            selected.append(passage)
-    return selected
+@dataclass(frozen=True, slots=True)
+class PrefixPassages:
+    """The passages of every prefix of a response: some closed ones, and often one that is still open.
 
-
-def compute_prefix_rewards(
-    prefix_rewards: Tensor, window_rewards: Sequence[Tensor], reading: PassageReading
-) -> Tensor:
-    """Return for each token the reward if the response ended there, (T,).
-
-    `prefix_rewards` (T,) are the rewards of the means over all tokens so far. `window_rewards` has for each
-    length the rewards of the windows that end at each token, (T - length + 1,).
+    Prefix t ends with token t. It has the first `num_closed[t]` of the `closed` passages, and one more from
+    `open_starts[t]` to its end if `has_open[t]`.
     """
-    tokens, sharpness = len(prefix_rewards), reading.signed_sharpness
-    low = min((float(rewards.min()) for rewards in window_rewards if len(rewards)), default=0.0) - 1
-    totals: list[Tensor] = []
-    sums: list[Tensor] = []
-    for length, rewards in zip(reading.lengths, window_rewards, strict=True):
-        if length > tokens:
-            continue
-        logits, step = rewards * sharpness, _step(length)
-        is_regular = torch.arange(len(rewards), device=rewards.device) % step == 0
-        for collected, values in ((totals, logits), (sums, logits + (rewards - low).log())):
-            regular = torch.where(is_regular, values, -math.inf).logcumsumexp(0)
-            tail = torch.where(is_regular, -math.inf, values)
-            padding = rewards.new_full((length - 1,), -math.inf)
-            collected.append(torch.cat([padding, torch.logaddexp(regular, tail)]))
-    if not totals:
-        return prefix_rewards
-    total, weighted = (torch.stack(collected).logsumexp(0) for collected in (totals, sums))
-    passages = (weighted - total).exp() + low
-    mixed = (1 - reading.share) * prefix_rewards + reading.share * passages
-    return torch.where(total.isneginf(), prefix_rewards, mixed)
 
+    closed: list[tuple[int, int]]
+    num_closed: Tensor
+    open_starts: Tensor
+    has_open: Tensor
 
-def compute_rolling_means(values: Tensor, length: int) -> Tensor:
-    """Return the means of all windows of one length, by their ends, (T - length + 1, K), in float64."""
-    sums = _cumulate(values.double())
-    return (sums[length:] - sums[: len(sums) - length]) / length if length <= len(values) else sums[:0]
+    @classmethod
+    def from_sentences(cls, ends_sentence: Sequence[bool], device: torch.device) -> "PrefixPassages":
+        """Return the passages of all prefixes of a response."""
+        closed: list[tuple[int, int]] = []
+        rows: list[tuple[int, int, bool]] = []
+        start = 0
+        for end, is_end in enumerate(ends_sentence, 1):
+            length = end - start
+            if length == MAX_PASSAGE_TOKENS or (is_end and length >= MIN_PASSAGE_TOKENS):
+                closed.append((start, end))
+                rows.append((len(closed), start, False))
+                start = end
+            elif closed and length < MIN_PASSAGE_TOKENS:
+                rows.append((len(closed) - 1, closed[-1][0], True))
+            else:
+                rows.append((len(closed), start, True))
+        num_closed, open_starts, has_open = torch.tensor(rows, device=device).unbind(1)
+        return cls(closed, num_closed, open_starts, has_open.bool())
 
+    def pool(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the means of `values` (T, K) in the closed passages (C, K) and in each open one (T, K)."""
+        sums = _cumulate(values.double())
+        ends = torch.arange(1, len(values) + 1, device=values.device)
+        starts = self.open_starts
+        opened = (sums[ends] - sums[starts]) / (ends - starts)[:, None]
+        spans = torch.tensor(self.closed, dtype=torch.long, device=values.device).reshape(-1, 2)
+        first, last = spans.unbind(1)
+        return (sums[last] - sums[first]) / (last - first)[:, None], opened
 
-def _step(length: int) -> int:
-    return length // STEPS_PER_WINDOW
+    def combine(self, whole: Tensor, closed: Tensor, opened: Tensor, reading: PassageReading) -> Tensor:
+        """Return the reward of each prefix, (T,), from those of its mean (T,) and of its passages."""
+        low = torch.cat([closed, opened]).min() - 1
+        before = closed.new_full((1,), -math.inf)
+        total, weighted = (
+            torch.logaddexp(
+                torch.cat([before, closed_values.logcumsumexp(0)])[self.num_closed],
+                torch.where(self.has_open, open_values, -math.inf),
+            )
+            for closed_values, open_values in (
+                (closed * reading.signed_sharpness, opened * reading.signed_sharpness),
+                (
+                    closed * reading.signed_sharpness + (closed - low).log(),
+                    opened * reading.signed_sharpness + (opened - low).log(),
+                ),
+            )
+        )
+        return (1 - reading.share) * whole + reading.share * ((weighted - total).exp() + low)
 
 
 def _cumulate(values: Tensor) -> Tensor:

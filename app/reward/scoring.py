@@ -15,13 +15,13 @@ from app.reward import explanations
 from app.reward.directions import ResponseFeatures
 from app.reward.explanations import build_scored_turns
 from app.reward.passages import (
+    PrefixPassages,
     Windows,
     build_windows,
-    compute_prefix_rewards,
-    compute_rolling_means,
     compute_window_weights,
+    find_passages,
+    mark_sentence_ends,
     rank_passages,
-    select_non_overlapping,
 )
 from app.reward.pooling import credited_span, mean_pool, pool_prefixes, pooled_span
 from app.reward.reward_model import RewardModel
@@ -159,7 +159,8 @@ def pool_turns(model: RewardModel, residuals: Residuals, turns: Sequence[PackedT
     profiles = [profile for _, _, profile in turns]
     plain = model.head.standardise(features.projections)
     factors = explanations.build_steering_factors(model, profiles).to(plain.device)
-    scored_windows = _score_windows(model, plain, projections, lengths, factors)
+    passages = [find_passages(packed.job.encoded, turn, model.card.passages) for packed, turn, _ in turns]
+    scored_windows = _score_windows(model, plain, projections, (lengths, passages), factors)
     numbers = explanations.compute_reward_numbers(
         model,
         plain,
@@ -178,15 +179,20 @@ def _encode(model: RewardModel, residuals: Tensor, lengths: list[int]) -> Tensor
 
 
 def _score_windows(
-    model: RewardModel, plain: Tensor, projections: Tensor, lengths: list[int], factors: Tensor
+    model: RewardModel,
+    plain: Tensor,
+    projections: Tensor,
+    spans: tuple[list[int], list[list[tuple[int, int]]]],
+    factors: Tensor,
 ) -> ScoredWindows:
     """Return the whole turns and their passages with their rewards and weights.
 
     `plain` (B, K) are the standardised projections of the whole turns, `projections` (T, K) the projections
-    of their tokens, concatenated and not standardised; `factors` (B, K) steer them.
+    of their tokens, concatenated and not standardised; `spans` are the lengths of the turns and their
+    passages; `factors` (B, K) steer them.
     """
-    reading = model.card.passages
-    windows = build_windows(lengths, reading.lengths if reading else (), plain.device)
+    reading, (lengths, passages) = model.card.passages, spans
+    windows = build_windows(lengths, passages, plain.device)
     x = plain
     if len(windows.starts) > len(lengths):
         x = torch.cat([plain, model.head.standardise(windows.pool_passages(projections))])
@@ -231,8 +237,8 @@ def _list_passages(
     listed: list[tuple[ScoredPassage, ...]] = []
     for packed, passages, is_explained in zip(jobs, ranked, explained, strict=True):
         ids = packed.job.encoded.ids[packed.job.encoded.response_start :]
-        selected = select_non_overlapping(passages, MAX_PASSAGES if is_explained else 0)
-        listed.append(tuple(replace(p, text="".join(decode(ids[p.start : p.end]))) for p in selected))
+        texts = (replace(p, text="".join(decode(ids[p.start : p.end]))) for p in passages[:MAX_PASSAGES])
+        listed.append(tuple(texts) if is_explained else ())
     return listed
 
 
@@ -277,10 +283,10 @@ def _credit_tokens(
 
     prefix_rewards = compute_rewards(pool_prefixes(pooling, projections))
     if model.card.passages:
-        rolling = [
-            compute_rewards(compute_rolling_means(projections, n)) for n in model.card.passages.lengths
-        ]
-        prefix_rewards = compute_prefix_rewards(prefix_rewards, rolling, model.card.passages)
+        marks = mark_sentence_ends(packed.job.encoded, turn)
+        passages = PrefixPassages.from_sentences(marks, projections.device)
+        closed, opened = (compute_rewards(pooled) for pooled in passages.pool(projections))
+        prefix_rewards = passages.combine(prefix_rewards, closed, opened, model.card.passages)
     rewards = prefix_rewards.tolist()
     changes = [after - before for before, after in zip([baseline, *rewards], rewards, strict=False)]
     start, end = credited_span(pooling, turn)

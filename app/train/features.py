@@ -17,8 +17,9 @@ from app.backbone.backbone import Backbone
 from app.backbone.packing import pack, split_into_batches
 from app.backbone.tokenization import ChatTokenizer
 from app.reward.directions import Dictionary
+from app.reward.passages import MAX_PASSAGE_TOKENS, MIN_PASSAGE_TOKENS, mark_sentence_ends
 from app.train.feature_cache import TensorCache, Tensors
-from app.train.passage_features import PASSAGE_LENGTHS, summarise_passages
+from app.train.passage_features import summarise_passages
 from app.types import EncodedItem, Item, Pooling
 
 MAX_BATCH_TOKENS = 4096
@@ -62,7 +63,7 @@ class FeatureExtractor:
         if self.dictionary:
             sources["latents"] = f"{self.layer}/{self.sae_sha256}"
         if self.passages:
-            sources["passages"] = f"{self.layer}/passages of {PASSAGE_LENGTHS}"
+            sources["passages"] = f"{self.layer}/passages/{MIN_PASSAGE_TOKENS}/{MAX_PASSAGE_TOKENS}"
         return {
             name: hashlib.sha256("/".join((*frozen, *source.split("/"))).encode()).hexdigest()[:24]
             for name, source in sources.items()
@@ -210,7 +211,8 @@ def _compute_features(
             tokens = torch.tensor(item.response_end - item.response_start)
             yield f"residuals.{layer}", key, {"pooled": pooled, "tokens": tokens}
         if "passages" in missing:
-            yield "passages", key, summarise_passages(residuals[extractor.layer].at(item_rows[:-1]))
+            marks = mark_sentence_ends(item, item.response_turn)
+            yield "passages", key, summarise_passages(residuals[extractor.layer].at(item_rows[:-1]), marks)
         if "latents" in missing and extractor.dictionary:
             activations = extractor.dictionary.encode(residuals[extractor.layer].at(item_rows))
             yield "latents", key, _summarise_activations(activations)

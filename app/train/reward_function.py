@@ -25,7 +25,7 @@ class WindowRewards(NamedTuple):
     response_index: Tensor
 
     def combine(self, reading: PassageReading | None) -> Tensor:
-        """Return the rewards of the pairs' responses under a reading, (N, 2); None reads no windows."""
+        """Return the rewards of the pairs' responses under a reading, (N, 2); None reads no passages."""
         if reading is None:
             return self.rewards[: self.windows.num_responses][self.response_index]
         weights = compute_window_weights(self.windows, self.rewards, reading)
@@ -59,19 +59,17 @@ class RewardFunction:
 
     def compute_rewards(self, features: PairFeatures) -> Tensor:
         """Return the rewards of pairs, the mean of the ensemble, (N, 2)."""
-        lengths = self.passages.lengths if self.passages else ()
-        return self.score_windows(features, lengths).combine(self.passages)
+        return self.score_windows(features, with_passages=self.passages is not None).combine(self.passages)
 
-    def score_windows(self, features: PairFeatures, lengths: tuple[int, ...]) -> WindowRewards:
-        """Return the rewards of the whole responses and of their windows of some lengths."""
+    def score_windows(self, features: PairFeatures, *, with_passages: bool) -> WindowRewards:
+        """Return the rewards of the whole responses and of their passages."""
         used, inverse = torch.unique(features.response_index, return_inverse=True)
         counts = features.token_counts[used].tolist()
         whole = features.residuals[self.layer][used, POOLINGS.index(self.pooling)] @ self.directions.T
-        if lengths:
-            passages = [features.passages[i] for i in used.tolist()]
-            whole = torch.cat([whole, project_passages(passages, counts, self.directions, lengths)])
-        windows = build_windows(counts, lengths, CPU)
-        return WindowRewards(windows, self._score(whole), inverse)
+        passages = [features.passages[i] for i in used.tolist()] if with_passages else []
+        projections = torch.cat([whole, project_passages(passages, self.directions)])
+        spans = [[(int(a), int(b)) for a, b in passage["spans"]] for passage in passages]
+        return WindowRewards(build_windows(counts, spans, CPU), self._score(projections), inverse)
 
     def with_passages(self, reading: PassageReading | None, features: PairFeatures) -> "RewardFunction":
         """Return the same function with a reading, standardised again to mean 0 and standard deviation 1.

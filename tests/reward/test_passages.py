@@ -1,4 +1,4 @@
-"""Reading by passage: windows, their weights, exact sums, and the reward after every token."""
+"""Reading by passage: sentences, their weights, exact sums, and the reward after every token."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,12 @@ from app.backbone.packing import pack
 from app.errors import BundleError
 from app.reward import bundle, loading, passages
 from app.reward.engine import Engine
-from app.reward.passages import PassageReading, PassageWeighting
+from app.reward.passages import (
+    MAX_PASSAGE_TOKENS,
+    MIN_PASSAGE_TOKENS,
+    PassageReading,
+    PassageWeighting,
+)
 from app.settings import Settings
 from app.types import Explain, Pooling, Score, ScoreOptions
 from tests.support import tiny
@@ -20,7 +25,8 @@ NAME = "delta"
 READING = tiny.PASSAGES[NAME]
 TOKENS = ScoreOptions((NAME,), Explain.TOKENS, top_k=tiny.K)
 CPU = torch.device("cpu")
-WORDS = "violet glass thunder paper river stone copper lamp"
+SPANS = [[(0, 4), (4, 12)], [], [(0, 5), (5, 9), (9, 16)]]
+WORDS = "violet glass. thunder paper! river, stone copper lamp. No. ash and a long text without an end"
 
 
 def score(engine: Engine, response: str, options: ScoreOptions = TOKENS) -> Score:
@@ -28,15 +34,36 @@ def score(engine: Engine, response: str, options: ScoreOptions = TOKENS) -> Scor
     return scores[0]
 
 
-def test_windows_start_at_quarters_of_their_length_and_the_last_one_ends_with_the_response() -> None:
-    assert passages.list_windows(19, (8,)) == [(0, 8), (2, 10), (4, 12), (6, 14), (8, 16), (10, 18), (11, 19)]
-    assert passages.list_windows(8, (8, 4)) == [(0, 8), (0, 4), (1, 5), (2, 6), (3, 7), (4, 8)]
-    assert passages.list_windows(3, (8, 4)) == []
+def split(text: str) -> list[str]:
+    """Split a text as a response whose tokens are its characters."""
+    spans = passages.list_passages([character in ".!?\n" for character in text])
+    return [text[start:end] for start, end in spans]
+
+
+def test_passages_are_sentences_and_together_the_whole_response() -> None:
+    assert split("Yes it is. Why? It must be.\nOk") == ["Yes it is.", " Why?", " It must be.\nOk"]
+    assert split("No. No. Never.") == ["No. No.", " Never."]
+    assert split("a") == ["a"]
+    assert split("a.b") == ["a.b"]
+    long = split("x" * 70)
+    assert [len(part) for part in long] == [32, 32, 6]
+    assert [len(part) for part in split("x" * 66)] == [32, 34]
+    for text in (WORDS, "x" * 99, "a. " * 40, "......"):
+        assert "".join(split(text)) == text
+        assert all(len(part) >= MIN_PASSAGE_TOKENS for part in split(text))
+        assert all(len(part) < MAX_PASSAGE_TOKENS + MIN_PASSAGE_TOKENS for part in split(text))
+
+
+def test_the_tokenizer_marks_the_tokens_that_end_sentences(engine: Engine) -> None:
+    (encoded,) = engine.encode([tiny.make_item("a?", "One. Two!\nthree")])
+    marks = passages.mark_sentence_ends(encoded, encoded.response_turn)
+    texts = engine.text.decode(encoded.ids[encoded.response_start : encoded.response_end])
+    assert marks == [any(character in ".!\n" for character in text) for text in texts]
 
 
 def test_pooled_windows_are_means_of_their_rows() -> None:
     values = torch.randn(31, 5, generator=torch.Generator().manual_seed(0))
-    windows = passages.build_windows([12, 3, 16], READING.lengths, CPU)
+    windows = passages.build_windows([12, 3, 16], SPANS, CPU)
     passage_edges = (windows.starts[3:], windows.ends[3:])
     for start, end, pooled in zip(*passage_edges, windows.pool_passages(values), strict=True):
         assert torch.allclose(pooled, values[start:end].double().mean(0), atol=1e-12)
@@ -51,7 +78,7 @@ def test_pooled_windows_are_means_of_their_rows() -> None:
 @pytest.mark.parametrize("weighting", PassageWeighting)
 def test_weights_sum_to_one_and_prefer_the_worst_or_the_best_windows(weighting: PassageWeighting) -> None:
     reading = replace(READING, weighting=weighting)
-    windows = passages.build_windows([12, 3, 16], reading.lengths, CPU)
+    windows = passages.build_windows([12, 3, 16], SPANS, CPU)
     rewards = torch.randn(len(windows.starts), generator=torch.Generator().manual_seed(1)).double()
     weights = passages.compute_window_weights(windows, rewards, reading)
     sums = windows.sum_by_response(weights, torch.ones(len(weights), 1).double())
@@ -67,8 +94,8 @@ def test_weights_sum_to_one_and_prefer_the_worst_or_the_best_windows(weighting: 
 
 
 def test_a_very_sharp_softmax_is_the_minimum() -> None:
-    reading = PassageReading((4,), PassageWeighting.WORST, sharpness=100.0, share=1.0)
-    windows = passages.build_windows([40], reading.lengths, CPU)
+    reading = PassageReading(PassageWeighting.WORST, sharpness=100.0, share=1.0)
+    windows = passages.build_windows([40], [[(start, start + 4) for start in range(0, 40, 4)]], CPU)
     rewards = torch.linspace(-3, 3, len(windows.starts), dtype=torch.float64)
     weights = passages.compute_window_weights(windows, rewards, reading)
     total = windows.sum_by_response(weights, rewards[:, None])
@@ -105,7 +132,7 @@ def test_passages_are_listed_by_weight_with_their_own_rewards(engine: Engine) ->
     ends = 0
     for passage in result.passages:
         assert passage.text == "".join(texts[passage.start : passage.end])
-        assert passage.end - passage.start in READING.lengths
+        assert MIN_PASSAGE_TOKENS <= passage.end - passage.start < MAX_PASSAGE_TOKENS + MIN_PASSAGE_TOKENS
         assert passage.contribution == pytest.approx(passage.weight * (passage.reward - result.baseline))
         ends = max(ends, passage.end)
     assert ends <= len(texts)
@@ -124,12 +151,13 @@ def test_a_passage_has_the_reward_that_the_mean_of_its_tokens_has(engine: Engine
     assert float(rewards.mean()) == pytest.approx(first.reward, abs=1e-5)
 
 
-def test_responses_shorter_than_every_window_are_read_as_a_whole(engine: Engine) -> None:
+def test_a_response_of_one_sentence_has_the_reward_of_the_whole(engine: Engine) -> None:
     model = engine.models[NAME]
     without = replace(model, card=replace(model.card, passages=None))
     other = Engine(engine.backbone, engine.text, {NAME: without})
-    assert score(engine, "abc").passages == ()
-    assert score(engine, "abc").reward == pytest.approx(score(other, "abc").reward, abs=1e-6)
+    (only,) = score(engine, "abcdef").passages
+    assert (only.start, only.end, only.text) == (0, 6, "abcdef")
+    assert score(engine, "abcdef").reward == pytest.approx(score(other, "abcdef").reward, abs=1e-6)
     assert abs(score(engine, WORDS).reward - score(other, WORDS).reward) > 5e-5
 
 
@@ -148,9 +176,6 @@ def test_requests_without_explanation_get_no_passages(engine: Engine) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"lengths": ()},
-        {"lengths": (3,)},
-        {"lengths": (8, 8)},
         {"share": 0.0},
         {"share": 1.5},
         {"sharpness": -1.0},

@@ -64,7 +64,7 @@ MODELS = {
     "gamma": (2, Pooling.LAST),
     "delta": (4, Pooling.MEAN),
 }
-PASSAGES = {"delta": PassageReading((4, 8), PassageWeighting.WORST, sharpness=2.0, share=0.7)}
+PASSAGES = {"delta": PassageReading(PassageWeighting.WORST, sharpness=2.0, share=0.7)}
 """How models read passages; the others read the whole response only."""
 COMPOSITES = """
 [both]

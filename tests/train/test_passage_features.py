@@ -1,45 +1,38 @@
-"""Summaries of passages determine the projections of all windows."""
+"""Summaries of passages determine the projections of all passages."""
 
-import pytest
 import torch
 
-from app.reward.passages import list_windows
-from app.train import passage_features
-from app.train.passage_features import PASSAGE_LENGTHS, project_passages, summarise_passages
+from app.reward.passages import list_passages
+from app.train.passage_features import project_passages, summarise_passages
 
 WIDTH = 6
 DIRECTIONS = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(0))
 
 
-def make_rows(tokens: int) -> torch.Tensor:
-    """Return the residuals of a response."""
-    return torch.randn(tokens, WIDTH, generator=torch.Generator().manual_seed(tokens))
+def make_response(tokens: int) -> tuple[torch.Tensor, list[bool]]:
+    """Return the residuals of a response, and which of its tokens end a sentence."""
+    generator = torch.Generator().manual_seed(tokens)
+    return torch.randn(tokens, WIDTH, generator=generator), [index % 7 == 6 for index in range(tokens)]
 
 
-@pytest.mark.parametrize("lengths", [(8,), (16,), (32,), (8, 32), PASSAGE_LENGTHS])
-def test_projections_are_those_of_the_windows_of_the_server(lengths: tuple[int, ...]) -> None:
-    counts = [3, 8, 9, 15, 16, 17, 32, 33, 83, 200]
-    rows = [make_rows(count) for count in counts]
-    projections = project_passages([summarise_passages(r) for r in rows], counts, DIRECTIONS, lengths)
+def test_projections_are_those_of_the_passages_of_the_server() -> None:
+    responses = [make_response(count) for count in (1, 3, 4, 7, 8, 16, 83, 200)]
+    projections = project_passages([summarise_passages(*response) for response in responses], DIRECTIONS)
     expected = [
-        response[start:end].mean(0) @ DIRECTIONS.T
-        for response, count in zip(rows, counts, strict=True)
-        for start, end in list_windows(count, lengths)
+        rows[start:end].mean(0) @ DIRECTIONS.T
+        for rows, marks in responses
+        for start, end in list_passages(marks)
     ]
     assert torch.allclose(projections, torch.stack(expected), atol=5e-3)
 
 
-def test_short_responses_have_no_windows() -> None:
-    summary = summarise_passages(make_rows(7))
-    assert (summary["blocks"].shape, summary["tails"].shape) == ((3, WIDTH), (0, WIDTH))
-    assert project_passages([summary], [7], DIRECTIONS, PASSAGE_LENGTHS).shape == (0, 3)
+def test_without_responses_there_are_no_passages() -> None:
+    assert project_passages([], DIRECTIONS).shape == (0, 3)
 
 
 def test_residuals_beyond_half_precision_stay_finite() -> None:
-    summary = summarise_passages(make_rows(40) * 1e6)
-    assert all(tensor.isfinite().all() for tensor in summary.values())
-    assert summary["blocks"].dtype == torch.half
-
-
-def test_every_length_is_made_of_whole_blocks() -> None:
-    assert all(length // 4 % passage_features.BLOCK_TOKENS == 0 for length in PASSAGE_LENGTHS)
+    rows, marks = make_response(40)
+    summary = summarise_passages(rows * 1e6, marks)
+    assert summary["means"].isfinite().all()
+    assert summary["means"].dtype == torch.half
+    assert summary["spans"].tolist() == [list(span) for span in list_passages(marks)]

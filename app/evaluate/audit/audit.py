@@ -1,6 +1,5 @@
 """The audit of a bundle: explanations, contrasts, uncertainty, calibration, length control and steering."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,7 +13,7 @@ from app.evaluate import accuracy_run, report
 from app.evaluate.accuracy import ScoredPairs, expected_calibration_error, predict_both_orders
 from app.evaluate.audit import contrasts, faithfulness, out_of_distribution, steering, uncertainty
 from app.reward.engine import Engine
-from app.reward.passages import Windows, build_windows
+from app.reward.passages import Windows, build_windows, find_passages
 from app.reward.pooling import mean_pool, pooled_span
 from app.reward.reward_model import RewardModel
 from app.settings import Settings
@@ -57,8 +56,8 @@ def audit_bundle(
 def pool_windows(engine: Engine, name: str, items: list[Item], progress: Progress) -> tuple[Windows, Tensor]:
     """Return the windows of responses that a model reads, and the residual stream pooled in each, (W, D)."""
     card = engine.models[name].card
-    lengths = card.passages.lengths if card.passages else ()
     encoded = engine.encode(items)
+    passages = [find_passages(item, item.response_turn, card.passages) for item in encoded]
     pooled: list[Tensor] = [torch.empty(0)] * len(encoded)
     token_counts = [0] * len(encoded)
     done = 0
@@ -68,18 +67,18 @@ def pool_windows(engine: Engine, name: str, items: list[Item], progress: Progres
         rows = [packed.rows(index, *span) for index, span in enumerate(spans)]
         layer = engine.backbone.residuals(packed, {card.layer: np.concatenate(rows)})[card.layer]
         for i, item_rows in zip(batch, rows, strict=True):
-            pooled[i], token_counts[i] = _pool_response(layer.at(item_rows), lengths), len(item_rows)
+            pooled[i], token_counts[i] = _pool_response(layer.at(item_rows), passages[i]), len(item_rows)
         done += len(batch)
         progress("residuals", done / len(encoded))
-    whole, passages = [means[:1] for means in pooled], [means[1:] for means in pooled]
-    return build_windows(token_counts, lengths, CPU), torch.cat([*whole, *passages])
+    whole, further = [means[:1] for means in pooled], [means[1:] for means in pooled]
+    return build_windows(token_counts, passages, CPU), torch.cat([*whole, *further])
 
 
-def _pool_response(residuals: Tensor, lengths: Sequence[int]) -> Tensor:
+def _pool_response(residuals: Tensor, passages: list[tuple[int, int]]) -> Tensor:
     """Return the means of a response's residuals (T, D) over the whole and over each passage, (1 + P, D)."""
-    windows = build_windows([len(residuals)], lengths, residuals.device)
-    whole, passages = mean_pool(residuals, [len(residuals)]), windows.pool_passages(residuals)
-    return torch.cat([whole, passages.to(whole)]).cpu()
+    windows = build_windows([len(residuals)], [passages], residuals.device)
+    whole = mean_pool(residuals, [len(residuals)])
+    return torch.cat([whole, windows.pool_passages(residuals).to(whole)]).cpu()
 
 
 def stack_projections(scores: list[Score]) -> tuple[Tensor, Tensor]:

@@ -15,18 +15,17 @@ from numpy.typing import NDArray
 from app.evaluate.accuracy import pair_wins
 from app.reward.passages import PassageReading, PassageWeighting
 from app.train.head.fitting import HeldOutFold
-from app.train.passage_features import PASSAGE_LENGTHS
 
 Wins = NDArray[np.float64]
 PASSAGE_FOLDS = 3
 MAX_ACCURACY_COST = 0.02
 """Accuracy on held-out pairs that a reading may cost, compared with the mean over the response."""
-SHARPNESSES = (1.0, 3.0)
+SHARPNESSES = (1.0, 3.0, 6.0)
 SHARES = (0.5, 0.75, 1.0)
 CANDIDATES = tuple(
-    PassageReading((length,), weighting, sharpness, share)
-    for length, weighting, sharpness, share in product(
-        PASSAGE_LENGTHS, (PassageWeighting.WORST, PassageWeighting.BEST), SHARPNESSES, SHARES
+    PassageReading(weighting, sharpness, share)
+    for weighting, sharpness, share in product(
+        (PassageWeighting.WORST, PassageWeighting.BEST), SHARPNESSES, SHARES
     )
 )
 
@@ -53,13 +52,12 @@ def choose_passages(
     """
     if not any(fold.augmented for fold in folds):
         return None, []
-    wins: dict[PassageReading | None, list[tuple[Wins, Wins]]] = {}
-    for done, (pairs, length) in enumerate(product(folds, PASSAGE_LENGTHS)):
-        candidates = [reading for reading in CANDIDATES if reading.lengths == (length,)]
-        tried = [None, *candidates] if length == PASSAGE_LENGTHS[0] else candidates
-        for reading, row in zip(tried, _try_readings(pairs, tried, length), strict=True):
-            wins.setdefault(reading, []).append(row)
-        progress((done + 1) / (len(folds) * len(PASSAGE_LENGTHS)))
+    readings = (None, *CANDIDATES)
+    wins: dict[PassageReading | None, list[tuple[Wins, Wins]]] = {reading: [] for reading in readings}
+    for done, fold in enumerate(folds, 1):
+        for reading, row in zip(readings, _try_readings(fold, readings), strict=True):
+            wins[reading].append(row)
+        progress(done / len(folds))
     trials = [
         ReadingTrial(reading, *(_mean(np.concatenate(part)) for part in zip(*rows, strict=True)))
         for reading, rows in wins.items()
@@ -71,14 +69,12 @@ def _mean(wins: Wins) -> float:
     return float(wins.mean()) if len(wins) else 0.0
 
 
-def _try_readings(
-    fold: HeldOutFold, readings: Sequence[PassageReading | None], length: int
-) -> list[tuple[Wins, Wins]]:
+def _try_readings(fold: HeldOutFold, readings: Sequence[PassageReading | None]) -> list[tuple[Wins, Wins]]:
     """Return for each reading which pairs it ranks right, and which of those are overtaken."""
     if fold.augmented is None:
         return [(np.zeros(0), np.zeros(0)) for _ in readings]
     scored = [
-        fold.reward_function.score_windows(features, (length,))
+        fold.reward_function.score_windows(features, with_passages=True)
         for features in (fold.original, fold.augmented.features)
     ]
     position = {row: index for index, row in enumerate(fold.rows.tolist())}

@@ -5,7 +5,7 @@ import { modelCard } from "../lib/scoring.js";
 
 const WEIGHTINGS = { worst: "the worst count most", best: "the best count most", equal: "all count equally" };
 
-// A row has passages only if its model reads them and the response is long enough.
+// A row has passages only if its model reads them and passages were computed.
 export function passageParts(state, row) {
   if (!row.passages) return [];
   const reading = modelCard(state, row.model)?.passages;
@@ -16,13 +16,11 @@ export function passageParts(state, row) {
   ];
 }
 
-function readingText({ lengths, weighting, share }) {
-  const sizes = new Intl.ListFormat("en", { type: "disjunction" }).format(lengths.map(String));
+function readingText({ weighting, share }) {
   const remaining = share < 1 ? `, the whole response has ${percentText(1 - share)}` : "";
   return (
-    `This model also scores passages of ${sizes} tokens, and ${WEIGHTINGS[weighting]}. ` +
-    `Together they have ${percentText(share)} of the weight in the reward${remaining}. ` +
-    "Those that overlap with a listed one are left out."
+    `This model also scores each sentence, and ${WEIGHTINGS[weighting]}. ` +
+    `Together they have ${percentText(share)} of the weight in the reward${remaining}.`
   );
 }
 

@@ -15,7 +15,7 @@ from app.types import Score
 from tests.support import spread_models, tiny
 from tests.support.training_setup import ignore_progress
 
-ITEMS = tiny.random_items(40)
+ITEMS = [replace(item, response=item.response.replace(" ", ". ", 3)) for item in tiny.random_items(40)]
 
 
 @pytest.fixture(scope="module", params=["alpha", "delta"])
@@ -90,7 +90,7 @@ def test_an_intervention_changes_the_residual_stream_itself(scorer: Engine) -> N
 
 def test_weights_are_computed_again_after_a_removal(engine: Engine) -> None:
     responses = WindowedResponses.from_residuals(*read(build_scorer(engine, "delta")))
-    equal = replace(responses, reading=PassageReading((4, 8), PassageWeighting.EQUAL, 0.0, share=0.7))
+    equal = replace(responses, reading=PassageReading(PassageWeighting.EQUAL, 0.0, share=0.7))
     removed = torch.zeros(len(ITEMS), 1, dtype=torch.long)
     changes, linear = (
         each.remove(removed).compute_rewards() - each.compute_rewards() for each in (responses, equal)
