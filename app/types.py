@@ -207,7 +207,7 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class ScoredPassage:
-    """A window [start, end) of the response's tokens; contribution == weight * (reward - baseline)."""
+    """A sentence [start, end) of the response's tokens; contribution == weight * (reward - baseline)."""
 
     start: int
     end: int

@@ -54,8 +54,8 @@ NoPassagesOption = Annotated[
     bool,
     typer.Option(
         "--no-passages",
-        help="Read the response only as a whole. By default cross-validation chooses whether windows of it "
-        "are read, too, which makes insertions less effective.",
+        help="Read the response only as a whole. By default cross-validation chooses whether its "
+        "sentences are read, too, which makes insertions less effective.",
     ),
 ]
 LengthControlOption = Annotated[

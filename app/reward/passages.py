@@ -63,7 +63,7 @@ class PassageReading:
 
 
 @dataclass(frozen=True, slots=True)
-class Windows:
+class ResponseSpans:
     """Spans of a batch of responses: `starts` and `ends` in concatenated tokens, and their responses.
 
     The first spans are the whole responses, of `token_counts` tokens; their passages follow.
@@ -92,7 +92,7 @@ class Windows:
         return (sums[ends] - sums[starts]) / (ends - starts)[:, None]
 
     def sum_by_response(self, weights: Tensor, values: Tensor) -> Tensor:
-        """Return the weighted sum of the windows' values (W, N) for each response, (B, N)."""
+        """Return the weighted sum of the spans' values (W, N) for each response, (B, N)."""
         sums = torch.zeros(self.num_responses, values.shape[1], dtype=values.dtype, device=values.device)
         return sums.index_add_(0, self.response_index, values * weights[:, None])
 
@@ -128,35 +128,35 @@ def list_passages(ends_sentence: Sequence[bool]) -> list[tuple[int, int]]:
     return [*passages, (start, len(ends_sentence))] if rest else passages
 
 
-def build_windows(
+def build_spans(
     token_counts: Sequence[int], passages: Sequence[Sequence[tuple[int, int]]], device: torch.device
-) -> Windows:
+) -> ResponseSpans:
     """Return the whole responses and their passages, which are empty if none are read.
 
     `token_counts` are the pooled tokens of each response; the responses are concatenated.
     """
     offsets = list(accumulate(token_counts, initial=0))
-    spans = [(start, end, index) for index, (start, end) in enumerate(pairwise(offsets))]
-    spans += [
+    rows = [(start, end, index) for index, (start, end) in enumerate(pairwise(offsets))]
+    rows += [
         (offsets[index] + start, offsets[index] + end, index)
         for index, response_passages in enumerate(passages)
         for start, end in response_passages
     ]
-    starts, ends, response_index = copy_to_device(np.array(spans), device).unbind(1)
-    return Windows(starts, ends, response_index, tuple(token_counts))
+    starts, ends, response_index = copy_to_device(np.array(rows), device).unbind(1)
+    return ResponseSpans(starts, ends, response_index, tuple(token_counts))
 
 
-def compute_window_weights(windows: Windows, rewards: Tensor, reading: PassageReading | None) -> Tensor:
-    """Return the weight of each window in the reward of its response, (W,).
+def compute_span_weights(spans: ResponseSpans, rewards: Tensor, reading: PassageReading | None) -> Tensor:
+    """Return the weight of each span in the reward of its response, (W,).
 
-    `rewards` (W,) are the windows' rewards. The weights of a response sum to 1; a response without passages
+    `rewards` (W,) are the spans' rewards. The weights of a response sum to 1; a response without passages
     is read as a whole.
     """
-    count = windows.num_responses
+    count = spans.num_responses
     weights = torch.ones_like(rewards)
     if reading is None or len(rewards) == count:
         return weights
-    response_index, logits = windows.response_index[count:], rewards[count:] * reading.signed_sharpness
+    response_index, logits = spans.response_index[count:], rewards[count:] * reading.signed_sharpness
     largest = rewards.new_full((count,), -math.inf).scatter_reduce(0, response_index, logits, "amax")
     exponentials = (logits - largest[response_index]).exp()
     totals = rewards.new_zeros(count).index_add_(0, response_index, exponentials)
@@ -166,14 +166,14 @@ def compute_window_weights(windows: Windows, rewards: Tensor, reading: PassageRe
 
 
 def rank_passages(
-    windows: Windows, weights: Tensor, rewards: Tensor, baseline: float
+    spans: ResponseSpans, weights: Tensor, rewards: Tensor, baseline: float
 ) -> list[list[ScoredPassage]]:
     """Return the passages of each response, largest weight first, without their texts."""
-    offsets = windows.starts[windows.response_index]
-    edges = (windows.starts - offsets, windows.ends - offsets)
-    columns = (*edges, rewards, weights, weights * (rewards - baseline), windows.response_index)
-    rows = list(zip(*(column.tolist() for column in columns), strict=True))[windows.num_responses :]
-    ranked: list[list[ScoredPassage]] = [[] for _ in range(windows.num_responses)]
+    offsets = spans.starts[spans.response_index]
+    edges = (spans.starts - offsets, spans.ends - offsets)
+    columns = (*edges, rewards, weights, weights * (rewards - baseline), spans.response_index)
+    rows = list(zip(*(column.tolist() for column in columns), strict=True))[spans.num_responses :]
+    ranked: list[list[ScoredPassage]] = [[] for _ in range(spans.num_responses)]
     for start, end, reward, weight, contribution, index in sorted(rows, key=lambda row: -row[3]):
         ranked[index].append(ScoredPassage(start, end, "", reward, weight, contribution))
     return ranked
@@ -217,8 +217,8 @@ class PrefixPassages:
         ends = torch.arange(1, len(values) + 1, device=values.device)
         starts = self.open_starts
         opened = (sums[ends] - sums[starts]) / (ends - starts)[:, None]
-        spans = torch.tensor(self.closed, dtype=torch.long, device=values.device).reshape(-1, 2)
-        first, last = spans.unbind(1)
+        closed = torch.tensor(self.closed, dtype=torch.long, device=values.device).reshape(-1, 2)
+        first, last = closed.unbind(1)
         return (sums[last] - sums[first]) / (last - first)[:, None], opened
 
     def combine(self, whole: Tensor, closed: Tensor, opened: Tensor, reading: PassageReading) -> Tensor:

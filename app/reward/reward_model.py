@@ -39,7 +39,7 @@ class ModelCard:
     """Content of manifest.json: what a reward model is, was trained on and achieves.
 
     Field names are the keys of the manifest and of the API; `readout` is the pooling. A model with `passages`
-    also reads windows of the response.
+    also reads the sentences of the response.
     """
 
     __pydantic_config__ = FORBID_EXTRA

@@ -16,9 +16,9 @@ from app.reward.directions import ResponseFeatures
 from app.reward.explanations import build_scored_turns
 from app.reward.passages import (
     PrefixPassages,
-    Windows,
-    build_windows,
-    compute_window_weights,
+    ResponseSpans,
+    build_spans,
+    compute_span_weights,
     find_passages,
     mark_sentence_ends,
     rank_passages,
@@ -84,28 +84,28 @@ class PackedTurn(NamedTuple):
     profile: Profile
 
 
-class ScoredWindows(NamedTuple):
-    """The windows of a batch of turns: their weights (W), steered projections (W, K) and rewards (W, E).
+class ScoredSpans(NamedTuple):
+    """The spans of a batch of turns: their weights (W), steered projections (W, K) and rewards (W, E).
 
-    Without passages, the windows are the whole turns, each with weight 1.
+    Without passages, the spans are the whole turns, each with weight 1.
     """
 
-    windows: Windows
+    spans: ResponseSpans
     weights: Tensor
     steered: Tensor
     member_rewards: Tensor
 
     def sum_by_turn(self, values: Tensor) -> Tensor:
-        """Return the weighted sum of the windows' values (W, N) for each turn, (B, N)."""
-        return self.windows.sum_by_response(self.weights, values)
+        """Return the weighted sum of the spans' values (W, N) for each turn, (B, N)."""
+        return self.spans.sum_by_response(self.weights, values)
 
 
 class PooledTurns(NamedTuple):
-    """Turns that were pooled and scored: their features, numbers and windows."""
+    """Turns that were pooled and scored: their features, numbers and spans."""
 
     features: ResponseFeatures
     numbers: list[explanations.RewardNumbers]
-    scored_windows: ScoredWindows
+    scored_spans: ScoredSpans
 
 
 def score_with_model(
@@ -123,15 +123,15 @@ def score_with_model(
         PackedTurn(packed, packed.job.encoded.response_turn, merged)
         for packed, merged in zip(jobs, profiles, strict=True)
     ]
-    features, numbers, scored_windows = pool_turns(model, residuals, responses)
-    origin = torch.zeros_like(scored_windows.steered[:1])
+    features, numbers, scored_spans = pool_turns(model, residuals, responses)
+    origin = torch.zeros_like(scored_spans.steered[:1])
     baseline = float(model.head.score_members(origin).mean())
-    contributions = scored_windows.sum_by_turn(
-        model.head.compute_contributions(scored_windows.steered, origin)
+    contributions = scored_spans.sum_by_turn(
+        model.head.compute_contributions(scored_spans.steered, origin)
     ).cpu()
     features = ResponseFeatures(*(tensor.cpu() for tensor in features))
     turns = _score_turns(model, residuals, responses, numbers, baseline)
-    passages = _list_passages(model, scored_windows, jobs, baseline, decode)
+    passages = _list_passages(model, scored_spans, jobs, baseline, decode)
     return [
         Score(
             model=name,
@@ -150,7 +150,7 @@ def score_with_model(
 
 
 def pool_turns(model: RewardModel, residuals: Residuals, turns: Sequence[PackedTurn]) -> PooledTurns:
-    """Return the features, numbers and windows of turns of packed jobs, each scored with its profile."""
+    """Return the features, numbers and spans of turns of packed jobs, each scored with its profile."""
     rows = [packed.pooled_rows(model.card.readout, turn) for packed, turn, _ in turns]
     pooled_residuals, lengths = residuals.at(np.concatenate(rows)), [len(turn_rows) for turn_rows in rows]
     projections = model.dictionary.project(pooled_residuals)
@@ -160,15 +160,15 @@ def pool_turns(model: RewardModel, residuals: Residuals, turns: Sequence[PackedT
     plain = model.head.standardise(features.projections)
     factors = explanations.build_steering_factors(model, profiles).to(plain.device)
     passages = [find_passages(packed.job.encoded, turn, model.card.passages) for packed, turn, _ in turns]
-    scored_windows = _score_windows(model, plain, projections, (lengths, passages), factors)
+    scored_spans = _score_spans(model, plain, projections, (lengths, passages), factors)
     numbers = explanations.compute_reward_numbers(
         model,
         plain,
-        scored_windows.sum_by_turn(scored_windows.member_rewards),
+        scored_spans.sum_by_turn(scored_spans.member_rewards),
         [turn for _, turn, _ in turns],
         [profile.length_control for profile in profiles],
     )
-    return PooledTurns(features, numbers, scored_windows)
+    return PooledTurns(features, numbers, scored_spans)
 
 
 def _encode(model: RewardModel, residuals: Tensor, lengths: list[int]) -> Tensor:
@@ -178,28 +178,28 @@ def _encode(model: RewardModel, residuals: Tensor, lengths: list[int]) -> Tensor
     return mean_pool(model.dictionary.encode(residuals), lengths)
 
 
-def _score_windows(
+def _score_spans(
     model: RewardModel,
     plain: Tensor,
     projections: Tensor,
-    spans: tuple[list[int], list[list[tuple[int, int]]]],
+    extents: tuple[list[int], list[list[tuple[int, int]]]],
     factors: Tensor,
-) -> ScoredWindows:
+) -> ScoredSpans:
     """Return the whole turns and their passages with their rewards and weights.
 
     `plain` (B, K) are the standardised projections of the whole turns, `projections` (T, K) the projections
-    of their tokens, concatenated and not standardised; `spans` are the lengths of the turns and their
+    of their tokens, concatenated and not standardised; `extents` are the lengths of the turns and their
     passages; `factors` (B, K) steer them.
     """
-    reading, (lengths, passages) = model.card.passages, spans
-    windows = build_windows(lengths, passages, plain.device)
+    reading, (lengths, passages) = model.card.passages, extents
+    spans = build_spans(lengths, passages, plain.device)
     x = plain
-    if len(windows.starts) > len(lengths):
-        x = torch.cat([plain, model.head.standardise(windows.pool_passages(projections))])
-    steered = x * factors[windows.response_index]
+    if len(spans.starts) > len(lengths):
+        x = torch.cat([plain, model.head.standardise(spans.pool_passages(projections))])
+    steered = x * factors[spans.response_index]
     member_rewards = model.head.score_members(steered)
-    weights = compute_window_weights(windows, member_rewards.mean(1), reading)
-    return ScoredWindows(windows, weights, steered, member_rewards)
+    weights = compute_span_weights(spans, member_rewards.mean(1), reading)
+    return ScoredSpans(spans, weights, steered, member_rewards)
 
 
 def _score_turns(
@@ -224,7 +224,7 @@ def _score_turns(
 
 def _list_passages(
     model: RewardModel,
-    scored: ScoredWindows,
+    scored: ScoredSpans,
     jobs: Sequence[PackedJob],
     baseline: float,
     decode: Callable[[Sequence[int]], list[str]],
@@ -233,7 +233,7 @@ def _list_passages(
     explained = [packed.job.options.explain is not Explain.NONE for packed in jobs]
     if not model.card.passages or not any(explained):
         return [()] * len(jobs)
-    ranked = rank_passages(scored.windows, scored.weights, scored.member_rewards.mean(1), baseline)
+    ranked = rank_passages(scored.spans, scored.weights, scored.member_rewards.mean(1), baseline)
     listed: list[tuple[ScoredPassage, ...]] = []
     for packed, passages, is_explained in zip(jobs, ranked, explained, strict=True):
         ids = packed.job.encoded.ids[packed.job.encoded.response_start :]

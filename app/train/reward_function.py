@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from app.reward.head import Head
-from app.reward.passages import PassageReading, Windows, build_windows, compute_window_weights
+from app.reward.passages import PassageReading, ResponseSpans, build_spans, compute_span_weights
 from app.reward.reward_model import RewardModel
 from app.train.features import POOLINGS, PairFeatures
 from app.train.head.common import MIN_SCALE
@@ -17,19 +17,19 @@ from app.types import Pooling
 CPU = torch.device("cpu")
 
 
-class WindowRewards(NamedTuple):
-    """The windows of the responses of some pairs, their rewards (W,), and each pair's responses (N, 2)."""
+class SpanRewards(NamedTuple):
+    """The spans of the responses of some pairs, their rewards (W,), and each pair's responses (N, 2)."""
 
-    windows: Windows
+    spans: ResponseSpans
     rewards: Tensor
     response_index: Tensor
 
     def combine(self, reading: PassageReading | None) -> Tensor:
         """Return the rewards of the pairs' responses under a reading, (N, 2); None reads no passages."""
         if reading is None:
-            return self.rewards[: self.windows.num_responses][self.response_index]
-        weights = compute_window_weights(self.windows, self.rewards, reading)
-        return self.windows.sum_by_response(weights, self.rewards[:, None])[:, 0][self.response_index]
+            return self.rewards[: self.spans.num_responses][self.response_index]
+        weights = compute_span_weights(self.spans, self.rewards, reading)
+        return self.spans.sum_by_response(weights, self.rewards[:, None])[:, 0][self.response_index]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +59,23 @@ class RewardFunction:
 
     def compute_rewards(self, features: PairFeatures) -> Tensor:
         """Return the rewards of pairs, the mean of the ensemble, (N, 2)."""
-        return self.score_windows(features, with_passages=self.passages is not None).combine(self.passages)
+        return self.score_spans(features, with_passages=self.passages is not None).combine(self.passages)
 
-    def score_windows(self, features: PairFeatures, *, with_passages: bool) -> WindowRewards:
+    def score_spans(self, features: PairFeatures, *, with_passages: bool) -> SpanRewards:
         """Return the rewards of the whole responses and of their passages."""
         used, inverse = torch.unique(features.response_index, return_inverse=True)
         counts = features.token_counts[used].tolist()
         whole = features.residuals[self.layer][used, POOLINGS.index(self.pooling)] @ self.directions.T
         passages = [features.passages[i] for i in used.tolist()] if with_passages else []
         projections = torch.cat([whole, project_passages(passages, self.directions)])
-        spans = [[(int(a), int(b)) for a, b in passage["spans"]] for passage in passages]
-        return WindowRewards(build_windows(counts, spans, CPU), self._score(projections), inverse)
+        extents = [[(int(a), int(b)) for a, b in passage["spans"]] for passage in passages]
+        return SpanRewards(build_spans(counts, extents, CPU), self._score(projections), inverse)
 
     def with_passages(self, reading: PassageReading | None, features: PairFeatures) -> "RewardFunction":
         """Return the same function with a reading, standardised again to mean 0 and standard deviation 1.
 
         `features` are of the pairs whose responses are standardised. The sharpness grows with the scale, so
-        that the weights of the windows stay the same.
+        that the weights of the spans stay the same.
         """
         if reading is None:
             return self

@@ -61,30 +61,30 @@ def test_the_tokenizer_marks_the_tokens_that_end_sentences(engine: Engine) -> No
     assert marks == [any(character in ".!\n" for character in text) for text in texts]
 
 
-def test_pooled_windows_are_means_of_their_rows() -> None:
+def test_pooled_spans_are_means_of_their_rows() -> None:
     values = torch.randn(31, 5, generator=torch.Generator().manual_seed(0))
-    windows = passages.build_windows([12, 3, 16], SPANS, CPU)
-    passage_edges = (windows.starts[3:], windows.ends[3:])
-    for start, end, pooled in zip(*passage_edges, windows.pool_passages(values), strict=True):
+    spans = passages.build_spans([12, 3, 16], SPANS, CPU)
+    passage_edges = (spans.starts[3:], spans.ends[3:])
+    for start, end, pooled in zip(*passage_edges, spans.pool_passages(values), strict=True):
         assert torch.allclose(pooled, values[start:end].double().mean(0), atol=1e-12)
-    assert windows.starts[:3].tolist() == [0, 12, 15]
+    assert spans.starts[:3].tolist() == [0, 12, 15]
     values[3] = torch.nan
-    has_nan = windows.pool_passages(values).isnan().any(1)
+    has_nan = spans.pool_passages(values).isnan().any(1)
     assert has_nan[0]
-    assert not has_nan[windows.response_index[3:] != 0].any()
-    assert windows.ends[:3].tolist() == [12, 15, 31]
+    assert not has_nan[spans.response_index[3:] != 0].any()
+    assert spans.ends[:3].tolist() == [12, 15, 31]
 
 
 @pytest.mark.parametrize("weighting", PassageWeighting)
-def test_weights_sum_to_one_and_prefer_the_worst_or_the_best_windows(weighting: PassageWeighting) -> None:
+def test_weights_sum_to_one_and_prefer_the_worst_or_the_best_spans(weighting: PassageWeighting) -> None:
     reading = replace(READING, weighting=weighting)
-    windows = passages.build_windows([12, 3, 16], SPANS, CPU)
-    rewards = torch.randn(len(windows.starts), generator=torch.Generator().manual_seed(1)).double()
-    weights = passages.compute_window_weights(windows, rewards, reading)
-    sums = windows.sum_by_response(weights, torch.ones(len(weights), 1).double())
+    spans = passages.build_spans([12, 3, 16], SPANS, CPU)
+    rewards = torch.randn(len(spans.starts), generator=torch.Generator().manual_seed(1)).double()
+    weights = passages.compute_span_weights(spans, rewards, reading)
+    sums = spans.sum_by_response(weights, torch.ones(len(weights), 1).double())
     assert sums.flatten().tolist() == pytest.approx([1.0, 1.0, 1.0])
     assert weights[:3].tolist() == pytest.approx([0.3, 1.0, 0.3])
-    of_first = (windows.response_index == 0) & (torch.arange(len(weights)) >= 3)
+    of_first = (spans.response_index == 0) & (torch.arange(len(weights)) >= 3)
     order = np.argsort(rewards[of_first].numpy())
     sizes = weights[of_first].numpy()[order]
     increasing = sizes[::-1] if weighting is PassageWeighting.WORST else sizes
@@ -95,10 +95,10 @@ def test_weights_sum_to_one_and_prefer_the_worst_or_the_best_windows(weighting: 
 
 def test_a_very_sharp_softmax_is_the_minimum() -> None:
     reading = PassageReading(PassageWeighting.WORST, sharpness=100.0, share=1.0)
-    windows = passages.build_windows([40], [[(start, start + 4) for start in range(0, 40, 4)]], CPU)
-    rewards = torch.linspace(-3, 3, len(windows.starts), dtype=torch.float64)
-    weights = passages.compute_window_weights(windows, rewards, reading)
-    total = windows.sum_by_response(weights, rewards[:, None])
+    spans = passages.build_spans([40], [[(start, start + 4) for start in range(0, 40, 4)]], CPU)
+    rewards = torch.linspace(-3, 3, len(spans.starts), dtype=torch.float64)
+    weights = passages.compute_span_weights(spans, rewards, reading)
+    total = spans.sum_by_response(weights, rewards[:, None])
     assert float(total) == pytest.approx(float(rewards[1:].min()), abs=1e-3)
 
 

@@ -51,7 +51,7 @@ def test_passages_change_only_responses_of_more_than_one_sentence() -> None:
     assert ((rewards[0] - plain[0]).abs() > 0.01).all()
 
 
-def test_standardising_keeps_the_weights_of_the_windows() -> None:
+def test_standardising_keeps_the_weights_of_the_spans() -> None:
     function, (features, _) = make_function(), make_features([20, 40, 90, 16, 33, 70])
     raw = RewardFunction(function.directions, function.head, LAYER, Pooling.MEAN, READING).compute_rewards(
         features
@@ -70,7 +70,7 @@ def test_a_subset_of_the_pairs_has_the_same_rewards() -> None:
     assert torch.allclose(subset, standardised.compute_rewards(features)[[2, 0]])
 
 
-def test_windows_that_are_not_read_do_not_count() -> None:
+def test_spans_that_are_not_read_do_not_count() -> None:
     function, (features, _) = make_function(), make_features([20, 40, 90, 16])
-    windows = function.score_windows(features, with_passages=True)
-    assert torch.allclose(windows.combine(None), function.compute_rewards(features))
+    spans = function.score_spans(features, with_passages=True)
+    assert torch.allclose(spans.combine(None), function.compute_rewards(features))

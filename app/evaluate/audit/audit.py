@@ -13,7 +13,7 @@ from app.evaluate import accuracy_run, report
 from app.evaluate.accuracy import ScoredPairs, expected_calibration_error, predict_both_orders
 from app.evaluate.audit import contrasts, faithfulness, out_of_distribution, steering, uncertainty
 from app.reward.engine import Engine
-from app.reward.passages import Windows, build_windows, find_passages
+from app.reward.passages import ResponseSpans, build_spans, find_passages
 from app.reward.pooling import mean_pool, pooled_span
 from app.reward.reward_model import RewardModel
 from app.settings import Settings
@@ -41,7 +41,7 @@ def audit_bundle(
     results = {
         **_evaluate_scores(model, pairs, scored_pairs, scores),
         "explanations": faithfulness.evaluate_faithfulness(
-            model, *pool_windows(engine, name, sample, progress)
+            model, *pool_spans(engine, name, sample, progress)
         ),
         "strangers": _evaluate_out_of_distribution(engine, name, sample, scores, progress),
     }
@@ -53,8 +53,10 @@ def audit_bundle(
 
 
 @torch.inference_mode()
-def pool_windows(engine: Engine, name: str, items: list[Item], progress: Progress) -> tuple[Windows, Tensor]:
-    """Return the windows of responses that a model reads, and the residual stream pooled in each, (W, D)."""
+def pool_spans(
+    engine: Engine, name: str, items: list[Item], progress: Progress
+) -> tuple[ResponseSpans, Tensor]:
+    """Return the spans of responses that a model reads, and the residual stream pooled in each, (W, D)."""
     card = engine.models[name].card
     encoded = engine.encode(items)
     passages = [find_passages(item, item.response_turn, card.passages) for item in encoded]
@@ -63,22 +65,22 @@ def pool_windows(engine: Engine, name: str, items: list[Item], progress: Progres
     done = 0
     for batch in split_into_batches([item.ids for item in encoded], accuracy_run.MAX_BATCH_TOKENS):
         packed = pack([encoded[i].ids for i in batch])
-        spans = [pooled_span(card.readout, encoded[i].response_turn) for i in batch]
-        rows = [packed.rows(index, *span) for index, span in enumerate(spans)]
+        pooled_spans = [pooled_span(card.readout, encoded[i].response_turn) for i in batch]
+        rows = [packed.rows(index, *span) for index, span in enumerate(pooled_spans)]
         layer = engine.backbone.residuals(packed, {card.layer: np.concatenate(rows)})[card.layer]
         for i, item_rows in zip(batch, rows, strict=True):
             pooled[i], token_counts[i] = _pool_response(layer.at(item_rows), passages[i]), len(item_rows)
         done += len(batch)
         progress("residuals", done / len(encoded))
     whole, further = [means[:1] for means in pooled], [means[1:] for means in pooled]
-    return build_windows(token_counts, passages, CPU), torch.cat([*whole, *further])
+    return build_spans(token_counts, passages, CPU), torch.cat([*whole, *further])
 
 
 def _pool_response(residuals: Tensor, passages: list[tuple[int, int]]) -> Tensor:
     """Return the means of a response's residuals (T, D) over the whole and over each passage, (1 + P, D)."""
-    windows = build_windows([len(residuals)], [passages], residuals.device)
+    spans = build_spans([len(residuals)], [passages], residuals.device)
     whole = mean_pool(residuals, [len(residuals)])
-    return torch.cat([whole, windows.pool_passages(residuals).to(whole)]).cpu()
+    return torch.cat([whole, spans.pool_passages(residuals).to(whole)]).cpu()
 
 
 def stack_projections(scores: list[Score]) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """Faithfulness of explanations: whether the reward changes as the contributions predict.
 
 Directions are removed from the projections or from the residual stream itself. Removing a direction of a
-response means setting its projection to the training mean in all windows of the response, so that only the
-baseline remains when all are removed. The weights of the windows are computed again after each removal.
+response means setting its projection to the training mean in all spans of the response, so that only the
+baseline remains when all are removed. The weights of the spans are computed again after each removal.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from app.reward.head import Head
-from app.reward.passages import PassageReading, Windows, compute_window_weights
+from app.reward.passages import PassageReading, ResponseSpans, compute_span_weights
 from app.reward.reward_model import RewardModel
 
 DELETION_STEPS = (0, 1, 2, 5, 10, 20, 50, 100)
@@ -24,38 +24,38 @@ NEAR_PARALLEL_COSINE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class WindowedResponses:
-    """Responses as a head reads them: their windows, and the windows' standardised projections x (W, K).
+class ReadResponses:
+    """Responses as a head reads them: their spans, and the spans' standardised projections x (W, K).
 
-    Without a reading of passages, the windows are the whole responses.
+    Without a reading of passages, the spans are the whole responses.
     """
 
     head: Head
     reading: PassageReading | None
-    windows: Windows
+    spans: ResponseSpans
     x: Tensor
 
     @classmethod
-    def from_residuals(cls, model: RewardModel, windows: Windows, residuals: Tensor) -> "WindowedResponses":
-        """Return the responses as a model reads them, from the pooled residuals of their windows (W, D)."""
+    def from_residuals(cls, model: RewardModel, spans: ResponseSpans, residuals: Tensor) -> "ReadResponses":
+        """Return the responses as a model reads them, from the pooled residuals of their spans (W, D)."""
         x = model.head.standardise(model.dictionary.project(residuals))
-        return cls(model.head, model.card.passages, windows, x)
+        return cls(model.head, model.card.passages, spans, x)
 
     def compute_rewards(self) -> Tensor:
         """Return the reward of each response, (B,)."""
-        rewards = self._score_windows()
+        rewards = self._score_spans()
         return self._sum_by_response(rewards, rewards[:, None])[:, 0]
 
     def compute_contributions(self) -> Tensor:
         """Return the contribution of each direction to the reward of each response, (B, K)."""
         contributions = self.head.compute_contributions(self.x, torch.zeros_like(self.x[:1]))
-        return self._sum_by_response(self._score_windows(), contributions)
+        return self._sum_by_response(self._score_spans(), contributions)
 
-    def remove(self, indices: Tensor) -> "WindowedResponses":
+    def remove(self, indices: Tensor) -> "ReadResponses":
         """Return the responses without some directions of each, (B, n)."""
-        return replace(self, x=self.x.scatter(1, indices[self.windows.response_index], 0.0))
+        return replace(self, x=self.x.scatter(1, indices[self.spans.response_index], 0.0))
 
-    def remove_from_stream(self, k: int, directions: Tensor) -> "WindowedResponses":
+    def remove_from_stream(self, k: int, directions: Tensor) -> "ReadResponses":
         """Return the responses after one direction is removed from the residual stream.
 
         Projections on directions that are not orthogonal to it change, too.
@@ -63,22 +63,22 @@ class WindowedResponses:
         overlaps = (directions @ directions[k]).double() * self.head.scale[k] / self.head.scale
         return replace(self, x=self.x - self.x[:, k : k + 1] * overlaps)
 
-    def _score_windows(self) -> Tensor:
-        """Return the mean reward over the heads of the ensemble of each window, (W,)."""
+    def _score_spans(self) -> Tensor:
+        """Return the mean reward over the heads of the ensemble of each span, (W,)."""
         return self.head.score_members(self.x).mean(1)
 
     def _sum_by_response(self, rewards: Tensor, values: Tensor) -> Tensor:
-        """Return the sums of the windows' values (W, N), weighted by their rewards (W,), (B, N)."""
-        weights = compute_window_weights(self.windows, rewards, self.reading)
-        return self.windows.sum_by_response(weights, values)
+        """Return the sums of the spans' values (W, N), weighted by their rewards (W,), (B, N)."""
+        weights = compute_span_weights(self.spans, rewards, self.reading)
+        return self.spans.sum_by_response(weights, values)
 
 
 def evaluate_faithfulness(
-    model: RewardModel, windows: Windows, residuals: Tensor, seed: int = 0
+    model: RewardModel, spans: ResponseSpans, residuals: Tensor, seed: int = 0
 ) -> dict[str, Any]:
-    """Return measurements of the explanations of responses, given their windows' pooled residuals (W, D)."""
+    """Return measurements of the explanations of responses, given their spans' pooled residuals (W, D)."""
     generator = torch.Generator().manual_seed(seed)
-    responses = WindowedResponses.from_residuals(model, windows, residuals)
+    responses = ReadResponses.from_residuals(model, spans, residuals)
     contributions, rewards = responses.compute_contributions(), responses.compute_rewards()
     baseline = model.head.score_members(torch.zeros_like(responses.x[:1])).mean(1)
     signs = torch.sign(rewards - baseline)[:, None]
@@ -108,7 +108,7 @@ def _random_orders(contributions: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _compare_with_random_removal(
-    responses: WindowedResponses, largest: Tensor, generator: torch.Generator
+    responses: ReadResponses, largest: Tensor, generator: torch.Generator
 ) -> Tensor:
     """Return the change by removing the largest contributors over that by removing random ones, (B,)."""
     rewards = responses.compute_rewards()
@@ -120,7 +120,7 @@ def _compare_with_random_removal(
     return change.abs() / torch.stack(random_changes).abs().mean(0).clamp(min=1e-12)
 
 
-def _delete(responses: WindowedResponses, order: Tensor, rewards: Tensor, signs: Tensor) -> dict[str, float]:
+def _delete(responses: ReadResponses, order: Tensor, rewards: Tensor, signs: Tensor) -> dict[str, float]:
     """Return how far rewards move towards the baseline, in standard deviations, as directions are removed."""
     return {
         str(n): float(((rewards - responses.remove(order[:, :n]).compute_rewards()) * signs[:, 0]).mean())
@@ -129,7 +129,7 @@ def _delete(responses: WindowedResponses, order: Tensor, rewards: Tensor, signs:
     }
 
 
-def _insert(responses: WindowedResponses, order: Tensor, baseline: Tensor, signs: Tensor) -> dict[str, float]:
+def _insert(responses: ReadResponses, order: Tensor, baseline: Tensor, signs: Tensor) -> dict[str, float]:
     """Return how far rewards move away from the baseline as directions are added."""
     return {
         str(n): float(((responses.remove(order[:, n:]).compute_rewards() - baseline) * signs[:, 0]).mean())
@@ -138,7 +138,7 @@ def _insert(responses: WindowedResponses, order: Tensor, baseline: Tensor, signs
     }
 
 
-def _correlate_with_intervention(responses: WindowedResponses, directions: Tensor) -> float:
+def _correlate_with_intervention(responses: ReadResponses, directions: Tensor) -> float:
     """Return the median rank correlation of contributions with the effect of removing each direction.
 
     The direction is removed from the residual stream, and the whole head is evaluated again.
@@ -151,7 +151,7 @@ def _correlate_with_intervention(responses: WindowedResponses, directions: Tenso
     return _median_spearman(responses.compute_contributions(), torch.stack(effects, dim=1))
 
 
-def _correlate_with_shuffled_head(responses: WindowedResponses, generator: torch.Generator) -> float:
+def _correlate_with_shuffled_head(responses: ReadResponses, generator: torch.Generator) -> float:
     """Return the median rank correlation with the contributions of a head whose inputs are shuffled.
 
     It should be near zero: an explanation has to depend on what the head computes.

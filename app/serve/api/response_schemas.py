@@ -56,10 +56,10 @@ class TokenCreditSchema(BaseModel):
 
 
 class PassageSchema(BaseModel):
-    """A window of the response that has a large weight in the reward; `start` and `end` are response tokens.
+    """A sentence of the response with a large weight in the reward; `start` and `end` are response tokens.
 
-    `reward` is that of the window alone. `contribution` is weight * (reward - baseline_reward); those of all
-    windows and of the whole response, which are not all listed, sum to the same total as the features.
+    `reward` is that of the sentence alone. `contribution` is weight * (reward - baseline_reward); those of
+    all sentences and of the whole response, which are not all listed, sum to the same total as the features.
     """
 
     start: int

@@ -74,7 +74,7 @@ def _try_readings(fold: HeldOutFold, readings: Sequence[PassageReading | None]) 
     if fold.augmented is None:
         return [(np.zeros(0), np.zeros(0)) for _ in readings]
     scored = [
-        fold.reward_function.score_windows(features, with_passages=True)
+        fold.reward_function.score_spans(features, with_passages=True)
         for features in (fold.original, fold.augmented.features)
     ]
     position = {row: index for index, row in enumerate(fold.rows.tolist())}
@@ -82,7 +82,7 @@ def _try_readings(fold: HeldOutFold, readings: Sequence[PassageReading | None]) 
     is_attack = ~torch.tensor(fold.augmented.is_control, dtype=torch.bool)
     results: list[tuple[Wins, Wins]] = []
     for reading in readings:
-        original, augmented = (windows.combine(reading) for windows in scored)
+        original, augmented = (spans.combine(reading) for spans in scored)
         is_right = original[:, 0] > original[:, 1]
         attacked = augmented[is_attack & is_right[origin]]
         overtaken = (attacked[:, 1] > attacked[:, 0]).double().numpy()

@@ -62,11 +62,11 @@ class TurnReward:
 
 @dataclass(frozen=True, slots=True)
 class PassageReward:
-    """A window of the response that has a large weight in the reward of a model that reads passages.
+    """A sentence of the response that has a large weight in the reward of a model that reads passages.
 
     * `start`, `end`: the response tokens [start, end) that it covers, and `text`, what they say.
-    * `reward`: what the model gives the window alone.
-    * `weight`: its weight in the reward; those of all windows and of the whole response sum to 1.
+    * `reward`: what the model gives the sentence alone.
+    * `weight`: its weight in the reward; those of all sentences and of the whole response sum to 1.
     * `contribution`: weight * (reward - the model's baseline).
     """
 
@@ -90,7 +90,7 @@ class Reward:
     * `features`: the largest contributions, at most `top_k`.
     * `turns`: if requested, the assistant's turns with their rewards, the response last. Turns without text
       and truncated turns are left out.
-    * `passages`: of models that read passages, at most three with the largest weights, which do not overlap;
+    * `passages`: of models that read passages, at most three with the largest weights;
       only with `top_k` or `turns`.
     * `truncated`: whether old text was cut from the prompt to fit the model.
     * `error`: None, or why the server could not score this response although the request was valid; all

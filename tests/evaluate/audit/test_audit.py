@@ -1,4 +1,4 @@
-"""The audit on tiny real models: length control, windows, uncertainty, robustness and steering."""
+"""The audit on tiny real models: length control, spans, uncertainty, robustness and steering."""
 
 import json
 import shutil
@@ -103,7 +103,7 @@ def test_an_audit_is_added_to_the_report(training_settings: Settings, trained_sa
     assert "because" not in text
 
 
-def test_a_model_that_reads_passages_is_audited_by_its_windows(settings: Settings, tmp_path: Path) -> None:
+def test_a_model_that_reads_passages_is_audited_by_its_spans(settings: Settings, tmp_path: Path) -> None:
     folder = shutil.copytree(settings.models_dir / "delta", tmp_path / "delta")
     items = tiny.random_items(40)
     pairs = [
@@ -118,20 +118,20 @@ def test_a_model_that_reads_passages_is_audited_by_its_windows(settings: Setting
 
 
 @pytest.mark.parametrize("name", ["alpha", "beta", "delta"])
-def test_the_windows_of_a_model_are_pooled_response_by_response(engine: Engine, name: str) -> None:
+def test_the_spans_of_a_model_are_pooled_response_by_response(engine: Engine, name: str) -> None:
     card = engine.models[name].card
     items = [*tiny.random_items(6), tiny.make_item("a question", "x"), *tiny.random_items(6, seed=1)]
-    windows, residuals = audit.pool_windows(engine, name, items, ignore_progress)
-    assert windows.num_responses == len(items)
-    assert len(windows.starts) == len(residuals)
+    spans, residuals = audit.pool_spans(engine, name, items, ignore_progress)
+    assert spans.num_responses == len(items)
+    assert len(spans.starts) == len(residuals)
     assert (len(residuals) > len(items)) == (card.passages is not None)
     for index, item in enumerate(engine.encode(items)):
         packed = pack([item.ids])
         start, end = pooled_span(card.readout, item.response_turn)
         rows = tiny.compute_residuals(engine.backbone, packed, card.layer)[start:end]
-        first = windows.starts[index]
-        for k in (windows.response_index == index).nonzero().flatten().tolist():
-            expected = rows[windows.starts[k] - first : windows.ends[k] - first].mean(0)
+        first = spans.starts[index]
+        for k in (spans.response_index == index).nonzero().flatten().tolist():
+            expected = rows[spans.starts[k] - first : spans.ends[k] - first].mean(0)
             assert torch.allclose(residuals[k], expected, atol=1e-5)
 
 

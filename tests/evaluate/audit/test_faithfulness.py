@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from app.evaluate.audit import audit, faithfulness
-from app.evaluate.audit.faithfulness import WindowedResponses
+from app.evaluate.audit.faithfulness import ReadResponses
 from app.reward.engine import Engine
-from app.reward.passages import PassageReading, PassageWeighting, Windows
+from app.reward.passages import PassageReading, PassageWeighting, ResponseSpans
 from app.reward.reward_model import RewardModel
 from app.types import Score
 from tests.support import spread_models, tiny
@@ -29,10 +29,10 @@ def build_scorer(engine: Engine, name: str) -> Engine:
     return Engine(engine.backbone, engine.text, {name: spread_models.spread(engine, name, ITEMS)})
 
 
-def read(scorer: Engine) -> tuple[RewardModel, Windows, Tensor]:
-    """Return the only model of an engine, and the windows of all items with their residuals."""
+def read(scorer: Engine) -> tuple[RewardModel, ResponseSpans, Tensor]:
+    """Return the only model of an engine, and the spans of all items with their residuals."""
     ((name, model),) = scorer.models.items()
-    return model, *audit.pool_windows(scorer, name, ITEMS, ignore_progress)
+    return model, *audit.pool_spans(scorer, name, ITEMS, ignore_progress)
 
 
 def score(scorer: Engine, steer: dict[str, float]) -> list[Score]:
@@ -41,7 +41,7 @@ def score(scorer: Engine, steer: dict[str, float]) -> list[Score]:
 
 
 def test_rewards_and_contributions_are_those_of_the_engine(scorer: Engine) -> None:
-    responses = WindowedResponses.from_residuals(*read(scorer))
+    responses = ReadResponses.from_residuals(*read(scorer))
     scores = score(scorer, {})
     rewards = torch.tensor([scored.reward for scored in scores]).double()
     contributions = torch.stack([torch.from_numpy(scored.contributions) for scored in scores])
@@ -51,9 +51,9 @@ def test_rewards_and_contributions_are_those_of_the_engine(scorer: Engine) -> No
     assert torch.allclose(sums, rewards, atol=1e-9)
 
 
-def test_a_removed_direction_is_removed_from_all_windows(scorer: Engine) -> None:
-    model, windows, residuals = read(scorer)
-    responses = WindowedResponses.from_residuals(model, windows, residuals)
+def test_a_removed_direction_is_removed_from_all_spans(scorer: Engine) -> None:
+    model, spans, residuals = read(scorer)
+    responses = ReadResponses.from_residuals(model, spans, residuals)
     pair = torch.tensor([[2, 11]]).expand(len(ITEMS), -1)
     steer = {str(model.features[k].latent): 0.0 for k in (2, 11)}
     expected = torch.tensor([scored.reward for scored in score(scorer, steer)]).double()
@@ -63,7 +63,7 @@ def test_a_removed_direction_is_removed_from_all_windows(scorer: Engine) -> None
 
 
 def test_each_response_loses_its_own_directions_and_only_the_baseline_remains(scorer: Engine) -> None:
-    responses = WindowedResponses.from_residuals(*read(scorer))
+    responses = ReadResponses.from_residuals(*read(scorer))
     each = torch.arange(len(ITEMS))[:, None] % tiny.K
     removed = responses.remove(each).compute_rewards()
     for k in range(tiny.K):
@@ -75,13 +75,13 @@ def test_each_response_loses_its_own_directions_and_only_the_baseline_remains(sc
 
 
 def test_an_intervention_changes_the_residual_stream_itself(scorer: Engine) -> None:
-    model, windows, residuals = read(scorer)
-    responses = WindowedResponses.from_residuals(model, windows, residuals)
+    model, spans, residuals = read(scorer)
+    responses = ReadResponses.from_residuals(model, spans, residuals)
     directions = model.dictionary.directions
     excess = (model.dictionary.project(residuals) - model.head.center).float()
     for k in (0, 7):
         changed = residuals - excess[:, k : k + 1] * directions[k]
-        expected = WindowedResponses.from_residuals(model, windows, changed).compute_rewards()
+        expected = ReadResponses.from_residuals(model, spans, changed).compute_rewards()
         actual = responses.remove_from_stream(k, directions).compute_rewards()
         assert torch.allclose(actual, expected, atol=1e-4)
         alone = responses.remove(torch.full((len(ITEMS), 1), k)).compute_rewards()
@@ -89,7 +89,7 @@ def test_an_intervention_changes_the_residual_stream_itself(scorer: Engine) -> N
 
 
 def test_weights_are_computed_again_after_a_removal(engine: Engine) -> None:
-    responses = WindowedResponses.from_residuals(*read(build_scorer(engine, "delta")))
+    responses = ReadResponses.from_residuals(*read(build_scorer(engine, "delta")))
     equal = replace(responses, reading=PassageReading(PassageWeighting.EQUAL, 0.0, share=0.7))
     removed = torch.zeros(len(ITEMS), 1, dtype=torch.long)
     changes, linear = (
@@ -101,10 +101,10 @@ def test_weights_are_computed_again_after_a_removal(engine: Engine) -> None:
 
 @pytest.mark.parametrize("name", ["alpha", "delta"])
 def test_explanations_are_faithful_on_orthonormal_directions(engine: Engine, name: str) -> None:
-    model, windows, residuals = read(Engine(engine.backbone, engine.text, {name: engine.models[name]}))
+    model, spans, residuals = read(Engine(engine.backbone, engine.text, {name: engine.models[name]}))
     orthonormal = replace(model, dictionary=model.dictionary.orthogonalize())
     results, original_results = (
-        faithfulness.evaluate_faithfulness(each, windows, residuals) for each in (orthonormal, model)
+        faithfulness.evaluate_faithfulness(each, spans, residuals) for each in (orthonormal, model)
     )
     assert results["n"] == 40
     assert results["intervention_spearman"] > max(0.7, original_results["intervention_spearman"])
@@ -117,15 +117,15 @@ def test_explanations_are_faithful_on_orthonormal_directions(engine: Engine, nam
 
 
 def test_the_audit_of_passages_differs_from_that_of_whole_responses(engine: Engine) -> None:
-    model, windows, residuals = read(build_scorer(engine, "delta"))
+    model, spans, residuals = read(build_scorer(engine, "delta"))
     whole, *_ = read(build_scorer(engine, "delta"))
     whole = replace(whole, card=replace(whole.card, passages=None))
-    first = torch.arange(windows.num_responses)
-    whole_windows = Windows(
-        windows.starts[first], windows.ends[first], windows.response_index[first], windows.token_counts
+    first = torch.arange(spans.num_responses)
+    whole_spans = ResponseSpans(
+        spans.starts[first], spans.ends[first], spans.response_index[first], spans.token_counts
     )
-    by_passage = faithfulness.evaluate_faithfulness(model, windows, residuals)
-    by_response = faithfulness.evaluate_faithfulness(whole, whole_windows, residuals[first])
+    by_passage = faithfulness.evaluate_faithfulness(model, spans, residuals)
+    by_response = faithfulness.evaluate_faithfulness(whole, whole_spans, residuals[first])
     assert by_passage["n"] == by_response["n"] == 40
     for name in ("ten_largest_over_random", "cancellation", "deletion"):
         assert by_passage[name] != by_response[name]
