@@ -8,6 +8,7 @@ from typing import Any
 from app.evaluate import figures, report_comparisons, report_contrasts, report_limitations
 from app.evaluate.audit import shift
 from app.evaluate.report_comparisons import format_accuracy
+from app.evaluate.report_length import get_length_settings, render_length_settings
 from app.reward.reward_model import ModelCard
 
 Results = Mapping[str, Any]
@@ -67,7 +68,7 @@ def _render_test(results: Results) -> Iterator[str]:
     for name, row in results["baselines"].items():
         yield f"| {name} | {format_accuracy(row)} | {format_accuracy(row['lead'], sign=True)} |"
     yield ""
-    yield from _render_slices(test)
+    yield from _render_slices(test, results["baselines"].get("longer response wins"))
     yield (
         f"Calibration error {test['ece']:.3f}, Brier score {test['brier']:.3f}; correlation of reward and "
         f"length within a prompt {test['length']['spearman']:+.2f} (Spearman).\n"
@@ -75,7 +76,7 @@ def _render_test(results: Results) -> Iterator[str]:
     yield from _render_test_figures(results)
 
 
-def _render_slices(test: Results) -> Iterator[str]:
+def _render_slices(test: Results, longer_wins: Results | None) -> Iterator[str]:
     slices = {**test["slices"]}
     slices["chosen is longer"] = test["length"]["chosen_longer"]
     slices["chosen is shorter"] = test["length"]["chosen_shorter"]
@@ -85,6 +86,9 @@ def _render_slices(test: Results) -> Iterator[str]:
         if row:
             yield f"| {name} | {format_accuracy(row)} | {row['n']} |"
     yield ""
+    if "length_controlled" in test:
+        yield from render_length_settings(get_length_settings(test, longer_wins))
+        yield ""
 
 
 def _render_test_figures(results: Results) -> Iterator[str]:
@@ -175,15 +179,8 @@ def _render_uncertainty(audit: Results) -> Iterator[str]:
 
 
 def _render_control(audit: Results) -> Iterator[str]:
-    yield "\n| length control | accuracy | chosen is longer | chosen is shorter | reward and length |"
-    yield "|---|---|---|---|---|"
-    for name, row in audit["length"].items():
-        length = row["length"]
-        longer, shorter = (
-            format_accuracy(part) if part else ""
-            for part in (length["chosen_longer"], length["chosen_shorter"])
-        )
-        yield f"| {name} | {format_accuracy(row)} | {longer} | {shorter} | {length['spearman']:+.2f} |"
+    yield ""
+    yield from render_length_settings(audit["length"])
     yield "\n| steered cluster | directions | factor | shift of its target | shift of the rest |"
     yield "|---|---|---|---|---|"
     for row in audit["steering"][:5]:

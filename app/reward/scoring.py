@@ -229,7 +229,7 @@ def _list_passages(
     baseline: float,
     decode: Callable[[Sequence[int]], list[str]],
 ) -> list[tuple[ScoredPassage, ...]]:
-    """Return for each response the passages with the largest weights, if its model reads passages."""
+    """Return for each response of more than one passage those with the largest weights."""
     explained = [packed.job.options.explain is not Explain.NONE for packed in jobs]
     if not model.card.passages or not any(explained):
         return [()] * len(jobs)
@@ -238,7 +238,7 @@ def _list_passages(
     for packed, passages, is_explained in zip(jobs, ranked, explained, strict=True):
         ids = packed.job.encoded.ids[packed.job.encoded.response_start :]
         texts = (replace(p, text="".join(decode(ids[p.start : p.end]))) for p in passages[:MAX_PASSAGES])
-        listed.append(tuple(texts) if is_explained else ())
+        listed.append(tuple(texts) if is_explained and len(passages) > 1 else ())
     return listed
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from app.data.pairs import match_condition
 from app.errors import DataError
 from app.evaluate.accuracy import ScoredPairs, evaluate_pairs
+from app.evaluate.accuracy_run import apply_length_control, evaluate_length
 from app.reward.reward_model import RewardModel, TrainingData
 from app.train import assembly, steps
 from app.train.augmentation.pairs import AugmentationShares
@@ -181,7 +182,8 @@ def evaluate(
     scored = ScoredPairs(rewards, test.features.lengths(), test.groups)
     slices = {condition: match_condition(test.pairs, condition) for condition in config.slices}
     return {
-        "test": evaluate_pairs(scored, model.calibration.temperature, slices),
+        "test": evaluate_pairs(scored, model.calibration.temperature, slices)
+        | {"length_controlled": evaluate_length(apply_length_control(scored, model))},
         "baselines": compare_baselines(data, scored, progress),
     }
 

@@ -21,6 +21,7 @@ from tests.support.browsers import (
 from tests.support.servers import run_server
 
 CLOSE = 1e-6
+SENTENCES = "Studies have found no effect. Some people disagree! Nobody has seen all of them."
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,8 @@ def response_server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 def response_page(browser: Browser, response_server_url: str) -> Iterator[Page]:
     """The page of that server after the first scoring."""
     with open_scored_page(browser, response_server_url) as page:
+        page.fill("#responses textarea >> nth=0", SENTENCES)
+        score_again(page, response_server_url)
         yield page
 
 
@@ -49,6 +52,7 @@ def score_again(page: Page, address: str) -> list[dict[str, Any]]:
 def test_passages_are_those_of_the_api_and_only_of_models_that_read_them(
     page: Page, page_server_url: str
 ) -> None:
+    page.fill("#responses textarea >> nth=0", SENTENCES)
     page.fill("#responses textarea >> nth=1", "abc")
     rows = {(row["model"], row["response"]): row for row in score_again(page, page_server_url)}
     page.click('.row[data-model="delta"][data-response="0"]')
@@ -59,7 +63,7 @@ def test_passages_are_those_of_the_api_and_only_of_models_that_read_them(
     text = page.inner_text(".passages")
     weight = passages[0]["weight"]
     assert f"weight {100 * weight:.{1 if weight < 0.1 else 0}f} %" in text
-    assert "passages of 4 or 8 tokens, and the worst count most" in text
+    assert "scores each sentence, and the worst count most" in text
     assert "70 % of the weight in the reward, the whole response has 30 %" in text
     assert "passages" not in rows["delta", 1]
     for row in ('[data-model="delta"][data-response="1"]', '[data-model="alpha"][data-response="0"]'):
@@ -117,6 +121,8 @@ def test_merged_directions_have_no_side_and_no_latent(response_page: Page) -> No
 
 def test_passages_fit_on_a_phone(browser: Browser, response_server_url: str) -> None:
     with open_scored_page(browser, response_server_url, viewport=PHONE) as page:
+        page.fill("#responses textarea >> nth=0", SENTENCES)
+        score_again(page, response_server_url)
         assert page.locator(".passage-text").count() >= 1
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
         save_screenshot(page, "passages-phone")

@@ -176,7 +176,7 @@ async def test_lists_models_and_pages_of_features(client: httpx.AsyncClient) -> 
     assert [card["id"] for card in listed] == sorted(tiny.MODELS)
     assert (await client.get("/v1/models/beta")).json()["readout"] == "end"
     assert {(card["sae_input"], card["head_kind"]) for card in listed} == {("tokens", "network")}
-    reading = {"lengths": [4, 8], "weighting": "worst", "sharpness": 2.0, "share": 0.7}
+    reading = {"weighting": "worst", "sharpness": 2.0, "share": 0.7}
     assert {card["id"]: card["passages"] for card in listed if card["passages"]} == {"delta": reading}
     page = (await client.get("/v1/models/beta/features?offset=14&limit=5")).json()
     assert (page["total"], len(page["data"])) == (tiny.K, 2)
