@@ -97,8 +97,8 @@ class AssistantTurn:
 class EncodedItem:
     """An item as token ids: prompt, response [response_start, response_end), closing token.
 
-    `num_messages` counts the messages before the response. `earlier_turns` are the assistant's turns with
-    tokens that the template closes like a response and that are not truncated. `sentence_ends` are indices.
+    `num_messages` counts the messages before the response. `earlier_turns` are the assistant's turns that
+    have tokens, are closed as a response is, and are not truncated. `sentence_ends` are token indices.
     """
 
     ids: tuple[int, ...]
@@ -163,9 +163,9 @@ class ScoreJob:
 class Feature:
     """A selected latent as the bundle describes it; `sign` is +1 if it fires more in preferred responses.
 
-    The feature with sign 0 merges all directions that were not selected and never fires. `difference` is the
-    firing rate in preferred minus rejected responses, `stability` the share of bootstrap samples that also
-    select it, `agreement` the AUROC of its projection predicting its firing, `keywords` its label's words.
+    The feature with sign 0 merges all that is orthogonal to the selected directions. `difference` is the firing
+    rate in preferred minus rejected responses, `stability` the share of bootstrap samples that also select
+    it, `agreement` the AUROC of its projection predicting its firing, `keywords` its label's words.
     """
 
     latent: int
@@ -207,7 +207,7 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class ScoredPassage:
-    """A sentence [start, end) of the response's tokens; contribution == weight * (reward - baseline)."""
+    """A passage [start, end) of the response's tokens; contribution == weight * (reward - baseline)."""
 
     start: int
     end: int

@@ -59,7 +59,7 @@ train_sae() { # folder, further options
 
 train_model() { # task, stem of its files, license of the pairs, further options
     "$sparserm" train "$data/$2_train.jsonl" --task "$1" --test "$data/$2_test.jsonl" \
-        --sae "$folder" --license "$3" --limit 0 "${@:4}"
+        --sae "$folder" --license "$3" --limit 0 --k 128 --no-passages "${@:4}"
 }
 
 audit_model() { # task, stem of its files, stem of pairs of another task, further options of the ablation

@@ -90,6 +90,10 @@ class ChatTokenizer:
         """Return the text of each single token, for display."""
         return [str(self._content.decode([token], skip_special_tokens=False)) for token in ids]
 
+    def decode_text(self, ids: Sequence[int]) -> str:
+        """Return the text of consecutive tokens."""
+        return str(self._content.decode(list(ids), skip_special_tokens=False))
+
     @property
     def padding_token(self) -> int:
         """The id of a special token other than the closing token, for models that need padding."""
@@ -180,7 +184,7 @@ class ChatTokenizer:
 
     def _find_sentence_ends(self) -> NDArray[np.bool_]:
         """Return for each token of the vocabulary whether its text has a character that ends a sentence."""
-        size = self._content.get_vocab_size(with_added_tokens=True)
+        size = 1 + max(self._content.get_vocab(with_added_tokens=True).values())
         texts = self._content.decode_batch([[token] for token in range(size)], skip_special_tokens=False)
         return np.array([not SENTENCE_ENDS.isdisjoint(text) for text in texts])
 

@@ -58,7 +58,7 @@ def models_list() -> None:
 
 def _describe(card: "ModelCard") -> str:
     """Return what a reward model reads, what its features describe, and the kind of its head."""
-    passages = f" and the {card.passages.weighting} sentences" if card.passages else ""
+    passages = f" and sentences (weighting: {card.passages.weighting})" if card.passages else ""
     return (
         f"{card.backbone}, layer {card.layer}, {card.readout}{passages}; "
         f"features of {card.sae_input}, {card.head_kind} head"

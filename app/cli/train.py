@@ -32,18 +32,25 @@ SaeOption = Annotated[
     typer.Option(help="Make features of tokens with the SAE in this folder, made by `sparserm sae train`."),
 ]
 BackboneOption = Annotated[
-    str, typer.Option(help="Backbone by name, folder or org/name@commit, without --recipe and --sae.")
+    str,
+    typer.Option(help="Backbone by name, folder or org/name@commit. Not used with --recipe or --sae."),
 ]
 LayerOption = Annotated[
-    int, typer.Option(min=1, help="Read the residual stream after this many layers, as --backbone.")
+    int,
+    typer.Option(
+        min=1, help="Read the residual stream after this many layers. Not used with --recipe or --sae."
+    ),
 ]
-LatentsOption = Annotated[int, typer.Option(min=2, help="Latents of the SAE of responses.")]
+LatentsOption = Annotated[
+    int,
+    typer.Option(min=2, help="Number of latents of the SAE of responses; not used for features of tokens."),
+]
 FeaturesOption = Annotated[
     SaeInput | None,
     typer.Option(
         "--features",
-        help="Features of whole responses, from an SAE that is trained on the pairs, or of tokens, from the "
-        "SAE of --sae or --recipe. By default tokens if one of these is given.",
+        help="responses: features of whole responses, from an SAE trained on the pairs. tokens: from the SAE "
+        "of --sae or --recipe. By default tokens with --sae or --recipe, else responses.",
     ),
 ]
 HeadOption = Annotated[
@@ -58,13 +65,13 @@ NoPassagesOption = Annotated[
         "sentences are read, too, which makes insertions less effective.",
     ),
 ]
-LengthControlOption = Annotated[
+LengthDebiasingOption = Annotated[
     float | None,
     typer.Option(
         min=0,
         max=1,
         help="Linear heads: share of the effect of length on preferences that is kept out of the reward. By "
-        "default the most that costs at most .005 accuracy in cross-validation.",
+        "default the largest share that costs at most .005 accuracy in cross-validation.",
     ),
 ]
 PoolingOption = Annotated[
@@ -116,7 +123,7 @@ def train(
     augment: AugmentOption = 0.5,
     control: ControlOption = 0.25,
     no_passages: NoPassagesOption = False,
-    length_control: LengthControlOption = None,
+    length_debiasing: LengthDebiasingOption = None,
     slices: SliceOption = None,
     bad: BadRowOption = BadRowPolicy.STOP,
     seed: int = 0,
@@ -130,7 +137,7 @@ def train(
     config = jobs.build_training_config(
         task, pairs, test, data_license=data_license, source=source, on_bad_row=bad.error_handler,
         pooling=pooling, k=k, max_pairs=limit, slices=tuple(slices or ()), choose_passages=not no_passages,
-        head=jobs.build_head_config(source, head, heads, length_control, seed),
+        head=jobs.build_head_config(source, head, heads, length_debiasing, seed),
         **jobs.build_data_choices(augment, control, latents, seed),
     )  # fmt: skip
     with show_progress() as progress:
@@ -143,7 +150,10 @@ def _print_summary(folder: Path) -> None:
     from app.evaluate.training_summary import render_summary
 
     console.print(render_summary(folder.name, report.read(folder)), highlight=False)
-    console.print(f"{folder.name} is in {folder}; report.md has all measurements", highlight=False)
+    console.print(
+        f"{folder.name} is in {folder}; report.md has the tables, report.json all measurements",
+        highlight=False,
+    )
 
 
 @app.command("recipes")

@@ -11,14 +11,13 @@ from app.evaluate.report_comparisons import format_accuracy
 from app.evaluate.report_limitations import DESCRIPTIONS
 
 Results = Mapping[str, Any]
-NUM_WEAKNESSES = 3
 MIN_SLICE_PAIRS = 20
 """Subsets of the test with fewer pairs are too small to count as a weakness."""
-LENGTH_ADVICE = "train with --length-control 1, or request length_control with each score"
-SLICE_ADVICE = "add training pairs of this kind"
+LENGTH_ADVICE = "request length_control with each score, or train a linear head with --length-debiasing 1"
+MORE_PAIRS_ADVICE = "add training pairs of this kind"
 ATTACK_ADVICE = (
-    "train with a larger --augment and without --no-passages; watch the distance and the drift alert, and "
-    "run `sparserm stress` for all attacks"
+    "train with a larger --augment, and do not pass --no-passages; watch the distance and the drift alert; "
+    "`sparserm stress` measures all attacks on more pairs"
 )
 LIMITATION_ADVICE = {
     "facts": "do not use the rewards to tell true from false; verify facts elsewhere",
@@ -27,7 +26,6 @@ LIMITATION_ADVICE = {
     "combine this model with one of helpfulness",
     "harmful_requests": "combine this model with one of safety (models/composites.toml)",
 }
-OTHER_FILE_ADVICE = "add training pairs of this kind"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +41,8 @@ def find_weaknesses(results: Results) -> list[Weakness]:
     """Return the worst weakness of each kind, an attack, a subset of the test and a file, worst first."""
     kinds = (_list_attacks(results), _list_slices(results), _list_limitations(results))
     worst = (max(kind, key=lambda weakness: weakness.wrong, default=None) for kind in map(list, kinds))
-    found = [weakness for weakness in worst if weakness and weakness.wrong > 0]
-    return sorted(found, key=lambda weakness: -weakness.wrong)[:NUM_WEAKNESSES]
+    weaknesses = [weakness for weakness in worst if weakness and weakness.wrong > 0]
+    return sorted(weaknesses, key=lambda weakness: -weakness.wrong)
 
 
 def render_summary(name: str, results: Results) -> RenderableType:
@@ -70,15 +68,17 @@ def _render_accuracy(name: str, results: Results) -> Table:
 
 
 def _list_attacks(results: Results) -> Iterator[Weakness]:
-    for name, share in results.get("attack_sample", {}).get("attacks", {}).items():
-        yield Weakness(f"attack: {name} lets a rejected response overtake", share, ATTACK_ADVICE)
+    sample = results.get("attack_sample", {"attacks": {}})
+    for name, share in sample["attacks"].items():
+        description = f"attack on {sample['n']} pairs: {name} lets a rejected response overtake"
+        yield Weakness(description, share, ATTACK_ADVICE)
 
 
 def _list_slices(results: Results) -> Iterator[Weakness]:
     test = results.get("test")
     if not test:
         return
-    slices = {name: (row, SLICE_ADVICE) for name, row in test["slices"].items()}
+    slices = {name: (row, MORE_PAIRS_ADVICE) for name, row in test["slices"].items()}
     slices["chosen is longer"] = (test["length"]["chosen_longer"], LENGTH_ADVICE)
     slices["chosen is shorter"] = (test["length"]["chosen_shorter"], LENGTH_ADVICE)
     for name, (row, advice) in slices.items():
@@ -89,4 +89,4 @@ def _list_slices(results: Results) -> Iterator[Weakness]:
 def _list_limitations(results: Results) -> Iterator[Weakness]:
     for name, row in results.get("limitations", {}).items():
         title = DESCRIPTIONS.get(name, name.replace("_", " "))
-        yield Weakness(title, 1 - row["accuracy"], LIMITATION_ADVICE.get(name, OTHER_FILE_ADVICE))
+        yield Weakness(title, 1 - row["accuracy"], LIMITATION_ADVICE.get(name, MORE_PAIRS_ADVICE))

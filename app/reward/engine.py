@@ -187,7 +187,7 @@ class Engine:
                 profile,
                 residuals=residuals[model.card.layer],
                 jobs=[PackedJob(prepared.jobs[index], index, prepared.packed) for index in indices],
-                decode=self.text.decode,
+                tokenizer=self.text,
             )
             for index, score in zip(indices, model_scores, strict=True):
                 scores[index][name] = score

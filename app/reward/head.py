@@ -17,9 +17,9 @@ MIN_PREACTIVATION_CHANGE = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """E networks K → H → 1 over standardised projections. The reward is the mean of their outputs.
+    """E members K → H → 1 over standardised projections. The reward is the mean of their outputs.
 
-    The hidden units of a linear head have no ReLU; it needs one.
+    A member of a linear head has one hidden unit, without ReLU.
     """
 
     center: Tensor
@@ -41,11 +41,11 @@ class Head:
         return (projections.double() - self.center) / self.scale
 
     def score_members(self, x: Tensor) -> Tensor:
-        """Return the reward of each network: standardised projections (B, K) → (B, E)."""
+        """Return the reward of each member: standardised projections (B, K) → (B, E)."""
         return torch.einsum("beh,eh->be", self._activate(self._hidden_inputs(x)), self.w2) + self.b2
 
     def compute_contributions(self, x: Tensor, origin: Tensor) -> Tensor:
-        """Return each direction's exact share of reward(x) - reward(origin), (B, K), mean of all networks.
+        """Return each direction's exact share of reward(x) - reward(origin), (B, K), mean of all members.
 
         These are integrated gradients along the straight path from `origin` to `x`, in closed form: the mean
         slope of a hidden unit is the share of the path on which it is active.
@@ -62,7 +62,7 @@ class Head:
 
     @property
     def num_parameters(self) -> int:
-        """Number of trained parameters of all networks."""
+        """Number of trained parameters of all members."""
         return sum(tensor.numel() for tensor in (self.w1, self.b1, self.w2, self.b2))
 
     def _hidden_inputs(self, x: Tensor) -> Tensor:

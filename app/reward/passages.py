@@ -21,12 +21,15 @@ import torch
 from torch import Tensor
 
 from app.backbone.runtime.transfer import copy_to_device
+from app.backbone.tokenization import SENTENCE_ENDS
 from app.types import FORBID_EXTRA, AssistantTurn, EncodedItem, ScoredPassage
 
 MIN_PASSAGE_TOKENS = 4
 """Tokens that a passage has at least; a shorter sentence belongs to the next one, or to the last."""
 MAX_PASSAGE_TOKENS = 32
 """Tokens after which a passage ends within a sentence, so that text without full stops has passages, too."""
+PASSAGE_RULE = f"{MIN_PASSAGE_TOKENS}-{MAX_PASSAGE_TOKENS}-{sorted(SENTENCE_ENDS)!a}"
+"""Everything that determines which passages a response has, as a key for caches."""
 MAX_SHARPNESS = 100.0
 
 
@@ -112,8 +115,8 @@ def find_passages(
 def list_passages(ends_sentence: Sequence[bool]) -> list[tuple[int, int]]:
     """Return [start, end) of the passages of a response; each token of it says whether it ends a sentence.
 
-    Together they are the whole response. Which passages there are up to the end of one depends only on the
-    tokens before it.
+    Together they cover the response. A passage depends only on the tokens up to its end, except that up to
+    three tokens left at the end of the response extend the last one.
     """
     passages: list[tuple[int, int]] = []
     start = 0
@@ -142,7 +145,8 @@ def build_spans(
         for index, response_passages in enumerate(passages)
         for start, end in response_passages
     ]
-    starts, ends, response_index = copy_to_device(np.array(rows), device).unbind(1)
+    table = np.array(rows, dtype=np.int64).reshape(-1, 3)
+    starts, ends, response_index = copy_to_device(table, device).unbind(1)
     return ResponseSpans(starts, ends, response_index, tuple(token_counts))
 
 

@@ -1,6 +1,6 @@
 """Scoring of packed jobs with one reward model, from the residuals of a forward pass."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from app.backbone.attention import RowIndices
 from app.backbone.backbone import Residuals
 from app.backbone.packing import PackedBatch
+from app.backbone.tokenization import ChatTokenizer
 from app.reward import explanations
 from app.reward.directions import ResponseFeatures
 from app.reward.explanations import build_scored_turns
@@ -115,7 +116,7 @@ def score_with_model(
     *,
     residuals: Residuals,
     jobs: Sequence[PackedJob],
-    decode: Callable[[Sequence[int]], list[str]],
+    tokenizer: ChatTokenizer,
 ) -> list[Score]:
     """Return the scores of the jobs under a model and a profile, in order."""
     profiles = [explanations.merge_profile(profile, packed.job.options, model) for packed in jobs]
@@ -131,7 +132,7 @@ def score_with_model(
     ).cpu()
     features = ResponseFeatures(*(tensor.cpu() for tensor in features))
     turns = _score_turns(model, residuals, responses, numbers, baseline)
-    passages = _list_passages(model, scored_spans, jobs, baseline, decode)
+    passages = _list_passages(model, scored_spans, jobs, baseline, tokenizer)
     return [
         Score(
             model=name,
@@ -140,7 +141,7 @@ def score_with_model(
             baseline=baseline,
             residual=_residual(numbers[row], baseline, contributions[row]),
             steer=merged.steer,
-            tokens=_credit_tokens(model, residuals, responses[row], baseline, decode),
+            tokens=_credit_tokens(model, residuals, responses[row], baseline, tokenizer),
             length_control=merged.length_control,
             turns=turns[row],
             passages=passages[row],
@@ -227,7 +228,7 @@ def _list_passages(
     scored: ScoredSpans,
     jobs: Sequence[PackedJob],
     baseline: float,
-    decode: Callable[[Sequence[int]], list[str]],
+    tokenizer: ChatTokenizer,
 ) -> list[tuple[ScoredPassage, ...]]:
     """Return for each response of more than one passage those with the largest weights."""
     explained = [packed.job.options.explain is not Explain.NONE for packed in jobs]
@@ -237,7 +238,9 @@ def _list_passages(
     listed: list[tuple[ScoredPassage, ...]] = []
     for packed, passages, is_explained in zip(jobs, ranked, explained, strict=True):
         ids = packed.job.encoded.ids[packed.job.encoded.response_start :]
-        texts = (replace(p, text="".join(decode(ids[p.start : p.end]))) for p in passages[:MAX_PASSAGES])
+        texts = (
+            replace(p, text=tokenizer.decode_text(ids[p.start : p.end])) for p in passages[:MAX_PASSAGES]
+        )
         listed.append(tuple(texts) if is_explained and len(passages) > 1 else ())
     return listed
 
@@ -268,7 +271,7 @@ def _credit_tokens(
     residuals: Residuals,
     response: PackedTurn,
     baseline: float,
-    decode: Callable[[Sequence[int]], list[str]],
+    tokenizer: ChatTokenizer,
 ) -> tuple[TokenCredit, ...] | None:
     """Return how much each response token changed the reward so far, or None if not requested."""
     packed, turn, profile = response
@@ -290,5 +293,5 @@ def _credit_tokens(
     rewards = prefix_rewards.tolist()
     changes = [after - before for before, after in zip([baseline, *rewards], rewards, strict=False)]
     start, end = credited_span(pooling, turn)
-    texts = decode(packed.job.encoded.ids[start:end])
+    texts = tokenizer.decode(packed.job.encoded.ids[start:end])
     return tuple(TokenCredit(text, credit) for text, credit in zip(texts, changes, strict=True))

@@ -26,8 +26,8 @@ PROBES = (
 """Prompts and responses whose rewards are stored in the bundle and recomputed when it is loaded."""
 LINEAR_LOSS = "bradley-terry"
 """Loss of linear heads, as the card calls it."""
-REMAINDER_LABEL = "the rest of the response"
-"""Label of the direction that merges all directions that were not selected."""
+REMAINDER_LABEL = "all other directions"
+"""Label of the direction that merges everything orthogonal to the selected directions."""
 TEST_METRICS = ("accuracy", "ci_low", "ci_high", "n", "ece")
 VERSIONED_PACKAGES = ("sparserm", "torch", "transformers", "sae-lens")
 

@@ -17,7 +17,7 @@ from app.backbone.backbone import Backbone
 from app.backbone.packing import pack, split_into_batches
 from app.backbone.tokenization import ChatTokenizer
 from app.reward.directions import Dictionary
-from app.reward.passages import MAX_PASSAGE_TOKENS, MIN_PASSAGE_TOKENS, mark_sentence_ends
+from app.reward.passages import PASSAGE_RULE, mark_sentence_ends
 from app.train.feature_cache import TensorCache, Tensors
 from app.train.passage_features import summarise_passages
 from app.types import EncodedItem, Item, Pooling
@@ -63,7 +63,7 @@ class FeatureExtractor:
         if self.dictionary:
             sources["latents"] = f"{self.layer}/{self.sae_sha256}"
         if self.passages:
-            sources["passages"] = f"{self.layer}/passages/{MIN_PASSAGE_TOKENS}/{MAX_PASSAGE_TOKENS}"
+            sources["passages"] = f"{self.layer}/passages/{PASSAGE_RULE}"
         return {
             name: hashlib.sha256("/".join((*frozen, *source.split("/"))).encode()).hexdigest()[:24]
             for name, source in sources.items()

@@ -53,7 +53,7 @@ def build_training_config(
     data = TrainingData(Path(pairs).name, source_sha256(pairs), len(train_pairs), data_license)
     test_pairs = read_pairs(test, on_bad_row) if test else []
     if isinstance(source, BackboneLayer):
-        sae_name, sae_input = f"responses of {data.name}", SaeInput.RESPONSES
+        sae_name, sae_input = f"of the responses in {data.name}", SaeInput.RESPONSES
     else:
         sae_name, sae_input = source.name, SaeInput.TOKENS
     return pipeline.TrainingConfig(
@@ -96,15 +96,15 @@ def build_data_choices(augment: float, control: float, latents: int, seed: int) 
 
 
 def build_head_config(
-    source: FeatureSource, kind: HeadKind | None, heads: int, length_control: float | None, seed: int
+    source: FeatureSource, kind: HeadKind | None, heads: int, length_debiasing: float | None, seed: int
 ) -> HeadConfig:
     """Return the hyperparameters before tuning; by default linear for features of responses."""
     if kind is None:
         kind = HeadKind.LINEAR if isinstance(source, BackboneLayer) else HeadKind.NETWORK
     if kind is HeadKind.LINEAR:
-        return LinearHeadConfig(heads=heads, length_control=length_control, seed=seed)
-    if length_control is not None:
-        raise SourceError("--length-control needs a linear head")
+        return LinearHeadConfig(heads=heads, length_debiasing=length_debiasing, seed=seed)
+    if length_debiasing is not None:
+        raise SourceError("--length-debiasing needs a linear head")
     return NetworkHeadConfig(heads=heads, seed=seed)
 
 

@@ -102,7 +102,11 @@ def _fit(
     source, sae_results = build_latent_source(config, extracted, extractor, progress)
     selection, directions = steps.select(extracted, source, config.k, config.head.seed)
     trained = steps.train_head(
-        extracted, directions, config.head, progress, choose_reading=extractor.passages
+        extracted,
+        directions,
+        config.head,
+        progress,
+        choose_reading=config.choose_passages and extractor.passages,
     )
     contexts = steps.read_contexts(extracted.pairs, extractor, cache, progress)
     calibration = steps.calibrate(trained, contexts, progress)
@@ -145,7 +149,7 @@ def build_latent_source(
         if extractor.dictionary is None:
             raise DataError(f"{config.name}: features of tokens need an SAE of tokens")
         return LatentSource(extractor.dictionary, SaeInput.TOKENS, extractor.layer, config.pooling), {}
-    sae = steps.train_responses_sae(extracted, extractor, config.pooling, config.response_sae, progress)
+    sae = steps.train_sae_on_pairs(extracted, extractor, config.pooling, config.response_sae, progress)
     section = asdict(config.response_sae) | {
         "explained_variance": sae.explained_variance, "mean_active": sae.mean_active, "dead": sae.dead,
     }  # fmt: skip

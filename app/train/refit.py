@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter
 
+from app.errors import DataError
 from app.evaluate import report as reports
 from app.reward import bundle
 from app.reward.bundle import DIGESTED_FILES
@@ -57,6 +58,8 @@ def refit(
     )
     pairs = [*known_pairs, *new_pairs]
     reading = TypeAdapter(PassageReading | None).validate_python(results["training"].get("reading"))
+    if model.card.passages and reading is None:
+        raise DataError(f"{name}: report.json does not say how passages are read; train the model again")
     model = _train_again(model, pairs, config, reading, extractor, settings.cache, progress)
     kept = {part: results[part] for part in KEPT_SECTIONS if part in results}
     kept |= evaluate_limitations(model, limitations or {}, pairs, extractor, settings.cache, progress)

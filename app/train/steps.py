@@ -1,4 +1,4 @@
-"""The steps of a training run: extract → select → train_head → calibrate → name."""
+"""The steps of a training run: extract → train_sae_on_pairs → select → train_head → calibrate → name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -104,7 +104,7 @@ def extract(
     return ExtractedPairs(pairs, features, augmented)
 
 
-def train_responses_sae(
+def train_sae_on_pairs(
     extracted: ExtractedPairs,
     extractor: FeatureExtractor,
     pooling: Pooling,
@@ -124,9 +124,13 @@ def select(
     if 2 * k > num_latents:
         raise DataError(
             f"{k} directions of each sign need {2 * k} latents, but the SAE has {num_latents}; "
-            "choose fewer with --k or a larger SAE"
+            "choose fewer with --k, or more latents (--latents for features of responses)"
         )
     selection = select_latents(source.firing_rates(extracted.features), extracted.groups, k, seed=seed)
+    if (selection.signs * selection.difference <= 0).any():
+        raise DataError(
+            f"fewer than {k} latents fire more often on one side; choose fewer with --k, or more latents"
+        )
     dictionary = source.dictionary.to(CPU).select(selection.latents).orthogonalize()
     return selection, DirectionSet(dictionary, selection.signs, source.layer, source.pooling)
 
@@ -164,7 +168,7 @@ def train_head(
     )  # fmt: skip
     trials: list[ReadingTrial] = []
     if choose_reading:
-        folds = list(fitter.cross_fit(PASSAGE_FOLDS, lambda _: None))
+        folds = list(fitter.cross_fit(PASSAGE_FOLDS, report_stage(progress, "heads for passages")))
         passages, trials = choose_passages(folds, report_stage(progress, "passages"))
         fitter = replace(fitter, passages=passages)
     reward_function = fitter.fit(progress=lambda done: progress("head", done / fitter.num_steps))

@@ -22,6 +22,8 @@ from app.reward import bundle, loading
 from app.settings import Settings
 from app.train import jobs, pipeline, steps
 from app.train.features import FeatureExtractor
+from app.train.head.fitting import read_config
+from app.train.sae.response_sae import read_sae_config
 from app.types import Pair, Progress
 from benchmarks.research import options, standard_rm
 
@@ -73,7 +75,11 @@ def compare_and_report(
     llm = loading.fetch_full_backbone(card.backbone, settings, progress)
     matched = standard_rm.match_settings(settings)
     extractor = jobs.load_feature_extractor(source, matched, progress)
-    config = replace(config, k=model.num_selected // 2, pooling=card.readout)
+    stored = reports.read(folder)
+    config = replace(
+        config, k=model.num_selected // 2, pooling=card.readout, response_sae=read_sae_config(stored),
+        head=replace(read_config(stored["training"]["plan"]), seed=0),
+    )  # fmt: skip
     new = compare(config, extractor, llm, sizes, standard_config, settings.cache, progress)
     results = merge_sizes(reports.read(folder).get("standard", {}), new)
     reports.update(folder, card, {"standard": results})

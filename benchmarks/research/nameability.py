@@ -2,8 +2,8 @@
 
 `sheet` writes texts that express each feature; a first reader writes a name for each. `quiz` writes other
 texts, from other prompts, half of which express the feature; a second reader sees the names and these texts
-and says which of them fit. `score` compares the answers with what the features did. Nobody should do both
-parts. The files hold texts of the pairs, so they belong beside the data and not into a repository.
+and says which of them fit. `score` compares the answers with what the features did. The two readers must be
+different people. The files hold texts of the pairs, so they belong beside the data and not into a repository.
 """
 
 import json
@@ -99,12 +99,13 @@ def score(
 ) -> None:
     """Print the balanced accuracy of each name, and how many names are good enough."""
     right = {row["feature"]: row["fits"] for row in _read_rows(key)}
-    scores = {
-        row["name"]: balanced_accuracy(row["fits"], right[row["feature"]]) for row in _read_rows(answered)
-    }
-    for name, value in sorted(scores.items(), key=lambda pair: -pair[1]):
-        print(f"{value:.2f}  {name}")
-    good = sum(value >= MIN_NAME_ACCURACY for value in scores.values())
+    scores = [
+        (balanced_accuracy(row["fits"], right[row["feature"]]), row["feature"], row["name"])
+        for row in _read_rows(answered)
+    ]
+    for value, feature, name in sorted(scores, reverse=True):
+        print(f"{value:.2f}  {feature:3d}  {name}")
+    good = sum(value >= MIN_NAME_ACCURACY for value, *_ in scores)
     print(f"{good} of {len(scores)} names have a balanced accuracy of at least {MIN_NAME_ACCURACY}")
 
 

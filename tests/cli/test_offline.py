@@ -134,7 +134,7 @@ def test_listed_models_say_what_they_read(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("COLUMNS", "300")
     listed = sparserm("models", "list").stdout
     assert "layer 3, end; features of tokens, network head" in listed
-    assert "layer 4, mean and the worst sentences; features of tokens, network head" in listed
+    assert "layer 4, mean and sentences (weighting: worst); features of tokens, network head" in listed
 
 
 def render_chart(reward: dict[str, Any]) -> tuple[str, list[tuple[str, float]]]:

@@ -41,7 +41,7 @@ def test_fits_on_one_screen_and_shows_intervals_and_leads() -> None:
         console.print(render_summary("safety", make_results()))
     text = capture.get()
     assert len(text.splitlines()) <= 24
-    for expected in ("0.720 [0.690, 0.750]", "TF-IDF", "+0.070", "58%", "--length-control 1"):
+    for expected in ("0.720 [0.690, 0.750]", "TF-IDF", "+0.070", "58%", "--length-debiasing 1"):
         assert expected in text
 
 

@@ -7,7 +7,7 @@ from app.train.head.linear import LinearHeadConfig, fit_linear
 from app.train.head.training_set import TrainingSet
 from tests.support.training_setup import ignore_progress
 
-CONFIG = LinearHeadConfig(heads=4, ridge=0.01, rest_ridge=0.3, length_control=0.0)
+CONFIG = LinearHeadConfig(heads=4, ridge=0.01, rest_ridge=0.3, length_debiasing=0.0)
 SIGNS = torch.tensor([1.0, -1.0, 1.0, 0.0, 0.0, 0.0])
 NUM_PAIRS = 400
 

@@ -52,7 +52,7 @@ def test_the_bundle_says_what_it_reads(own_settings: Settings) -> None:
     model = bundle.load_bundle(own_settings.models_dir / NAME)
     card = model.card
     assert (card.sae_input, card.head_kind, card.hidden) == (SaeInput.RESPONSES, HeadKind.LINEAR, 1)
-    assert card.sae == "responses of pairs.jsonl"
+    assert card.sae == "of the responses in pairs.jsonl"
     assert model.num_selected == 16
     assert card.directions in (16, 17)
     rest = [feature for feature in model.features if not feature.sign]

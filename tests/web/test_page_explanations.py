@@ -104,10 +104,10 @@ def test_merged_directions_have_no_side_and_no_latent(response_page: Page) -> No
     open_tab(response_page, "features")
     response_page.fill("input[type=search]", REMAINDER_LABEL)
     [feature] = response_page.locator(".features li").all()
-    assert "not selected" in feature.inner_text()
+    assert "remainder" in feature.inner_text()
     feature.locator("button.name").click()
     text = feature.inner_text()
-    assert "It merges all directions that were not selected" in text
+    assert "It merges all that is orthogonal to the selected directions" in text
     assert not [word for word in ("fire", "preferred", "rejected", "latent", "#") if word in text]
     assert feature.locator(".distribution .mark").count() == 2
     feature.locator("text=Steer this feature").click()

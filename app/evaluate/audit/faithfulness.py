@@ -183,7 +183,7 @@ def _evaluate_shown_features(model: RewardModel, contributions: Tensor) -> dict[
     """Return how many of the features that a score shows by default have a name, and how good it is."""
     count = min(DEFAULT_TOP_K, contributions.shape[1])
     indices = contributions.abs().topk(count, dim=1).indices.flatten().tolist()
-    named = [model.features[k] for k in indices if model.features[k].label]
+    named = [model.features[k] for k in indices if model.features[k].label_score is not None]
     label_scores = torch.tensor([feature.label_score or 0.0 for feature in named])
     predictive = [feature.projection_predicts_firing for feature in named]
     return {

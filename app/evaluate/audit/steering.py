@@ -20,11 +20,13 @@ def evaluate_steering(model: RewardModel, projections: Tensor, activations: Tens
     """Return each cluster's shifts, the most selective cluster first.
 
     The factor is the first of FACTORS that moves the target by MIN_TARGET_SHIFT, or else the last one.
+    Directions with sign 0 have no latent and are left out.
     """
     x = model.head.standardise(projections)
     rows = [
         _evaluate_cluster(model, name, directions, x, activations)
         for name, directions in model.clusters.items()
+        if any(model.features[k].sign for k in directions)
     ]
     return sorted(rows, key=lambda row: abs(row["rest"]) / max(abs(row["target"]), 1e-9))
 

@@ -12,7 +12,7 @@ class FeatureContributionSchema(BaseModel):
     """A feature's share of a reward or of a margin, relative to the baseline.
 
     `fired`: its latent fired on a token that was read or, for features of responses, on the response; in a
-    margin, the activations differ. `sign` 0 merges all directions that were not selected and never fires.
+    margin, the activations differ. `sign` 0 merges all that is orthogonal to the selected directions.
     """
 
     model: str
@@ -56,10 +56,10 @@ class TokenCreditSchema(BaseModel):
 
 
 class PassageSchema(BaseModel):
-    """A sentence of the response with a large weight in the reward; `start` and `end` are response tokens.
+    """A passage of the response with a large weight in the reward; `start` and `end` are response tokens.
 
-    `reward` is that of the sentence alone. `contribution` is weight * (reward - baseline_reward); those of
-    all sentences and of the whole response, which are not all listed, sum to the same total as the features.
+    `reward` is that of its mean, read in context. `contribution` is weight * (reward - baseline_reward);
+    those of all passages and of the whole response sum to the same total as the features.
     """
 
     start: int

@@ -97,7 +97,7 @@ def train_linear_probe(data: ComparisonData) -> Tensor:
 
 
 def train_on_random_directions(data: ComparisonData) -> Tensor:
-    """Train the same head on the same number of random directions, signed as the selected ones are."""
+    """Train the same head on as many random directions, each signed by the side that is further on it."""
     generator = torch.Generator().manual_seed(data.config.seed)
     directions = normalize(torch.randn(2 * data.k, data.width, generator=generator), dim=1)
     return train_on_projections(data, directions, data.find_signs(directions))
@@ -114,7 +114,7 @@ def train_on_sae_activations(data: ComparisonData) -> Tensor:
 
 
 def train_on_selected_directions(data: ComparisonData) -> Tensor:
-    """Train the head on the selected directions alone, without passages and unnamed directions."""
+    """Train the head on the selected directions, without passages and directions that have no sign."""
     signs, directions = data.select_directions()
     return train_on_projections(data, directions, signs)
 

@@ -1,11 +1,12 @@
 """Trains a head that is an ensemble of linear functions: logistic regression on pairwise differences.
 
-The head has up to three parts, fitted one after the other so that the readable one explains what it can:
+The margins of pairs are explained in three steps:
 
-1. Directions with a sign get weights of that sign, one set for each bootstrap sample of prompt groups.
-2. The difference in length may explain a part of the preferences, too. That part is not in the reward:
-   `length_control` is the share of it that is removed.
-3. Directions without a sign get weights that fit only what the first part leaves unexplained.
+1. Length: a share of what the difference in length explains beside the signed directions. It is not part of
+   the head, so it stays out of the reward.
+2. Directions with a sign get weights of that sign, one set for each bootstrap sample of prompt groups.
+3. Directions without a sign get one set of weights for all members, fitted on what 1 and 2 leave unexplained
+   on held-out prompts.
 
 `app.train.head.linear_tuning` chooses the strengths of all three.
 """
@@ -43,13 +44,13 @@ class LinearHeadConfig:
     """Hyperparameters of a linear head. Reports store them under these names.
 
     `ridge` is the penalty on the weights of directions with a sign, `rest_ridge` on those of the others; 0
-    leaves the others out. `length_control` None lets tuning choose.
+    leaves the others out. `length_debiasing` None lets tuning choose.
     """
 
     heads: int = 8
     ridge: float = 0.03
     rest_ridge: float = 1.0
-    length_control: float | None = None
+    length_debiasing: float | None = None
     seed: int = 0
 
 
@@ -224,7 +225,7 @@ def _compute_length_offset(differences: Differences, config: LinearHeadConfig) -
 
     It is what the length explains beside the signed directions, or beside all if none has a sign.
     """
-    if not config.length_control:
+    if not config.length_debiasing:
         return np.zeros(len(differences.lengths))
     num_signed = differences.signed.shape[1]
     inputs = differences.signed if num_signed else differences.rest
@@ -235,5 +236,5 @@ def _compute_length_offset(differences: Differences, config: LinearHeadConfig) -
         np.append(penalties, 0.0),
         num_positive=num_signed,
     )
-    offset: Floats = config.length_control * coefficients[-1] * differences.lengths[:, 0]
+    offset: Floats = config.length_debiasing * coefficients[-1] * differences.lengths[:, 0]
     return offset

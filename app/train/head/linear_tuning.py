@@ -16,11 +16,11 @@ TUNING_FOLDS = 4
 """Cross-validation folds over prompt groups."""
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3)
 REST_RIDGES = (0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
-LENGTH_CONTROLS = (1.0, 0.75, 0.5, 0.25, 0.0)
+LENGTH_DEBIASINGS = (1.0, 0.75, 0.5, 0.25, 0.0)
 MAX_REST_SHARE = 0.1
 """Largest share of the contributions' total size that directions without a sign may have beside others."""
 MAX_LENGTH_COST = 0.005
-"""Accuracy on held-out prompts that length control may cost; as much of it is chosen as this allows."""
+"""Accuracy on held-out prompts that removing the effect of length may cost."""
 
 
 def tune_linear(
@@ -28,7 +28,7 @@ def tune_linear(
 ) -> LinearHeadConfig:
     """Return the configuration whose heads predict preferences best on held-out prompts.
 
-    The ridge comes first, then as much length control as costs little accuracy, then the ridge of the rest.
+    The ridge comes first, then as much length debiasing as costs little accuracy, then the ridge of the rest.
     """
     is_signed = training_set.signs != 0
     scale = training_set.original.projections.flatten(0, 1).std(0).clamp(min=MIN_SCALE).double()
@@ -38,15 +38,15 @@ def tune_linear(
         assign_folds(training_set.groups, TUNING_FOLDS, config.seed).numpy(),
         (~training_set.is_augmented).numpy(),
     )
-    start = replace(config, length_control=0.0, rest_ridge=0.0)
+    start = replace(config, length_debiasing=0.0, rest_ridge=0.0)
     if is_signed.any():
         ridges = [replace(start, ridge=ridge) for ridge in RIDGES]
     else:
         ridges = [replace(start, rest_ridge=ridge) for ridge in REST_RIDGES]
     best = _find_lowest_loss(tuning.run(ridges, lambda done: progress(done / 3)))
-    shares = LENGTH_CONTROLS if config.length_control is None else (config.length_control,)
-    controlled = [replace(best.config, length_control=share) for share in shares]
-    best = _find_most_controlled(tuning.run(controlled, lambda done: progress((1 + done) / 3)))
+    shares = LENGTH_DEBIASINGS if config.length_debiasing is None else (config.length_debiasing,)
+    debiased = [replace(best.config, length_debiasing=share) for share in shares]
+    best = _find_most_debiased(tuning.run(debiased, lambda done: progress((1 + done) / 3)))
     if config.rest_ridge and is_signed.any() and not is_signed.all():
         rests = [replace(best.config, rest_ridge=ridge) for ridge in REST_RIDGES]
         trials = tuning.run(rests, lambda done: progress((2 + done) / 3))
@@ -105,7 +105,7 @@ def _find_lowest_loss(trials: Sequence[Trial]) -> Trial:
     return min(trials, key=lambda trial: trial.loss)
 
 
-def _find_most_controlled(trials: Sequence[Trial]) -> Trial:
-    """Return the first trial, which controls length most, whose accuracy is close to the best."""
+def _find_most_debiased(trials: Sequence[Trial]) -> Trial:
+    """Return the first trial whose accuracy is close to the best; the first removes the effect of length."""
     enough = max(trial.accuracy for trial in trials) - MAX_LENGTH_COST
     return next(trial for trial in trials if trial.accuracy >= enough)

@@ -1,7 +1,8 @@
 """Chooses by cross-validation whether a model reads passages, and how.
 
-A reading should resist insertions without losing accuracy. So among the readings that cost little accuracy
-on held-out pairs, the one is chosen with which the fewest augmented responses overtake the chosen ones.
+A reading should resist insertions without losing accuracy. Among the readings that cost little accuracy on
+held-out pairs, cross-validation selects the one with which the fewest augmented responses overtake the
+preferred ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,7 +51,7 @@ def choose_passages(
 
     Without augmented pairs nothing shows what passages are good for, and none is tried.
     """
-    if not any(fold.augmented for fold in folds):
+    if not any(fold.augmented and fold.augmented.pair_indices for fold in folds):
         return None, []
     readings = (None, *CANDIDATES)
     wins: dict[PassageReading | None, list[tuple[Wins, Wins]]] = {reading: [] for reading in readings}
@@ -62,6 +63,8 @@ def choose_passages(
         ReadingTrial(reading, *(_mean(np.concatenate(part)) for part in zip(*rows, strict=True)))
         for reading, rows in wins.items()
     ]
+    if not any(len(overtaken) for _, overtaken in wins[None]):
+        return None, trials
     return _choose(trials), trials
 
 
@@ -79,13 +82,13 @@ def _try_readings(fold: HeldOutFold, readings: Sequence[PassageReading | None]) 
     ]
     position = {row: index for index, row in enumerate(fold.rows.tolist())}
     origin = torch.tensor([position[row] for row in fold.augmented.pair_indices], dtype=torch.long)
-    is_attack = ~torch.tensor(fold.augmented.is_control, dtype=torch.bool)
+    is_augmented = ~torch.tensor(fold.augmented.is_control, dtype=torch.bool)
     results: list[tuple[Wins, Wins]] = []
     for reading in readings:
         original, augmented = (spans.combine(reading) for spans in scored)
         is_right = original[:, 0] > original[:, 1]
-        attacked = augmented[is_attack & is_right[origin]]
-        overtaken = (attacked[:, 1] > attacked[:, 0]).double().numpy()
+        overtaking = augmented[is_augmented & is_right[origin]]
+        overtaken = (overtaking[:, 1] > overtaking[:, 0]).double().numpy()
         results.append((pair_wins(original[:, 0] - original[:, 1]), overtaken))
     return results
 

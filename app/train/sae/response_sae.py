@@ -1,7 +1,7 @@
 """Trains a sparse autoencoder of responses: its input is the pooled residual that the reward model reads.
 
 A latent of an SAE of single tokens says something about a token. A latent of this one says something about
-a response as a whole, and a few hundred of them describe the responses to a task. It is a TopK SAE on
+a response as a whole, and 128 of them by default describe the responses to a task. It is a TopK SAE on
 standardised inputs. Afterwards a common threshold replaces the selection of the k largest activations, so
 that each latent can be computed alone.
 """
@@ -43,8 +43,8 @@ class ResponseSaeConfig:
 class ResponseSae:
     """A trained SAE of responses: its latents, which encode raw pooled residuals, and its quality.
 
-    `explained_variance` is that of the standardised training inputs, `mean_active` the mean number of active
-    latents, `dead` the number of latents that no training response activates.
+    `explained_variance` is that of the TopK reconstruction of the standardised training inputs, `mean_active`
+    the mean number of active latents, `dead` the number of latents that no training response activates.
     """
 
     dictionary: Dictionary
@@ -162,7 +162,11 @@ def _find_threshold(preactivations: Tensor, k: int) -> float:
 def _build_dictionary(
     parameters: Parameters, threshold: float, mean: Tensor, deviation: Tensor
 ) -> Dictionary:
-    """Return the latents as functions of raw residuals; the directions have norm 1."""
+    """Return the latents as functions of raw residuals.
+
+    The projection of a raw residual on a direction is that of the standardised one on the decoder vector, up
+    to a constant and a factor. So decoder vectors are divided by the standard deviations.
+    """
     encoder = parameters.encoder / deviation
     bias = parameters.bias - parameters.encoder @ parameters.center - encoder @ mean
     return Dictionary(

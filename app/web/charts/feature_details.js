@@ -13,7 +13,7 @@ export function featureName(feature, model) {
   return [feature.label, h("small", { class: "muted" }, ` ${isRemainder(feature) ? prefix : latent}`)];
 }
 
-// Whether a feature merges all directions that were not selected. It has a label, but no latent.
+// Whether a feature merges all that is orthogonal to the selected directions. It has a label, but no latent.
 export function isRemainder({ sign }) {
   return sign === 0;
 }
@@ -101,7 +101,7 @@ function projectionSentence(state, feature, readsResponses) {
 
 function cardSentences(card, readsResponses) {
   if (isRemainder(card))
-    return ["It merges all directions that were not selected: it shows what they add, not what they are about."];
+    return ["It merges all that is orthogonal to the selected directions: it shows what they add, not what they are about."];
   const side = card.sign > 0 ? "preferred" : "rejected";
   const facts = [
     readsResponses

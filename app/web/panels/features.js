@@ -133,7 +133,7 @@ function featureRow(store, feature) {
 
 function signCell(feature) {
   if (isRemainder(feature))
-    return h("span", { class: "sign muted", title: "It merges all directions that were not selected" }, "not selected");
+    return h("span", { class: "sign muted", title: "It merges all that is orthogonal to the selected directions" }, "remainder");
   const isPreferred = feature.sign > 0;
   return h(
     "span",

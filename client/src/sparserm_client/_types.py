@@ -62,11 +62,11 @@ class TurnReward:
 
 @dataclass(frozen=True, slots=True)
 class PassageReward:
-    """A sentence of the response that has a large weight in the reward of a model that reads passages.
+    """A passage of the response that has a large weight in the reward of a model that reads passages.
 
     * `start`, `end`: the response tokens [start, end) that it covers, and `text`, what they say.
-    * `reward`: what the model gives the sentence alone.
-    * `weight`: its weight in the reward; those of all sentences and of the whole response sum to 1.
+    * `reward`: what the head gives the mean over its tokens, which were read in context.
+    * `weight`: its weight in the reward; those of all passages and of the whole response sum to 1.
     * `contribution`: weight * (reward - the model's baseline).
     """
 

@@ -1,4 +1,4 @@
-"""Linear heads: signs, length control, directions without a sign, and their choice by cross-validation."""
+"""Linear heads: signs, length debiasing, directions without a sign, and their choice by cross-validation."""
 
 from dataclasses import replace
 
@@ -69,7 +69,7 @@ def test_without_a_rest_nothing_is_merged() -> None:
     assert merge_unsigned(head, torch.eye(6), signed)[0] is head
 
 
-def test_length_control_keeps_length_out_of_the_weights() -> None:
+def test_length_debiasing_keeps_length_out_of_the_weights() -> None:
     training_set = make_training_set(length_effect=1.0)
     # a direction that measures length and says nothing else about quality
     projections = training_set.projections.clone()
@@ -77,7 +77,7 @@ def test_length_control_keeps_length_out_of_the_weights() -> None:
     training_set = replace(training_set, projections=projections)
     weights = [
         float(fit_linear(training_set, config, ignore_progress).w1[:, 0, 2].mean())
-        for config in (replace(CONFIG, length_control=share) for share in (0.0, 0.5, 1.0))
+        for config in (replace(CONFIG, length_debiasing=share) for share in (0.0, 0.5, 1.0))
     ]
     assert weights[1] == pytest.approx(weights[0] / 2, rel=0.1)
     assert weights[2] < 0.25 * weights[0]

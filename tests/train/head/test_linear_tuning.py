@@ -11,20 +11,22 @@ from tests.support.linear_training import CONFIG, accuracy, make_training_set
 from tests.support.training_setup import ignore_progress
 
 
-def test_tuning_takes_as_much_length_control_as_costs_little() -> None:
+def test_tuning_takes_as_much_length_debiasing_as_costs_little() -> None:
     shares: list[float] = []
     assert (
-        tune_linear(make_training_set(), replace(CONFIG, length_control=None), shares.append).length_control
+        tune_linear(
+            make_training_set(), replace(CONFIG, length_debiasing=None), shares.append
+        ).length_debiasing
         == 1
     )
     depends = make_training_set(length_effect=3.0)
     projections = depends.projections.clone()
     projections[:, :, 2] = depends.token_counts.double().log2().float()
     tuned = tune_linear(
-        replace(depends, projections=projections), replace(CONFIG, length_control=None), ignore_progress
+        replace(depends, projections=projections), replace(CONFIG, length_debiasing=None), ignore_progress
     )
-    assert tuned.length_control is not None
-    assert tuned.length_control < 1
+    assert tuned.length_debiasing is not None
+    assert tuned.length_debiasing < 1
     assert shares[-1] == 1.0
 
 
