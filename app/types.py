@@ -163,8 +163,8 @@ class ScoreJob:
 class Feature:
     """A selected latent as the bundle describes it; `sign` is +1 if it fires more in preferred responses.
 
-    The feature with sign 0 merges all that is orthogonal to the selected directions. `difference` is the firing
-    rate in preferred minus rejected responses, `stability` the share of bootstrap samples that also select
+    The feature with sign 0 merges all that is orthogonal to the selected directions. `difference` is the
+    firing rate in preferred minus rejected responses, `stability` the share of bootstrap samples that select
     it, `agreement` the AUROC of its projection predicting its firing, `keywords` its label's words.
     """
 

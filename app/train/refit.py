@@ -8,6 +8,7 @@ last. Measurements of the old head are removed from the report.
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter
@@ -57,9 +58,7 @@ def refit(
         source, settings, progress, passages=model.card.passages is not None
     )
     pairs = [*known_pairs, *new_pairs]
-    reading = TypeAdapter(PassageReading | None).validate_python(results["training"].get("reading"))
-    if model.card.passages and reading is None:
-        raise DataError(f"{name}: report.json does not say how passages are read; train the model again")
+    reading = _find_reading(model, results)
     model = _train_again(model, pairs, config, reading, extractor, settings.cache, progress)
     kept = {part: results[part] for part in KEPT_SECTIONS if part in results}
     kept |= evaluate_limitations(model, limitations or {}, pairs, extractor, settings.cache, progress)
@@ -74,6 +73,14 @@ def refit(
     reports.create(folder, card, kept)
     _install_staged_bundle(folder)
     return model
+
+
+def _find_reading(model: RewardModel, results: Mapping[str, Any]) -> PassageReading | None:
+    """Return how the model reads passages, as its report says; the card has the sharpness after scaling."""
+    reading = TypeAdapter(PassageReading | None).validate_python(results["training"].get("reading"))
+    if model.card.passages and reading is None:
+        raise DataError(f"{model.card.name}: report.json does not say how passages are read; train it again")
+    return reading
 
 
 def _train_again(

@@ -6,11 +6,12 @@ the rates are noisy. So the selection is repeated with sides swapped at random, 
 selects, and on bootstrap samples, which show what another thousand pairs would select.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from app.errors import DataError
 from app.reward.directions import Dictionary
 from app.train.features import PairFeatures
 from app.types import Pooling, SaeInput
@@ -64,6 +65,16 @@ class Selection:
     stability: Tensor
     false_discovery: float
     overlap: float
+
+    def without_contradictions(self) -> "Selection":
+        """Return the selection without latents that fire no more often on the side of their sign."""
+        agrees = self.signs * self.difference > 0
+        if not agrees.any():
+            raise DataError("no latent fires more often on preferred or on rejected responses")
+        return replace(
+            self, latents=self.latents[agrees], signs=self.signs[agrees],
+            difference=self.difference[agrees], stability=self.stability[agrees],
+        )  # fmt: skip
 
 
 def select_latents(firing_rates: Tensor, groups: list[str], k: int, *, seed: int = 0) -> Selection:

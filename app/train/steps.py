@@ -119,7 +119,7 @@ def train_sae_on_pairs(
 def select(
     extracted: ExtractedPairs, source: LatentSource, k: int, seed: int
 ) -> tuple[Selection, DirectionSet]:
-    """Select k latents of each sign by the difference of their firing rates, and their directions."""
+    """Select up to k latents of each sign by the difference of their firing rates, and their directions."""
     num_latents = len(source.dictionary.bias)
     if 2 * k > num_latents:
         raise DataError(
@@ -127,10 +127,7 @@ def select(
             "choose fewer with --k, or more latents (--latents for features of responses)"
         )
     selection = select_latents(source.firing_rates(extracted.features), extracted.groups, k, seed=seed)
-    if (selection.signs * selection.difference <= 0).any():
-        raise DataError(
-            f"fewer than {k} latents fire more often on one side; choose fewer with --k, or more latents"
-        )
+    selection = selection.without_contradictions()
     dictionary = source.dictionary.to(CPU).select(selection.latents).orthogonalize()
     return selection, DirectionSet(dictionary, selection.signs, source.layer, source.pooling)
 

@@ -64,7 +64,8 @@ class ComparisonData:
     def select(self) -> Selection:
         """Return the latents that the method selects on the training pairs."""
         firing_rates = self.latents.firing_rates(self.train_features)
-        return select_latents(firing_rates, self.groups, self.k, seed=self.config.seed)
+        selection = select_latents(firing_rates, self.groups, self.k, seed=self.config.seed)
+        return selection.without_contradictions()
 
     def select_directions(self) -> tuple[Tensor, Tensor]:
         """Return the signs (2k) and the directions (2k, D) of the selected latents."""

@@ -38,7 +38,7 @@ def test_a_name_is_tested_on_other_prompts_than_it_was_written_from(
     files = {name: tmp_path / f"{name}.jsonl" for name in ("sheet", "quiz", "key")}
     nameability.sheet(NAME, str(pairs), files["sheet"])
     rows = [json.loads(line) for line in files["sheet"].read_text().splitlines()]
-    assert len(rows) == 16
+    assert 8 < len(rows) <= 16
     named = [{**row, "name": f"name {row['feature']}"} for row in rows]
     files["sheet"].write_text("".join(json.dumps(row) + "\n" for row in named))
     nameability.quiz(NAME, str(pairs), files["sheet"], files["quiz"], files["key"])
