@@ -43,7 +43,7 @@ def test_quickstart_works_as_written(tmp_path: Path) -> None:
     assert any("mytask: reward" in text and "baseline" in text for text in outputs.values())
     assert '"reward"' in list(outputs.values())[-2]
     assert not (clone / "models" / "mytask").exists()
-    assert "Test: 12 pairs with prompts that are not in the training data" in result.stderr
+    assert "12 test pairs" in result.stderr
 
 
 def build_script() -> str:
