@@ -125,7 +125,7 @@ def test_turns_are_typed_and_requested_by_call(address: str) -> None:
 
 
 def test_passages_are_typed_and_come_with_features(address: str) -> None:
-    sample = Sample("amber river", " ".join(tiny.WORDS))
+    sample = Sample("amber river", ". ".join(tiny.WORDS))
     with Client(address, model="delta") as client:
         [reward] = client.rewards([sample], top_k=1)
         [without] = client.rewards([sample])
