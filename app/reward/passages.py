@@ -121,8 +121,7 @@ def list_passages(ends_sentence: Sequence[bool]) -> list[tuple[int, int]]:
     passages: list[tuple[int, int]] = []
     start = 0
     for end, is_end in enumerate(ends_sentence, 1):
-        length = end - start
-        if length == MAX_PASSAGE_TOKENS or (is_end and length >= MIN_PASSAGE_TOKENS):
+        if _closes_passage(end - start, ends_sentence=is_end):
             passages.append((start, end))
             start = end
     rest = len(ends_sentence) - start
@@ -204,7 +203,7 @@ class PrefixPassages:
         start = 0
         for end, is_end in enumerate(ends_sentence, 1):
             length = end - start
-            if length == MAX_PASSAGE_TOKENS or (is_end and length >= MIN_PASSAGE_TOKENS):
+            if _closes_passage(length, ends_sentence=is_end):
                 closed.append((start, end))
                 rows.append((len(closed), start, False))
                 start = end
@@ -243,6 +242,11 @@ class PrefixPassages:
             )
         )
         return (1 - reading.share) * whole + reading.share * ((weighted - total).exp() + low)
+
+
+def _closes_passage(length: int, *, ends_sentence: bool) -> bool:
+    """Return whether a passage of so many tokens ends with its last one."""
+    return length == MAX_PASSAGE_TOKENS or (ends_sentence and length >= MIN_PASSAGE_TOKENS)
 
 
 def _cumulate(values: Tensor) -> Tensor:

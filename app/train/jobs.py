@@ -143,7 +143,7 @@ def load_feature_extractor(
         if isinstance(source, BackboneLayer)
         else (provenance["backbone"], provenance["layer"])
     )
-    backbone, tokenizer = loading.load_backbone(name, max(layer, *layers, 0), settings, progress)
+    backbone, tokenizer = loading.load_backbone(name, max((layer, *layers)), settings, progress)
     all_layers = (layer, *(further for further in layers if further != layer))
     extractor = FeatureExtractor(backbone, tokenizer, all_layers, passages=passages)
     if isinstance(source, BackboneLayer):

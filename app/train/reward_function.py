@@ -50,11 +50,10 @@ class RewardFunction:
 
     def project(self, features: PairFeatures) -> Tensor:
         """Return the standardised projections of pairs, (N, 2, K)."""
-        projections = features.pooled_residuals(self.layer, self.pooling) @ self.directions.T
-        return self.head.standardise(projections)
+        return self.project_residuals(features.pooled_residuals(self.layer, self.pooling))
 
-    def project_tokens(self, residuals: Tensor) -> Tensor:
-        """Return the standardised projections of single tokens' residuals (T, D), (T, K)."""
+    def project_residuals(self, residuals: Tensor) -> Tensor:
+        """Return the standardised projections of residuals (..., D), pooled or of single tokens, (..., K)."""
         return self.head.standardise(residuals @ self.directions.T)
 
     def compute_rewards(self, features: PairFeatures) -> Tensor:

@@ -15,7 +15,7 @@ from app.train.augmentation.pairs import AugmentationShares, AugmentedPairs, aug
 from app.train.features import FeatureExtractor, PairFeatures, extract_features
 from app.train.head.calibration import calibrate_head
 from app.train.head.fitting import HeadConfig, HeadFitter, tune_config
-from app.train.head.linear import LinearHeadConfig
+from app.train.head.linear import LinearHeadConfig, append_orthogonal
 from app.train.head.passage_choice import PASSAGE_FOLDS, ReadingTrial, choose_passages
 from app.train.head.training_set import TrainingSet
 from app.train.names import labels
@@ -66,8 +66,7 @@ class DirectionSet:
         directions = self.dictionary.directions
         if not isinstance(config, LinearHeadConfig) or not config.rest_ridge:
             return directions, self.signs
-        rest = torch.linalg.svd(directions.double()).Vh[len(directions) :].float()
-        return torch.cat([directions, rest]), torch.cat([self.signs, torch.zeros(len(rest))])
+        return append_orthogonal(directions, self.signs)
 
 
 @dataclass(frozen=True, slots=True)

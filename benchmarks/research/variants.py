@@ -5,16 +5,14 @@ from torch import Tensor
 
 from app.evaluate.baselines import linear_probe_margins
 from app.train.head.baselines import ComparisonData, train_on_projections
-from app.train.head.linear import LinearHeadConfig
+from app.train.head.linear import LinearHeadConfig, append_orthogonal
 
 
 def train_method(data: ComparisonData) -> Tensor:
     """Train the method itself: a head on the selected directions, and a linear one on the rest as well."""
     signs, directions = data.select_directions()
     if isinstance(data.config, LinearHeadConfig):
-        rest = torch.linalg.svd(directions.double()).Vh[len(directions) :].float()
-        directions = torch.cat([directions, rest])
-        signs = torch.cat([signs, torch.zeros(len(rest))])
+        directions, signs = append_orthogonal(directions, signs)
     return train_on_projections(data, directions, signs)
 
 

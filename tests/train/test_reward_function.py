@@ -37,7 +37,7 @@ def make_features(counts: list[int]) -> tuple[PairFeatures, list[torch.Tensor]]:
 def test_without_passages_rewards_are_those_of_the_means() -> None:
     function, (features, rows) = make_function(), make_features([20, 40, 9, 16])
     means = torch.stack([r.mean(0) for r in rows])
-    expected = function.head.score_members(function.project_tokens(means)).mean(1).reshape(-1, 2)
+    expected = function.head.score_members(function.project_residuals(means)).mean(1).reshape(-1, 2)
     assert torch.allclose(function.compute_rewards(features), expected, atol=1e-5)
     assert torch.equal(function.with_passages(None, features).directions, function.directions)
 

@@ -47,7 +47,7 @@ def calibrate_head(
     return Calibration(
         fit_temperature(rewards[:, 0] - rewards[:, 1]),
         torch.stack([_compute_quantiles(rewards), _compute_quantiles(controlled)]),
-        *fit_whitening(standardised, pooled_tokens, fitted.project_tokens(token_residuals)),
+        *fit_whitening(standardised, pooled_tokens, fitted.project_residuals(token_residuals)),
         _compute_quantiles(distances),
         torch.stack([knots, values]),
         torch.quantile(standardised, deciles, dim=0).T,
@@ -84,7 +84,7 @@ def _score_held_out(
         is_trained[fold.rows] = False
         trained = fitted.project(fitter.original.subset(is_trained.nonzero()[:, 0].tolist()))
         whitening = fit_whitening(
-            trained.flatten(0, 1), pooled_tokens[is_trained], fitted.project_tokens(token_residuals)
+            trained.flatten(0, 1), pooled_tokens[is_trained], fitted.project_residuals(token_residuals)
         )
         held_out, counts = fitted.project(fold.original).flatten(0, 1), pooled_tokens[fold.rows].flatten()
         rewards[fold.rows] = fitted.compute_rewards(fold.original)

@@ -114,6 +114,12 @@ def fit_linear(training_set: TrainingSet, config: LinearHeadConfig, progress: Ca
     return standardise_rewards(head, original)
 
 
+def append_orthogonal(directions: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a basis of directions (K, D) and all orthogonal ones, and its signs; these have sign 0."""
+    rest = torch.linalg.svd(directions.double()).Vh[len(directions) :].float()
+    return torch.cat([directions, rest]), torch.cat([signs, torch.zeros(len(rest))])
+
+
 def merge_unsigned(head: Head, basis: Tensor, training_set: TrainingSet) -> tuple[Head, Tensor]:
     """Return a linear head whose unsigned directions are merged into one, and its directions.
 
