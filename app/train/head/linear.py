@@ -4,9 +4,10 @@ The margins of pairs are explained in three steps:
 
 1. Length: a share of what the difference in length explains beside the signed directions. It is not part of
    the head, so it stays out of the reward.
-2. Directions with a sign get weights of that sign, one set for each bootstrap sample of prompt groups.
-3. Directions without a sign get one set of weights for all members, fitted on what 1 and 2 leave unexplained
-   on held-out prompts.
+2. Directions without a sign get one set of weights for all members. They are fitted together with weights of
+   the directions with a sign, and penalised more.
+3. Directions with a sign get weights of that sign that explain what 1 and 2 leave, one set for each bootstrap
+   sample of prompt groups.
 
 `app.train.head.linear_tuning` chooses the strengths of all three.
 """
@@ -24,7 +25,6 @@ from torch import Tensor
 from app.reward.head import Head
 from app.train.head.common import (
     MIN_SCALE,
-    assign_folds,
     draw_bootstrap_counts,
     pair_weights,
     standardise_rewards,
@@ -32,8 +32,6 @@ from app.train.head.common import (
 from app.train.head.training_set import TrainingSet
 from app.types import HeadKind
 
-CROSS_FIT_FOLDS = 4
-"""Folds over prompt groups when the margins of the signed directions are cross-fitted."""
 MAX_ITERATIONS = 300
 """Steps of the optimizer, which usually stops earlier."""
 Floats = NDArray[np.float64]
@@ -104,7 +102,7 @@ def fit_linear(training_set: TrainingSet, config: LinearHeadConfig, progress: Ca
     center, scale = original.mean(0), original.std(0).clamp(min=MIN_SCALE)
     differences = Differences.from_training_set(training_set, scale.double())
     counts = draw_bootstrap_counts(training_set.groups, config.heads, config.seed).double().numpy()
-    weights = fit_weights(differences, training_set.groups, config, counts, progress)
+    weights = fit_weights(differences, config, counts, progress)
     w1 = torch.zeros(config.heads, 1, len(scale))
     is_signed = training_set.signs != 0
     w1[:, 0, is_signed] = torch.from_numpy(weights.signed).float() * training_set.signs[is_signed]
@@ -182,7 +180,6 @@ def fit_logistic(
 
 def fit_weights(
     differences: Differences,
-    groups: list[str],
     config: LinearHeadConfig,
     counts: Floats,
     progress: Callable[[int], None],
@@ -190,40 +187,27 @@ def fit_weights(
     """Fit a head for each column of `counts` (N, E), which says how often each pair was drawn."""
     num_signed = differences.signed.shape[1]
     offset = _compute_length_offset(differences, config)
-    signed = np.zeros((counts.shape[1], num_signed))
-    for head, count in enumerate(counts.T if num_signed else ()):
-        signed[head] = _fit_signed(differences, differences.weights * count, config, offset)
-        progress(head + 1)
     rest = np.zeros(differences.rest.shape[1])
     if config.rest_ridge and rest.size:
-        explained = offset + _cross_fit_signed(differences, groups, config, offset)
-        penalties = np.full(rest.size, config.rest_ridge)
-        rest = fit_logistic(differences.rest, differences.weights, penalties, offset=explained)
+        rest = _fit_rest(differences, config, offset)
+        offset = offset + differences.rest @ rest
+    signed = np.zeros((counts.shape[1], num_signed))
+    penalties = np.full(num_signed, config.ridge)
+    for head, count in enumerate(counts.T if num_signed else ()):
+        signed[head] = fit_logistic(
+            differences.signed, differences.weights * count, penalties, num_positive=num_signed, offset=offset
+        )
+        progress(head + 1)
     return FittedWeights(signed, rest)
 
 
-def _fit_signed(
-    differences: Differences, weights: Floats, config: LinearHeadConfig, offset: Floats
-) -> Floats:
-    num_signed = differences.signed.shape[1]
-    penalties = np.full(num_signed, config.ridge)
-    return fit_logistic(differences.signed, weights, penalties, num_positive=num_signed, offset=offset)
-
-
-def _cross_fit_signed(
-    differences: Differences, groups: list[str], config: LinearHeadConfig, offset: Floats
-) -> Floats:
-    """Return the margins by the signed directions, each from weights not fitted on its prompt, (N,)."""
-    margins = np.zeros(len(groups))
-    if not differences.signed.size:
-        return margins
-    folds = assign_folds(groups, CROSS_FIT_FOLDS, config.seed + 1).numpy()
-    for fold in range(CROSS_FIT_FOLDS):
-        held_out = folds == fold
-        rows = differences.subset(~held_out)
-        coefficients = _fit_signed(rows, rows.weights, config, offset[~held_out])
-        margins[held_out] = differences.signed[held_out] @ coefficients
-    return margins
+def _fit_rest(differences: Differences, config: LinearHeadConfig, offset: Floats) -> Floats:
+    """Return the weights of the directions without a sign, fitted together with the others, (R,)."""
+    num_signed, num_rest = differences.signed.shape[1], differences.rest.shape[1]
+    penalties = np.repeat([config.ridge, config.rest_ridge], [num_signed, num_rest])
+    inputs = np.hstack([differences.signed, differences.rest])
+    weights = differences.weights
+    return fit_logistic(inputs, weights, penalties, num_positive=num_signed, offset=offset)[num_signed:]
 
 
 def _compute_length_offset(differences: Differences, config: LinearHeadConfig) -> Floats:

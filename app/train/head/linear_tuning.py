@@ -15,7 +15,7 @@ from app.train.head.training_set import TrainingSet
 TUNING_FOLDS = 4
 """Cross-validation folds over prompt groups."""
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3)
-REST_RIDGES = (0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
+REST_RIDGES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 LENGTH_DEBIASINGS = (1.0, 0.75, 0.5, 0.25, 0.0)
 MAX_REST_SHARE = 0.1
 """Largest share of the contributions' total size that directions without a sign may have beside others."""
@@ -34,7 +34,6 @@ def tune_linear(
     scale = training_set.original.projections.flatten(0, 1).std(0).clamp(min=MIN_SCALE).double()
     tuning = Tuning(
         Differences.from_training_set(training_set, scale),
-        training_set.groups,
         assign_folds(training_set.groups, TUNING_FOLDS, config.seed).numpy(),
         (~training_set.is_augmented).numpy(),
     )
@@ -59,8 +58,8 @@ def tune_linear(
 class Trial:
     """A configuration, and how its heads do on held-out prompts.
 
-    `loss` is of all pairs, `accuracy` of original ones. `rest_share` is the share of directions without a
-    sign in the total size of the contributions.
+    `loss` is of all pairs, the others of original ones: `accuracy`, and `rest_share`, the share of directions
+    without a sign in the total size of the contributions.
     """
 
     config: LinearHeadConfig
@@ -74,7 +73,6 @@ class Tuning:
     """Cross-validation of configurations on the same folds."""
 
     differences: Differences
-    groups: list[str]
     folds: NDArray[np.int64]
     is_original: NDArray[np.bool_]
 
@@ -87,17 +85,17 @@ class Tuning:
         for fold in range(TUNING_FOLDS):
             held_out = self.folds == fold
             subset = self.differences.subset(~held_out)
-            groups = [group for group, out in zip(self.groups, held_out, strict=True) if not out]
-            fitted = fit_weights(subset, groups, config, np.ones((len(groups), 1)), lambda _: None)
+            fitted = fit_weights(subset, config, np.ones((len(subset.weights), 1)), lambda _: None)
             signed_part, rest_part = fitted.compute_parts(self.differences.subset(held_out))
             margins[held_out] = signed_part.sum(1) + rest_part
             sizes[held_out], rest[held_out] = np.abs(signed_part).sum(1), np.abs(rest_part)
-        original = margins[self.is_original]
+        original, size = margins[self.is_original], sizes[self.is_original].sum()
+        rest_size = rest[self.is_original].sum()
         return Trial(
             config,
             float(np.average(np.logaddexp(0, -margins), weights=self.differences.weights)),
             float(np.mean(np.sign(original) / 2 + 0.5)),
-            float(rest.sum() / max((rest + sizes).sum(), 1e-12)),
+            float(rest_size / max(rest_size + size, 1e-12)),
         )
 
 
