@@ -149,7 +149,9 @@ def build_latent_source(
         if extractor.dictionary is None:
             raise DataError(f"{config.name}: features of tokens need an SAE of tokens")
         return LatentSource(extractor.dictionary, SaeInput.TOKENS, extractor.layer, config.pooling), {}
-    sae = steps.train_sae_on_pairs(extracted, extractor, config.pooling, config.response_sae, progress)
+    sae = steps.train_sae_on_pairs(
+        extracted, extractor, config.pooling, config.response_sae, config.k, config.head.seed, progress
+    )
     section = asdict(config.response_sae) | {
         "explained_variance": sae.explained_variance, "mean_active": sae.mean_active, "dead": sae.dead,
     }  # fmt: skip

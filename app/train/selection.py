@@ -16,6 +16,7 @@ from app.reward.directions import Dictionary
 from app.train.features import PairFeatures
 from app.types import Pooling, SaeInput
 
+CPU = torch.device("cpu")
 NUM_RESAMPLES = 200
 """Random swaps, and bootstrap samples, that a selection is compared with."""
 
@@ -143,3 +144,28 @@ def _select_on_bootstrap_samples(
 def _mask_largest(scores: Tensor, k: int) -> Tensor:
     """Return a mask of the k largest values in each row."""
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.topk(k).indices, True)  # noqa: FBT003 # torch's argument is positional
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionData:
+    """Training pairs with their prompt groups, what is read of them, and how latents are selected on them."""
+
+    features: PairFeatures
+    groups: list[str]
+    layer: int
+    pooling: Pooling
+    k: int
+    seed: int
+
+    def select(self, source: LatentSource) -> tuple[Selection, Dictionary]:
+        """Return up to k latents of each sign by the difference of firing rates, and their directions."""
+        num_latents = len(source.dictionary.bias)
+        if 2 * self.k > num_latents:
+            raise DataError(
+                f"{self.k} directions of each sign need {2 * self.k} latents, but the SAE has {num_latents}; "
+                "choose fewer with --k, or more latents (--latents for features of responses)"
+            )
+        firing_rates = source.firing_rates(self.features)
+        selection = select_latents(firing_rates, self.groups, self.k, seed=self.seed)
+        selection = selection.without_contradictions()
+        return selection, source.dictionary.to(CPU).select(selection.latents).orthogonalize()

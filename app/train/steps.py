@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from app.errors import DataError
 from app.reward.calibration import Calibration
 from app.reward.directions import Dictionary
 from app.reward.passages import PassageReading
@@ -21,8 +20,9 @@ from app.train.head.training_set import TrainingSet
 from app.train.names import labels
 from app.train.names.contexts import TokenContexts, collect_contexts
 from app.train.reward_function import RewardFunction
-from app.train.sae.response_sae import ResponseSae, ResponseSaeConfig, train_response_sae
-from app.train.selection import LatentSource, Selection, select_latents
+from app.train.sae.choice import choose_response_sae
+from app.train.sae.response_sae import ResponseSae, ResponseSaeConfig
+from app.train.selection import LatentSource, Selection, SelectionData
 from app.types import Feature, Pair, Pooling, Progress, SaeInput
 
 CPU = torch.device("cpu")
@@ -108,26 +108,21 @@ def train_sae_on_pairs(
     extractor: FeatureExtractor,
     pooling: Pooling,
     config: ResponseSaeConfig,
+    k: int,
+    seed: int,
     progress: Progress,
 ) -> ResponseSae:
-    """Train an SAE on the responses of the training pairs."""
-    residuals = extracted.features.pooled_residuals(extractor.layer, pooling).flatten(0, 1)
-    return train_response_sae(residuals, config, report_stage(progress, "SAE of responses"))
+    """Train SAEs on the responses of the training pairs; return the best for k latents of each sign."""
+    data = SelectionData(extracted.features, extracted.groups, extractor.layer, pooling, k, seed)
+    return choose_response_sae(data, config, report_stage(progress, "SAE of responses"))
 
 
 def select(
     extracted: ExtractedPairs, source: LatentSource, k: int, seed: int
 ) -> tuple[Selection, DirectionSet]:
     """Select up to k latents of each sign by the difference of their firing rates, and their directions."""
-    num_latents = len(source.dictionary.bias)
-    if 2 * k > num_latents:
-        raise DataError(
-            f"{k} directions of each sign need {2 * k} latents, but the SAE has {num_latents}; "
-            "choose fewer with --k, or more latents (--latents for features of responses)"
-        )
-    selection = select_latents(source.firing_rates(extracted.features), extracted.groups, k, seed=seed)
-    selection = selection.without_contradictions()
-    dictionary = source.dictionary.to(CPU).select(selection.latents).orthogonalize()
+    data = SelectionData(extracted.features, extracted.groups, source.layer, source.pooling, k, seed)
+    selection, dictionary = data.select(source)
     return selection, DirectionSet(dictionary, selection.signs, source.layer, source.pooling)
 
 

@@ -20,8 +20,9 @@ from app.train.features import PairFeatures
 from app.train.head import baselines
 from app.train.head.baselines import BaselineMethod, ComparisonData
 from app.train.head.network import NetworkHeadConfig
-from app.train.sae.response_sae import ResponseSaeConfig, train_response_sae
-from app.train.selection import LatentSource
+from app.train.sae.choice import choose_response_sae
+from app.train.sae.response_sae import ResponseSaeConfig
+from app.train.selection import LatentSource, SelectionData
 from app.types import Pooling, Progress, SaeInput
 from benchmarks.research import variants as research
 
@@ -56,15 +57,19 @@ class Ablation:
         return [pair.group for pair in self.data.test_pairs]
 
     def train_latents(
-        self, data: ComparisonData, features: PairFeatures, num_pairs: int, seed: int
+        self, data: ComparisonData, features: PairFeatures, groups: list[str], seed: int
     ) -> LatentSource:
-        """Return the latents of a sample of training pairs; an SAE of responses is trained on the sample."""
-        key = (num_pairs, seed, data.layer, data.pooling)
+        """Return the latents of a sample of training pairs; an SAE of responses is trained on the sample.
+
+        The first call for a sample also chooses among SAEs; later ones with another k get the same SAE.
+        """
+        key = (len(groups), seed, data.layer, data.pooling)
         if data.latents.sae_input is SaeInput.TOKENS:
             return data.latents
         if key not in self.trained_latents:
-            residuals = features.pooled_residuals(data.layer, data.pooling).flatten(0, 1)
-            sae = train_response_sae(residuals, replace(self.response_sae, seed=seed), lambda _: None)
+            selection_data = SelectionData(features, groups, data.layer, data.pooling, data.k, seed)
+            config = replace(self.response_sae, seed=seed)
+            sae = choose_response_sae(selection_data, config, lambda _: None)
             self.trained_latents[key] = LatentSource(
                 sae.dictionary, SaeInput.RESPONSES, data.layer, data.pooling
             )
@@ -214,11 +219,12 @@ def _draw_sample(ablation: Ablation, data: ComparisonData, num_pairs: int, seed:
     order = sorted(range(len(data.train_pairs)), key=lambda i: hash_to_unit_interval(f"{seed}/{i}"))
     indices = order[:num_pairs]
     features = data.train_features.subset(indices)
+    pairs = [data.train_pairs[i] for i in indices]
     return replace(
         data,
-        train_pairs=[data.train_pairs[i] for i in indices],
+        train_pairs=pairs,
         train_features=features,
-        latents=ablation.train_latents(data, features, num_pairs, seed),
+        latents=ablation.train_latents(data, features, [pair.group for pair in pairs], seed),
         augmented=data.augmented.subset(set(indices)) if data.augmented else None,
         config=replace(data.config, seed=seed),
     )

@@ -10,7 +10,8 @@ from app.train.head.linear import LinearHeadConfig, append_orthogonal
 
 def train_method(data: ComparisonData) -> Tensor:
     """Train the method itself: a head on the selected directions, and a linear one on the rest as well."""
-    signs, directions = data.select_directions()
+    selection, dictionary = data.select()
+    directions, signs = dictionary.directions, selection.signs
     if isinstance(data.config, LinearHeadConfig):
         directions, signs = append_orthogonal(directions, signs)
     return train_on_projections(data, directions, signs)
@@ -26,5 +27,6 @@ def train_on_random_latents(data: ComparisonData) -> Tensor:
 
 def train_linear_probe_on_selected(data: ComparisonData) -> Tensor:
     """Train a logistic regression on the projections that the method's head uses."""
-    (_, basis), (train, test) = data.select_directions(), data.residuals
+    (_, dictionary), (train, test) = data.select(), data.residuals
+    basis = dictionary.directions
     return linear_probe_margins(train @ basis.T, data.groups, test @ basis.T)

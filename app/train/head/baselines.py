@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from app.evaluate.accuracy import ScoredPairs, accuracy_difference, bootstrap_mean, pair_wins
 from app.evaluate.baselines import length_margins, linear_probe_margins, tfidf_margins
+from app.reward.directions import Dictionary
 from app.train.augmentation.pairs import AugmentedPairs
 from app.train.features import PairFeatures
 from app.train.head.common import compute_rewards
@@ -22,7 +23,7 @@ from app.train.head.fitting import HeadConfig, fit_head
 from app.train.head.linear import LinearHeadConfig
 from app.train.head.linear_tuning import tune_linear
 from app.train.head.training_set import TrainingSet
-from app.train.selection import LatentSource, Selection, select_latents
+from app.train.selection import LatentSource, Selection, SelectionData
 from app.types import Pair, Pooling, Progress
 
 CPU = torch.device("cpu")
@@ -61,17 +62,12 @@ class ComparisonData:
             self.test_features.pooled_residuals(self.layer, self.pooling),
         )
 
-    def select(self) -> Selection:
+    def select(self) -> tuple[Selection, Dictionary]:
         """Return the latents that the method selects on the training pairs."""
-        firing_rates = self.latents.firing_rates(self.train_features)
-        selection = select_latents(firing_rates, self.groups, self.k, seed=self.config.seed)
-        return selection.without_contradictions()
-
-    def select_directions(self) -> tuple[Tensor, Tensor]:
-        """Return the signs (2k) and the directions (2k, D) of the selected latents."""
-        selection = self.select()
-        dictionary = self.latents.dictionary.to(CPU).select(selection.latents).orthogonalize()
-        return selection.signs, dictionary.directions
+        data = SelectionData(
+            self.train_features, self.groups, self.layer, self.pooling, self.k, self.config.seed
+        )
+        return data.select(self.latents)
 
     def find_signs(self, directions: Tensor) -> Tensor:
         """Return +1 for each direction on which chosen responses project further on average, else -1."""
@@ -106,7 +102,7 @@ def train_on_random_directions(data: ComparisonData) -> Tensor:
 
 def train_on_sae_activations(data: ComparisonData) -> Tensor:
     """Train the same head on the activations of the selected latents instead of the projections."""
-    selection = data.select()
+    selection, _ = data.select()
 
     def get_activations(features: PairFeatures) -> Tensor:
         return data.latents.activations(features)[..., selection.latents]
@@ -116,8 +112,8 @@ def train_on_sae_activations(data: ComparisonData) -> Tensor:
 
 def train_on_selected_directions(data: ComparisonData) -> Tensor:
     """Train the head on the selected directions, without passages and directions that have no sign."""
-    signs, directions = data.select_directions()
-    return train_on_projections(data, directions, signs)
+    selection, dictionary = data.select()
+    return train_on_projections(data, dictionary.directions, selection.signs)
 
 
 def train_tfidf(data: ComparisonData) -> Tensor:

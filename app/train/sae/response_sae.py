@@ -30,13 +30,17 @@ PROGRESS_STEPS = 50
 
 @dataclass(frozen=True, slots=True)
 class ResponseSaeConfig:
-    """Size and training of an SAE of responses: `k` latents are active in a response on average."""
+    """Size and training of an SAE of responses: `k` latents are active in a response on average.
+
+    `candidates` is how many are trained with different seeds, of which the best is kept.
+    """
 
     latents: int = 128
     k: int = 8
     steps: int = 1500
     batch: int = 512
     seed: int = 0
+    candidates: int = 4
 
 
 @dataclass(frozen=True, slots=True)
