@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Rebuilds the shipped SAE and reward models from a folder of pairs and chats; a killed part resumes.
+# Rebuilds the shipped reward models and the SAE of tokens from a folder of pairs and chats; a killed part resumes.
 # usage: models/rebuild.sh FOLDER [PART...]
 #   FOLDER holds corpus_chat.jsonl.gz and {truthfulqa,safety,redteam,helpful}_{train,test}.jsonl
 #   PART   one of `parts`; by default all of them, in this order
@@ -23,22 +23,22 @@ sae-again() { # with another seed: how much of the SAE is due to chance
 }
 
 truthfulness() {
-    train_model truthfulness truthfulqa "Apache-2.0" --k 256 --slice kind=reference --slice kind=generated
-    audit_model truthfulness truthfulqa helpful --layers 12 --layers 15 --layers 21 --layers 24
+    train_model truthfulness truthfulqa "Apache-2.0" --slice kind=reference --slice kind=generated
+    audit_model truthfulness truthfulqa helpful
 }
 
 safety() {
-    train_model safety safety "CC BY-NC 4.0" --heads 16 --slice "support>=2"
-    audit_model safety safety redteam --layers 12 --layers 15 --layers 21 --layers 24
+    train_model safety safety "CC BY-NC 4.0" --slice "support>=2"
+    audit_model safety safety redteam
 }
 
-redteam() { # texts are long, so other layers are left out
-    train_model redteam redteam "MIT" --heads 16
+redteam() {
+    train_model redteam redteam "MIT"
     audit_model redteam redteam safety
 }
 
-helpfulness() {
-    train_model helpfulness helpful "CC BY-NC 4.0 and Apache-2.0" --heads 16
+helpfulness() { # length decides many of these pairs; texts are long, so not all are used
+    train_model helpfulness helpful "CC BY-NC 4.0 and Apache-2.0" --limit 2000 --length-debiasing 1
     audit_model helpfulness helpful truthfulqa
 }
 
@@ -59,7 +59,7 @@ train_sae() { # folder, further options
 
 train_model() { # task, stem of its files, license of the pairs, further options
     "$sparserm" train "$data/$2_train.jsonl" --task "$1" --test "$data/$2_test.jsonl" \
-        --sae "$folder" --license "$3" --limit 0 --k 128 --no-passages "${@:4}"
+        --license "$3" --limit 0 "${@:4}"
 }
 
 audit_model() { # task, stem of its files, stem of pairs of another task, further options of the ablation
@@ -67,7 +67,7 @@ audit_model() { # task, stem of its files, stem of pairs of another task, furthe
     for other in truthfulqa safety redteam helpful; do
         [[ $other == "$2" ]] || elsewhere+=(--elsewhere "$data/${other}_test.jsonl")
     done
-    "$python" -m benchmarks.research.ablate "$1" "$data/$2_train.jsonl" "$data/$2_test.jsonl" --sae "$folder" \
+    "$python" -m benchmarks.research.ablate "$1" "$data/$2_train.jsonl" "$data/$2_test.jsonl" \
         "${elsewhere[@]}" "${@:4}"
     "$sparserm" verify "models/$1" "$data/$2_test.jsonl" --shifted "$data/$3_test.jsonl"
     "$sparserm" stress "models/$1" "$data/$2_test.jsonl"
@@ -75,7 +75,7 @@ audit_model() { # task, stem of its files, stem of pairs of another task, furthe
 
 compare() { # task, stem of its files, further options
     "$python" -m benchmarks.research.compare_standard_rm "$1" "$data/$2_train.jsonl" "$data/$2_test.jsonl" \
-        --sae "$folder" "${@:3}"
+        "${@:3}"
     "$python" -m benchmarks.research.trl_baseline "$1" "$data/$2_train.jsonl"
 }
 
