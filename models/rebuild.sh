@@ -23,7 +23,7 @@ sae-again() { # with another seed: how much of the SAE is due to chance
 }
 
 truthfulness() {
-    train_model truthfulness truthfulqa "Apache-2.0" --slice kind=reference --slice kind=generated
+    train_model truthfulness truthfulqa "Apache-2.0" --k 32 --slice kind=reference --slice kind=generated
     audit_model truthfulness truthfulqa helpful
 }
 

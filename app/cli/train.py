@@ -66,13 +66,11 @@ NoPassagesOption = Annotated[
     ),
 ]
 LengthDebiasingOption = Annotated[
-    float | None,
+    float,
     typer.Option(
         min=0,
         max=1,
-        help="Linear heads: share of the effect of length on preferences that is kept out of the reward. By "
-        "default, of the shares that cost at most .005 accuracy in cross-validation, the one with which "
-        "accuracy differs least between pairs whose longer or shorter response is preferred.",
+        help="Linear heads: share of the effect of length on preferences that is kept out of the reward.",
     ),
 ]
 PoolingOption = Annotated[
@@ -117,14 +115,14 @@ def train(
     test: Annotated[str | None, typer.Option(help="Pairs to measure on; never trained on.")] = None,
     data_license: Annotated[str, typer.Option("--license", help="License of the pairs.")] = "not stated",
     pooling: PoolingOption = Pooling.MEAN,
-    k: Annotated[int, typer.Option(min=1, help="Directions of each sign.")] = 16,
+    k: Annotated[int, typer.Option(min=1, help="Directions of each sign.")] = 24,
     head: HeadOption = None,
     heads: Annotated[int, typer.Option(min=1, max=64, help="Heads in the ensemble.")] = 8,
     limit: Annotated[int, typer.Option(min=0, help="Maximum number of training pairs; 0 uses all.")] = 1000,
     augment: AugmentOption = 0.5,
     control: ControlOption = 0.25,
     no_passages: NoPassagesOption = False,
-    length_debiasing: LengthDebiasingOption = None,
+    length_debiasing: LengthDebiasingOption = 0.0,
     slices: SliceOption = None,
     bad: BadRowOption = BadRowPolicy.STOP,
     seed: int = 0,

@@ -96,14 +96,14 @@ def build_data_choices(augment: float, control: float, latents: int, seed: int) 
 
 
 def build_head_config(
-    source: FeatureSource, kind: HeadKind | None, heads: int, length_debiasing: float | None, seed: int
+    source: FeatureSource, kind: HeadKind | None, heads: int, length_debiasing: float, seed: int
 ) -> HeadConfig:
     """Return the hyperparameters before tuning; by default linear for features of responses."""
     if kind is None:
         kind = HeadKind.LINEAR if isinstance(source, BackboneLayer) else HeadKind.NETWORK
     if kind is HeadKind.LINEAR:
         return LinearHeadConfig(heads=heads, length_debiasing=length_debiasing, seed=seed)
-    if length_debiasing is not None:
+    if length_debiasing:
         raise SourceError("--length-debiasing needs a linear head")
     return NetworkHeadConfig(heads=heads, seed=seed)
 

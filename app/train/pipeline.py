@@ -45,7 +45,7 @@ class TrainingConfig:
     test_pairs: list[Pair]
     sae_name: str
     pooling: Pooling = Pooling.MEAN
-    k: int = 16
+    k: int = 24
     max_pairs: int = 1000
     sae_input: SaeInput = SaeInput.RESPONSES
     response_sae: ResponseSaeConfig = field(default_factory=ResponseSaeConfig)

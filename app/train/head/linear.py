@@ -42,13 +42,13 @@ class LinearHeadConfig:
     """Hyperparameters of a linear head. Reports store them under these names.
 
     `ridge` is the penalty on the weights of directions with a sign, `rest_ridge` on those of the others; 0
-    leaves the others out. `length_debiasing` None lets tuning choose.
+    leaves the others out. `length_debiasing` is not tuned.
     """
 
     heads: int = 8
     ridge: float = 0.03
     rest_ridge: float = 1.0
-    length_debiasing: float | None = None
+    length_debiasing: float = 0.0
     seed: int = 0
 
 

@@ -16,11 +16,8 @@ TUNING_FOLDS = 4
 """Cross-validation folds over prompt groups."""
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3)
 REST_RIDGES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
-LENGTH_DEBIASINGS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MAX_REST_SHARE = 0.1
 """Largest share of the contributions' total size that directions without a sign may have beside others."""
-MAX_LENGTH_COST = 0.005
-"""Accuracy on held-out prompts that removing the effect of length may cost."""
 
 
 def tune_linear(
@@ -28,22 +25,19 @@ def tune_linear(
 ) -> LinearHeadConfig:
     """Return the configuration whose heads predict preferences best on held-out prompts.
 
-    The ridge comes first, then length debiasing, then the ridge of the rest.
+    The ridge of the signed directions comes first, then that of the rest.
     """
     is_signed = training_set.signs != 0
     tuning = Tuning.from_training_set(training_set, config.seed)
-    start = replace(config, length_debiasing=0.0, rest_ridge=0.0)
+    start = replace(config, rest_ridge=0.0)
     if is_signed.any():
         ridges = [replace(start, ridge=ridge) for ridge in RIDGES]
     else:
         ridges = [replace(start, rest_ridge=ridge) for ridge in REST_RIDGES]
-    best = _find_lowest_loss(tuning.run(ridges, lambda done: progress(done / 3)))
-    shares = LENGTH_DEBIASINGS if config.length_debiasing is None else (config.length_debiasing,)
-    debiased = [replace(best.config, length_debiasing=share) for share in shares]
-    best = _find_least_dependent_on_length(tuning.run(debiased, lambda done: progress((1 + done) / 3)))
+    best = _find_lowest_loss(tuning.run(ridges, lambda done: progress(done / 2)))
     if config.rest_ridge and is_signed.any() and not is_signed.all():
         rests = [replace(best.config, rest_ridge=ridge) for ridge in REST_RIDGES]
-        trials = tuning.run(rests, lambda done: progress((2 + done) / 3))
+        trials = tuning.run(rests, lambda done: progress((1 + done) / 2))
         best = _find_lowest_loss([best, *(row for row in trials if row.rest_share <= MAX_REST_SHARE)])
     progress(1.0)
     return best.config
@@ -51,7 +45,7 @@ def tune_linear(
 
 def compute_held_out_loss(training_set: TrainingSet, seed: int) -> float:
     """Return the mean loss of a head with default hyperparameters on prompts that it was not fitted on."""
-    config = LinearHeadConfig(rest_ridge=0.0, length_debiasing=0.0, seed=seed)
+    config = LinearHeadConfig(rest_ridge=0.0, seed=seed)
     (trial,) = Tuning.from_training_set(training_set, seed).run([config], lambda _: None)
     return trial.loss
 
@@ -60,15 +54,12 @@ def compute_held_out_loss(training_set: TrainingSet, seed: int) -> float:
 class Trial:
     """A configuration, and how its heads do on held-out prompts.
 
-    `loss` is of all pairs, the others of original ones. `length_gap` is how much accuracy differs between
-    pairs whose chosen response is longer and those whose is shorter, `rest_share` the share of directions
-    without a sign in the total size of the contributions.
+    `loss` is of all pairs, `rest_share` of original ones: the share of directions without a sign in the total
+    size of the contributions.
     """
 
     config: LinearHeadConfig
     loss: float
-    accuracy: float
-    length_gap: float
     rest_share: float
 
 
@@ -103,27 +94,13 @@ class Tuning:
             signed_part, rest_part = fitted.compute_parts(self.differences.subset(held_out))
             margins[held_out] = signed_part.sum(1) + rest_part
             sizes[held_out], rest[held_out] = np.abs(signed_part).sum(1), np.abs(rest_part)
-        wins = np.sign(margins[self.is_original]) / 2 + 0.5
         size, rest_size = sizes[self.is_original].sum(), rest[self.is_original].sum()
         return Trial(
             config,
             float(np.average(np.logaddexp(0, -margins), weights=self.differences.weights)),
-            float(wins.mean()),
-            _compute_length_gap(wins, self.differences.lengths[self.is_original, 0]),
             float(rest_size / max(rest_size + size, 1e-12)),
         )
 
 
 def _find_lowest_loss(trials: Sequence[Trial]) -> Trial:
     return min(trials, key=lambda trial: trial.loss)
-
-
-def _find_least_dependent_on_length(trials: Sequence[Trial]) -> Trial:
-    """Return the trial with the smallest length gap among those whose accuracy is close to the best."""
-    enough = max(trial.accuracy for trial in trials) - MAX_LENGTH_COST
-    return min((trial for trial in trials if trial.accuracy >= enough), key=lambda trial: trial.length_gap)
-
-
-def _compute_length_gap(wins: NDArray[np.float64], length_differences: NDArray[np.float64]) -> float:
-    longer, shorter = wins[length_differences > 0], wins[length_differences < 0]
-    return float(abs(longer.mean() - shorter.mean())) if len(longer) and len(shorter) else 0.0
