@@ -213,14 +213,16 @@ def test_accuracies_in_the_readme_match_the_reports() -> None:
         assert row == (f"{report['training']['pairs']:,}", " | ".join(cells).replace("0.", "."))
 
 
-def test_comparisons_with_standard_rm_match_the_reports() -> None:
+def test_comparisons_with_standard_rm_match_the_measurements() -> None:
     text = (DOCS / "results.md").read_text()
+    measured = json.loads((DOCS / "standard_rm.json").read_text())
+    assert f"models of version {measured['sparserm_version']}" in text
     rows = re.findall(r"^(\| ([\d,]+) of (\w+) \| .*\|)$", text, re.MULTILINE)
     assert {f"1,000 of {task}" for task in ("truthfulness", "safety", "redteam", "helpfulness")} <= {
         f"{size} of {task}" for _, size, task in rows
     }
     for row, size, task in rows:
-        report = json.loads((ROOT / "models" / task / "report.json").read_text())
+        report = measured["reports"][task]
         assert row == render_comparison(report, task, int(size.replace(",", "")))
 
 

@@ -1,8 +1,8 @@
 """Chooses by cross-validation whether a model reads passages, and how.
 
 A reading should resist insertions without losing accuracy. Among the readings that cost little accuracy on
-held-out pairs, cross-validation selects the one with which the fewest augmented responses overtake the
-preferred ones.
+held-out pairs, and less than they gain in resistance, cross-validation selects the one with which the fewest
+augmented responses overtake the preferred ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -94,6 +94,10 @@ def _try_readings(fold: HeldOutFold, readings: Sequence[PassageReading | None]) 
 
 
 def _choose(trials: Sequence[ReadingTrial]) -> PassageReading | None:
-    mean_reading = trials[0]
-    allowed = [trial for trial in trials if trial.accuracy >= mean_reading.accuracy - MAX_ACCURACY_COST]
+    whole, *others = trials
+    allowed = [whole]
+    for trial in others:
+        cost, gain = whole.accuracy - trial.accuracy, whole.overtaken - trial.overtaken
+        if cost <= min(MAX_ACCURACY_COST, gain):
+            allowed.append(trial)
     return min(allowed, key=lambda trial: (trial.overtaken, -trial.accuracy)).reading

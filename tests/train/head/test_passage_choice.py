@@ -68,6 +68,22 @@ def test_a_reading_that_costs_accuracy_is_not_chosen() -> None:
     assert reading is None or next(t for t in trials if t.reading == reading).accuracy == 1.0
 
 
+def test_a_reading_that_costs_more_than_it_gains_is_not_chosen() -> None:
+    good, bad = torch.full((64,), 1.0), torch.full((64,), -1.0)
+    hidden, opening = torch.cat([bad * 2, good * 5]), torch.cat([torch.full((48,), 8.0), bad])
+    original = make_features([good, bad] * 39 + [hidden, bad])
+    indices = [row % 39 for row in range(100)]
+    augmented = make_features([good, bad] * 99 + [good, opening])
+    pairs = AugmentedPairs(indices, [str(i) for i in indices], [False] * 100, augmented)
+    fold = HeldOutFold(REWARD_FUNCTION, torch.arange(40), original, pairs)
+    reading, (whole, *others) = choose_passages([fold], lambda _: None)
+    worst = [t for t in others if t.reading and t.reading.weighting is PassageWeighting.WORST]
+    assert (whole.accuracy, whole.overtaken) == (1.0, 0.01)
+    assert min(trial.accuracy for trial in worst) == 0.975
+    assert min(trial.overtaken for trial in worst) == 0.0
+    assert reading is None or next(t for t in others if t.reading == reading).accuracy == 1.0
+
+
 def test_without_augmented_pairs_no_passages_are_read() -> None:
     fold = make_fold(hides_bad_passage=True)
     alone = HeldOutFold(fold.reward_function, fold.rows, fold.original, None)
