@@ -15,12 +15,14 @@ from app.reward import bundle, loading
 from app.reward.directions import Dictionary
 from app.reward.engine import Engine
 from app.settings import Settings
+from app.train.sae.training import load_sae
 from app.types import Explain, Item, Message, ScoreOptions
 from tests.support import tiny
 from tests.support.paths import MODELS
 
 pytestmark = pytest.mark.real
 TOLERANCE = 1e-5
+SHIPPED_SAE = "smollm2-135m-instruct-l18"
 QUESTIONS = {
     "What is the tallest mountain on Earth above sea level?": [
         "Mount Everest is the tallest mountain above sea level.",
@@ -119,25 +121,29 @@ def test_the_cut_backbone_equals_the_full_model(engine: Engine, settings: Settin
     assert torch.allclose(residuals, hidden, rtol=1e-5, atol=1e-3)
 
 
-def test_selected_latents_equal_those_of_the_full_sae(engine: Engine, settings: Settings) -> None:
+def test_selected_latents_of_the_shipped_sae_equal_those_of_the_full_sae(
+    engine: Engine, settings: Settings
+) -> None:
     from sae_lens import SAE
 
+    folder = settings.models_dir / "sae" / SHIPPED_SAE
+    layer = next(iter(engine.models.values())).card.layer
     packed = pack([item.ids for item in engine.encode(ITEMS)])
-    for model in engine.models.values():
-        sae = SAE.load_from_disk(settings.models_dir / "sae" / model.card.sae, device="cpu")
-        residuals = tiny.compute_residuals(engine.backbone, packed, model.card.layer)
-        residuals = residuals[torch.from_numpy(packed.positions > 0)]
-        latents = torch.tensor([feature.latent for feature in model.features])
-        with torch.inference_mode():
-            full = sae.encode(residuals)[:, latents]
-        sliced = model.dictionary.encode(residuals)
-        assert (sliced > 0).any()
-        assert torch.allclose(sliced, full, rtol=1e-4, atol=1e-3)
-        assert torch.allclose(
-            model.dictionary.directions,
-            Dictionary(*[sae.W_dec[latents]] * 4).orthogonalize().directions,
-            atol=1e-4,
-        )
+    residuals = tiny.compute_residuals(engine.backbone, packed, layer)
+    residuals = residuals[torch.from_numpy(packed.positions > 0)]
+    sae = SAE.load_from_disk(folder, device="cpu")
+    with torch.inference_mode():
+        full = sae.encode(residuals)
+    latents = full.sum(0).topk(64).indices
+    selected = load_sae(folder).independent_latents().select(latents)
+    sliced = selected.encode(residuals)
+    assert (sliced > 0).any()
+    assert torch.allclose(sliced, full[:, latents], rtol=1e-4, atol=1e-3)
+    assert torch.allclose(
+        selected.orthogonalize().directions,
+        Dictionary(*[sae.W_dec[latents]] * 4).orthogonalize().directions,
+        atol=1e-4,
+    )
 
 
 def test_a_saved_bundle_scores_the_same(
