@@ -105,11 +105,6 @@ class RewardModel:
         object.__setattr__(self, "clusters", clusters)
 
     @property
-    def num_selected(self) -> int:
-        """Number of directions that were selected; one may stand for all that were not, and has sign 0."""
-        return sum(feature.sign != 0 for feature in self.features)
-
-    @property
     def projection_deciles(self) -> Tensor:
         """Nine deciles of each projection over responses to held-out training prompts, (K, 9)."""
         return self.head.center[:, None] + self.head.scale[:, None] * self.calibration.standardised_deciles

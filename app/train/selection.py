@@ -148,12 +148,10 @@ def _mask_largest(scores: Tensor, k: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class SelectionData:
-    """Training pairs with their prompt groups, what is read of them, and how latents are selected on them."""
+    """Training pairs with their prompt groups, and how latents are selected on them."""
 
     features: PairFeatures
     groups: list[str]
-    layer: int
-    pooling: Pooling
     k: int
     seed: int
 

@@ -25,7 +25,6 @@ from app.train.sae.response_sae import ResponseSae, ResponseSaeConfig
 from app.train.selection import LatentSource, Selection, SelectionData
 from app.types import Feature, Pair, Pooling, Progress, SaeInput
 
-CPU = torch.device("cpu")
 NO_AUGMENTATION = AugmentationShares(0.0, 0.0)
 NEVER = torch.finfo(torch.float).max
 """Threshold that no activation exceeds."""
@@ -113,15 +112,17 @@ def train_sae_on_pairs(
     progress: Progress,
 ) -> ResponseSae:
     """Train SAEs on the responses of the training pairs; return the best for k latents of each sign."""
-    data = SelectionData(extracted.features, extracted.groups, extractor.layer, pooling, k, seed)
-    return choose_response_sae(data, config, report_stage(progress, "SAE of responses"))
+    data = SelectionData(extracted.features, extracted.groups, k, seed)
+    return choose_response_sae(
+        data, extractor.layer, pooling, config, report_stage(progress, "SAE of responses")
+    )
 
 
 def select(
     extracted: ExtractedPairs, source: LatentSource, k: int, seed: int
 ) -> tuple[Selection, DirectionSet]:
     """Select up to k latents of each sign by the difference of their firing rates, and their directions."""
-    data = SelectionData(extracted.features, extracted.groups, source.layer, source.pooling, k, seed)
+    data = SelectionData(extracted.features, extracted.groups, k, seed)
     selection, dictionary = data.select(source)
     return selection, DirectionSet(dictionary, selection.signs, source.layer, source.pooling)
 

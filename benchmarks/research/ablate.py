@@ -121,7 +121,7 @@ def _build_comparison_data(
     latents = LatentSource(extractor.dictionary or model.dictionary, card.sae_input, card.layer, card.readout)
     return ComparisonData(
         train_pairs, train.features, test_pairs, test.features, latents, card.layer,
-        card.readout, model.num_selected // 2, config, augmented,
+        card.readout, options.find_k(model), config, augmented,
     )  # fmt: skip
 
 

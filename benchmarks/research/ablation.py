@@ -67,9 +67,9 @@ class Ablation:
         if data.latents.sae_input is SaeInput.TOKENS:
             return data.latents
         if key not in self.trained_latents:
-            selection_data = SelectionData(features, groups, data.layer, data.pooling, data.k, seed)
+            selection_data = SelectionData(features, groups, data.k, seed)
             config = replace(self.response_sae, seed=seed)
-            sae = choose_response_sae(selection_data, config, lambda _: None)
+            sae = choose_response_sae(selection_data, data.layer, data.pooling, config, lambda _: None)
             self.trained_latents[key] = LatentSource(
                 sae.dictionary, SaeInput.RESPONSES, data.layer, data.pooling
             )

@@ -77,7 +77,7 @@ def compare_and_report(
     extractor = jobs.load_feature_extractor(source, matched, progress)
     stored = reports.read(folder)
     config = replace(
-        config, k=model.num_selected // 2, pooling=card.readout, response_sae=read_sae_config(stored),
+        config, k=options.find_k(model), pooling=card.readout, response_sae=read_sae_config(stored),
         head=replace(read_config(stored["training"]["plan"]), seed=0),
     )  # fmt: skip
     new = compare(config, extractor, llm, sizes, standard_config, settings.cache, progress)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from app.cli import common
-from app.reward.reward_model import ModelCard
+from app.reward.reward_model import ModelCard, RewardModel
 from app.train.jobs import BackboneLayer
 from app.types import SaeInput
 
@@ -17,6 +17,12 @@ SaeOption = Annotated[
     Path | None, typer.Option(help="Folder of the SAE of tokens it was made from, if it was made from one.")
 ]
 BadRowOption = Annotated[common.BadRowPolicy, typer.Option(help="What to do about rows that cannot be read.")]
+
+
+def find_k(model: RewardModel) -> int:
+    """Return the number of directions of each sign that was asked for; one sign may have fewer."""
+    signs = [feature.sign for feature in model.features]
+    return max(signs.count(1), signs.count(-1))
 
 
 def find_source(card: ModelCard, sae: Path | None) -> BackboneLayer | Path:

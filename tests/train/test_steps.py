@@ -53,10 +53,11 @@ def test_the_bundle_says_what_it_reads(own_settings: Settings) -> None:
     card = model.card
     assert (card.sae_input, card.head_kind, card.hidden) == (SaeInput.RESPONSES, HeadKind.LINEAR, 1)
     assert card.sae == "of the responses in pairs.jsonl"
-    assert 8 < model.num_selected <= 16
-    assert card.directions - model.num_selected in (0, 1)
+    num_signed = sum(feature.sign != 0 for feature in model.features)
+    assert 8 < num_signed <= 16
+    assert card.directions - num_signed in (0, 1)
     rest = [feature for feature in model.features if not feature.sign]
-    assert [feature.label for feature in rest] == [REMAINDER_LABEL] * (card.directions - model.num_selected)
+    assert [feature.label for feature in rest] == [REMAINDER_LABEL] * (card.directions - num_signed)
     assert all(feature.agreement is not None for feature in model.features if feature.sign)
     report = json.loads((own_settings.models_dir / NAME / "report.json").read_text())
     assert report["response_sae"]["latents"] == 32

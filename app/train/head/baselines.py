@@ -26,8 +26,6 @@ from app.train.head.training_set import TrainingSet
 from app.train.selection import LatentSource, Selection, SelectionData
 from app.types import Pair, Pooling, Progress
 
-CPU = torch.device("cpu")
-
 
 @dataclass(frozen=True, slots=True)
 class ComparisonData:
@@ -64,9 +62,7 @@ class ComparisonData:
 
     def select(self) -> tuple[Selection, Dictionary]:
         """Return the latents that the method selects on the training pairs."""
-        data = SelectionData(
-            self.train_features, self.groups, self.layer, self.pooling, self.k, self.config.seed
-        )
+        data = SelectionData(self.train_features, self.groups, self.k, self.config.seed)
         return data.select(self.latents)
 
     def find_signs(self, directions: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ The margins of pairs are explained in three steps:
 3. Directions with a sign get weights of that sign that explain what 1 and 2 leave, one set for each bootstrap
    sample of prompt groups.
 
-`app.train.head.linear_tuning` chooses the strengths of all three.
+`app.train.head.linear_tuning` chooses the penalties of steps 2 and 3. The share of step 1 is an option.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,8 @@ class LinearHeadConfig:
     """Hyperparameters of a linear head. Reports store them under these names.
 
     `ridge` is the penalty on the weights of directions with a sign, `rest_ridge` on those of the others; 0
-    leaves the others out. `length_debiasing` is not tuned.
+    leaves the others out. `length_debiasing` is the share of the effect of length that is kept
+    out of the reward; it is not tuned.
     """
 
     heads: int = 8

@@ -1,8 +1,8 @@
 """Chooses by cross-validation whether a model reads passages, and how.
 
-A reading should resist insertions without losing accuracy. Among the readings that cost little accuracy on
-held-out pairs, and less than they gain in resistance, cross-validation selects the one with which the fewest
-augmented responses overtake the preferred ones.
+A reading should resist insertions without losing accuracy. Cross-validation selects the one with which the
+fewest augmented responses overtake the preferred ones, among the readings that cost little accuracy on
+held-out pairs, and no more than the share of responses that overtake falls.
 """
 
 from collections.abc import Callable, Sequence

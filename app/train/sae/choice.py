@@ -1,7 +1,7 @@
 """Chooses among SAEs of responses that were trained with different seeds.
 
 Two such SAEs find different latents, and the accuracy of the reward models made from them differs. So
-several are trained, and the one whose selected directions predict preferences best is kept.
+several are trained, and the one with whose selected directions a linear head has the lowest loss is kept.
 """
 
 from collections.abc import Callable
@@ -11,17 +11,21 @@ from app.train.head.linear_tuning import compute_held_out_loss
 from app.train.head.training_set import TrainingSet
 from app.train.sae.response_sae import ResponseSae, ResponseSaeConfig, train_response_sae
 from app.train.selection import LatentSource, SelectionData
-from app.types import SaeInput
+from app.types import Pooling, SaeInput
 
 
 def choose_response_sae(
-    data: SelectionData, config: ResponseSaeConfig, progress: Callable[[float], None]
+    data: SelectionData,
+    layer: int,
+    pooling: Pooling,
+    config: ResponseSaeConfig,
+    progress: Callable[[float], None],
 ) -> ResponseSae:
     """Train SAEs with consecutive seeds; return the one with the lowest loss of preferences.
 
     The loss is that of a linear head on the selected directions, on prompts it was not fitted on.
     """
-    residuals = data.features.pooled_residuals(data.layer, data.pooling).flatten(0, 1)
+    residuals = data.features.pooled_residuals(layer, pooling).flatten(0, 1)
     best, lowest_loss = None, float("inf")
     for index in range(config.candidates):
         seeded = replace(config, seed=config.seed * config.candidates + index)
@@ -30,7 +34,11 @@ def choose_response_sae(
             progress((index + done) / config.candidates)
 
         sae = train_response_sae(residuals, seeded, report)
-        loss = compute_preference_loss(data, sae) if config.candidates > 1 else 0.0
+        loss = (
+            compute_preference_loss(data, LatentSource(sae.dictionary, SaeInput.RESPONSES, layer, pooling))
+            if config.candidates > 1
+            else 0.0
+        )
         if best is None or loss < lowest_loss:
             best, lowest_loss = sae, loss
     if best is None:
@@ -38,11 +46,10 @@ def choose_response_sae(
     return best
 
 
-def compute_preference_loss(data: SelectionData, sae: ResponseSae) -> float:
+def compute_preference_loss(data: SelectionData, source: LatentSource) -> float:
     """Return the loss of a linear head on the directions that are selected from an SAE."""
-    source = LatentSource(sae.dictionary, SaeInput.RESPONSES, data.layer, data.pooling)
     selection, dictionary = data.select(source)
-    vectors = data.features.pooled_residuals(data.layer, data.pooling)
+    vectors = data.features.pooled_residuals(source.layer, source.pooling)
     training_set = TrainingSet.from_vectors(
         vectors, dictionary.directions, data.groups,
         token_counts=data.features.lengths(), signs=selection.signs,

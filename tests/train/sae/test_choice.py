@@ -29,7 +29,7 @@ def make_data() -> SelectionData:
         latents=[],
         num_latents=0,
     )
-    return SelectionData(features, [f"prompt {i}" for i in range(PAIRS)], LAYER, Pooling.MEAN, 4, 0)
+    return SelectionData(features, [f"prompt {i}" for i in range(PAIRS)], 4, 0)
 
 
 def test_the_candidate_with_the_lowest_held_out_loss_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +42,7 @@ def test_the_candidate_with_the_lowest_held_out_loss_is_kept(monkeypatch: pytest
         return losses[-1]
 
     monkeypatch.setattr(choice, "compute_preference_loss", record)
-    kept = choose_response_sae(data, CONFIG, ignore_progress)
+    kept = choose_response_sae(data, LAYER, Pooling.MEAN, CONFIG, ignore_progress)
     assert len(losses) == 3
     assert len(set(losses)) == 3
     best = replace(CONFIG, seed=losses.index(min(losses)))
@@ -54,8 +54,10 @@ def test_the_candidate_with_the_lowest_held_out_loss_is_kept(monkeypatch: pytest
 def test_candidates_of_different_seeds_are_different_and_progress_ends_at_one() -> None:
     data = make_data()
     shares: list[float] = []
-    first = choose_response_sae(data, replace(CONFIG, candidates=1), shares.append)
-    second = choose_response_sae(data, replace(CONFIG, candidates=1, seed=1), ignore_progress)
+    first = choose_response_sae(data, LAYER, Pooling.MEAN, replace(CONFIG, candidates=1), shares.append)
+    second = choose_response_sae(
+        data, LAYER, Pooling.MEAN, replace(CONFIG, candidates=1, seed=1), ignore_progress
+    )
     assert shares[-1] == 1.0
     assert shares == sorted(shares)
     assert not torch.equal(first.dictionary.directions, second.dictionary.directions)
@@ -63,4 +65,4 @@ def test_candidates_of_different_seeds_are_different_and_progress_ends_at_one() 
 
 def test_no_candidate_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one candidate"):
-        choose_response_sae(make_data(), replace(CONFIG, candidates=0), ignore_progress)
+        choose_response_sae(make_data(), LAYER, Pooling.MEAN, replace(CONFIG, candidates=0), ignore_progress)
