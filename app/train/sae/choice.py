@@ -25,25 +25,21 @@ def choose_response_sae(
 
     The loss is that of a linear head on the selected directions, on prompts it was not fitted on.
     """
+    if config.candidates < 1:
+        raise ValueError("an SAE of responses needs at least one candidate")
     residuals = data.features.pooled_residuals(layer, pooling).flatten(0, 1)
-    best, lowest_loss = None, float("inf")
+    saes: list[ResponseSae] = []
+    losses: list[float] = []
     for index in range(config.candidates):
-        seeded = replace(config, seed=config.seed * config.candidates + index)
 
         def report(done: float, index: int = index) -> None:
             progress((index + done) / config.candidates)
 
-        sae = train_response_sae(residuals, seeded, report)
-        loss = (
-            compute_preference_loss(data, LatentSource(sae.dictionary, SaeInput.RESPONSES, layer, pooling))
-            if config.candidates > 1
-            else 0.0
-        )
-        if best is None or loss < lowest_loss:
-            best, lowest_loss = sae, loss
-    if best is None:
-        raise ValueError("an SAE of responses needs at least one candidate")
-    return best
+        seed = config.seed * config.candidates + index
+        saes.append(train_response_sae(residuals, replace(config, seed=seed), report))
+        source = LatentSource(saes[-1].dictionary, SaeInput.RESPONSES, layer, pooling)
+        losses.append(compute_preference_loss(data, source))
+    return saes[losses.index(min(losses))]
 
 
 def compute_preference_loss(data: SelectionData, source: LatentSource) -> float:
