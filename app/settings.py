@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     models: str = Field(
         "", description="Comma-separated names of the models to serve; empty: all in the folder."
     )
-    default_model: str = Field("", description="Model used when a request names none; empty: the first one.")
+    default_model: str = Field("", description="For requests that name none; empty: as in serving.toml.")
     dialects: str = Field(
         "all", description="Comma-separated API dialects to serve besides the native API; empty: none."
     )

@@ -8,11 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-import numpy as np
-from numpy.typing import NDArray
-
-FloatArray = NDArray[np.float32]
-DoubleArray = NDArray[np.float64]
 FORBID_EXTRA = {"extra": "forbid"}
 """Pydantic config of dataclasses that are read from files: unknown keys are errors."""
 MIN_AGREEMENT = 0.8
@@ -126,7 +121,7 @@ class EncodedItem:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Saved options of a model. `steer` maps a latent number or a cluster name to a factor."""
+    """Saved options of a model. `steer` maps a latent number or a concept to a factor."""
 
     __pydantic_config__ = FORBID_EXTRA
     about: str = ""
@@ -142,7 +137,6 @@ class ScoreOptions:
     explain: Explain = Explain.FEATURES
     top_k: int = 5
     length_control: bool = False
-    clusters: bool = False
     steer: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -166,135 +160,24 @@ class Feature:
     The feature with sign 0 merges all that is orthogonal to the selected directions. `difference` is the
     firing rate in preferred minus rejected responses, `stability` the share of bootstrap samples that select
     it, `agreement` the AUROC of its projection predicting its firing, `keywords` its label's words.
+    `label_score` is the label's balanced accuracy in a blind test of `label_items` texts; a label that was
+    made automatically has 0 of them, and a score on tokens. `snippets` are short texts that express it, if
+    their owner put them into the bundle.
     """
 
     latent: int
     sign: int
     label: str | None = None
     label_score: float | None = None
+    label_items: int = 0
     url: str | None = None
     difference: float | None = None
     stability: float | None = None
     agreement: float | None = None
     keywords: tuple[str, ...] = ()
+    snippets: tuple[str, ...] = ()
 
     @property
     def projection_predicts_firing(self) -> bool:
         """Whether the projection predicts well enough when the latent fires."""
         return (self.agreement or 0.0) >= MIN_AGREEMENT
-
-
-@dataclass(frozen=True, slots=True)
-class Contribution:
-    """A feature's share of one reward, relative to the baseline; `model` is the model it belongs to."""
-
-    model: str
-    feature: Feature
-    contribution: float
-    projection: float
-    activation: float
-    fired: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """Directions with the same label and their total contribution; the name is None without a label."""
-
-    name: str | None
-    directions: int
-    contribution: float
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredPassage:
-    """A passage [start, end) of the response's tokens; contribution == weight * (reward - baseline)."""
-
-    start: int
-    end: int
-    text: str
-    reward: float
-    weight: float
-    contribution: float
-
-
-@dataclass(frozen=True, slots=True)
-class TokenCredit:
-    """A response token, and the change of the reward when it is appended to the text before it."""
-
-    text: str
-    credit: float
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredTurn:
-    """The reward of the conversation cut after one assistant turn, which is message number `message`.
-
-    `change` is the difference of reward - length_correction + penalty from the turn before; for the first
-    turn, from the baseline of the whole score.
-    """
-
-    message: int
-    reward: float
-    uncertainty: float
-    length_correction: float
-    penalty: float = 0.0
-    change: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class CompositePart:
-    """One model's part of a composite reward: its scaled and weighted reward. All parts sum to the reward."""
-
-    model: str
-    weight: float
-    reward: float
-    contribution: float
-    scale: float
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """One reward and its explanation; a composite also has `parts` and its models' scores in `part_scores`.
-
-    reward == baseline + sum of all contributions + length_correction - penalty + residual.
-    With turns, reward == baseline + sum of their changes + length_correction - penalty as well.
-    `contributions` are those of all directions; a composite has none of its own.
-    """
-
-    model: str
-    reward: float
-    uncertainty: float
-    percentile: float | None
-    distance: float
-    baseline: float
-    length_correction: float
-    residual: float
-    steer: Mapping[str, float]
-    features: tuple[Contribution, ...]
-    clusters: tuple[Cluster, ...]
-    tokens: tuple[TokenCredit, ...] | None
-    projections: FloatArray
-    activations: FloatArray
-    contributions: DoubleArray
-    passages: tuple[ScoredPassage, ...] = ()
-    length_control: bool = False
-    penalty: float = 0.0
-    parts: tuple[CompositePart, ...] = ()
-    part_scores: "tuple[Score, ...]" = ()
-    turns: tuple[ScoredTurn, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredItem:
-    """One scored item: one score per requested model, and the tokens and seconds spent on them.
-
-    `computed_tokens` are the item's tokens that went through the backbone, after sharing prefixes.
-    `forward_s` and `head_s` are the times of its whole batch; `wait_s` is the time it waited for the device.
-    """
-
-    encoded: EncodedItem
-    scores: tuple[Score, ...]
-    computed_tokens: int
-    forward_s: float
-    head_s: float
-    wait_s: float = 0.0

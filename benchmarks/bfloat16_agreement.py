@@ -17,8 +17,9 @@ from app.backbone.packing import split_into_batches
 from app.data.pairs import read_pairs
 from app.reward import loading
 from app.reward.engine import Engine
+from app.scores import Score, ScoredItem
 from app.settings import Settings
-from app.types import Explain, Item, Score, ScoredItem, ScoreJob, ScoreOptions
+from app.types import Explain, Item, ScoreJob, ScoreOptions
 
 DTYPES = ("float32", "bfloat16")
 MIN_SPEARMAN = 0.999

@@ -25,11 +25,12 @@ from app.backbone.packing import pack
 from app.reward import loading
 from app.reward.engine import Engine
 from app.reward.pooling import mean_pool, pooled_span
+from app.scores import ScoredItem
 from app.serve.application import create_app
 from app.serve.drift import DriftMonitor
 from app.serve.metrics import Metrics
 from app.settings import Settings
-from app.types import Item, Message, ScoredItem, ScoreJob, ScoreOptions
+from app.types import Item, Message, ScoreJob, ScoreOptions
 from benchmarks import machine
 
 ROUNDS = 5

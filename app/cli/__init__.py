@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from app.backbone.runtime import memory, threads
-from app.cli import align, evaluate, models, offline, serve, train
+from app.cli import align, evaluate, models, names, offline, serve, train
 from app.cli.common import ErrorHandlingGroup
 
 threads.limit_openmp_spinning()
@@ -18,6 +18,8 @@ app.add_typer(evaluate.app)
 app.add_typer(offline.app)
 app.add_typer(align.app)
 app.add_typer(models.app, name="models")
+app.add_typer(names.features, name="features")
+app.add_typer(names.names, name="names")
 
 
 def _print_version(requested: bool) -> None:  # noqa: FBT001 # the signature of an option's callback

@@ -104,7 +104,7 @@ def compare(
     """Compare the two responses of each pair: which is better, how probably, and because of which features.
 
     New columns: margin, probability, chosen_reward, rejected_reward, uncertainty, distance,
-    truncated, features.
+    truncated, features, and with features also why, coverage and concepts.
     Bad rows are written to a file beside OUT, each with the reason.
     Run the same command again to resume an interrupted run.
     """

@@ -1,4 +1,7 @@
-"""A waterfall chart of a reward for the terminal: how the baseline and the features add up to it."""
+"""A waterfall chart of a reward for the terminal: how the baseline and the concepts add up to it.
+
+Without concepts, the steps are the largest features.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,6 +13,7 @@ from rich.text import Text
 RewardJson = Mapping[str, Any]
 WaterfallStep = tuple[str, float, float]
 BAR_WIDTH = 36
+MAX_CONCEPTS = 8
 
 
 def render_waterfall(reward: RewardJson) -> Table:
@@ -33,12 +37,11 @@ def render_waterfall(reward: RewardJson) -> Table:
 
 def _iter_steps(reward: RewardJson) -> Iterator[WaterfallStep]:
     """Yield the name, start and end of each bar."""
-    several_models = len({feature["model"] for feature in reward["features"]}) > 1
+    concepts = [concept for concept in reward.get("concepts", ()) if concept["name"]]
+    shown = concepts[:MAX_CONCEPTS] or reward["features"]
+    several_models = len({part["model"] for part in shown}) > 1
     parts = [("baseline", reward["baseline_reward"])]
-    parts += [
-        (_format_name(feature, with_model=several_models), feature["contribution"])
-        for feature in reward["features"]
-    ]
+    parts += [(_format_name(part, with_model=several_models), part["contribution"]) for part in shown]
     adjustments = [
         ("length control", reward["length_correction"]),
         ("uncertainty penalty", -reward["penalty"]),
@@ -46,18 +49,24 @@ def _iter_steps(reward: RewardJson) -> Iterator[WaterfallStep]:
     adjustments = [(name, value) for name, value in adjustments if value]
     rest = reward["reward"] - sum(value for _, value in (*parts, *adjustments))
     total = 0.0
-    for name, value in (*parts, ("all other features", rest), *adjustments):
+    for name, value in (*parts, ("everything else", rest), *adjustments):
         yield name, total, total + value
         total += value
     yield "reward", 0.0, reward["reward"]
 
 
-def _format_name(feature: Mapping[str, Any], *, with_model: bool) -> str:
-    """Return a feature's label and latent; the one with sign 0, which merges directions, has no latent."""
-    name = feature["label"] or "latent"
-    if feature["sign"]:
-        name += f" ({feature['id']})"
-    return f"{feature['model']}: {name}" if with_model else name
+def _format_name(part: Mapping[str, Any], *, with_model: bool) -> str:
+    """Return the name of a concept, or a feature's label and latent.
+
+    The feature with sign 0, which merges directions, has no latent.
+    """
+    if "id" not in part:
+        name = part["name"]
+    else:
+        name = part["label"] or "latent"
+        if part["sign"]:
+            name += f" ({part['id']})"
+    return f"{part['model']}: {name}" if with_model else name
 
 
 def _format_title(reward: RewardJson) -> str:
@@ -65,10 +74,11 @@ def _format_title(reward: RewardJson) -> str:
 
 
 def _format_caption(reward: RewardJson) -> str:
-    """Return the percentile, the distance and a note on truncation."""
+    """Return the explanation in words, the percentile, the distance and a note on truncation."""
     notes = [f"distance {reward['distance']:.0f} (near 100: the reward is unreliable)"]
     if reward["percentile"] is not None:
         notes.insert(0, f"percentile {reward['percentile']:.0f}")
     if reward["truncated"]:
         notes.append("the oldest text was truncated")
-    return ", ".join(notes)
+    summary = ", ".join(notes)
+    return f"{reward['why']}\n{summary}" if reward.get("why") else summary

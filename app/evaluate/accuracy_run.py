@@ -15,8 +15,9 @@ from app.evaluate.accuracy import ScoredPairs, evaluate_pairs
 from app.reward import bundle, loading
 from app.reward.engine import Engine
 from app.reward.reward_model import RewardModel
+from app.scores import Score
 from app.settings import Settings
-from app.types import Explain, Item, Pair, Progress, Score, ScoreJob, ScoreOptions
+from app.types import Explain, Item, Pair, Progress, ScoreJob, ScoreOptions
 
 MAX_BATCH_TOKENS = 4096
 

@@ -181,11 +181,12 @@ def _render_uncertainty(audit: Results) -> Iterator[str]:
 def _render_control(audit: Results) -> Iterator[str]:
     yield ""
     yield from render_length_settings(audit["length"])
-    yield "\n| steered cluster | directions | factor | shift of its target | shift of the rest |"
+    yield "\n| steered concept | directions | factor | shift of its target | shift of the rest |"
     yield "|---|---|---|---|---|"
     for row in audit["steering"][:5]:
+        name = row.get("concept") or row["cluster"]  # its key in reports of earlier versions
         yield (
-            f"| {row['cluster']} | {row['directions']} | {row['factor']:g} | {row['target']:+.2f} "
+            f"| {name} | {row['directions']} | {row['factor']:g} | {row['target']:+.2f} "
             f"| {row['rest']:+.3f} |"
         )
 

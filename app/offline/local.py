@@ -14,10 +14,11 @@ from app.offline.scorers import Fingerprint, RowResult, RowScorer, ScoringReques
 from app.offline.tasks import RowItems
 from app.reward import loading
 from app.reward.engine import Engine, PreparedBatch
+from app.scores import ScoredItem
 from app.serve.api.comparison import compare_scores
 from app.serve.api.serialization import serialize_margin, serialize_score
 from app.settings import Settings
-from app.types import EncodedItem, Progress, ScoredItem, ScoreJob
+from app.types import EncodedItem, Progress, ScoreJob
 
 
 @contextmanager

@@ -32,7 +32,7 @@ class ScoringRequest:
     @property
     def score_options(self) -> ScoreOptions:
         """The request as options of the engine; a comparison computes its features from the two scores."""
-        explain = Explain.FEATURES if self.top_k and not self.paired else Explain.NONE
+        explain = Explain.FEATURES if self.top_k else Explain.NONE
         return ScoreOptions((self.model,), explain, self.top_k, length_control=self.length_control)
 
 

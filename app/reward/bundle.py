@@ -1,4 +1,4 @@
-"""Reward models on disk: manifest, safetensors, features, probes, profiles, and SHA256SUMS.
+"""Reward models on disk: manifest, safetensors, features, concepts, probes, profiles, and SHA256SUMS.
 
 `load_bundle` validates every file: digests must match SHA256SUMS, and tensors must have the shapes that the
 manifest implies. `check_backbone_matches` compares the model with the backbone. The engine scores the probes.
@@ -21,7 +21,14 @@ from app.errors import BundleError
 from app.reward.calibration import Calibration
 from app.reward.directions import Dictionary
 from app.reward.head import Head
-from app.reward.reward_model import READABLE_SCHEMAS, ModelCard, Probe, RewardModel
+from app.reward.reward_model import (
+    READABLE_SCHEMAS,
+    Concept,
+    ModelCard,
+    Probe,
+    RewardModel,
+    check_concepts,
+)
 from app.types import Feature, HeadKind, Pooling, Profile
 
 MAX_STEERING_FACTOR = 1000.0
@@ -32,6 +39,8 @@ MAX_HEADER_BYTES = 1 << 20
 ALLOWED_DTYPES = {"F16", "F32", "F64"}
 DECILES = 9
 DIGESTED_FILES = ("manifest.json", "weights.safetensors", "features.json", "probes.json")
+CONCEPTS_FILE = "concepts.json"
+"""A file with a digest that a bundle may lack."""
 DICTIONARY_TENSORS = ("encoder", "bias", "threshold", "directions")
 HEAD_TENSORS = ("center", "scale", "w1", "b1", "w2", "b2")
 CALIBRATION_TENSORS = {
@@ -50,14 +59,28 @@ TensorShape = tuple[int | str, ...]
 def save_bundle(model: RewardModel, folder: Path) -> None:
     """Write a bundle. SHA256SUMS is written last, so that an incomplete bundle never loads."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "SHA256SUMS").unlink(missing_ok=True)
+    for file in ("SHA256SUMS", CONCEPTS_FILE):
+        (folder / file).unlink(missing_ok=True)
     _save_weights(model, folder / "weights.safetensors")
     probes = [{"exchange": asdict(probe.item), "reward": probe.reward} for probe in model.probes]
     _write_json(folder / "manifest.json", asdict(model.card))
     _write_json(folder / "features.json", [asdict(feature) for feature in model.features])
     _write_json(folder / "probes.json", probes)
-    sums = "".join(f"{_sha256(folder / name)}  {name}\n" for name in DIGESTED_FILES)
-    (folder / "SHA256SUMS").write_text(sums)
+    write_digests(folder)
+
+
+def save_names(model: RewardModel, folder: Path) -> None:
+    """Write the features and concepts of a bundle that exists; its other files stay as they are."""
+    (folder / "SHA256SUMS").unlink(missing_ok=True)
+    _write_json(folder / "features.json", [asdict(feature) for feature in model.features])
+    _write_json(folder / CONCEPTS_FILE, [asdict(concept) for concept in model.concepts])
+    write_digests(folder)
+
+
+def write_digests(folder: Path) -> None:
+    """Write SHA256SUMS from the files as they are."""
+    names = [*DIGESTED_FILES, *([CONCEPTS_FILE] if (folder / CONCEPTS_FILE).exists() else [])]
+    (folder / "SHA256SUMS").write_text("".join(f"{_sha256(folder / name)}  {name}\n" for name in names))
 
 
 def load_bundle(folder: Path) -> RewardModel:
@@ -78,7 +101,8 @@ def load_bundle(folder: Path) -> RewardModel:
         raise BundleError(
             f"{folder.name}: needs probes and one feature for each of {card.directions} directions"
         )
-    model = RewardModel(card, dictionary, head, calibration, features, probes)
+    concepts = _load_concepts(folder, features)
+    model = RewardModel(card, dictionary, head, calibration, features, probes, concepts=concepts)
     return replace(model, profiles=_load_profiles(model, folder / "profiles"))
 
 
@@ -198,10 +222,22 @@ def _load_profiles(model: RewardModel, folder: Path) -> dict[str, Profile]:
     for name, profile in profiles.items():
         for key, factor in profile.steer.items():
             if not model.find_directions(key):
-                raise BundleError(f"{model.card.name}@{name}: no latent or cluster {key!r} in this model")
+                raise BundleError(f"{model.card.name}@{name}: no latent or concept {key!r} in this model")
             if not abs(factor) <= MAX_STEERING_FACTOR:
                 raise BundleError(f"{model.card.name}@{name}: factor {factor} of {key!r} is not within ±1000")
     return profiles
+
+
+def _load_concepts(folder: Path, features: tuple[Feature, ...]) -> tuple[Concept, ...]:
+    """Read the concepts of a bundle; none if it has no concepts.json."""
+    if not (folder / CONCEPTS_FILE).exists():
+        return ()
+    concepts: tuple[Concept, ...] = _parse_json(folder / CONCEPTS_FILE, tuple[Concept, ...])
+    try:
+        check_concepts(concepts, features)
+    except ValueError as error:
+        raise BundleError(f"{folder.name}/{CONCEPTS_FILE}: {error}") from error
+    return concepts
 
 
 def _check_card(card: ModelCard) -> None:
@@ -223,7 +259,8 @@ def _check_digests(folder: Path) -> None:
         raise BundleError(f"{folder}: not a bundle (SHA256SUMS is missing)")
     lines = [line.partition("  ") for line in sums.read_text(errors="replace").splitlines()]
     expected = {name: digest for digest, _, name in lines}
-    for name in DIGESTED_FILES:
+    optional = [CONCEPTS_FILE] if CONCEPTS_FILE in expected or (folder / CONCEPTS_FILE).exists() else []
+    for name in (*DIGESTED_FILES, *optional):
         if not (folder / name).exists():
             raise BundleError(f"{folder.name}: {name} is missing")
         digest = _sha256(folder / name)

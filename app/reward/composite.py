@@ -16,8 +16,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.errors import BundleError, InvalidInput
 from app.reward.calibration import Calibration
-from app.reward.explanations import compute_changes
-from app.types import FORBID_EXTRA, Cluster, CompositePart, Contribution, Score, ScoredTurn, TokenCredit
+from app.reward.explanation.contributions import compute_changes
+from app.reward.explanation.why import describe_reward
+from app.scores import CompositePart, ConceptContribution, Contribution, Score, ScoredTurn, TokenCredit
+from app.types import FORBID_EXTRA
 
 MIN_STD = 1e-6
 MeanAndStd = tuple[float, float]
@@ -79,6 +81,13 @@ def combine_scores(
     name: str, composite: Composite, scores: Sequence[Score], scales: Sequence[RewardScale], top_k: int
 ) -> Score:
     """Combine the scores of one item, in the order of the composite's weights, into one score."""
+    combined = _combine(name, composite, scores, scales, top_k)
+    return replace(combined, why=describe_reward(combined, "")) if combined.concepts else combined
+
+
+def _combine(
+    name: str, composite: Composite, scores: Sequence[Score], scales: Sequence[RewardScale], top_k: int
+) -> Score:
     weighted = _weight_scores(composite, scores, scales)
     penalty = composite.penalty if composite.mode is CompositeMode.CAUTIOUS else 0.0
     parts = tuple(_make_part(part, penalty) for part in weighted)
@@ -96,7 +105,8 @@ def combine_scores(
         residual=sum(part.scale * part.score.residual for part in weighted),
         steer={f"{score.model}:{key}": factor for score in scores for key, factor in score.steer.items()},
         features=_scale_features(weighted)[:top_k],
-        clusters=_merge_clusters(weighted),
+        concepts=_scale_concepts(weighted),
+        coverage=_combine_coverage(weighted),
         tokens=_sum_token_credits(weighted),
         parts=parts,
         part_scores=tuple(scores),
@@ -126,6 +136,18 @@ def explain_composite_margin(
         for feature in explain_part(*scores)
     ]
     return tuple(sorted(features, key=lambda feature: -abs(feature.contribution)))
+
+
+def combine_margin_coverage(
+    chosen: Score, rejected: Score, cover_part: Callable[[Score, Score], float | None]
+) -> float | None:
+    """Return the share of the sizes of all models' contributions to a margin that is in concepts."""
+    total = covered = 0.0
+    for part, *scores in zip(chosen.parts, chosen.part_scores, rejected.part_scores, strict=True):
+        size = part.scale * float(np.abs(scores[0].contributions - scores[1].contributions).sum())
+        total += size
+        covered += size * (cover_part(*scores) or 0.0)
+    return covered / total if total else None
 
 
 def compute_reward_scale(calibration: Calibration) -> RewardScale:
@@ -164,7 +186,7 @@ def _combine_turn(
 ) -> ScoredTurn:
     """Combine one turn of all models as the scores of the conversation cut after it would be combined."""
     turns = [score.turns[index] for score in scores]
-    unexplained = [replace(score, features=(), clusters=(), tokens=None, turns=()) for score in scores]
+    unexplained = [replace(score, features=(), concepts=(), tokens=None, turns=()) for score in scores]
     scores_at_turn = [
         replace(
             score,
@@ -183,24 +205,40 @@ def _combine_turn(
 def _scale_features(weighted: Sequence[WeightedScore]) -> tuple[Contribution, ...]:
     """Return the features of all models with scaled contributions, largest first."""
     features = [
-        replace(feature, contribution=part.scale * feature.contribution)
+        replace(
+            feature,
+            contribution=part.scale * feature.contribution,
+            credits=_scale_credits(feature.credits, part.scale),
+        )
         for part in weighted
         for feature in part.score.features
     ]
     return tuple(sorted(features, key=lambda feature: -abs(feature.contribution)))
 
 
-def _merge_clusters(weighted: Sequence[WeightedScore]) -> tuple[Cluster, ...]:
-    """Merge clusters with the same name across models, largest contribution first."""
-    merged: dict[str | None, Cluster] = {}
-    for part in weighted:
-        for cluster in part.score.clusters:
-            previous = merged.get(cluster.name, Cluster(cluster.name, 0, 0.0))
-            contribution = previous.contribution + part.scale * cluster.contribution
-            merged[cluster.name] = Cluster(
-                cluster.name, previous.directions + cluster.directions, contribution
-            )
-    return tuple(sorted(merged.values(), key=lambda cluster: -abs(cluster.contribution)))
+def _scale_concepts(weighted: Sequence[WeightedScore]) -> tuple[ConceptContribution, ...]:
+    """Return the concepts of all models with scaled contributions, largest first."""
+    concepts = [
+        replace(
+            concept,
+            contribution=part.scale * concept.contribution,
+            credits=_scale_credits(concept.credits, part.scale),
+        )
+        for part in weighted
+        for concept in part.score.concepts
+    ]
+    return tuple(sorted(concepts, key=lambda concept: -abs(concept.contribution)))
+
+
+def _combine_coverage(weighted: Sequence[WeightedScore]) -> float | None:
+    """Return the share of the summed sizes of all models' scaled contributions that is in concepts."""
+    sizes = [part.scale * float(np.abs(part.score.contributions).sum()) for part in weighted]
+    covered = [size * (part.score.coverage or 0.0) for size, part in zip(sizes, weighted, strict=True)]
+    return sum(covered) / sum(sizes) if sum(sizes) and weighted[0].score.concepts else None
+
+
+def _scale_credits(shares: tuple[float, ...], scale: float) -> tuple[float, ...]:
+    return tuple(scale * share for share in shares)
 
 
 def _sum_token_credits(weighted: Sequence[WeightedScore]) -> tuple[TokenCredit, ...] | None:

@@ -19,27 +19,21 @@ from app.backbone.packing import PackedBatch, TokenIds, pack
 from app.backbone.prefix_cache import PrefixCache, PrefixCacheLookup, PrefixQuery
 from app.backbone.tokenization import ChatTokenizer
 from app.errors import BundleError, InvalidInput, NonFiniteScore, NotFound
-from app.reward import explanations
 from app.reward.bundle import check_backbone_matches
 from app.reward.composite import (
     Composite,
+    combine_margin_coverage,
     combine_scores,
     compute_reward_scale,
     explain_composite_margin,
 )
+from app.reward.explanation import contributions
+from app.reward.explanation.concepts import compute_coverage
+from app.reward.pooled_turns import PackedJob, first_read_token
 from app.reward.reward_model import RewardModel
-from app.reward.scoring import PackedJob, first_read_token, score_with_model
-from app.types import (
-    Contribution,
-    EncodedItem,
-    Explain,
-    Item,
-    Profile,
-    Score,
-    ScoredItem,
-    ScoreJob,
-    ScoreOptions,
-)
+from app.reward.scoring import score_with_model
+from app.scores import Contribution, Score, ScoredItem
+from app.types import EncodedItem, Explain, Item, Profile, ScoreJob, ScoreOptions
 
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 """Maximum difference between a probe's reward and the one in the bundle, by precision of the backbone."""
@@ -89,7 +83,7 @@ class Engine:
         for key in options.steer:
             if not any(model.find_directions(key) for model in models):
                 raise InvalidInput(
-                    f"{key!r} is neither a latent nor a cluster of {', '.join(options.models)}",
+                    f"{key!r} is neither a latent nor a concept of {', '.join(options.models)}",
                     f"steer.{key}",
                     "unknown_latent",
                 )
@@ -232,7 +226,18 @@ class Engine:
         if chosen.part_scores:
             explain_part = partial(self.explain_margin, top_k=top_k)
             return explain_composite_margin(chosen, rejected, explain_part)[:top_k]
-        return explanations.explain_margin(self.resolve_model(chosen.model)[0], chosen, rejected, top_k)
+        return contributions.explain_margin(self.resolve_model(chosen.model)[0], chosen, rejected, top_k)
+
+    def compute_margin_coverage(self, chosen: Score, rejected: Score) -> float | None:
+        """Return the share of the summed sizes of the contributions to a margin that is in concepts."""
+        if chosen.part_scores:
+            return combine_margin_coverage(chosen, rejected, self.compute_margin_coverage)
+        model = self.resolve_model(chosen.model)[0]
+        return compute_coverage(model, chosen.contributions - rejected.contributions)
+
+    def get_domain(self, name: str) -> str:
+        """Return in words which texts a model was trained on; empty for composites."""
+        return "" if name in self.composites else self.resolve_model(name)[0].card.domain
 
     def compute_preference_probability(self, name: str, margin: float) -> float | None:
         """Return the probability that people prefer the response whose reward is higher by `margin`.

@@ -45,10 +45,14 @@ class Head:
         return torch.einsum("beh,eh->be", self._activate(self._hidden_inputs(x)), self.w2) + self.b2
 
     def compute_contributions(self, x: Tensor, origin: Tensor) -> Tensor:
-        """Return each direction's exact share of reward(x) - reward(origin), (B, K), mean of all members.
+        """Return each direction's exact share of reward(x) - reward(origin), (B, K), mean of all members."""
+        return (x - origin) * self.compute_path_gradient(x, origin)
 
-        These are integrated gradients along the straight path from `origin` to `x`, in closed form: the mean
-        slope of a hidden unit is the share of the path on which it is active.
+    def compute_path_gradient(self, x: Tensor, origin: Tensor) -> Tensor:
+        """Return the mean gradient of the reward on the straight path from `origin` to `x`, (B, K).
+
+        Contributions by it are integrated gradients, in closed form: the mean slope of a hidden unit is the
+        share of the path on which it is active.
         """
         before, after = self._hidden_inputs(origin), self._hidden_inputs(x)
         change = after - before
@@ -57,8 +61,7 @@ class Head:
             (self._activate(after) - self._activate(before)) / change,
             (after > 0).to(change.dtype) if self.kind is HeadKind.NETWORK else 1.0,
         )
-        gradient = torch.einsum("beh,eh,ehk->bk", slope, self.w2, self.w1) / len(self.b2)
-        return (x - origin) * gradient
+        return torch.einsum("beh,eh,ehk->bk", slope, self.w2, self.w1) / len(self.b2)
 
     @property
     def num_parameters(self) -> int:

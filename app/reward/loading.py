@@ -2,6 +2,8 @@
 
 import logging
 import os
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -53,6 +55,21 @@ def _load_engine(settings: Settings, progress: Progress) -> Engine:
             f"default_model {settings.default_model!r} is not a reward model; there are: {names}"
         )
     return engine
+
+
+def find_default_model(settings: Settings, names: Sequence[str]) -> str:
+    """Return the model for requests that name none: of the settings, of serving.toml, or the first one.
+
+    A model in serving.toml that is not served is ignored, because a server may serve only some models.
+    """
+    file = settings.models_dir / "serving.toml"
+    configured = ""
+    if file.exists():
+        try:
+            configured = tomllib.loads(file.read_text()).get("default_model", "")
+        except tomllib.TOMLDecodeError as error:
+            raise BundleError(f"{file.name}: {error}") from error
+    return settings.default_model or (configured if configured in names else names[0])
 
 
 def select_worker_settings(settings: Settings, index: int) -> Settings:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from app.backbone.runtime.transfer import copy_to_device
 from app.backbone.tokenization import SENTENCE_ENDS
-from app.types import FORBID_EXTRA, AssistantTurn, EncodedItem, ScoredPassage
+from app.scores import ScoredPassage
+from app.types import FORBID_EXTRA, AssistantTurn, EncodedItem
 
 MIN_PASSAGE_TOKENS = 4
 """Tokens that a passage has at least; a shorter sentence belongs to the next one, or to the last."""
@@ -180,68 +181,6 @@ def rank_passages(
     for start, end, reward, weight, contribution, index in sorted(rows, key=lambda row: -row[3]):
         ranked[index].append(ScoredPassage(start, end, "", reward, weight, contribution))
     return ranked
-
-
-@dataclass(frozen=True, slots=True)
-class PrefixPassages:
-    """The passages of every prefix of a response: some closed ones, and often one that is still open.
-
-    Prefix t ends with token t. It has the first `num_closed[t]` of the `closed` passages, and one more from
-    `open_starts[t]` to its end if `has_open[t]`.
-    """
-
-    closed: list[tuple[int, int]]
-    num_closed: Tensor
-    open_starts: Tensor
-    has_open: Tensor
-
-    @classmethod
-    def from_sentences(cls, ends_sentence: Sequence[bool], device: torch.device) -> "PrefixPassages":
-        """Return the passages of all prefixes of a response."""
-        closed: list[tuple[int, int]] = []
-        rows: list[tuple[int, int, bool]] = []
-        start = 0
-        for end, is_end in enumerate(ends_sentence, 1):
-            length = end - start
-            if _closes_passage(length, ends_sentence=is_end):
-                closed.append((start, end))
-                rows.append((len(closed), start, False))
-                start = end
-            elif closed and length < MIN_PASSAGE_TOKENS:
-                rows.append((len(closed) - 1, closed[-1][0], True))
-            else:
-                rows.append((len(closed), start, True))
-        num_closed, open_starts, has_open = torch.tensor(rows, device=device).unbind(1)
-        return cls(closed, num_closed, open_starts, has_open.bool())
-
-    def pool(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the means of `values` (T, K) in the closed passages (C, K) and in each open one (T, K)."""
-        sums = _cumulate(values.double())
-        ends = torch.arange(1, len(values) + 1, device=values.device)
-        starts = self.open_starts
-        opened = (sums[ends] - sums[starts]) / (ends - starts)[:, None]
-        closed = torch.tensor(self.closed, dtype=torch.long, device=values.device).reshape(-1, 2)
-        first, last = closed.unbind(1)
-        return (sums[last] - sums[first]) / (last - first)[:, None], opened
-
-    def combine(self, whole: Tensor, closed: Tensor, opened: Tensor, reading: PassageReading) -> Tensor:
-        """Return the reward of each prefix, (T,), from those of its mean (T,) and of its passages."""
-        low = torch.cat([closed, opened]).min() - 1
-        before = closed.new_full((1,), -math.inf)
-        total, weighted = (
-            torch.logaddexp(
-                torch.cat([before, closed_values.logcumsumexp(0)])[self.num_closed],
-                torch.where(self.has_open, open_values, -math.inf),
-            )
-            for closed_values, open_values in (
-                (closed * reading.signed_sharpness, opened * reading.signed_sharpness),
-                (
-                    closed * reading.signed_sharpness + (closed - low).log(),
-                    opened * reading.signed_sharpness + (opened - low).log(),
-                ),
-            )
-        )
-        return (1 - reading.share) * whole + reading.share * ((weighted - total).exp() + low)
 
 
 def _closes_passage(length: int, *, ends_sentence: bool) -> bool:

@@ -29,11 +29,3 @@ def credited_span(pooling: Pooling, turn: AssistantTurn) -> tuple[int, int]:
 def mean_pool(values: Tensor, lengths: list[int]) -> Tensor:
     """Return the mean of each turn's rows; `values` are the rows of all turns, concatenated."""
     return torch.stack([rows.mean(0) for rows in torch.split(values, lengths)])
-
-
-def pool_prefixes(pooling: Pooling, projections: Tensor) -> Tensor:
-    """Return for each token the pooled projections if the response ended there."""
-    if pooling is not Pooling.MEAN:
-        return projections
-    counts = torch.arange(1, len(projections) + 1, device=projections.device)[:, None]
-    return projections.cumsum(0) / counts

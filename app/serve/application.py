@@ -15,6 +15,7 @@ from app.backbone.runtime import autotune
 from app.backbone.runtime.threads import plan_concurrent_batches, run_in_temporary_thread
 from app.errors import SourceError
 from app.reward.engine import Engine
+from app.reward.loading import find_default_model
 from app.serve import adapters
 from app.serve.api import admin_routes, routes
 from app.serve.api.error_handlers import install_error_handlers
@@ -41,7 +42,7 @@ def create_app(engine: Engine, settings: Settings, registry: CollectorRegistry) 
     )
     app.state.engine, app.state.settings = engine, settings
     app.state.registry, app.state.metrics = registry, metrics
-    app.state.default_model = settings.default_model or next(iter(engine.models))
+    app.state.default_model = find_default_model(settings, engine.model_names)
     app.state.device_lost, app.state.shut_down = False, lambda: None
     for router in (web.router, routes.router, admin_routes.router, admin_routes.admin_router):
         app.include_router(router)

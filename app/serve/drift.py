@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from app.evaluate.audit import shift
 from app.evaluate.audit.shift import BINS, FIRST_PROJECTION, REWARD, BinCounts
 from app.reward.reward_model import RewardModel
+from app.scores import Score
 from app.serve.api.response_schemas import CallerDriftSchema, FeatureDriftSchema
 from app.serve.metrics import Metrics
-from app.types import Score
 
 HALF_WINDOW = 1000
 MIN_RESPONSES = 200

@@ -17,8 +17,8 @@ from app.train.head.fitting import HeadConfig, HeadFitter, tune_config
 from app.train.head.linear import LinearHeadConfig, append_orthogonal
 from app.train.head.passage_choice import PASSAGE_FOLDS, ReadingTrial, choose_passages
 from app.train.head.training_set import TrainingSet
-from app.train.names import labels
-from app.train.names.contexts import TokenContexts, collect_contexts
+from app.train.names import automatic
+from app.train.names.token_contexts import TokenContexts, collect_contexts
 from app.train.reward_function import RewardFunction
 from app.train.sae.choice import choose_response_sae
 from app.train.sae.response_sae import ResponseSae, ResponseSaeConfig
@@ -207,7 +207,7 @@ def name(
     if source.sae_input is SaeInput.RESPONSES:
         return _measure_agreement(features, directions, extracted.features)
     dictionary = directions.dictionary.to(extractor.backbone.device)
-    return labels.name_features(
+    return automatic.name_features(
         features, dictionary, contexts, extractor.tokenizer, extractor.backbone, neuronpedia
     )
 
@@ -220,7 +220,7 @@ def _measure_agreement(
     fired = (directions.dictionary.encode(residuals) > 0).numpy()
     projections = directions.dictionary.project(residuals).numpy()
     return tuple(
-        replace(feature, agreement=labels.compute_auroc(projections[:, k], fired[:, k]))
+        replace(feature, agreement=automatic.compute_auroc(projections[:, k], fired[:, k]))
         for k, feature in enumerate(features)
     )
 

@@ -10,8 +10,9 @@ from app.backbone.packing import TokenIds, pack
 from app.backbone.prefix_cache import MIN_PREFIX_TOKENS, CachedPrefix, PrefixCache, PrefixQuery
 from app.reward import loading
 from app.reward.engine import Engine
+from app.scores import ScoredItem
 from app.settings import Settings
-from app.types import Explain, Item, Message, ScoredItem, ScoreJob, ScoreOptions
+from app.types import Explain, Item, Message, ScoreJob, ScoreOptions
 from tests.support import tiny
 
 ALL_MODELS = ScoreOptions(tuple(tiny.MODELS), Explain.TOKENS, top_k=tiny.K)

@@ -174,7 +174,7 @@ def test_the_chart_names_each_part_of_a_reward() -> None:
     })  # fmt: skip
     assert dict(steps) == {
         "baseline": 0.0, "safety: [refusal] (7)": 0.5, "kind: latent (8)": -1.0, "kind: the rest": 0.25,
-        "all other features": -0.3, "uncertainty penalty": -0.25, "reward": -0.8,
+        "everything else": -0.3, "uncertainty penalty": -0.25, "reward": -0.8,
     }  # fmt: skip
     caption = "distance 100 (near 100: the reward is unreliable), the oldest text was truncated"
     assert caption in " ".join(text.split())

@@ -24,11 +24,12 @@ from app.backbone.packing import PackedBatch
 from app.errors import NonFiniteScore
 from app.reward import loading
 from app.reward.engine import Engine, PreparedBatch
+from app.scores import ScoredItem
 from app.serve import process
 from app.serve.application import create_app
 from app.serve.middleware import access_log
 from app.settings import Settings
-from app.types import ScoredItem, ScoreJob
+from app.types import ScoreJob
 from benchmarks.server import parse_samples
 
 RAISE_WORD = "poison"

@@ -21,8 +21,9 @@ from typing import Any
 import httpx
 
 from app.reward import loading
+from app.scores import ScoredItem
 from app.settings import Settings
-from app.types import Explain, Item, Message, ScoredItem, ScoreJob, ScoreOptions
+from app.types import Explain, Item, Message, ScoreJob, ScoreOptions
 from benchmarks.server import ServerProcess, parse_samples, run_sparserm
 
 WORDS = sorted({word for word in Path(__file__).read_text().split() if word.isalpha()})

@@ -34,7 +34,7 @@ MESSAGE = {"role": "user", "content": "amber"}
 ANSWER = {"role": "assistant", "content": "river"}
 NATIVE_REQUESTS: dict[str, dict[str, Any]] = {
     "/v1/rewards": {
-        "model": ["alpha", "beta"], "top_k": 2, "explain": "tokens", "clusters": True, "steer": {"3": 0.5},
+        "model": ["alpha", "beta"], "top_k": 2, "explain": "tokens", "steer": {"3": 0.5},
         "inputs": [
             {"messages": [MESSAGE], "responses": ["river", "stone"]}, {"prompt": "a", "response": "b"},
         ],

@@ -11,8 +11,9 @@ from app.offline.scorers import ScoringRequest
 from app.offline.tasks import SCORE
 from app.reward import loading
 from app.reward.engine import Engine, PreparedBatch
+from app.scores import ScoredItem
 from app.settings import Settings
-from app.types import Item, Message, ScoredItem
+from app.types import Item, Message
 from tests.faults.server_processes import OUT_OF_MEMORY_WORD, OVERFLOW_WORD, FaultyEngine
 from tests.support import offline_runs, tiny
 from tests.support.offline_runs import CLOSE, MODEL

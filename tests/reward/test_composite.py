@@ -9,12 +9,13 @@ from app.errors import BundleError, InvalidInput
 from app.reward import loading
 from app.reward.composite import load_composites
 from app.reward.engine import Engine
+from app.scores import Score
 from app.settings import Settings
-from app.types import Explain, Score, ScoreOptions
+from app.types import Explain, ScoreOptions
 from tests.support import tiny
 from tests.support.servers import open_client
 
-ALL = ScoreOptions(tiny.COMPOSITE_NAMES, Explain.TOKENS, top_k=10**6, clusters=True, length_control=True)
+ALL = ScoreOptions(tiny.COMPOSITE_NAMES, Explain.TOKENS, top_k=10**6, length_control=True)
 
 
 @pytest.fixture
@@ -34,16 +35,16 @@ def sum_explanation(score: Score) -> float:
     return score.baseline + contributions + score.length_correction - score.penalty + score.residual
 
 
-def test_features_parts_clusters_and_tokens_sum_to_the_reward(engine: Engine) -> None:
+def test_features_parts_concepts_and_tokens_sum_to_the_reward(engine: Engine) -> None:
     for scores in tiny.score_items(engine, tiny.random_items(8), ALL):
         for score in scores:
             assert sum_explanation(score) == pytest.approx(score.reward, abs=1e-9)
             assert sum(part.contribution for part in score.parts) == pytest.approx(score.reward, abs=1e-9)
             assert sum(part.weight for part in score.parts) == pytest.approx(1)
             assert abs(score.residual) <= 1e-5
-            clusters = sum(cluster.contribution for cluster in score.clusters)
+            concepts = sum(concept.contribution for concept in score.concepts)
             features = sum(feature.contribution for feature in score.features)
-            assert clusters == pytest.approx(features, abs=1e-9)
+            assert concepts == pytest.approx(features, abs=1e-9)
             assert score.tokens
             credits_sum = sum(token.credit for token in score.tokens)
             credited = score.baseline + credits_sum + score.length_correction - score.penalty

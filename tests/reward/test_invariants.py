@@ -17,8 +17,9 @@ from app.backbone.packing import pack, split_into_batches
 from app.errors import BundleError, NonFiniteScore
 from app.reward import bundle, loading
 from app.reward.engine import Engine
+from app.scores import Score, ScoredItem
 from app.settings import Settings
-from app.types import Explain, Score, ScoredItem, ScoreJob, ScoreOptions
+from app.types import Explain, ScoreJob, ScoreOptions
 from tests.support import tiny
 
 ALL = ScoreOptions(tuple(tiny.MODELS), Explain.TOKENS, top_k=tiny.K)

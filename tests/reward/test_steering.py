@@ -1,4 +1,4 @@
-"""Steering of clusters by name, saved profiles, and responses that report what was steered."""
+"""Steering of concepts by name, saved profiles, and responses that report what was steered."""
 
 import json
 from dataclasses import replace
@@ -29,14 +29,14 @@ def add_labels(model: RewardModel) -> RewardModel:
 
 @pytest.fixture
 def labelled(engine: Engine) -> Engine:
-    """The tiny engine with a cluster 'river' and a profile that removes it."""
+    """The tiny engine with a concept 'river' and a profile that removes it."""
     model = replace(
         add_labels(engine.models["alpha"]), profiles={"dry": Profile("no rivers", {"river": 0.0})}
     )
     return Engine(engine.backbone, engine.text, {"alpha": model})
 
 
-def test_a_cluster_can_be_steered_by_name(labelled: Engine) -> None:
+def test_a_concept_can_be_steered_by_name(labelled: Engine) -> None:
     latents = {str(labelled.models["alpha"].features[i].latent): 0.0 for i in RIVER_DIRECTIONS}
     items = tiny.random_items(1)
     ((by_name,),) = tiny.score_items(labelled, items, ScoreOptions(("alpha",), steer={"river": 0.0}))
@@ -46,12 +46,10 @@ def test_a_cluster_can_be_steered_by_name(labelled: Engine) -> None:
 
 
 def test_request_options_override_the_profile(labelled: Engine) -> None:
-    ((plain, dry),) = tiny.score_items(
-        labelled, tiny.random_items(1), ScoreOptions(("alpha", "alpha@dry"), clusters=True)
-    )
+    ((plain, dry),) = tiny.score_items(labelled, tiny.random_items(1), ScoreOptions(("alpha", "alpha@dry")))
     assert (plain.model, dry.model) == ("alpha", "alpha@dry")
     assert dry.reward != plain.reward
-    assert {cluster.name: cluster.contribution for cluster in dry.clusters}["river"] == 0
+    assert {concept.name: concept.contribution for concept in dry.concepts}["river"] == 0
     ((wet,),) = tiny.score_items(
         labelled, tiny.random_items(1), ScoreOptions(("alpha@dry",), steer={"river": 1.0})
     )
@@ -60,14 +58,12 @@ def test_request_options_override_the_profile(labelled: Engine) -> None:
         labelled.resolve_model("alpha@wet")
 
 
-def test_clusters_sum_to_the_same_as_features(labelled: Engine) -> None:
-    ((score,),) = tiny.score_items(
-        labelled, tiny.random_items(1), ScoreOptions(("alpha",), clusters=True, top_k=tiny.K)
-    )
-    clusters = sum(cluster.contribution for cluster in score.clusters)
+def test_concepts_sum_to_the_same_as_features(labelled: Engine) -> None:
+    ((score,),) = tiny.score_items(labelled, tiny.random_items(1), ScoreOptions(("alpha",), top_k=tiny.K))
+    concepts = sum(concept.contribution for concept in score.concepts)
     features = sum(feature.contribution for feature in score.features)
-    assert clusters == pytest.approx(features, abs=1e-9)
-    assert sum(cluster.directions for cluster in score.clusters) == tiny.K
+    assert concepts == pytest.approx(features, abs=1e-9)
+    assert sum(concept.features for concept in score.concepts) == tiny.K
 
 
 def test_margin_features_sum_under_a_profile(labelled: Engine) -> None:
@@ -93,12 +89,12 @@ async def test_profiles_on_disk_are_served_and_listed(tmp_path: Path) -> None:
 
 
 async def check_profile(client: httpx.AsyncClient) -> None:
-    body = {"model": "alpha@dry", "inputs": [{"prompt": "seven", "response": "maple"}], "clusters": True}
+    body = {"model": "alpha@dry", "inputs": [{"prompt": "seven", "response": "maple"}]}
     (row,) = (await client.post("/v1/rewards", json=body)).json()["data"]
     assert row["model"] == "alpha@dry"
     assert row["steer"] == {"river": 0.0}
     assert row["length_correction"] != 0
-    assert {cluster["name"] for cluster in row["clusters"]} == {"river", None}
+    assert {concept["name"] for concept in row["concepts"]} == {"river", None}
     card = (await client.get("/v1/models/alpha")).json()
     assert card["profiles"]["dry"]["about"] == "no rivers"
 

@@ -16,9 +16,10 @@ from app.backbone.runtime.cuda_graphs import CudaGraphRunner
 from app.errors import NonFiniteScore
 from app.reward import bundle, loading
 from app.reward.engine import Engine
-from app.reward.explanations import compute_changes
+from app.reward.explanation.contributions import compute_changes
+from app.scores import Score, ScoredItem, ScoredTurn
 from app.settings import Settings
-from app.types import Explain, Item, Message, Profile, Score, ScoredItem, ScoredTurn, ScoreJob, ScoreOptions
+from app.types import Explain, Item, Message, Profile, ScoreJob, ScoreOptions
 from tests.support import tiny
 
 TURNS = ScoreOptions(tuple(tiny.MODELS), Explain.TURNS, top_k=tiny.K)

@@ -9,12 +9,13 @@ from prometheus_client import CollectorRegistry
 
 from app.evaluate.audit.shift import stability_index
 from app.reward.engine import Engine
+from app.scores import Score
 from app.serve import drift
 from app.serve.batching.request_context import ANONYMOUS_CALLER
 from app.serve.drift import DriftMonitor, DriftWindow
 from app.serve.metrics import Metrics
 from app.settings import Settings
-from app.types import Score, ScoreOptions
+from app.types import ScoreOptions
 from tests.support import tiny
 from tests.support.servers import open_client
 

@@ -10,11 +10,12 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from app.errors import BundleError, NonFiniteScore
+from app.scores import ScoredItem
 from app.serve.batching.batcher import Batcher
 from app.serve.batching.fair_queue import FailedItem, FairQueue, QueuedJob
 from app.serve.batching.request_context import RequestContext
 from app.serve.metrics import Metrics
-from app.types import EncodedItem, ScoredItem, ScoreJob, ScoreOptions
+from app.types import EncodedItem, ScoreJob, ScoreOptions
 
 FAILING_ID = 666
 OUT_OF_MEMORY_ID = 777

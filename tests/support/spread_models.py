@@ -6,7 +6,8 @@ import torch
 
 from app.reward.engine import Engine
 from app.reward.reward_model import RewardModel
-from app.types import Explain, Item, Score, ScoreOptions
+from app.scores import Score
+from app.types import Explain, Item, ScoreOptions
 from tests.support import tiny
 
 

@@ -25,8 +25,9 @@ from app.reward.engine import Engine
 from app.reward.head import Head
 from app.reward.passages import PassageReading, PassageWeighting
 from app.reward.reward_model import ModelCard, Probe, RewardModel, TrainingData
+from app.scores import Score, ScoredItem
 from app.settings import Settings
-from app.types import Explain, Feature, Item, Message, Pooling, Score, ScoredItem, ScoreJob, ScoreOptions
+from app.types import Explain, Feature, Item, Message, Pooling, ScoreJob, ScoreOptions
 
 WIDTH, LAYERS, LATENTS, K, HEADS, HIDDEN = 64, 4, 96, 16, 3, 24
 TEMPLATE = (

@@ -63,7 +63,7 @@ def test_rewards_match_the_api(page: Page, page_server_url: str) -> None:
 
 
 @pytest.mark.parametrize("model", [*tiny.MODELS, "both"])
-@pytest.mark.parametrize("grouping", ["By feature", "By name"])
+@pytest.mark.parametrize("grouping", ["By feature", "By concept"])
 def test_waterfall_sums_to_the_reward(page: Page, page_server_url: str, model: str, grouping: str) -> None:
     page.check('input[value="both"]', force=True)
     page.check("#length-control")
@@ -71,8 +71,8 @@ def test_waterfall_sums_to_the_reward(page: Page, page_server_url: str, model: s
     wait_until_idle(page)
     page.click(f'.row[data-model="{model}"][data-response="1"]')
     page.get_by_label(grouping).check(force=True)
-    row = api_rows(page_server_url, model=model, top_k=1000, clusters=True, length_control=True)[1]
-    parts = row["features"] if grouping == "By feature" else row["clusters"]
+    row = api_rows(page_server_url, model=model, top_k=1000, length_control=True)[1]
+    parts = row["features"] if grouping == "By feature" else row["concepts"]
     baseline, *steps, reward = read_values(page, ".waterfall")
     assert (baseline, reward) == pytest.approx((row["baseline_reward"], row["reward"]), abs=CLOSE)
     assert steps[:3] == pytest.approx([part["contribution"] for part in parts[:3]], abs=CLOSE)
@@ -103,6 +103,14 @@ def test_token_token_creditand_comparison_match_the_api(page: Page, page_server_
     margin, probability = read_values(page, ".verdict")
     assert (margin, probability) == pytest.approx((pair["margin"], pair["probability"]), abs=CLOSE)
     assert sum(read_values(page, ".waterfall")) == pytest.approx(margin, abs=CLOSE)
+    assert page.inner_text(".contrast .why") == pair["why"]
+    named = [concept["name"] for concept in pair["concepts"] if concept["name"]]
+    shown_names = page.locator(".contrast .waterfall .name").all_text_contents()
+    assert all(any(shown.startswith(name) for shown in shown_names) for name in named)
+    page.locator(".contrast").get_by_label("By feature").check(force=True)
+    shown = read_values(page, ".contrast .waterfall")
+    assert sum(shown) == pytest.approx(margin, abs=CLOSE)
+    assert shown[:3] == pytest.approx([part["contribution"] for part in pair["features"][:3]], abs=CLOSE)
 
 
 def test_copied_code_returns_the_same_rewards(page: Page) -> None:

@@ -128,6 +128,7 @@ def test_arrow_keys_move_between_tabs(page: Page) -> None:
 
 
 def test_feature_shows_its_details_and_adds_a_slider(page: Page) -> None:
+    page.get_by_label("By feature").check(force=True)
     assert page.locator(".waterfall li").count() == 2 + 12 + 1
     page.click("text=Show more")
     assert page.locator(".waterfall li").count() == 2 + tiny.K
@@ -137,9 +138,10 @@ def test_feature_shows_its_details_and_adds_a_slider(page: Page) -> None:
     assert "negation" in page.inner_text(".details .words")
     assert "decile" in details
     assert page.get_attribute(".details a", "href") == "https://example.org/feature"
-    page.click("text=Steer all “negation”")
+    page.click("text=Steer “negation”")
     assert page.locator(".sliders li").first.inner_text().startswith("negation")
     open_tab(page, "breakdown")
+    page.get_by_label("By feature").check(force=True)
     page.locator(".waterfall button.name").nth(1).click()
     page.locator(".waterfall button.name").nth(1).click()
     assert page.locator(".details").count() == 0
@@ -213,6 +215,7 @@ def test_compares_two_selected_responses(page: Page) -> None:
     page.select_option("select[aria-label='Second response']", "2")
     wait_until_idle(page)
     assert "C by" in page.inner_text(".verdict")
+    page.locator(".contrast").get_by_label("By feature").check(force=True)
     page.click("text=Show more")
     assert page.locator(".flat li").count() == tiny.K
 

@@ -91,7 +91,7 @@ def test_features_of_responses_fire_on_whole_responses(response_page: Page, resp
     assert f"its latent {'fired' if first['fired'] else 'did not fire'} on this response" in details
     side = "preferred" if first["sign"] > 0 else "rejected"
     assert f"fires on a response as a whole. Selected because it fires on more of the {side}" in details
-    assert "It has no name: names describe tokens." in details
+    assert "It has no name." in details
     open_tab(response_page, "contrast")
     response_page.locator(".waterfall button.name", has_text="#").first.click()
     details = response_page.inner_text(".details")

@@ -8,7 +8,8 @@ import numpy as np
 from app.evaluate import accuracy_run
 from app.evaluate.audit import uncertainty
 from app.reward.engine import Engine
-from app.types import Item, Progress, Score
+from app.scores import Score
+from app.types import Item, Progress
 
 EDITS = 10
 CANDIDATES_PER_EDIT = 12

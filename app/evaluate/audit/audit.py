@@ -16,8 +16,9 @@ from app.reward.engine import Engine
 from app.reward.passages import ResponseSpans, build_spans, find_passages
 from app.reward.pooling import mean_pool, pooled_span
 from app.reward.reward_model import RewardModel
+from app.scores import Score
 from app.settings import Settings
-from app.types import Item, Pair, Progress, Score
+from app.types import Item, Pair, Progress
 
 CPU = torch.device("cpu")
 MAX_EXPLAINED_RESPONSES = 200

@@ -18,8 +18,9 @@ from app.evaluate.audit import attacks, paraphrases, shift, uncertainty
 from app.evaluate.audit.attack_search import search_attacks
 from app.evaluate.audit.attacks import Attack
 from app.reward.engine import Engine
+from app.scores import Score
 from app.settings import Settings
-from app.types import Explain, Item, Pair, Progress, Score
+from app.types import Explain, Item, Pair, Progress
 
 MAX_KEYWORDS = 40
 MAX_KEYWORD_PAIRS = 100

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.reward.reward_model import RewardModel
-from app.types import Score
+from app.scores import Score
 
 BINS = 10
 REWARD, DISTANCE, FIRST_PROJECTION = 0, 1, 2

@@ -1,6 +1,6 @@
-"""Steering: whether scaling a cluster moves the rewards of its target responses and leaves the rest alone.
+"""Steering: whether scaling a concept moves the rewards of its target responses and leaves the rest alone.
 
-A cluster is all directions with the same name. Its target is the share of responses on which its latents are
+The target of a concept is the share of responses on which its latents are
 most active. Shifts are in standard deviations of the reward on training responses.
 """
 
@@ -17,21 +17,19 @@ MIN_TARGET_SHIFT = 0.5
 
 
 def evaluate_steering(model: RewardModel, projections: Tensor, activations: Tensor) -> list[dict[str, Any]]:
-    """Return each cluster's shifts, the most selective cluster first.
+    """Return each concept's shifts, the most selective concept first.
 
     The factor is the first of FACTORS that moves the target by MIN_TARGET_SHIFT, or else the last one.
-    Directions with sign 0 have no latent and are left out.
     """
     x = model.head.standardise(projections)
     rows = [
-        _evaluate_cluster(model, name, directions, x, activations)
-        for name, directions in model.clusters.items()
-        if any(model.features[k].sign for k in directions)
+        _evaluate_concept(model, name, directions, x, activations)
+        for name, directions in model.concept_indices.items()
     ]
     return sorted(rows, key=lambda row: abs(row["rest"]) / max(abs(row["target"]), 1e-9))
 
 
-def _evaluate_cluster(
+def _evaluate_concept(
     model: RewardModel, name: str, directions: list[int], x: Tensor, activations: Tensor
 ) -> dict[str, Any]:
     rewards = model.head.score_members(x).mean(1)
@@ -42,7 +40,7 @@ def _evaluate_cluster(
         steered[:, directions] *= factor
         shift = model.head.score_members(steered).mean(1) - rewards
         row = {
-            "cluster": name,
+            "concept": name,
             "directions": len(directions),
             "factor": factor,
             "target": float(shift[target].mean()),

@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from app.errors import InvalidInput, SparseRMError
+from app.scores import Score, ScoredItem
 from app.serve.adapters.chat_markup import EMPTY_RESPONSE, TemplatedTextMode, parse_templated_text
 from app.serve.api.dependencies import resolve_model, score_request
 from app.serve.api.error_handlers import (
@@ -22,7 +23,7 @@ from app.serve.api.error_handlers import (
     convert_validation_error,
 )
 from app.serve.api.request_schemas import InputLocation, MessageInput
-from app.types import Explain, Item, Message, Score, ScoredItem, ScoreOptions
+from app.types import Explain, Item, Message, ScoreOptions
 
 ErrorBuilder = Callable[[SparseRMError, Any], tuple[int, Any]]
 EXPLANATION_TOP_K = 5

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from app.errors import SparseRMError
+from app.scores import Score
 from app.serve.adapters.common import (
     EXPLANATION_TOP_K,
     AdapterResult,
@@ -22,7 +23,7 @@ from app.serve.adapters.common import (
 )
 from app.serve.api.error_handlers import build_error_body
 from app.serve.api.serialization import build_body
-from app.types import Item, Score
+from app.types import Item
 
 
 class OpenRLHFRequest(BaseModel):

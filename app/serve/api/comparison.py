@@ -1,9 +1,11 @@
 """The comparison of two scores of one model: how far the rewards are apart, and why."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.reward.engine import Engine
-from app.types import Contribution, Score
+from app.reward.explanation.concepts import subtract_concepts
+from app.reward.explanation.why import describe_comparison
+from app.scores import ConceptContribution, Contribution, Score, TokenCredit
 
 MAX_FEATURES = 10**6  # more than any model has: the residual needs all contributions
 
@@ -19,6 +21,8 @@ class Comparison:
     rejected: Score
     probability: float | None
     contributions: tuple[Contribution, ...]
+    coverage: float | None
+    domain: str
     top_k: int
     truncated: bool
 
@@ -58,6 +62,28 @@ class Comparison:
         """The largest contributions."""
         return self.contributions[: self.top_k]
 
+    @property
+    def concepts(self) -> tuple[ConceptContribution, ...]:
+        """The contributions of concepts to the margin; none if the scores were not explained."""
+        return subtract_concepts(self.chosen, self.rejected)
+
+    @property
+    def why(self) -> str | None:
+        """The comparison in words, if the scores were explained."""
+        if not self.chosen.concepts:
+            return None
+        return describe_comparison(self.chosen, self.rejected, self.uncertainty, self.domain)
+
+    @property
+    def chosen_tokens(self) -> tuple[TokenCredit, ...]:
+        """The shares of the chosen response's tokens in the margin, if they were requested."""
+        return self.chosen.tokens or ()
+
+    @property
+    def rejected_tokens(self) -> tuple[TokenCredit, ...]:
+        """The shares of the rejected response's tokens in the margin, if they were requested."""
+        return tuple(replace(token, credit=-token.credit) for token in self.rejected.tokens or ())
+
 
 def compare_scores(
     engine: Engine, chosen: Score, rejected: Score, *, top_k: int, truncated: bool
@@ -65,4 +91,6 @@ def compare_scores(
     """Return the comparison of two scores, made by one model of the engine; `top_k` features are shown."""
     probability = engine.compute_preference_probability(chosen.model, chosen.reward - rejected.reward)
     contributions = engine.explain_margin(chosen, rejected, MAX_FEATURES)
-    return Comparison(chosen, rejected, probability, contributions, top_k, truncated)
+    coverage = engine.compute_margin_coverage(chosen, rejected) if chosen.concepts else None
+    domain = engine.get_domain(chosen.model)
+    return Comparison(chosen, rejected, probability, contributions, coverage, domain, top_k, truncated)

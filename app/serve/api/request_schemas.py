@@ -112,14 +112,13 @@ class RewardsRequest(RequestModel):
     top_k: int = Field(5, ge=0, le=1000, description="How many contributing features to list.")
     explain: Explain = Field(
         Explain.FEATURES,
-        description="none, features, tokens (features and the credit of each token), or turns (features and "
-        "the reward after each assistant turn).",
+        description="none, features (with concepts and a sentence), tokens (also credits of tokens), or "
+        "turns (also the reward after each assistant turn).",
     )
-    clusters: bool = Field(default=False, description="Also return the sum of contributions per label.")
     steer: dict[SteerTarget, SteerFactor] = Field(
         default_factory=dict,
         max_length=1000,
-        description="Factors on contributions: of latents by number, or of clusters by name; 0 removes them.",
+        description="Factors on contributions: of latents by number, or of concepts by name; 0 removes them.",
     )
     length_control: bool = Field(
         default=False,
@@ -152,6 +151,10 @@ class CompareRequest(RequestModel):
     model: ModelName | None = None
     pairs: Annotated[list[PreferencePairInput], Field(min_length=1)]
     top_k: int = Field(5, ge=0, le=1000)
+    explain: Literal[Explain.NONE, Explain.FEATURES, Explain.TOKENS] = Field(
+        Explain.FEATURES,
+        description="none, features (with concepts and a sentence), or tokens (also credits of tokens).",
+    )
     length_control: bool = Field(
         default=False,
         description="Subtract the part of each reward that response length predicts in the training data.",

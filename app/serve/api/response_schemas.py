@@ -7,82 +7,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-
-class FeatureContributionSchema(BaseModel):
-    """A feature's share of a reward or of a margin, relative to the baseline.
-
-    `fired`: its latent fired on a token that was read or, for features of responses, on the response; in a
-    margin, the activations differ. `sign` 0 merges all that is orthogonal to the selected directions.
-    """
-
-    model: str
-    id: int
-    sign: int
-    label: str | None
-    label_score: float | None
-    url: str | None
-    contribution: float
-    projection: float
-    activation: float
-    fired: bool
-
-
-class ClusterSchema(BaseModel):
-    """The total of all directions with one label; `name` is null for those without a label.
-
-    The clusters sum to the same total as the features.
-    """
-
-    name: str | None
-    directions: int
-    contribution: float
-
-
-class CompositePartSchema(BaseModel):
-    """One model's part of a composite reward. All parts sum to the reward."""
-
-    model: str
-    weight: float
-    reward: float
-    contribution: float
-    scale: float
-
-
-class TokenCreditSchema(BaseModel):
-    """How much one response token changed the reward of the text before it."""
-
-    text: str
-    credit: float
-
-
-class PassageSchema(BaseModel):
-    """A passage of the response with a large weight in the reward; `start` and `end` are response tokens.
-
-    `reward` is that of its mean, read in context. `contribution` is weight * (reward - baseline_reward);
-    those of all passages and of the whole response sum to the same total as the features.
-    """
-
-    start: int
-    end: int
-    text: str
-    reward: float
-    weight: float
-    contribution: float
-
-
-class TurnRewardSchema(BaseModel):
-    """The reward of the conversation cut after one assistant turn, and its change from the turn before.
-
-    `message` is the turn's position in `messages`; the response is the last. The changes are those of
-    reward - length_correction + penalty, and the first is from the baseline. So after every turn, reward ==
-    baseline_reward + all changes so far + length_correction - penalty.
-    """
-
-    message: int
-    reward: float
-    change: float
-    length_correction: float
-    penalty: float
+from app.serve.api.explanation_schemas import (
+    CompositePartSchema,
+    ConceptSchema,
+    FeatureContributionSchema,
+    PassageSchema,
+    TokenCreditSchema,
+    TurnRewardSchema,
+)
 
 
 class ErrorDetailSchema(BaseModel):
@@ -116,7 +48,11 @@ class FailedRewardSchema(RowPositionSchema):
 
 
 class ScoreSchema(BaseModel):
-    """One reward and its explanation; fields with a default are left out where they do not apply."""
+    """One reward and its explanation; fields with a default are left out where they do not apply.
+
+    `why` is the explanation in words. `coverage` is the share of the summed sizes of all contributions that
+    is in named concepts.
+    """
 
     model: str
     reward: float
@@ -132,8 +68,10 @@ class ScoreSchema(BaseModel):
     prompt_tokens: int
     response_tokens: int
     truncated: bool
+    why: str | None = None
+    coverage: float | None = None
+    concepts: list[ConceptSchema] | None = None
     parts: list[CompositePartSchema] | None = None
-    clusters: list[ClusterSchema] | None = None
     tokens: list[TokenCreditSchema] | None = None
     turns: list[TurnRewardSchema] | None = None
     passages: list[PassageSchema] | None = None
@@ -179,7 +117,11 @@ class RewardsResponse(ScoringResponse):
 
 
 class MarginSchema(BaseModel):
-    """How two responses differ; margin == all contributions + length_correction - penalty + residual."""
+    """How two responses differ; margin == all contributions + length_correction - penalty + residual.
+
+    `why` says in words which one leads and why: A is the chosen response, B the rejected one. The credits of
+    the tokens of both responses sum to all contributions; those of B are negative where they help B.
+    """
 
     margin: float
     probability: float | None
@@ -192,6 +134,11 @@ class MarginSchema(BaseModel):
     residual: float
     features: list[FeatureContributionSchema]
     truncated: bool
+    why: str | None = None
+    coverage: float | None = None
+    concepts: list[ConceptSchema] | None = None
+    chosen_tokens: list[TokenCreditSchema] | None = None
+    rejected_tokens: list[TokenCreditSchema] | None = None
 
 
 class PairIndexSchema(BaseModel):
@@ -245,17 +192,23 @@ class ModelChangeResponse(BaseModel):
 
 
 class FeatureSchema(BaseModel):
-    """A model's feature: its label, the evidence for it (none if `sign` is 0), its projections' deciles."""
+    """A model's feature: its label, the evidence for it (none if `sign` is 0), its projections' deciles.
+
+    `concept` is the concept that it belongs to, `snippets` are short texts that express it, if there are any.
+    """
 
     id: int
     sign: int
     label: str | None
     label_score: float | None
+    label_items: int
     url: str | None
     difference: float | None
     stability: float | None
     agreement: float | None
     keywords: list[str]
+    snippets: list[str]
+    concept: str | None
     deciles: list[float]
 
 

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from app.errors import NotFound, SparseRMError
 from app.reward.engine import Engine
 from app.reward.reward_model import RewardModel
+from app.scores import ScoredItem
 from app.serve.api import response_schemas
 from app.serve.api.comparison import compare_scores
 from app.serve.api.dependencies import (
@@ -31,12 +32,13 @@ from app.serve.api.serialization import (
 )
 from app.serve.batching.fair_queue import FailedItem
 from app.serve.batching.service import ScoringResult, ScoringService
-from app.types import Explain, Feature, ScoredItem, ScoreOptions
+from app.types import Explain, Feature, ScoreOptions
 
 router = APIRouter(responses=response_schemas.ERROR_RESPONSES)
 serialize_feature = build_serializer(
-    response_schemas.FeatureSchema, Feature, list, id="latent", deciles=lambda _, deciles: deciles
-)
+    response_schemas.FeatureSchema, Feature, list, str, id="latent",
+    deciles=lambda _, deciles, __: deciles, concept=lambda _, __, concept: concept,
+)  # fmt: skip
 
 
 @router.post(
@@ -51,7 +53,7 @@ async def compute_rewards(body: RewardsRequest, request: Request) -> Response:
     names = [resolve_model(request, body.model)] if isinstance(body.model, str | None) else body.model
     options = ScoreOptions(
         tuple(dict.fromkeys(names)), body.explain, body.top_k,
-        length_control=body.length_control, clusters=body.clusters, steer=body.steer,
+        length_control=body.length_control, steer=body.steer,
     )  # fmt: skip
     result = await score_request(request, [item for _, item in numbered], options, truncate=body.truncate)
     rows = _reward_rows([index for index, _ in numbered], options.models, result)
@@ -75,7 +77,7 @@ async def compare(body: CompareRequest, request: Request) -> Response:
     """Compare two responses: which is better, how certain that is, and which features explain the margin."""
     located_items = [item for index, pair in enumerate(body.pairs) for item in pair.to_items(index)]
     name = resolve_model(request, body.model)
-    options = ScoreOptions((name,), Explain.NONE, length_control=body.length_control)
+    options = ScoreOptions((name,), Explain(body.explain), top_k=0, length_control=body.length_control)
     result = await score_request(request, located_items, options, truncate=body.truncate)
     pairs = zip(result.items[::2], result.items[1::2], strict=True)
     rows = [_comparison_row(index, result.engine, pair, body.top_k) for index, pair in enumerate(pairs)]
@@ -84,9 +86,11 @@ async def compare(body: CompareRequest, request: Request) -> Response:
 
 
 @router.get("/v1/models", response_model=response_schemas.ModelListResponse, operation_id="list_models")
-async def list_models(service: ScoringServiceDependency) -> Response:
-    """List the served reward models with their manifests."""
-    cards = [_model_card(name, service) for name in (*service.engine.models, *service.engine.composites)]
+async def list_models(service: ScoringServiceDependency, request: Request) -> Response:
+    """List the served reward models with their manifests, the default model first."""
+    default = str(request.app.state.default_model).partition("@")[0]
+    names = sorted((*service.engine.models, *service.engine.composites), key=lambda name: name != default)
+    cards = [_model_card(name, service) for name in names]
     return JSONResponse(build_body(response_schemas.ModelListResponse, data=cards))
 
 
@@ -191,7 +195,11 @@ def _comparison_row(
 
 def _feature_rows(model: RewardModel, rows: slice) -> list[dict[str, Any]]:
     deciles = model.projection_deciles[rows].tolist()
-    return [serialize_feature(*pair) for pair in zip(model.features[rows], deciles, strict=True)]
+    concepts = {latent: concept.name for concept in model.concepts for latent in concept.latents}
+    return [
+        serialize_feature(feature, feature_deciles, concepts.get(feature.latent))
+        for feature, feature_deciles in zip(model.features[rows], deciles, strict=True)
+    ]
 
 
 def _model_card(name: str, service: ScoringService) -> dict[str, Any]:

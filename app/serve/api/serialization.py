@@ -9,18 +9,18 @@ from typing import Any, get_type_hints
 
 from pydantic import BaseModel
 
-from app.serve.api import response_schemas
-from app.serve.api.comparison import Comparison
-from app.types import (
-    Cluster,
+from app.scores import (
     CompositePart,
+    ConceptContribution,
     Contribution,
-    EncodedItem,
     Score,
     ScoredPassage,
     ScoredTurn,
     TokenCredit,
 )
+from app.serve.api import explanation_schemas, response_schemas
+from app.serve.api.comparison import Comparison
+from app.types import EncodedItem
 
 Serializer = Callable[..., dict[str, Any]]
 
@@ -127,13 +127,21 @@ class RowPosition:
     response: int
 
 
+def _credits(contribution: Contribution | ConceptContribution) -> list[float] | None:
+    return list(contribution.credits) or None
+
+
+serialize_concept = build_serializer(explanation_schemas.ConceptSchema, ConceptContribution, credits=_credits)
+serialize_token = build_serializer(explanation_schemas.TokenCreditSchema, TokenCredit)
 serialize_contribution = build_serializer(
-    response_schemas.FeatureContributionSchema,
+    explanation_schemas.FeatureContributionSchema,
     Contribution,
     id="feature.latent",
     sign="feature.sign",
     label="feature.label",
     label_score="feature.label_score",
+    label_items="feature.label_items",
+    credits=_credits,
     url="feature.url",
 )
 _SCORE_GETTERS: dict[str, Getter] = {
@@ -142,11 +150,11 @@ _SCORE_GETTERS: dict[str, Getter] = {
     "features": Each(serialize_contribution),
     "prompt_tokens": "response_start",
     "response_tokens": lambda _, encoded, *__: encoded.response_end - encoded.response_start,
-    "parts": Each(build_serializer(response_schemas.CompositePartSchema, CompositePart)),
-    "clusters": Each(build_serializer(response_schemas.ClusterSchema, Cluster)),
-    "tokens": Each(build_serializer(response_schemas.TokenCreditSchema, TokenCredit)),
-    "turns": Each(build_serializer(response_schemas.TurnRewardSchema, ScoredTurn)),
-    "passages": Each(build_serializer(response_schemas.PassageSchema, ScoredPassage)),
+    "parts": Each(build_serializer(explanation_schemas.CompositePartSchema, CompositePart)),
+    "concepts": Each(serialize_concept),
+    "tokens": Each(serialize_token),
+    "turns": Each(build_serializer(explanation_schemas.TurnRewardSchema, ScoredTurn)),
+    "passages": Each(build_serializer(explanation_schemas.PassageSchema, ScoredPassage)),
 }
 serialize_score = build_serializer(response_schemas.ScoreSchema, Score, EncodedItem, **_SCORE_GETTERS)
 serialize_reward = build_serializer(
@@ -158,4 +166,7 @@ serialize_margin = build_serializer(
     chosen_reward="chosen.reward",
     rejected_reward="rejected.reward",
     features=Each(serialize_contribution),
+    concepts=Each(serialize_concept),
+    chosen_tokens=Each(serialize_token),
+    rejected_tokens=Each(serialize_token),
 )

@@ -16,12 +16,13 @@ from functools import partial
 from typing import Any, Protocol, Self, TypeVar
 
 from app.errors import DeviceLost, NonFiniteScore, ServiceUnavailable, SparseRMError
+from app.scores import ScoredItem
 from app.serve.batching.admission import AdmissionControl, BatchLoad, Reservation
 from app.serve.batching.executor import Executor, ExecutorSlot
 from app.serve.batching.fair_queue import FailedItem, FairQueue, QueuedJob, pop_batch
 from app.serve.batching.request_context import RequestContext
 from app.serve.metrics import Metrics
-from app.types import ScoredItem, ScoreJob
+from app.types import ScoreJob
 
 log = logging.getLogger("sparserm")
 T = TypeVar("T")

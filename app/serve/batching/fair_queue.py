@@ -18,8 +18,9 @@ from typing import Any
 
 from app.backbone.packing import PackedTokenCounter, TokenIds
 from app.errors import Overloaded, SparseRMError
+from app.scores import ScoredItem
 from app.serve.batching.request_context import RequestContext
-from app.types import EncodedItem, ScoredItem, ScoreJob
+from app.types import EncodedItem, ScoreJob
 
 URGENT_WEIGHT = 16
 MAX_GROUP_TOKENS = 1024

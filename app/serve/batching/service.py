@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 
 from app.errors import InvalidInput, Overloaded, ServiceUnavailable
 from app.reward.engine import Engine
+from app.scores import Score, ScoredItem
 from app.serve.api.request_schemas import InputLocation
 from app.serve.batching.batcher import Batcher
 from app.serve.batching.fair_queue import FailedItem
 from app.serve.batching.request_context import RequestContext
 from app.serve.drift import DriftMonitor
 from app.serve.metrics import Metrics
-from app.types import EncodedItem, Item, Score, ScoredItem, ScoreJob, ScoreOptions
+from app.types import EncodedItem, Item, ScoreJob, ScoreOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-// The waterfall from the baseline to the reward: one step per feature, or per group of features with the same name.
+// The waterfall from the baseline to the reward: one step per concept, or per feature.
 // The steps sum to the reward. Below it are the passages of the response that count most, if the model reads any.
 
 import { h, number, showMoreButton, signClass } from "../lib/dom.js";
@@ -13,41 +13,27 @@ const MIN_VISIBLE = 1e-6;
 
 export function waterfallView(store, actions) {
   let shown = FIRST_STEPS;
-  let byName = false;
+  let byConcept = null;
   const list = h("ol", { class: "waterfall" });
   const passages = h("div", { class: "passages" });
   const showMore = showMoreButton(() => {
     shown *= 3;
     redraw();
   });
-  const groupingOption = (text, value) =>
-    h(
-      "label",
-      { class: "chip" },
-      h("input", {
-        type: "radio",
-        name: "grouping",
-        checked: byName === value,
-        onchange: () => {
-          byName = value;
-          shown = FIRST_STEPS;
-          redraw();
-        },
-      }),
-      h("span", {}, text),
-    );
-  const grouping = h(
-    "fieldset",
-    { class: "chips" },
-    h("legend", { class: "visually-hidden" }, "Steps"),
-    groupingOption("By feature", false),
-    groupingOption("By name", true),
-  );
-  const element = h("div", {}, grouping, list, showMore, passages);
+  const grouping = groupingControl("grouping", (value) => {
+    byConcept = value;
+    shown = FIRST_STEPS;
+    redraw();
+  });
+  const why = h("p", { class: "why" });
+  const element = h("div", {}, why, grouping.element, list, showMore, passages);
   const redraw = () => {
     const row = rowsOf(store.state, store.state.model)[store.state.response];
-    if (!row || row.error) return [list, passages].forEach((part) => part.replaceChildren());
-    const parts = byName ? row.clusters : row.features;
+    if (!row || row.error) return [why, list, passages].forEach((part) => part.replaceChildren());
+    const isByConcept = byConcept ?? hasConcepts(row);
+    grouping.select(isByConcept);
+    const parts = isByConcept ? row.concepts : row.features;
+    why.textContent = row.why ?? "";
     list.replaceChildren(...waterfallRows(store, waterfallSteps(row, parts, shown), row));
     showMore.hidden = parts.length <= shown;
     passages.replaceChildren(...passageParts(store.state, row));
@@ -58,6 +44,31 @@ export function waterfallView(store, actions) {
     if (!previous || hasChanged(state, previous, "scored", "steered", "model", "response")) redraw();
   };
   return { element, draw };
+}
+
+// Two options: contributions by concept or by feature. `onSelect` receives whether it is by concept.
+export function groupingControl(name, onSelect) {
+  const option = (text, value) =>
+    h(
+      "label",
+      { class: "chip" },
+      h("input", { type: "radio", name, value, onchange: () => onSelect(value) }),
+      h("span", {}, text),
+    );
+  const element = h(
+    "fieldset",
+    { class: "chips" },
+    h("legend", { class: "visually-hidden" }, "Steps"),
+    option("By concept", true),
+    option("By feature", false),
+  );
+  const select = (value) => (element.querySelector(`input[value="${value}"]`).checked = true);
+  return { element, select };
+}
+
+// Whether any of a reward's contributions, or of a comparison's, belongs to a concept.
+export function hasConcepts({ concepts }) {
+  return Boolean(concepts?.some(({ name }) => name !== null));
 }
 
 // The first `count` parts as steps with their value and start (`from`). The parts that are not shown form one more
@@ -104,8 +115,8 @@ function waterfallRows(store, steps, row) {
 export function stepRow(store, { part, text, value, from }, position) {
   const track = stepTrack(position, from, from + value, signClass(value));
   const figure = h("span", { class: "figures" }, number(value, 3));
-  if (!part?.model)
-    return h("li", { class: "step" }, h("span", { class: "name" }, part ? clusterName(part) : text), track, figure);
+  if (part?.id === undefined)
+    return h("li", { class: "step" }, h("span", { class: "name" }, part ? conceptName(part) : text), track, figure);
   const toggle = h(
     "button",
     { type: "button", class: "name", "aria-expanded": "false" },
@@ -124,8 +135,9 @@ export function toggleDetails(button, row, createDetails) {
   else row.append(createDetails());
 }
 
-function clusterName({ name, directions }) {
-  return [name ?? "without a name", h("small", { class: "muted" }, ` ${directions}`)];
+function conceptName({ name, features, phrase }) {
+  if (name === null) return ["features without a concept", h("small", { class: "muted" }, ` ${features}`)];
+  return [name, phrase && h("small", { class: "muted" }, ` “${phrase}”`)];
 }
 
 function totalRow(name, description, value, position, uncertainty) {

@@ -74,7 +74,7 @@ function onePerModel(create) {
 
 async function score(store, callApi, signal) {
   const { messages, responses, models, lengthControl } = store.state;
-  const body = { ...scoreBody(store.state), model: models, top_k: ALL_FEATURES, clusters: true };
+  const body = { ...scoreBody(store.state), model: models, top_k: ALL_FEATURES };
   const answer = await callApi("v1/rewards", { body, signal });
   const scored = {
     messages,
@@ -101,7 +101,7 @@ async function score(store, callApi, signal) {
 async function steer(store, callApi, signal, model) {
   const { scored } = store.state;
   const factors = activeFactors(store.state, model);
-  const body = { ...scoreBody(scored), model, top_k: ALL_FEATURES, clusters: true, steer: factors };
+  const body = { ...scoreBody(scored), model, top_k: ALL_FEATURES, steer: factors };
   const rows = factors && (await callApi("v1/rewards", { body, signal })).data;
   if (store.state.scored !== scored) return;
   const { [model]: _, ...others } = store.state.steered;

@@ -1,6 +1,6 @@
-// Compares two responses: the margin, and each feature's contribution to it.
+// Compares two responses: the margin, and each concept's contribution to it.
 
-import { stepRow, waterfallSteps } from "../charts/waterfall.js";
+import { groupingControl, hasConcepts, stepRow, waterfallSteps } from "../charts/waterfall.js";
 import { h, number, responseLetter, showMoreButton, signed } from "../lib/dom.js";
 import { createScale } from "../lib/scale.js";
 import { hasChanged, rivalOf } from "../lib/state.js";
@@ -9,6 +9,12 @@ const FIRST_STEPS = 14;
 
 export function contrastView(store, actions) {
   let shown = FIRST_STEPS;
+  let byConcept = null;
+  const grouping = groupingControl("contrast-grouping", (value) => {
+    byConcept = value;
+    redraw();
+  });
+  const partsOf = (result) => ((byConcept ?? hasConcepts(result)) ? result.concepts : result.features);
   const firstSelect = responseSelect("First response", (value) => store.set({ response: value }));
   const secondSelect = responseSelect("Second response", (value) => store.set({ rival: value }));
   const body = h("div");
@@ -17,17 +23,19 @@ export function contrastView(store, actions) {
     redraw();
   });
   const controls = h("div", { class: "versus" }, firstSelect, h("span", { class: "muted" }, "vs."), secondSelect);
-  const element = h("div", { class: "contrast" }, controls, body, showMore);
+  const element = h("div", { class: "contrast" }, controls, grouping.element, body, showMore);
   const redraw = () => {
     const { comparison } = store.state;
     const isCurrent = isComparisonCurrent(store.state);
-    body.replaceChildren(...(isCurrent ? comparisonParts(store, comparison, shown) : pendingParts(store.state)));
-    const { error, features } = isCurrent ? comparison.result : {};
-    showMore.hidden = !isCurrent || Boolean(error) || features.length <= shown;
+    body.replaceChildren(...(isCurrent ? comparisonParts(store, comparison, partsOf, shown) : pendingParts(store.state)));
+    grouping.element.hidden = !isCurrent || Boolean(comparison.result.error);
+    if (!grouping.element.hidden) grouping.select(byConcept ?? hasConcepts(comparison.result));
+    const isComplete = grouping.element.hidden || partsOf(comparison.result).length <= shown;
+    showMore.hidden = isComplete;
   };
   const draw = (state, previous) => {
     const count = state.scored?.responses.length ?? 0;
-    controls.hidden = showMore.hidden = count < 2;
+    controls.hidden = grouping.element.hidden = showMore.hidden = count < 2;
     if (count < 2) return body.replaceChildren(h("p", { class: "muted" }, "Add a second response and score again."));
     if (!previous || hasChanged(state, previous, "scored", "response", "rival", "model")) {
       fillOptions(firstSelect, state.scored.responses, state.response);
@@ -50,15 +58,16 @@ function pendingParts({ problem }) {
   return [h("p", { class: problem ? "problem" : "muted" }, problem ?? "Comparing…")];
 }
 
-function comparisonParts(store, { model, response, rival, result }, shown) {
+function comparisonParts(store, { model, response, rival, result }, partsOf, shown) {
   if (result.error) return [h("p", { class: "problem" }, result.error.message)];
   const [first, second] = [responseLetter(response), responseLetter(rival)];
   const margin = { ...result, baseline_reward: 0, reward: result.margin };
-  const steps = waterfallSteps(margin, result.features, shown).map((step) => ({ ...step, from: 0 }));
+  const steps = waterfallSteps(margin, partsOf(result), shown).map((step) => ({ ...step, from: 0 }));
   const { position } = createScale(steps.flatMap(({ value }) => [value, -value]));
   const isSteered = Object.values(store.state.steer[model] ?? {}).some((factor) => factor !== 1);
   return [
     h("p", { class: "verdict" }, verdictText(result, first, second)),
+    h("p", { class: "why" }, renameSides(result.why ?? "", first, second)),
     h(
       "p",
       { class: "muted small" },
@@ -77,6 +86,12 @@ function comparisonParts(store, { model, response, rival, result }, shown) {
       steps.map((step) => stepRow(store, step, position)),
     ),
   ];
+}
+
+// The server calls the two responses A and B; here they have the letters of the page.
+function renameSides(why, first, second) {
+  const letters = { A: first, B: second };
+  return why.replace(/“[^”]*”|\b[AB]\b/g, (match) => letters[match] ?? match);
 }
 
 function verdictText(result, first, second) {

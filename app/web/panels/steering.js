@@ -1,4 +1,4 @@
-// Sliders that scale the contribution of a feature, or of all features with a name, and the rewards that result.
+// Sliders that scale the contribution of a feature, or of all features of a concept, and the rewards that result.
 // Sliders keep their order while results arrive.
 
 import { featureName } from "../charts/feature_details.js";
@@ -24,7 +24,7 @@ export function steeringView(store, actions) {
     h(
       "p",
       { class: "muted small" },
-      "A slider multiplies the contribution of a feature, or of all features with a name: ×1 unchanged, ×0 removed, ×−1 reversed. Hollow marks above show the rewards without steering.",
+      "A slider multiplies the contribution of a feature, or of all features of a concept: ×1 unchanged, ×0 removed, ×−1 reversed. Hollow marks above show the rewards without steering.",
     ),
     outcome,
     sliders,
@@ -58,11 +58,11 @@ function haveSteeredNamesChanged({ model, steer }, { steer: previousSteer }) {
   return Object.keys(steer[model] ?? {}).join() !== Object.keys(previousSteer[model] ?? {}).join();
 }
 
-// The steered names first, then the names and features that contribute most to this reward.
+// What is steered first, then the concepts and features that contribute most to this reward.
 function sliderNames(state) {
   const row = rowsOf(state, state.model)[state.response];
-  const names = (row?.clusters ?? [])
-    .map((cluster) => cluster.name)
+  const names = (row?.concepts ?? [])
+    .map((concept) => concept.name)
     .filter(Boolean)
     .slice(0, OFFERED_NAMES);
   const latents = (row?.features ?? []).slice(0, OFFERED_FEATURES).map((feature) => String(feature.id));
@@ -101,7 +101,7 @@ function sliderLabel(state, name) {
   const row = rowsOf(state, state.model)[state.response];
   const feature = row?.features?.find(({ id }) => String(id) === name);
   if (feature) return featureName(feature, state.model);
-  const count = row?.clusters?.find((cluster) => cluster.name === name)?.directions;
+  const count = row?.concepts?.find((concept) => concept.name === name)?.features;
   const detail = count ? ` ${count} feature${count > 1 ? "s" : ""}` : " a feature of this model";
   return [name, h("small", { class: "muted" }, detail)];
 }
@@ -109,13 +109,13 @@ function sliderLabel(state, name) {
 function addOptions(state) {
   const row = rowsOf(state, state.model)[state.response];
   const option = (value, text) => h("option", { value }, text);
-  const names = (row?.clusters ?? [])
-    .filter((cluster) => cluster.name)
-    .map(({ name, directions }) => option(name, `${name} (${directions})`));
+  const names = (row?.concepts ?? [])
+    .filter((concept) => concept.name)
+    .map(({ name, features }) => option(name, `${name} (${features})`));
   const latents = (row?.features ?? []).map(({ id, label }) => option(id, `#${id} ${label ?? ""}`));
   return [
     option("", "Add a slider…"),
-    h("optgroup", { label: "Names" }, names),
+    h("optgroup", { label: "Concepts" }, names),
     h("optgroup", { label: "Features, largest contribution first" }, latents),
   ];
 }

@@ -1,7 +1,6 @@
-// Token credits: the text coloured by what each token added to the reward, and the running reward as a line.
+// Token credits: the text coloured by the share of each token in the reward.
 
-import { h, number, responseLetter, signClass, signed, svg } from "../lib/dom.js";
-import { createScale } from "../lib/scale.js";
+import { h, number, responseLetter } from "../lib/dom.js";
 import { rowsOf } from "../lib/scoring.js";
 import { hasChanged } from "../lib/state.js";
 
@@ -115,21 +114,14 @@ function creditedText(row, maxCredit) {
     { class: "muted small readout", role: "status" },
     "Point at a token, or use the arrow keys to move through them.",
   );
-  const running = runningRewards(row);
   const spans = row.tokens.map((token) => tokenSpan(token, maxCredit));
-  const { figure, moveCursor } = runningChart(row, running);
   let selected = -1;
   const select = (i) => {
     if (i < 0 || i >= spans.length || i === selected) return;
     spans[selected]?.classList.remove("selected");
     spans[i].classList.add("selected");
     selected = i;
-    moveCursor(i);
-    readout.replaceChildren(
-      `“${row.tokens[i].text}” `,
-      number(row.tokens[i].credit, 3),
-      `, reward so far ${signed(running[i], 3)}`,
-    );
+    readout.replaceChildren(`“${row.tokens[i].text}” `, number(row.tokens[i].credit, 3));
   };
   const indexOfSpan = new Map(spans.map((span, i) => [span, i]));
   const body = h(
@@ -149,58 +141,12 @@ function creditedText(row, maxCredit) {
     },
     spans,
   );
-  return [figure, body, readout];
+  return [body, readout];
 }
 
 function tokenSpan({ text, credit }, maxCredit) {
   const level = Math.sign(credit) * Math.round(COLOUR_LEVELS * Math.sqrt(Math.abs(credit) / maxCredit));
   return h("span", { class: `token ${levelClass(level)}` }, text);
-}
-
-// The reward after each token, starting at the baseline. Length control is not part of any token's credit.
-export function runningRewards({ tokens, baseline_reward: baseline }) {
-  let sum = baseline;
-  return tokens.map(({ credit }) => (sum += credit));
-}
-
-function runningChart(row, running) {
-  const { position } = createScale([row.baseline_reward, ...running]);
-  const y = (value) => HEIGHT * (1 - parseFloat(position(value)) / 100);
-  const points = [row.baseline_reward, ...running].map((value, i) => `${i},${y(value)}`).join(" ");
-  const cursor = svg("line", { class: "cursor", y1: 0, y2: HEIGHT, x1: -9, x2: -9 });
-  const chart = svg(
-    "svg",
-    {
-      class: "line-chart",
-      viewBox: `0 0 ${running.length} ${HEIGHT}`,
-      preserveAspectRatio: "none",
-      "aria-hidden": "true",
-    },
-    svg("line", { class: "zero", x1: 0, x2: running.length, y1: y(0), y2: y(0) }),
-    svg("polyline", { class: signClass(row.reward), points }),
-    cursor,
-  );
-  const moveCursor = (i) => {
-    cursor.setAttribute("x1", i + 1);
-    cursor.setAttribute("x2", i + 1);
-  };
-  const zeroLabel = h(
-    "span",
-    { class: "level", "aria-hidden": "true", cssVars: { "--at": `${(100 * y(0)) / HEIGHT}%` } },
-    "0",
-  );
-  const figure = h(
-    "figure",
-    {},
-    h("div", { class: "chart-frame" }, chart, zeroLabel),
-    h(
-      "figcaption",
-      { class: "muted small" },
-      "The reward after each token, starting from the baseline ",
-      number(row.baseline_reward),
-    ),
-  );
-  return { figure, moveCursor };
 }
 
 function levelClass(level) {

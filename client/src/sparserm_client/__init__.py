@@ -10,12 +10,21 @@ request. `sparserm_client.trainers` has reward functions for RLHF trainers.
 from sparserm_client._async_client import AsyncClient
 from sparserm_client._client import Client
 from sparserm_client._config import DEFAULT_URL, RetryPolicy, ServerConfig
-from sparserm_client._types import FeatureShare, PassageReward, RequestFailed, Reward, Sample, TurnReward
+from sparserm_client._types import (
+    ConceptShare,
+    FeatureShare,
+    PassageReward,
+    RequestFailed,
+    Reward,
+    Sample,
+    TurnReward,
+)
 
 __all__ = [
     "DEFAULT_URL",
     "AsyncClient",
     "Client",
+    "ConceptShare",
     "FeatureShare",
     "PassageReward",
     "RequestFailed",

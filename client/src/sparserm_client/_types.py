@@ -47,6 +47,19 @@ class FeatureShare:
 
 
 @dataclass(frozen=True, slots=True)
+class ConceptShare:
+    """The part of a reward that comes from one concept, a group of features with a meaning.
+
+    * `name`: what the response does ("declines"); None for all features that belong to no concept.
+    * `phrase`: words of the response that express it; None if it expresses the concept less than average.
+    """
+
+    name: str | None
+    contribution: float
+    phrase: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class TurnReward:
     """The reward of a conversation cut after one turn of the assistant.
 
@@ -88,6 +101,9 @@ class Reward:
     * `distance`: rank of the distance from the training data, 0 to 100; near 100 the reward is unreliable.
     * `model`: the model that gave the score.
     * `features`: the largest contributions, at most `top_k`.
+    * `concepts`: the contributions of all concepts, largest first; only with `top_k` or `turns`.
+    * `coverage`: share of the summed sizes of all contributions that is in concepts with a name.
+    * `why`: the explanation in words; it quotes the response.
     * `turns`: if requested, the assistant's turns with their rewards, the response last. Turns without text
       and truncated turns are left out.
     * `passages`: of models that read passages, at most three with the largest weights;
@@ -107,6 +123,9 @@ class Reward:
     error: str | None = None
     turns: tuple[TurnReward, ...] = ()
     passages: tuple[PassageReward, ...] = ()
+    concepts: tuple[ConceptShare, ...] = ()
+    coverage: float | None = None
+    why: str | None = None
 
     def raise_for_error(self) -> "Reward":
         """Return this reward, or raise RequestFailed if the response could not be scored."""

@@ -7,7 +7,15 @@ from typing import Any, TypeVar
 import httpx
 
 from sparserm_client._config import describe_error
-from sparserm_client._types import FeatureShare, PassageReward, RequestFailed, Reward, Sample, TurnReward
+from sparserm_client._types import (
+    ConceptShare,
+    FeatureShare,
+    PassageReward,
+    RequestFailed,
+    Reward,
+    Sample,
+    TurnReward,
+)
 
 T = TypeVar("T")
 # Well under the server's default limit of responses in one request (SPARSERM_MAX_ITEMS).
@@ -82,7 +90,12 @@ def _parse_reward(row: dict[str, Any]) -> Reward:
         )
         for passage in row.get("passages", ())
     )  # fmt: skip
+    concepts = tuple(
+        ConceptShare(concept["name"], concept["contribution"], concept["phrase"])
+        for concept in row.get("concepts", ())
+    )
     return Reward(
         row["reward"], row["uncertainty"], row["percentile"], row["distance"], row["model"], features,
-        row["truncated"], turns=turns, passages=passages,
+        row["truncated"], turns=turns, passages=passages, concepts=concepts, coverage=row.get("coverage"),
+        why=row.get("why"),
     )  # fmt: skip

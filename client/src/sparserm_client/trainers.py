@@ -11,7 +11,7 @@ from typing import Any
 from sparserm_client._async_client import AsyncClient
 from sparserm_client._client import Client
 from sparserm_client._config import DEFAULT_URL
-from sparserm_client._types import FeatureShare, Reward, Sample
+from sparserm_client._types import ConceptShare, FeatureShare, Reward, Sample
 
 __all__ = [
     "AsyncSwiftReward",
@@ -238,11 +238,21 @@ def _log_to_trl(rewards: Sequence[Reward], arguments: Mapping[str, Any]) -> None
     log_metric: Callable[[str, float], None] | None = arguments.get("log_metric")
     if log_extra:
         log_extra("features", [", ".join(map(_format_share, reward.features)) for reward in rewards])
+        log_extra("concepts", [", ".join(map(_format_concept, _list_named(reward))) for reward in rewards])
         log_extra("uncertainty", [reward.uncertainty for reward in rewards])
     scored = [reward for reward in rewards if not reward.error]
     if log_metric and scored:
         log_metric("uncertainty", sum(reward.uncertainty for reward in scored) / len(scored))
         log_metric("distance", sum(reward.distance for reward in scored) / len(scored))
+
+
+def _list_named(reward: Reward) -> list[ConceptShare]:
+    """Return the largest contributions of concepts that have a name."""
+    return [concept for concept in reward.concepts if concept.name][:LOGGED_FEATURES]
+
+
+def _format_concept(share: ConceptShare) -> str:
+    return f"{share.name} {share.contribution:+.2f}"
 
 
 def _format_share(share: FeatureShare) -> str:

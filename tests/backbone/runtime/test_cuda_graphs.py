@@ -12,8 +12,9 @@ from app.backbone.runtime.cuda_graphs import CudaGraphRunner
 from app.errors import NonFiniteScore
 from app.reward import loading
 from app.reward.engine import Engine
+from app.scores import ScoredItem
 from app.settings import Settings
-from app.types import Explain, Item, ScoredItem, ScoreJob, ScoreOptions
+from app.types import Explain, Item, ScoreJob, ScoreOptions
 from tests.support import tiny
 
 ALL_MODELS = ScoreOptions(tuple(tiny.MODELS), Explain.TOKENS, top_k=tiny.K)

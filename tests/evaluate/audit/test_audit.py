@@ -145,13 +145,13 @@ def test_uncertainty_is_measured_on_errors_and_out_of_distribution_responses(eng
     assert aurocs == pytest.approx({"none": 0.5, "all kinds": 0.5})
 
 
-def test_steering_reports_clusters_by_name(engine: Engine) -> None:
+def test_steering_reports_concepts_by_name(engine: Engine) -> None:
     model = engine.models["alpha"]
     named = tuple(
         replace(feature, label="river" if i in {2, 5} else None) for i, feature in enumerate(model.features)
     )
     model = replace(model, features=named)
-    assert model.clusters == {"river": [2, 5]}
+    assert model.concept_indices == {"river": [2, 5]}
     scores = [score for (score,) in tiny.score_items(engine, tiny.random_items(60), ScoreOptions(("alpha",)))]
     (row,) = steering.evaluate_steering(model, *audit.stack_projections(scores))
     assert row["directions"] == 2

@@ -7,10 +7,11 @@ import torch
 
 from app.evaluate.audit import contrasts
 from app.reward.engine import Engine
-from app.reward.explanations import explain_margin
+from app.reward.explanation.contributions import explain_margin
 from app.reward.head import Head
 from app.reward.reward_model import RewardModel
-from app.types import HeadKind, Score
+from app.scores import Score
+from app.types import HeadKind
 from tests.support import spread_models, tiny
 
 ITEMS = tiny.random_items(80)

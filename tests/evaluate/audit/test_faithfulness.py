@@ -11,7 +11,7 @@ from app.evaluate.audit.faithfulness import ReadResponses
 from app.reward.engine import Engine
 from app.reward.passages import PassageReading, PassageWeighting, ResponseSpans
 from app.reward.reward_model import RewardModel
-from app.types import Score
+from app.scores import Score
 from tests.support import spread_models, tiny
 from tests.support.training_setup import ignore_progress
 

@@ -129,7 +129,7 @@ async def test_each_of_several_responses_has_the_turns_before_it(client: httpx.A
 
 async def test_a_contribution_has_exactly_the_fields_of_the_schema(client: httpx.AsyncClient) -> None:
     (row,) = (await post_rewards(client, inputs=[PAIR]))["data"]
-    fields = {"model", "id", "sign", "label", "label_score", "url"}
+    fields = {"model", "id", "sign", "label", "label_score", "label_items", "url"}
     fields |= {"contribution", "projection", "activation", "fired"}
     assert all(set(feature) == fields for feature in row["features"])
     listed = (await client.get(f"/v1/models/{row['model']}/features")).json()["data"]

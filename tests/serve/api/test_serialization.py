@@ -7,6 +7,16 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
+from app.scores import (
+    CompositePart,
+    ConceptContribution,
+    Contribution,
+    Score,
+    ScoredPassage,
+    ScoredTurn,
+    TokenCredit,
+)
+from app.serve.api import explanation_schemas
 from app.serve.api import response_schemas as schemas
 from app.serve.api.comparison import Comparison
 from app.serve.api.routes import serialize_feature
@@ -21,22 +31,14 @@ from app.serve.api.serialization import (
     serialize_reward,
     serialize_score,
 )
-from app.types import (
-    Cluster,
-    CompositePart,
-    Contribution,
-    EncodedItem,
-    Feature,
-    Score,
-    ScoredPassage,
-    ScoredTurn,
-    TokenCredit,
-)
+from app.types import EncodedItem, Feature
 
 FEATURE = Feature(
-    7, -1, "refusals", 0.8, "https://example.org/7", 0.1, 0.9, 0.95, keywords=("sorry", "cannot")
-)
-CONTRIBUTION = Contribution("alpha", FEATURE, 0.25, -1.5, 2.0, fired=True)
+    7, -1, "refusals", 0.8, 20, "https://example.org/7", 0.1, 0.9, 0.95, keywords=("sorry", "cannot"),
+    snippets=("I cannot say",),
+)  # fmt: skip
+CONCEPT = ConceptContribution("alpha", "refuses", -1, 0.9, 3, 0.25, "cannot say", (0.25,))
+CONTRIBUTION = Contribution("alpha", FEATURE, 0.25, -1.5, 2.0, fired=True, credits=(0.125,))
 NO_ACTIVATIONS = np.zeros(0, np.float32)
 ENCODED = EncodedItem(ids=tuple(range(10)), response_start=4, truncated=True)
 POSITION = RowPosition(index=5, input=2, response=1)
@@ -46,7 +48,7 @@ def make_score(reward: float = 1.5, **changes: Any) -> Score:
     fields: dict[str, Any] = {
         "model": "alpha", "reward": reward, "uncertainty": 0.3, "percentile": 80.0, "distance": 12.0,
         "baseline": 0.5, "length_correction": 0.125, "residual": 0.0, "steer": {"7": 2.0},
-        "features": (CONTRIBUTION,), "clusters": (Cluster("refusals", 3, 0.25),),
+        "features": (CONTRIBUTION,), "concepts": (CONCEPT,), "coverage": 0.75, "why": "Reward +1.50",
         "tokens": (TokenCredit("no", 1.0),), "projections": NO_ACTIVATIONS, "activations": NO_ACTIVATIONS,
         "contributions": np.zeros(0), "passages": (ScoredPassage(2, 6, "no", -1.0, 0.5, -0.75),),
         "penalty": 0.0625, "parts": (CompositePart("beta", 0.5, 1.0, 0.5, 2.0),),
@@ -56,14 +58,21 @@ def make_score(reward: float = 1.5, **changes: Any) -> Score:
 
 
 COMPARISON = Comparison(
-    make_score(1.5), make_score(1.0, uncertainty=0.4, distance=20.0), 0.7, (CONTRIBUTION,), 1, truncated=False
+    make_score(1.5),
+    make_score(1.0, uncertainty=0.4, distance=20.0),
+    0.7,
+    (CONTRIBUTION,),
+    0.6,
+    "rivers",
+    1,
+    truncated=False,
 )
 CASES: dict[str, tuple[type[BaseModel], Serializer, tuple[Any, ...]]] = {
-    "contribution": (schemas.FeatureContributionSchema, serialize_contribution, (CONTRIBUTION,)),
+    "contribution": (explanation_schemas.FeatureContributionSchema, serialize_contribution, (CONTRIBUTION,)),
     "score": (schemas.ScoreSchema, serialize_score, (make_score(), ENCODED)),
     "reward": (schemas.RewardSchema, serialize_reward, (make_score(), ENCODED, POSITION)),
     "margin": (schemas.MarginSchema, serialize_margin, (COMPARISON,)),
-    "feature": (schemas.FeatureSchema, serialize_feature, (FEATURE, [0.5, 1.5])),
+    "feature": (schemas.FeatureSchema, serialize_feature, (FEATURE, [0.5, 1.5], "refuses")),
 }
 
 
@@ -77,7 +86,7 @@ def test_returns_every_field_of_the_schema_in_its_order(name: str) -> None:
 def test_returns_what_the_schema_describes_and_nothing_else(name: str) -> None:
     schema, serialize, objects = CASES[name]
     row = json.loads(json.dumps(serialize(*objects)))
-    assert schema.model_validate(row).model_dump() == row
+    assert schema.model_validate(row).model_dump(exclude_unset=True) == row
 
 
 def test_a_reward_has_the_values_of_its_score_item_and_position() -> None:
@@ -87,12 +96,16 @@ def test_a_reward_has_the_values_of_its_score_item_and_position() -> None:
         "penalty": 0.0625, "residual": 0.0, "steer": {"7": 2.0},
         "features": [{
             "model": "alpha", "id": 7, "sign": -1, "label": "refusals", "label_score": 0.8,
-            "url": "https://example.org/7", "contribution": 0.25, "projection": -1.5, "activation": 2.0,
-            "fired": True,
+            "label_items": 20, "url": "https://example.org/7", "contribution": 0.25, "projection": -1.5,
+            "activation": 2.0, "fired": True, "credits": [0.125],
         }],
         "prompt_tokens": 4, "response_tokens": 5, "truncated": True,
+        "why": "Reward +1.50", "coverage": 0.75,
+        "concepts": [{
+            "model": "alpha", "name": "refuses", "sign": -1, "score": 0.9, "features": 3,
+            "contribution": 0.25, "phrase": "cannot say", "credits": [0.25],
+        }],
         "parts": [{"model": "beta", "weight": 0.5, "reward": 1.0, "contribution": 0.5, "scale": 2.0}],
-        "clusters": [{"name": "refusals", "directions": 3, "contribution": 0.25}],
         "tokens": [{"text": "no", "credit": 1.0}],
         "turns": [
             {"message": 3, "reward": 0.5, "change": -0.25, "length_correction": 0.25, "penalty": 0.125}
@@ -104,7 +117,10 @@ def test_a_reward_has_the_values_of_its_score_item_and_position() -> None:
 
 
 def test_fields_with_a_default_are_left_out_if_there_is_nothing_to_show() -> None:
-    plain = make_score(features=(), clusters=(), tokens=None, parts=(), steer={}, turns=(), passages=())
+    plain = make_score(
+        features=(), concepts=(), tokens=None, parts=(), steer={}, turns=(), passages=(), coverage=None,
+        why=None,
+    )  # fmt: skip
     row = serialize_score(plain, ENCODED)
     required = [name for name, field in schemas.ScoreSchema.model_fields.items() if field.is_required()]
     assert list(row) == required
@@ -121,20 +137,22 @@ def test_a_margin_is_the_sum_of_what_explains_it() -> None:
 
 
 def test_a_field_without_a_source_is_an_error_when_the_serializer_is_built() -> None:
-    class Unsourced(schemas.ClusterSchema):
+    class Unsourced(explanation_schemas.TokenCreditSchema):
         colour: str
 
-    with pytest.raises(TypeError, match=r"Unsourced\.colour: Cluster has no attribute 'colour'"):
-        build_serializer(Unsourced, Cluster)
+    with pytest.raises(TypeError, match=r"Unsourced\.colour: TokenCredit has no attribute 'colour'"):
+        build_serializer(Unsourced, TokenCredit)
     with pytest.raises(TypeError, match=r"Contribution has no attribute 'feature\.colour'"):
-        build_serializer(Unsourced, Contribution, name="model", directions="fired", colour="feature.colour")
-    serialize = build_serializer(Unsourced, Cluster, colour=lambda _: "red")
-    assert serialize(Cluster("refusals", 1, 0.5))["colour"] == "red"
+        build_serializer(Unsourced, Contribution, text="model", credit="fired", colour="feature.colour")
+    serialize = build_serializer(Unsourced, TokenCredit, colour=lambda _: "red")
+    assert serialize(TokenCredit("no", 0.5))["colour"] == "red"
 
 
 def test_a_getter_of_an_unknown_field_is_an_error_when_the_serializer_is_built() -> None:
-    with pytest.raises(TypeError, match="ClusterSchema has no field 'colour'"):
-        build_serializer(schemas.ClusterSchema, Cluster, colour=Each(serialize_contribution))
+    with pytest.raises(TypeError, match="TokenCreditSchema has no field 'colour'"):
+        build_serializer(
+            explanation_schemas.TokenCreditSchema, TokenCredit, colour=Each(serialize_contribution)
+        )
 
 
 def test_a_body_has_the_order_and_the_defaults_of_its_schema() -> None:

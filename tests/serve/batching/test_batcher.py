@@ -8,10 +8,11 @@ import pytest
 
 from app.backbone.packing import PackedTokenCounter, pack
 from app.errors import InvalidInput, NonFiniteScore, Overloaded, ServiceUnavailable, SparseRMError
+from app.scores import ScoredItem
 from app.serve.batching.executor import Executor
 from app.serve.batching.fair_queue import FailedItem, pop_batch
 from app.serve.batching.request_context import RequestContext
-from app.types import EncodedItem, ScoredItem, ScoreJob, ScoreOptions
+from app.types import EncodedItem, ScoreJob, ScoreOptions
 from tests.support.controlled_device import (
     FAILING_ID,
     FATAL_ID,

@@ -9,10 +9,11 @@ from prometheus_client import CollectorRegistry
 
 from app.backbone.runtime.threads import plan_concurrent_batches
 from app.reward.engine import Engine
+from app.scores import ScoredItem
 from app.serve.batching.batcher import Batcher
 from app.serve.batching.executor import Executor
 from app.serve.metrics import Metrics
-from app.types import ScoredItem, ScoreJob, ScoreOptions
+from app.types import ScoreJob, ScoreOptions
 from tests.support import tiny
 from tests.support.controlled_device import LONG_TIMEOUT
 

@@ -1,4 +1,4 @@
-"""Explanation of rewards: reward numbers, steering factors, contributions of features and clusters, turns."""
+"""Numbers of a reward and what they consist of: steering factors, contributions of features, turns."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -10,7 +10,8 @@ from torch import Tensor
 from app.reward.directions import ResponseFeatures
 from app.reward.pooling import pooled_span
 from app.reward.reward_model import RewardModel
-from app.types import AssistantTurn, Cluster, Contribution, Profile, Score, ScoredTurn, ScoreOptions
+from app.scores import Contribution, Score, ScoredTurn
+from app.types import AssistantTurn, Profile, ScoreOptions
 
 
 class RewardNumbers(NamedTuple):
@@ -67,22 +68,18 @@ def compute_reward_numbers(
     return [RewardNumbers(*row) for row in torch.stack(columns, dim=1).tolist()]
 
 
-def sum_clusters(model: RewardModel, contributions: Tensor) -> tuple[Cluster, ...]:
-    """Return the contribution of each cluster, largest first. Together they sum to all contributions."""
-    labelled = {index for indices in model.clusters.values() for index in indices}
-    unlabelled = [index for index in range(len(contributions)) if index not in labelled]
-    clusters = [
-        Cluster(name, len(indices), float(contributions[indices].sum()))
-        for name, indices in (*model.clusters.items(), (None, unlabelled))
-        if indices
-    ]
-    return tuple(sorted(clusters, key=lambda cluster: -abs(cluster.contribution)))
-
-
 def select_top_contributions(
-    model: RewardModel, contributions: Tensor, features: ResponseFeatures, row: int, count: int
+    model: RewardModel,
+    contributions: Tensor,
+    features: ResponseFeatures,
+    row: int,
+    count: int,
+    token_credits: Tensor | None = None,
 ) -> tuple[Contribution, ...]:
-    """Return the `count` largest contributions by size, with the projection and activation of `row`."""
+    """Return the `count` largest contributions by size, with the projection and activation of `row`.
+
+    `token_credits` (T, K) are the shares of the response's tokens, if they were requested.
+    """
     top = contributions.abs().topk(min(count, len(contributions))).indices.tolist()
     return tuple(
         Contribution(
@@ -92,6 +89,7 @@ def select_top_contributions(
             projection=float(features.projections[row, k]),
             activation=float(features.activations[row, k]),
             fired=bool(features.activations[row, k] != 0),
+            credits=() if token_credits is None else tuple(token_credits[:, k].tolist()),
         )
         for k in top
     )
@@ -100,24 +98,15 @@ def select_top_contributions(
 def explain_margin(
     model: RewardModel, chosen: Score, rejected: Score, top_k: int
 ) -> tuple[Contribution, ...]:
-    """Return the features of one model that explain the margin between two scores, steered like `chosen`.
+    """Return the features of one model that explain the margin between two scores.
 
-    If the model reads passages, they are the differences of the contributions to the two rewards.
+    They are the differences of the contributions to the two rewards.
     """
     differences = ResponseFeatures(
         torch.from_numpy(chosen.projections - rejected.projections)[None],
         torch.from_numpy(chosen.activations - rejected.activations)[None],
     )
-    if model.card.passages:
-        contributions = torch.from_numpy(chosen.contributions - rejected.contributions)
-        return select_top_contributions(model, contributions, differences, 0, top_k)
-    device = model.head.center.device
-    factors = build_steering_factors(model, [Profile(steer=chosen.steer)]).to(device)
-    x, origin = (
-        model.head.standardise(torch.from_numpy(score.projections).to(device)) * factors
-        for score in (chosen, rejected)
-    )
-    contributions = model.head.compute_contributions(x, origin)[0].cpu()
+    contributions = torch.from_numpy(chosen.contributions - rejected.contributions)
     return select_top_contributions(model, contributions, differences, 0, top_k)
 
 
