@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Rebuilds the shipped reward models and the SAE of tokens from a folder of pairs and chats; a killed part resumes.
+# Training removes the names of a model: readers write and test them (docs/names.md), which no script repeats.
 # usage: models/rebuild.sh FOLDER [PART...]
 #   FOLDER holds corpus_chat.jsonl.gz and {truthfulqa,safety,redteam,helpful}_{train,test}.jsonl
 #   PART   one of `parts`; by default all of them, in this order
@@ -23,22 +24,26 @@ sae-again() { # with another seed: how much of the SAE is due to chance
 }
 
 truthfulness() {
-    train_model truthfulness truthfulqa "Apache-2.0" --k 32 --slice kind=reference --slice kind=generated
+    train_model truthfulness truthfulqa "Apache-2.0" --k 32 \
+        --domain "short answers to questions about common misconceptions" --slice kind=reference --slice kind=generated
     audit_model truthfulness truthfulqa helpful
 }
 
 safety() {
-    train_model safety safety "CC BY-NC 4.0" --slice "support>=2"
+    train_model safety safety "CC BY-NC 4.0" --domain "answers to requests that may cause harm, in short chats" \
+        --slice "support>=2"
     audit_model safety safety redteam
 }
 
 redteam() {
-    train_model redteam redteam "MIT"
+    train_model redteam redteam "MIT" \
+        --domain "answers of an assistant in conversations that try to make it do harm"
     audit_model redteam redteam safety
 }
 
 helpfulness() { # length decides many of these pairs; texts are long, so not all are used
-    train_model helpfulness helpful "CC BY-NC 4.0 and Apache-2.0" --limit 2000 --length-debiasing 1
+    train_model helpfulness helpful "CC BY-NC 4.0 and Apache-2.0" --limit 2000 --length-debiasing 1 \
+        --domain "answers to general instructions and questions"
     audit_model helpfulness helpful truthfulqa
 }
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from app.evaluate import figures, report_comparisons, report_contrasts, report_limitations
+from app.evaluate import figures, report_comparisons, report_contrasts, report_limitations, report_names
 from app.evaluate.audit import shift
 from app.evaluate.report_comparisons import format_accuracy
 from app.evaluate.report_length import get_length_settings, render_length_settings
@@ -49,6 +49,8 @@ def _render(card: ModelCard, results: Results) -> Iterator[str]:
     if "limitations" in results:
         yield from report_limitations.render_limitations(results["limitations"])
     yield from report_comparisons.render_comparisons(results)
+    if "named" in results:
+        yield from report_names.render_names(results["named"])
     if "verified" in results:
         yield from _render_audit(results["verified"])
     if "stress" in results:
@@ -127,6 +129,8 @@ def _render_audit(audit: Results) -> Iterator[str]:
     yield from _render_explanations(audit)
     if "contrasts" in audit:
         yield from report_contrasts.render_contrasts(audit["contrasts"])
+    if audit["explanations"].get("muting"):
+        yield from report_names.render_muting(audit["explanations"]["muting"])
     yield from _render_uncertainty(audit)
     yield from _render_control(audit)
     errors = ", ".join(f"{name} {ece:.3f}" for name, ece in audit["calibration"].items())

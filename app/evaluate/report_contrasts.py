@@ -33,9 +33,25 @@ def render_contrasts(contrasts: Results) -> Iterator[str]:
         "| share of the size carried by features that belong neither to preferred nor to rejected responses "
         f"| {contrasts['unsigned_share']:.1%} |"
     )
+    if contrasts.get("concepts"):
+        yield from _render_concepts(contrasts["concepts"])
     if contrasts["contradictions"] is not None:
         yield (
             f"| among the {LARGEST} largest features of each pair, those with a sign: share that acts "
             "against it, so that more of a feature of preferred responses lowers the reward, or more of "
             f"one of rejected responses raises it | {contrasts['contradictions']:.1%} |"
         )
+
+
+def _render_concepts(concepts: Results) -> Iterator[str]:
+    """Yield the rows about concepts and names."""
+    yield f"| share of the size that is in named concepts (median) | {concepts['coverage']:.1%} |"
+    yield f"| share of the margin that named concepts explain (median) | {concepts['explained']:.1%} |"
+    yield (
+        "| concepts that carry half of the size of all concepts and of the rest (median) "
+        f"| {concepts['for_half']:g} |"
+    )
+    yield (
+        f"| among the {LARGEST} largest features: share with a name that passed a blind test (mean) "
+        f"| {concepts['largest_named']:.1%} |"
+    )

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -12,6 +13,7 @@ from app.reward.calibration import Calibration
 from app.reward.directions import Dictionary
 from app.reward.head import Head
 from app.reward.passages import PassageReading
+from app.scores import DoubleArray
 from app.types import FORBID_EXTRA, Feature, HeadKind, Item, Pooling, Profile, SaeInput
 
 SCHEMA_VERSION = 5
@@ -101,7 +103,8 @@ class RewardModel:
     """A loaded bundle.
 
     Without `concepts`, features with the same label form one. `index_by_latent` maps latent numbers to
-    indices of selected directions, `concept_indices` the names of concepts to those of their features.
+    indices of selected directions, `concept_indices` the names of concepts to those of their features;
+    `concept_membership` (K, C) is 1 where a direction belongs to a concept.
     """
 
     card: ModelCard
@@ -114,6 +117,7 @@ class RewardModel:
     concepts: tuple[Concept, ...] = ()
     index_by_latent: dict[int, int] = field(init=False)
     concept_indices: dict[str, list[int]] = field(init=False)
+    concept_membership: DoubleArray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         index_by_latent = {feature.latent: index for index, feature in enumerate(self.features)}
@@ -123,7 +127,11 @@ class RewardModel:
         }
         object.__setattr__(self, "concepts", concepts)
         object.__setattr__(self, "index_by_latent", index_by_latent)
+        membership = np.zeros((len(self.features), len(concepts)))
+        for column, members in enumerate(indices.values()):
+            membership[members, column] = 1.0
         object.__setattr__(self, "concept_indices", indices)
+        object.__setattr__(self, "concept_membership", membership)
 
     @property
     def projection_deciles(self) -> Tensor:

@@ -42,6 +42,7 @@ def build_model_card(
     sae_name: str,
     sae_sha256: str,
     temperature: float,
+    domain: str = "",
 ) -> ModelCard:
     """Return the card of a new model; its metrics are filled in by the evaluation."""
     config, head = trained.config, trained.reward_function.head
@@ -69,6 +70,7 @@ def build_model_card(
         passages=trained.reward_function.passages,
         sae_input=source.sae_input,
         head_kind=head.kind,
+        domain=domain,
     )
 
 

@@ -36,7 +36,7 @@ class TrainingConfig:
     `max_pairs` 0 trains on all pairs. Features are latents of an SAE of tokens, which the extractor has, or
     of an SAE of responses, which is trained on the pairs. `choose_passages` lets cross-validation choose
     whether passages are read beside the mean over the response. `slices` are conditions on pairs for which
-    accuracy is also reported. `limitations` are the pairs of each file that shows limitations.
+    accuracy is also reported. `domain` says in words which texts the pairs are. `limitations` are the pairs of each file that shows limitations.
     """
 
     name: str
@@ -54,6 +54,7 @@ class TrainingConfig:
     slices: tuple[str, ...] = ()
     limitations: Mapping[str, list[Pair]] = field(default_factory=dict)
     head: HeadConfig = field(default_factory=LinearHeadConfig)
+    domain: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ def _fit(
     card = assembly.build_model_card(
         config.name, replace(config.data, pairs=len(extracted.pairs)), extractor, trained,
         sae_name=config.sae_name, source=source, sae_sha256=compute_sae_digest(config, source, extractor),
-        temperature=calibration.temperature,
+        temperature=calibration.temperature, domain=config.domain,
     )  # fmt: skip
     model = RewardModel(card, dictionary, trained.reward_function.head, calibration, features, ())
     results = {

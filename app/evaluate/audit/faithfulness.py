@@ -5,6 +5,7 @@ response means setting its projection to the training mean in all spans of the r
 baseline remains when all are removed. The weights of the spans are computed again after each removal.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,7 +100,38 @@ def evaluate_faithfulness(
         "cancellation": _compute_cancellation(contributions),
         "near_parallel_directions": _count_near_parallel(model.dictionary.directions),
         **_evaluate_shown_features(model, contributions),
+        "muting": measure_muting(responses, model.concept_indices),
     }
+
+
+def measure_muting(
+    responses: ReadResponses, concepts: Mapping[str, Sequence[int]]
+) -> dict[str, dict[str, float]]:
+    """Return for each concept whether margins change as its contributions say when it is muted.
+
+    The margins are those between successive responses. `spearman` compares the change of a margin with the
+    concept's contribution to it; `others` is the mean absolute change of the other features' contribution to
+    the margin, in standard deviations of rewards. Both differ from 1 and 0 only by the weights of passages,
+    which follow from the rewards, and by the curvature of networks.
+    """
+    contributions, rewards = responses.compute_contributions(), responses.compute_rewards()
+    count = len(rewards) // 2
+    rows = {}
+    for name, indices in concepts.items() if count > 1 else ():
+        columns = torch.tensor(indices)
+        muted = responses.remove(columns.expand(len(rewards), -1))
+        expected = _subtract_pairs(contributions[:, columns].sum(1), count)
+        change = _subtract_pairs(rewards - muted.compute_rewards(), count)
+        rows[name] = {
+            "spearman": float(spearmanr(expected, change).statistic),
+            "others": float((change - expected).abs().mean()),
+        }
+    return rows
+
+
+def _subtract_pairs(values: Tensor, count: int) -> Tensor:
+    """Return the differences between successive values, (count,)."""
+    return values[0 : 2 * count : 2] - values[1 : 2 * count : 2]
 
 
 def _random_orders(contributions: Tensor, generator: torch.Generator) -> Tensor:

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from app.reward.explanation.phrases import find_phrase, quote, split_words
 from app.reward.reward_model import RewardModel
@@ -20,15 +18,13 @@ def sum_concepts(model: RewardModel, contributions: DoubleArray) -> tuple[Concep
 
     `contributions` are those of all directions, (K,). Together the concepts sum to the same total.
     """
-    name, rest = model.card.name, np.ones(len(contributions), dtype=bool)
-    concepts = []
-    for concept in model.concepts:
-        indices = model.concept_indices[concept.name]
-        rest[indices] = False
-        total = float(contributions[indices].sum())
-        concepts.append(
-            ConceptContribution(name, concept.name, concept.sign, concept.score, len(indices), total)
-        )
+    name, membership = model.card.name, model.concept_membership
+    totals = (contributions @ membership).tolist()
+    concepts = [
+        ConceptContribution(name, concept.name, concept.sign, concept.score, len(concept.latents), total)
+        for concept, total in zip(model.concepts, totals, strict=True)
+    ]
+    rest = membership.sum(1) == 0
     if rest.any():
         total = float(contributions[rest].sum())
         concepts.append(ConceptContribution(name, None, 0, None, int(rest.sum()), total))
@@ -38,16 +34,7 @@ def sum_concepts(model: RewardModel, contributions: DoubleArray) -> tuple[Concep
 def compute_coverage(model: RewardModel, contributions: DoubleArray) -> float | None:
     """Return the share of the summed sizes of contributions that is in concepts; None if all are 0."""
     sizes = np.abs(contributions)
-    covered = sum(float(sizes[indices].sum()) for indices in model.concept_indices.values())
-    return covered / float(sizes.sum()) if sizes.any() else None
-
-
-def build_membership(model: RewardModel) -> Tensor:
-    """Return which concept each direction belongs to, (K, C): 1 if it does."""
-    membership = torch.zeros(len(model.features), len(model.concepts), dtype=torch.float64)
-    for column, concept in enumerate(model.concepts):
-        membership[model.concept_indices[concept.name], column] = 1.0
-    return membership
+    return float((sizes @ model.concept_membership).sum() / sizes.sum()) if sizes.any() else None
 
 
 def add_phrases(

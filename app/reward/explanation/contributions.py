@@ -80,18 +80,24 @@ def select_top_contributions(
 
     `token_credits` (T, K) are the shares of the response's tokens, if they were requested.
     """
-    top = contributions.abs().topk(min(count, len(contributions))).indices.tolist()
+    if not count:
+        return ()
+    top = contributions.abs().topk(min(count, len(contributions))).indices
+    values, projections, activations = (
+        column[top].tolist()
+        for column in (contributions, features.projections[row], features.activations[row])
+    )
     return tuple(
         Contribution(
             model=model.card.name,
             feature=model.features[k],
-            contribution=float(contributions[k]),
-            projection=float(features.projections[row, k]),
-            activation=float(features.activations[row, k]),
-            fired=bool(features.activations[row, k] != 0),
+            contribution=values[i],
+            projection=projections[i],
+            activation=activations[i],
+            fired=activations[i] != 0,
             credits=() if token_credits is None else tuple(token_credits[:, k].tolist()),
         )
-        for k in top
+        for i, k in enumerate(top.tolist())
     )
 
 

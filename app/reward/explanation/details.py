@@ -9,7 +9,7 @@ from torch import Tensor
 from app.backbone.backbone import Residuals
 from app.backbone.tokenization import ChatTokenizer
 from app.reward.directions import ResponseFeatures
-from app.reward.explanation.concepts import add_phrases, build_membership, compute_coverage, sum_concepts
+from app.reward.explanation.concepts import add_phrases, compute_coverage, sum_concepts
 from app.reward.explanation.contributions import build_steering_factors, select_top_contributions
 from app.reward.explanation.tokens import compute_prefix_credits, split_contributions
 from app.reward.explanation.why import describe_reward
@@ -90,7 +90,7 @@ def _add_concepts(
     concepts = sum_concepts(model, score.contributions)
     if token_credits is not None and model.concepts:
         concepts = add_phrases(
-            model, concepts, texts, (token_credits @ build_membership(model)).numpy(),
+            model, concepts, texts, token_credits.numpy() @ model.concept_membership,
             with_credits=turn.packed.job.options.explain is Explain.TOKENS,
         )  # fmt: skip
     return replace(score, concepts=concepts, coverage=compute_coverage(model, score.contributions))

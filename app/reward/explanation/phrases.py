@@ -38,11 +38,9 @@ def find_phrase(
     if not words:
         return None
     sums = np.concatenate([[0.0], np.cumsum(token_credits - token_credits.mean())])
-    edges = np.array([words[0].start, *(word.end for word in words)])
-    at_edges = sums[edges]
-    longest = min(max_words, len(words))
-    best = [at_edges[length:] - at_edges[:-length] for length in range(1, longest + 1)]
-    length = max(range(longest), key=lambda index: float(best[index].max()))
+    at_edges = sums[[words[0].start, *(word.end for word in words)]]
+    best = [at_edges[n:] - at_edges[:-n] for n in range(1, min(max_words, len(words)) + 1)]
+    length = int(np.argmax([differences.max() for differences in best]))
     first = int(best[length].argmax())
     return TokenSpan(words[first].start, words[first + length].end)
 

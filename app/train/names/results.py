@@ -142,7 +142,10 @@ def describe_results(scored: Sequence[NamedThing]) -> dict[str, Any]:
         "tested": len(scored),
         "passed": sum(thing.score.is_good for thing in scored),
         "mean_accuracy": sum(accuracies) / len(accuracies) if accuracies else None,
-        "names": [{"key": thing.key, "name": thing.name, **asdict(thing.score)} for thing in scored],
+        "names": [
+            {"key": thing.key, "name": thing.name, **asdict(thing.score), "kept": thing.score.is_good}
+            for thing in scored
+        ],
     }
 
 

@@ -33,6 +33,13 @@ export function featureDetails(store, feature) {
           card.keywords.map((word) => h("span", {}, word)),
         )
       : null,
+    card?.snippets.length
+      ? h(
+          "ul",
+          { class: "snippets small" },
+          card.snippets.map((text) => h("li", {}, text)),
+        )
+      : null,
     card && distributionChart(card.deciles, projections),
     card &&
       h(
