@@ -33,7 +33,8 @@ class ConceptContribution:
     """The total contribution of a concept's features to one reward; without a `name`, of all others.
 
     `score` is that of the concept's blind test, `sign` +1 if the concept raises rewards. `phrase` are the
-    words of the response that express it most; None if the response expresses it less than average.
+    words of the response that express it most. It is None if the response expresses the concept less than
+    average, if it is not among the five largest, or if the model reads one token.
     """
 
     model: str

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from app.backbone.runtime import memory, threads
-from app.cli import align, evaluate, models, names, offline, serve, train
+from app.cli import align, audit, evaluate, models, names, offline, serve, train
 from app.cli.common import ErrorHandlingGroup
 
 threads.limit_openmp_spinning()
@@ -15,6 +15,7 @@ app = typer.Typer(help="SparseRM: interpretable reward models.", no_args_is_help
 app.add_typer(serve.app)
 app.add_typer(train.app)
 app.add_typer(evaluate.app)
+app.add_typer(audit.app)
 app.add_typer(offline.app)
 app.add_typer(align.app)
 app.add_typer(models.app, name="models")

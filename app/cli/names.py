@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from app.cli.common import PAIRS_HELP, console, load_settings, require_extra, show_progress
@@ -13,7 +14,7 @@ from app.cli.common import PAIRS_HELP, console, load_settings, require_extra, sh
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from app.train.names.results import NamedThing
+    from app.train.names.results import TestedName
 
 features = typer.Typer(help="What the features of a reward model express.", no_args_is_help=True)
 names = typer.Typer(help="Names of features: write, test and keep those that pass.", no_args_is_help=True)
@@ -23,7 +24,7 @@ ModelArgument = Annotated[str, typer.Argument(help="A reward model in the models
 SheetArgument = Annotated[
     Path, typer.Argument(help="A sheet with names filled in: JSON lines with latent, name and concept.")
 ]
-ItemsOption = Annotated[int, typer.Option(min=4, help="Texts of each question; half of them fit.")]
+ItemsOption = Annotated[int, typer.Option(min=20, help="Texts of each question; half of them fit.")]
 
 
 @features.command("evidence")
@@ -46,7 +47,7 @@ def features_evidence(
         ),
     ] = 0,
 ) -> None:  # fmt: skip
-    """Collect the responses that express each feature most, beside the cache."""
+    """Collect the responses that express each feature most, in the cache folder."""
     require_extra("train")
     from app.train.names import jobs
 
@@ -68,12 +69,19 @@ def features_list(model: ModelArgument) -> None:
     concepts = Table("concept", "effect", "score", "features", title=f"{model}: concepts")
     for concept in loaded.concepts:
         score = "not tested" if concept.score is None else f"{concept.score:.2f} of {concept.items} texts"
-        concepts.add_row(concept.name, _effect(concept.sign), score, ", ".join(map(str, concept.latents)))
+        concepts.add_row(
+            escape(concept.name), _format_effect(concept.sign), score, ", ".join(map(str, concept.latents))
+        )
     table = Table("feature", "effect", Column("name", overflow="fold"), "score", title=f"{model}: features")
     for feature in loaded.features:
         score = "" if feature.label_score is None else f"{feature.label_score:.2f} "
         kind = f"of {feature.label_items} texts" if feature.label_items else "automatic"
-        table.add_row(str(feature.latent), _effect(feature.sign), feature.label or "", score and score + kind)
+        table.add_row(
+            str(feature.latent),
+            _format_effect(feature.sign),
+            escape(feature.label or ""),
+            score and score + kind,
+        )
     Console().print(concepts, table)
 
 
@@ -88,9 +96,9 @@ def names_sheet(
 
     settings = load_settings()
     loaded = bundle.load_bundle(settings.models_dir / model)
-    table, page = naming_sheet.write_sheet(loaded, jobs.read_evidence(model, settings), out)
+    table, page = naming_sheet.write_sheet(loaded, jobs.read_evidence(loaded, settings), out)
     console.print(f"fill in `name` and `concept` in {table} or in {page}; then run", highlight=False)
-    console.print(f"  sparserm names test {model} {table} QUIZ.jsonl", highlight=False)
+    console.print(f"  sparserm names test {model} {table} TEST.jsonl", highlight=False)
 
 
 @names.command("test")
@@ -112,11 +120,14 @@ def names_test(
     settings = load_settings()
     loaded = bundle.load_bundle(settings.models_dir / model)
     names_by_latent, concepts = naming_sheet.read_sheet(sheet, loaded)
-    count = results.write_quiz(
+    count = results.write_test(
         loaded, evidence_folder(settings.cache, model), names_by_latent, concepts, out,
         items=items, round_number=round_number,
     )  # fmt: skip
-    console.print(f"{count} questions are in {out}. {results.QUIZ_INSTRUCTIONS} Then run", highlight=False)
+    untested = len(names_by_latent) + len(concepts) - count
+    if untested:
+        console.print(f"{untested} names have too few responses to test them", highlight=False)
+    console.print(f"{count} questions are in {out}. {results.TEST_INSTRUCTIONS} Then run", highlight=False)
     console.print(f"  sparserm names score {model} {out}", highlight=False)
 
 
@@ -151,12 +162,16 @@ def names_auto(
     The texts of the evidence are sent to the endpoint. Answers are kept, so a killed run resumes.
     """
     require_extra("train")
+    import httpx
+
+    from app.reward import bundle
     from app.train.names import endpoint as endpoints
     from app.train.names import jobs
     from app.train.names.evidence import evidence_folder
 
     settings = load_settings()
-    cost = endpoints.estimate_cost(jobs.read_evidence(model, settings), items)
+    loaded = bundle.load_bundle(settings.models_dir / model)
+    cost = endpoints.estimate_cost(jobs.read_evidence(loaded, settings), items)
     console.print(
         f"about {cost['calls']} calls with {cost['input_tokens']:,} input tokens to {endpoint}",
         highlight=False,
@@ -164,11 +179,12 @@ def names_auto(
     if not yes:
         typer.confirm("Continue?", abort=True)
     store = evidence_folder(settings.cache, model) / "endpoint.jsonl"
-    naming, testing = (
-        endpoints.ChatEndpoint(endpoint, chat_model, store, os.environ.get(KEY_VARIABLE, ""))
-        for chat_model in (name_with, test_with or name_with)
-    )
-    with show_progress() as progress:
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    with httpx.Client(timeout=endpoints.TIMEOUT_S) as client, show_progress() as progress:
+        naming, testing = (
+            endpoints.ChatEndpoint(endpoint, chat_model, store, client, key)
+            for chat_model in (name_with, test_with or name_with)
+        )
         scored = jobs.name_automatically(model, naming, testing, settings, progress, items=items)
     _print_scores(scored)
 
@@ -182,40 +198,29 @@ def names_neuronpedia(
     ] = None,
 ) -> None:
     """Take names of a public SAE's latents from Neuronpedia; test them as any other names."""
-    import json
-
-    import httpx
-
+    require_extra("train")
     from app.reward import bundle
-    from app.train.names import neuronpedia
+    from app.train.names import jobs
 
     loaded = bundle.load_bundle(load_settings().models_dir / model)
-    if files:
-        found = neuronpedia.read_names(loaded, files)
-    else:
-        with httpx.Client(timeout=neuronpedia.TIMEOUT_S) as client:
-            found = neuronpedia.fetch_names(loaded, client)
-    out.write_text(
-        "".join(
-            json.dumps({"latent": latent, "name": name}, ensure_ascii=False) + "\n"
-            for latent, name in found.items()
-        )
+    count = jobs.write_neuronpedia_sheet(loaded, files or [], out)
+    console.print(
+        f"{count} of {len(loaded.features)} features have a name in {escape(str(out))}", highlight=False
     )
-    console.print(f"{len(found)} of {len(loaded.features)} features have a name in {out}", highlight=False)
 
 
-def _print_scores(scored: "Sequence[NamedThing]") -> None:
-    table = Table("score", "at least", "texts", Column("name", overflow="fold"), "kept")
-    for thing in scored:
-        score = thing.score
+def _print_scores(scored: "Sequence[TestedName]") -> None:
+    table = Table("score", "at least", "texts", Column("name", overflow="fold"), "passed")
+    for tested in scored:
+        score = tested.score
         table.add_row(
-            f"{score.accuracy:.2f}", f"{score.lower_bound:.2f}", str(score.items), thing.name,
-            "yes" if score.is_good else "no",
+            f"{score.accuracy:.2f}", f"{score.lower_bound:.2f}", str(score.items), escape(tested.name),
+            "yes" if score.passed else "no",
         )  # fmt: skip
     Console().print(table)
-    passed = sum(thing.score.is_good for thing in scored)
-    console.print(f"{passed} of {len(scored)} names passed", highlight=False)
+    num_passed = sum(tested.score.passed for tested in scored)
+    console.print(f"{num_passed} of {len(scored)} names passed", highlight=False)
 
 
-def _effect(sign: int) -> str:
+def _format_effect(sign: int) -> str:
     return {1: "raises", -1: "lowers"}.get(sign, "")

@@ -72,7 +72,7 @@ def score(
 ) -> None:
     """Score the rows of a data set, or one response and show how its reward adds up.
 
-    New columns: reward, uncertainty, percentile, distance, truncated, features.
+    New columns: reward, uncertainty, percentile, distance, truncated, features, why, coverage, concepts.
     Bad rows are written to a file beside OUT, each with the reason.
     Run the same command again to resume an interrupted run.
     """

@@ -98,6 +98,9 @@ SliceOption = Annotated[
     list[str] | None,
     typer.Option("--slice", help="Also measure on pairs with this attribute, e.g. kind=generated."),
 ]
+DomainOption = Annotated[
+    str, typer.Option(help="Which texts the pairs are, in words; answers to other texts say so.")
+]
 BadRowOption = Annotated[BadRowPolicy, typer.Option(help="What to do about rows that cannot be read.")]
 
 
@@ -113,9 +116,7 @@ def train(
     features: FeaturesOption = None,
     latents: LatentsOption = 128,
     test: Annotated[str | None, typer.Option(help="Pairs to measure on; never trained on.")] = None,
-    domain: Annotated[
-        str, typer.Option(help="Which texts the pairs are, in words; answers to other texts say so.")
-    ] = "",
+    domain: DomainOption = "",
     data_license: Annotated[str, typer.Option("--license", help="License of the pairs.")] = "not stated",
     pooling: PoolingOption = Pooling.MEAN,
     k: Annotated[int, typer.Option(min=1, help="Directions of each sign.")] = 24,
@@ -137,7 +138,8 @@ def train(
     settings = load_settings()
     source = jobs.find_source(recipe, sae, features, jobs.BackboneLayer(backbone, layer), settings)
     config = jobs.build_training_config(
-        task, pairs, test, data_license=data_license, source=source, domain=domain, on_bad_row=bad.error_handler,
+        task, pairs, test, data_license=data_license, source=source, on_bad_row=bad.error_handler,
+        domain=domain,
         pooling=pooling, k=k, max_pairs=limit, slices=tuple(slices or ()), choose_passages=not no_passages,
         head=jobs.build_head_config(source, head, heads, length_debiasing, seed),
         **jobs.build_data_choices(augment, control, latents, seed),

@@ -24,7 +24,7 @@ def render_waterfall(reward: RewardJson) -> Table:
     steps = list(_iter_steps(reward))
     low, high = (pick(value for _, *ends in steps for value in ends) for pick in (min, max))
     table = Table.grid(padding=(0, 1))
-    table.title, table.caption = _format_title(reward), _format_caption(reward)
+    table.title, table.caption = Text(_format_title(reward)), Text(_format_caption(reward))
     table.title_justify = table.caption_justify = "left"
     for name, start, stop in steps:
         bar = Bar(

@@ -150,6 +150,16 @@ def iter_rows(source: str | Path) -> Iterator[tuple[str, bytes | Row]]:
         yield from _iter_lines(path)
 
 
+def read_json_lines(file: Path) -> Iterator[tuple[str, Row]]:
+    """Yield the objects of a file of JSON lines with their locations; blank lines are skipped.
+
+    Lines end with a line break only: texts may contain other characters that end a line.
+    """
+    for location, line in _iter_lines(file):
+        if line.strip():
+            yield location, parse_row(line, location)
+
+
 def get_source_size(source: str | Path) -> int | None:
     """Return the bytes of a JSONL file or the rows of a parquet file; None if neither is known in advance."""
     if HUB_SOURCE.fullmatch(str(source)) or (path := _check_file(source)).suffix == ".gz":

@@ -1,5 +1,6 @@
 """The section of a report about names: concepts, features, and how they did in blind tests."""
 
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,39 +15,42 @@ def render_names(named: Results) -> Iterator[str]:
     yield "## Names\n"
     yield (
         "Readers who saw only a name judged responses to prompts that it was not written from, half of which "
-        "express it most; the others are of about the same length and do not express it. A name is kept with "
-        "a balanced accuracy of at least .75 on at least 20 texts whose lower bound is above .6.\n"
+        "express it most; the others are of about the same length and do not express it. A name passes with "
+        f"a balanced accuracy of {named['min_accuracy']} or more on {named['min_items']} texts or more, if "
+        f"its lower bound is above {named['min_lower_bound']}. A name that failed may be rewritten and tested in "
+        "another round, on other texts; all rounds are counted here.\n"
     )
     for kind, rows in (("features", features), ("concepts", concepts)):
         if rows:
-            yield f"{_count_kept(rows)} of {len(rows)} names of {kind} are kept.\n"
-    yield "| balanced accuracy | features | concepts |"
+            passed = {row["key"] for row in rows if row["passed"]}
+            count = len({row["key"] for row in rows})
+            tested = f"{len(rows)} names of {count} {kind} were tested"
+            yield f"{tested}; {len(passed)} {kind} have one that passed.\n"
+    yield "| balanced accuracy | names of features | names of concepts |"
     yield "|---|---|---|"
     columns = [Counter(_find_bin(row["accuracy"]) for row in rows) for rows in (features, concepts)]
     for low in sorted({low for column in columns for low in column}, reverse=True):
         yield f"| {_describe_bin(low)} | {columns[0][low]} | {columns[1][low]} |"
     yield ""
-    yield "| concept | balanced accuracy | kept |"
-    yield "|---|---|---|"
-    for row in concepts:
-        yield f"| {row['name']} | {row['accuracy']:.2f} | {'yes' if row['kept'] else 'no'} |"
-    yield ""
+    if concepts:
+        yield "| concept | balanced accuracy | passed |"
+        yield "|---|---|---|"
+        for row in sorted(concepts, key=lambda row: -row["accuracy"]):
+            name = row["name"].replace("|", "\\|")
+            yield f"| {name} | {row['accuracy']:.2f} | {'yes' if row['passed'] else 'no'} |"
+        yield ""
 
 
 def render_muting(muting: Mapping[str, Results]) -> Iterator[str]:
     """Yield how margins change when concepts are muted."""
-    correlations = sorted(row["spearman"] for row in muting.values())
+    correlations = [row["spearman"] for row in muting.values()]
+    lowest, median = min(correlations), statistics.median(correlations)
     others = max(row["others"] for row in muting.values())
-    median = correlations[len(correlations) // 2]
     yield (
-        f"\nMuting a concept changes margins as its contribution says: rank correlation at least "
-        f"{correlations[0]:.3f}, median {median:.3f} over {len(muting)} concepts. The contribution of "
-        f"everything else changes by at most {others:.3f} standard deviations on average.\n"
+        f"\nMuting a concept changes margins between random responses as its contribution says: rank "
+        f"correlation at least {lowest:.3f}, median {median:.3f} over {len(muting)} concepts. The "
+        f"contribution of everything else changes by at most {others:.3f} standard deviations on average.\n"
     )
-
-
-def _count_kept(rows: list[Results]) -> int:
-    return sum(row["kept"] for row in rows)
 
 
 def _find_bin(accuracy: float) -> float:

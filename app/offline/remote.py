@@ -76,7 +76,8 @@ class RemoteScorer:
         request = self._request
         path, key = ("/v1/compare", "pairs") if request.paired else ("/v1/rewards", "inputs")
         body = {
-            "model": request.model, "top_k": request.top_k, "length_control": request.length_control,
+            "model": request.model, "explain": str(request.score_options.explain), "top_k": request.top_k,
+            "length_control": request.length_control,
             key: [_encode_input(row, paired=request.paired) for row in rows],
         }  # fmt: skip
         results = iter(self._client.post(path, body)["data"])

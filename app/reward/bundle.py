@@ -28,6 +28,7 @@ from app.reward.reward_model import (
     Probe,
     RewardModel,
     check_concepts,
+    list_tested,
 )
 from app.types import Feature, HeadKind, Pooling, Profile
 
@@ -59,25 +60,33 @@ TensorShape = tuple[int | str, ...]
 def save_bundle(model: RewardModel, folder: Path) -> None:
     """Write a bundle. SHA256SUMS is written last, so that an incomplete bundle never loads."""
     folder.mkdir(parents=True, exist_ok=True)
-    for file in ("SHA256SUMS", CONCEPTS_FILE):
-        (folder / file).unlink(missing_ok=True)
+    (folder / "SHA256SUMS").unlink(missing_ok=True)
     _save_weights(model, folder / "weights.safetensors")
     probes = [{"exchange": asdict(probe.item), "reward": probe.reward} for probe in model.probes]
     _write_json(folder / "manifest.json", asdict(model.card))
     _write_json(folder / "features.json", [asdict(feature) for feature in model.features])
     _write_json(folder / "probes.json", probes)
-    write_digests(folder)
+    _save_concepts(model, folder)
+    _write_digests(folder)
 
 
 def save_names(model: RewardModel, folder: Path) -> None:
     """Write the features and concepts of a bundle that exists; its other files stay as they are."""
+    check_concepts(list_tested(model.concepts), model.features)
     (folder / "SHA256SUMS").unlink(missing_ok=True)
     _write_json(folder / "features.json", [asdict(feature) for feature in model.features])
-    _write_json(folder / CONCEPTS_FILE, [asdict(concept) for concept in model.concepts])
-    write_digests(folder)
+    _save_concepts(model, folder)
+    _write_digests(folder)
 
 
-def write_digests(folder: Path) -> None:
+def _save_concepts(model: RewardModel, folder: Path) -> None:
+    """Write the concepts that were tested; the others are made from labels when the bundle is loaded."""
+    (folder / CONCEPTS_FILE).unlink(missing_ok=True)
+    if tested := list_tested(model.concepts):
+        _write_json(folder / CONCEPTS_FILE, [asdict(concept) for concept in tested])
+
+
+def _write_digests(folder: Path) -> None:
     """Write SHA256SUMS from the files as they are."""
     names = [*DIGESTED_FILES, *([CONCEPTS_FILE] if (folder / CONCEPTS_FILE).exists() else [])]
     (folder / "SHA256SUMS").write_text("".join(f"{_sha256(folder / name)}  {name}\n" for name in names))

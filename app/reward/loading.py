@@ -4,9 +4,11 @@ import logging
 import os
 import tomllib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -21,7 +23,7 @@ from app.reward.composite import Composite, load_composites
 from app.reward.engine import Engine
 from app.reward.reward_model import RewardModel
 from app.settings import Settings
-from app.types import Progress
+from app.types import FORBID_EXTRA, Progress
 
 log = logging.getLogger("sparserm")
 
@@ -57,6 +59,14 @@ def _load_engine(settings: Settings, progress: Progress) -> Engine:
     return engine
 
 
+@dataclass(frozen=True, slots=True)
+class ServingConfig:
+    """Content of serving.toml; the field names are its keys."""
+
+    __pydantic_config__ = FORBID_EXTRA
+    default_model: str = ""
+
+
 def find_default_model(settings: Settings, names: Sequence[str]) -> str:
     """Return the model for requests that name none: of the settings, of serving.toml, or the first one.
 
@@ -66,8 +76,9 @@ def find_default_model(settings: Settings, names: Sequence[str]) -> str:
     configured = ""
     if file.exists():
         try:
-            configured = tomllib.loads(file.read_text()).get("default_model", "")
-        except tomllib.TOMLDecodeError as error:
+            content = tomllib.loads(file.read_text())
+            configured = TypeAdapter(ServingConfig).validate_python(content).default_model
+        except (tomllib.TOMLDecodeError, ValidationError) as error:
             raise BundleError(f"{file.name}: {error}") from error
     return settings.default_model or (configured if configured in names else names[0])
 

@@ -27,11 +27,6 @@ class PackedJob:
     index: int
     batch: PackedBatch
 
-    @property
-    def num_features(self) -> int:
-        """Maximum number of features in the explanation."""
-        return 0 if self.job.options.explain is Explain.NONE else self.job.options.top_k
-
     def pooled_rows(self, pooling: Pooling, turn: AssistantTurn) -> RowIndices:
         """Return the rows of a turn that are pooled."""
         return self.batch.rows(self.index, *pooled_span(pooling, turn))

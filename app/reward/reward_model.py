@@ -165,8 +165,8 @@ def check_concepts(concepts: Sequence[Concept], features: Sequence[Feature]) -> 
         if not concept.name or concept.name in names or concept.name.isdecimal():
             raise ValueError(f"a concept needs a name of its own that is not a number, not {concept.name!r}")
         names.add(concept.name)
-        if not concept.latents:
-            raise ValueError(f"{concept.name!r} has no features")
+        if not concept.latents or len(set(concept.latents)) < len(concept.latents):
+            raise ValueError(f"{concept.name!r} has no features, or one of them twice")
         for latent in concept.latents:
             if latent not in signs:
                 raise ValueError(f"{concept.name!r}: the model has no feature {latent}")
@@ -175,9 +175,14 @@ def check_concepts(concepts: Sequence[Concept], features: Sequence[Feature]) -> 
             if signs[latent] != concept.sign:
                 raise ValueError(
                     f"{concept.name!r} has sign {concept.sign}, but its feature {latent} {signs[latent]}; "
-                    "features that raise and that lower rewards belong into different concepts"
+                    "features that raise and that lower rewards belong in different concepts"
                 )
             used[latent] = concept.name
+
+
+def list_tested(concepts: Sequence[Concept]) -> list[Concept]:
+    """Return the concepts whose names passed a blind test."""
+    return [concept for concept in concepts if concept.items]
 
 
 def _group_by_label(features: tuple[Feature, ...]) -> tuple[Concept, ...]:

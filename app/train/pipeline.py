@@ -36,7 +36,8 @@ class TrainingConfig:
     `max_pairs` 0 trains on all pairs. Features are latents of an SAE of tokens, which the extractor has, or
     of an SAE of responses, which is trained on the pairs. `choose_passages` lets cross-validation choose
     whether passages are read beside the mean over the response. `slices` are conditions on pairs for which
-    accuracy is also reported. `domain` says in words which texts the pairs are. `limitations` are the pairs of each file that shows limitations.
+    accuracy is also reported. `domain` says in words which texts the pairs are. `limitations` are the pairs
+    of each file that shows limitations.
     """
 
     name: str

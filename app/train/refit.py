@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from app.errors import DataError
 from app.evaluate import report as reports
 from app.reward import bundle
-from app.reward.bundle import DIGESTED_FILES
+from app.reward.bundle import CONCEPTS_FILE, DIGESTED_FILES
 from app.reward.passages import PassageReading
 from app.reward.reward_model import RewardModel, TrainingData
 from app.settings import Settings
@@ -29,7 +29,7 @@ from app.types import Pair, Progress
 
 STAGING_FOLDER = ".new"
 CHECKSUMS_FILE = "SHA256SUMS"
-KEPT_SECTIONS = ("training", "selection", "names", "sae", "response_sae")
+KEPT_SECTIONS = ("training", "selection", "names", "named", "sae", "response_sae")
 """Sections of the report that describe the directions, which stay; the others measured the old head."""
 
 
@@ -117,8 +117,10 @@ def _install_staged_bundle(folder: Path) -> None:
     if not (staged / CHECKSUMS_FILE).exists():
         return
     (folder / CHECKSUMS_FILE).unlink(missing_ok=True)
-    for name in DIGESTED_FILES:
+    for name in (*DIGESTED_FILES, CONCEPTS_FILE):
         if (staged / name).exists():
             (staged / name).replace(folder / name)
+        elif name == CONCEPTS_FILE:
+            (folder / name).unlink(missing_ok=True)
     (staged / CHECKSUMS_FILE).replace(folder / CHECKSUMS_FILE)
     staged.rmdir()

@@ -17,8 +17,8 @@ from app.train.head.fitting import HeadConfig, HeadFitter, tune_config
 from app.train.head.linear import LinearHeadConfig, append_orthogonal
 from app.train.head.passage_choice import PASSAGE_FOLDS, ReadingTrial, choose_passages
 from app.train.head.training_set import TrainingSet
-from app.train.names import automatic
-from app.train.names.token_contexts import TokenContexts, collect_contexts
+from app.train.names.tokens import automatic
+from app.train.names.tokens.contexts import TokenContexts, collect_contexts
 from app.train.reward_function import RewardFunction
 from app.train.sae.choice import choose_response_sae
 from app.train.sae.response_sae import ResponseSae, ResponseSaeConfig

@@ -92,7 +92,11 @@ def _group(judgements: list[Judgement]) -> dict[str, list[Judgement]]:
     groups = {"all": judgements, "not too close to call": [j for j in judgements if j.is_clear]}
     for model in dict.fromkeys(judgement.model for judgement in judgements):
         groups[model] = [j for j in judgements if j.model == model]
-    for rank in sorted({judgement.rank for judgement in judgements}) if len(judgements) > 100 else ():
+    for rank in (
+        sorted({judgement.rank for judgement in judgements})
+        if any(judgement.rank for judgement in judgements)
+        else ()
+    ):
         groups[f"concept number {rank + 1} by size"] = [j for j in judgements if j.rank == rank]
     return groups
 

@@ -47,7 +47,7 @@ def test_a_model_is_named_from_the_command_line(
     run("names", "test", name, tmp_path / "sheet.jsonl", quiz)
     questions = [json.loads(line) for line in quiz.read_text().splitlines()]
     tested = json.loads(
-        (evidence_folder(named_settings.cache, name) / f"answers-{questions[0]['quiz']}.json").read_text()
+        (evidence_folder(named_settings.cache, name) / f"answers-{questions[0]['test']}.json").read_text()
     )
     answered = [{**row, "fits": tested["answers"][row["key"]]} for row in questions]
     quiz.write_text("".join(json.dumps(row) + "\n" for row in answered))

@@ -12,18 +12,19 @@ def row(key: str, accuracy: float, *, kept: bool) -> dict[str, object]:
         "accuracy": accuracy,
         "lower_bound": 0.5,
         "items": 20,
-        "kept": kept,
+        "passed": kept,
+        "round": 0,
     }
 
 
 def test_all_scores_are_in_the_table() -> None:
-    named = {"names": [
+    named = {"min_accuracy": 0.75, "min_items": 20, "min_lower_bound": 0.6, "names": [
         row("1", 1.0, kept=True), row("2", 0.95, kept=True), row("3", 0.3, kept=False),
         row("declines", 0.9, kept=True), row("insults", 0.55, kept=False),
     ]}  # fmt: skip
     text = "\n".join(render_names(named))
-    assert "2 of 3 names of features are kept." in text
-    assert "1 of 2 names of concepts are kept." in text
+    assert "3 names of 3 features were tested; 2 features have one that passed." in text
+    assert "2 names of 2 concepts were tested; 1 concepts have one that passed." in text
     assert "| 1 | 1 | 0 |\n| 0.9 to 1.0 | 1 | 1 |\n| 0.5 to 0.6 | 0 | 1 |\n| 0.3 to 0.4 | 1 | 0 |" in text
     assert "| name insults | 0.55 | no |" in text
 

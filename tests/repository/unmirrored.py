@@ -115,7 +115,7 @@ UNMIRRORED: dict[str, str] = {
     "app/scores.py": REWARD,
     "app/serve/api/explanation_schemas.py": "fields of responses: tests/serve/api/test_serialization.py",
     "app/train/names/jobs.py": "naming as a whole: tests/train/names/test_results.py",
-    "app/train/names/automatic.py": PIPELINE,
-    "app/train/names/token_categories.py": PIPELINE,
-    "app/train/names/token_contexts.py": PIPELINE,
+    "app/train/names/tokens/automatic.py": PIPELINE,
+    "app/train/names/tokens/categories.py": PIPELINE,
+    "app/train/names/tokens/contexts.py": PIPELINE,
 }

@@ -20,8 +20,8 @@ from app.train.head.common import compute_rewards
 from app.train.head.losses import LOSSES
 from app.train.head.network import NetworkHeadConfig, fit_network
 from app.train.head.training_set import TrainingSet
-from app.train.names import automatic, token_contexts
-from app.train.names.token_categories import find_keywords
+from app.train.names.tokens import automatic, contexts
+from app.train.names.tokens.categories import find_keywords
 from app.train.selection import select_latents
 from app.types import MIN_AGREEMENT, Pooling, ScoreOptions
 from tests.support import tiny
@@ -209,7 +209,7 @@ def test_a_feature_is_named_only_if_the_name_predicts_its_firing(
         training_settings.cache,
         ignore_progress,
     )
-    tokens = token_contexts.collect_contexts(
+    tokens = contexts.collect_contexts(
         training_config(training_settings, trained_sae, "named").pairs,
         extractor,
         training_settings.cache,

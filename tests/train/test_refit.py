@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -11,7 +12,7 @@ from app.data.pairs import read_pairs
 from app.errors import BundleError
 from app.evaluate import report as reports
 from app.reward import bundle, loading
-from app.reward.reward_model import TrainingData
+from app.reward.reward_model import Concept, TrainingData
 from app.settings import Settings
 from app.train import jobs, refit
 from tests.cli.test_commands import joined_output, sparserm
@@ -110,3 +111,13 @@ def test_the_command_refits_and_a_server_reloads(
     assert card["data"][1]["name"] == "test.jsonl"
     limitations = reports.read(bundle_folder)["limitations"]
     assert card["metrics"] == {f"limitations_{name}": row["accuracy"] for name, row in limitations.items()}
+
+
+@pytest.mark.heavy
+def test_refit_keeps_concepts_that_were_tested(training_settings: Settings, bundle_folder: Path) -> None:
+    model = bundle.load_bundle(bundle_folder)
+    latents = tuple(feature.latent for feature in model.features if feature.sign > 0)
+    concepts = (Concept("says amber", latents, 1, score=0.9, items=20),)
+    bundle.save_names(replace(model, concepts=concepts), bundle_folder)
+    run_refit(training_settings)
+    assert bundle.load_bundle(bundle_folder).concepts == concepts

@@ -109,10 +109,10 @@ def measure_muting(
 ) -> dict[str, dict[str, float]]:
     """Return for each concept whether margins change as its contributions say when it is muted.
 
-    The margins are those between successive responses. `spearman` compares the change of a margin with the
-    concept's contribution to it; `others` is the mean absolute change of the other features' contribution to
-    the margin, in standard deviations of rewards. Both differ from 1 and 0 only by the weights of passages,
-    which follow from the rewards, and by the curvature of networks.
+    The margins are those between successive responses, which answer random prompts. `spearman` compares the
+    change of a margin with the concept's contribution to it; `others` is the mean absolute change of the
+    other features' contribution to the margin, in standard deviations of rewards. Both differ from 1 and 0
+    only by the weights of passages, which follow from the rewards, and by the curvature of networks.
     """
     contributions, rewards = responses.compute_contributions(), responses.compute_rewards()
     count = len(rewards) // 2
@@ -122,6 +122,8 @@ def measure_muting(
         muted = responses.remove(columns.expand(len(rewards), -1))
         expected = _subtract_pairs(contributions[:, columns].sum(1), count)
         change = _subtract_pairs(rewards - muted.compute_rewards(), count)
+        if expected.std() == 0 or change.std() == 0:
+            continue  # no correlation can be computed
         rows[name] = {
             "spearman": float(spearmanr(expected, change).statistic),
             "others": float((change - expected).abs().mean()),

@@ -13,12 +13,15 @@ MAX_PHRASES = 5
 """Concepts for which a phrase of the response is searched, those with the largest contributions first."""
 
 
-def sum_concepts(model: RewardModel, contributions: DoubleArray) -> tuple[ConceptContribution, ...]:
+def sum_concepts(
+    model: RewardModel, contributions: DoubleArray, name: str
+) -> tuple[ConceptContribution, ...]:
     """Return the contribution of each concept, largest first, and of all features without one.
 
-    `contributions` are those of all directions, (K,). Together the concepts sum to the same total.
+    `contributions` are those of all directions, (K,); `name` is that of the model in answers. Together the
+    concepts sum to the same total.
     """
-    name, membership = model.card.name, model.concept_membership
+    membership = model.concept_membership
     totals = (contributions @ membership).tolist()
     concepts = [
         ConceptContribution(name, concept.name, concept.sign, concept.score, len(concept.latents), total)

@@ -13,6 +13,9 @@ from app.reward.reward_model import RewardModel
 from app.scores import Contribution, Score, ScoredTurn
 from app.types import AssistantTurn, Profile, ScoreOptions
 
+MAX_CREDITED_FEATURES = 10
+"""Features whose shares of tokens are listed, so that the size of an answer is bounded."""
+
 
 class RewardNumbers(NamedTuple):
     """The numbers of one turn; the names are those of `Score`."""
@@ -78,11 +81,13 @@ def select_top_contributions(
 ) -> tuple[Contribution, ...]:
     """Return the `count` largest contributions by size, with the projection and activation of `row`.
 
-    `token_credits` (T, K) are the shares of the response's tokens, if they were requested.
+    `token_credits` (T, K) are the shares of the response's tokens, if they were requested. Only the first
+    MAX_CREDITED_FEATURES have them.
     """
     if not count:
         return ()
     top = contributions.abs().topk(min(count, len(contributions))).indices
+    credited = [] if token_credits is None else token_credits[:, top[:MAX_CREDITED_FEATURES]].T.tolist()
     values, projections, activations = (
         column[top].tolist()
         for column in (contributions, features.projections[row], features.activations[row])
@@ -95,7 +100,7 @@ def select_top_contributions(
             projection=projections[i],
             activation=activations[i],
             fired=activations[i] != 0,
-            credits=() if token_credits is None else tuple(token_credits[:, k].tolist()),
+            credits=tuple(credited[i]) if i < len(credited) else (),
         )
         for i, k in enumerate(top.tolist())
     )

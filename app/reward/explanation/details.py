@@ -36,7 +36,8 @@ def explain_responses(
     modes = [turn.packed.job.options.explain for turn in turns]
     if all(mode is Explain.NONE for mode in modes):
         return scores
-    split = _split_by_token(model, pooled) if model.card.readout is Pooling.MEAN else [None] * len(turns)
+    is_split = model.card.readout is Pooling.MEAN and (model.concepts or Explain.TOKENS in modes)
+    split = _split_by_token(model, pooled) if is_split else [None] * len(turns)
     features = ResponseFeatures(*(tensor.float().cpu() for tensor in pooled.features))
     passages = _list_passages(model, pooled, turns, scores, tokenizer)
     explained = []
@@ -54,7 +55,9 @@ def explain_responses(
                 if token_credits is None
                 else token_credits.sum(1).tolist()
             )
-            detailed = replace(detailed, tokens=tuple(map(TokenCredit, texts, shares)))
+            detailed = replace(
+                detailed, tokens=tuple(TokenCredit(*pair) for pair in zip(texts, shares, strict=True))
+            )
         explained.append(replace(detailed, why=describe_reward(detailed, model.card.domain)))
     return explained
 
@@ -87,7 +90,7 @@ def _add_concepts(
     model: RewardModel, turn: PackedTurn, score: Score, texts: list[str], token_credits: Tensor | None
 ) -> Score:
     """Return the score with concepts and coverage; a read-out of one token has no phrases."""
-    concepts = sum_concepts(model, score.contributions)
+    concepts = sum_concepts(model, score.contributions, score.model)
     if token_credits is not None and model.concepts:
         concepts = add_phrases(
             model, concepts, texts, token_credits.numpy() @ model.concept_membership,

@@ -8,6 +8,7 @@ import numpy as np
 from app.scores import DoubleArray
 
 MAX_PHRASE_WORDS = 6
+"""Words of a phrase: enough to see what they say, few enough for a sentence."""
 MAX_PHRASE_CHARACTERS = 60
 
 
@@ -21,7 +22,7 @@ class TokenSpan(NamedTuple):
 def split_words(texts: Sequence[str]) -> list[TokenSpan]:
     """Return the words that tokens form; a word starts at a token that begins with white space.
 
-    White space itself belongs to the word before it. Tokens that are not ASCII are words of their own.
+    White space itself belongs to the word before it. A token with other characters than ASCII starts a word.
     """
     starts = [i for i, text in enumerate(texts) if i == 0 or _starts_word(texts[i - 1], text)]
     return [TokenSpan(start, end) for start, end in zip(starts, [*starts[1:], len(texts)], strict=False)]

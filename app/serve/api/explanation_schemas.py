@@ -29,8 +29,9 @@ class ConceptSchema(BaseModel):
     """The total contribution of a concept's features; `name` is null for all features without one.
 
     `sign` is 1 if the concept raises rewards, `score` its balanced accuracy in a blind test, `features` how
-    many it has. `phrase` are words of the response that express it. All concepts sum to the same total as all
-    features. `credits` are the shares of the response's tokens, with `explain: "tokens"`.
+    many it has. `phrase` are words of the response that express it, null if the response expresses it less
+    than average, if it is not among the five largest, or if the model reads one token. All concepts sum to
+    the same total as all features. `credits` are the shares of the tokens, with `explain: "tokens"`.
     """
 
     model: str

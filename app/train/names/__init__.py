@@ -1,1 +1,1 @@
-"""Names the selected features by the tokens on which their latents fire."""
+"""Writes and tests names of features: evidence, sheets, blind tests, and endpoints of language models."""

@@ -18,14 +18,21 @@ import httpx
 from app.errors import SparseRMError
 from app.reward.reward_model import Concept, RewardModel
 from app.train.names.evidence import Evidence, FeatureEvidence
-from app.train.names.naming_sheet import INSTRUCTIONS, KINDS
+from app.train.names.naming_sheet import (
+    INSTRUCTIONS,
+    KINDS,
+    MAX_DEFINITION_CHARACTERS,
+    MAX_NAME_CHARACTERS,
+)
 
 CHARACTERS_PER_TOKEN = 4
 TIMEOUT_S = 120.0
 MAX_ATTEMPTS = 6
 FIRST_PAUSE_S = 1.0
 RETRIED_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504})
-MAX_NAME_CHARACTERS = 120
+NUMBER_LIST = re.compile(r"\[[\d,\s]*\]")
+ANY_LIST = re.compile(r"\[.*\]", re.DOTALL)
+MAX_CONCEPTS = 12
 GROUPING_INSTRUCTIONS = """Sort these features into 6 to 12 concepts. The name of a concept is a verb phrase
 of 2 to 6 words in the third person. All its features have the same effect. Every feature is in one concept.
 {names}
@@ -39,21 +46,32 @@ class ChatEndpoint:
     url: str
     model: str
     store: Path
+    client: httpx.Client
     key: str = ""
-    client: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=TIMEOUT_S))
     pause: Callable[[float], None] = time.sleep
+    answers: dict[str, str] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise SparseRMError(
+                f"{self.url[:200]}: the address of an endpoint starts with http:// or https://"
+            )
+        if not self.key.isascii() or not self.key.isprintable():
+            raise SparseRMError("the key of the endpoint has characters that no key has")
+        if self.store.exists():
+            with self.store.open(encoding="utf-8") as stream:
+                rows = (_parse_row(line) for line in stream)
+                self.answers.update((row["key"], row["answer"]) for row in rows if row)
 
     def ask(self, prompt: str) -> str:
         """Return the model's answer to a prompt, from the store if it was asked before."""
-        key = hashlib.sha256(f"{self.model}\n{prompt}".encode()).hexdigest()
-        known = self._read_store()
-        if key in known:
-            return known[key]
-        answer = self._request(prompt)
-        self.store.parent.mkdir(parents=True, exist_ok=True)
-        with self.store.open("a") as stream:
-            stream.write(json.dumps({"key": key, "answer": answer}, ensure_ascii=False) + "\n")
-        return answer
+        key = hashlib.sha256(f"{self.url}\n{self.model}\n{prompt}".encode()).hexdigest()
+        if key not in self.answers:
+            self.answers[key] = self._request(prompt)
+            self.store.parent.mkdir(parents=True, exist_ok=True)
+            with self.store.open("a", encoding="utf-8") as stream:
+                stream.write("\n" + json.dumps({"key": key, "answer": self.answers[key]}))
+        return self.answers[key]
 
     def _request(self, prompt: str) -> str:
         body = {
@@ -69,17 +87,11 @@ class ChatEndpoint:
                 if response.status_code not in RETRIED_STATUSES:
                     return _read_content(response)
                 problem = f"status {response.status_code}"
-            except httpx.TransportError as error:
-                problem = f"{type(error).__name__}: {error}"
+            except (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError) as error:
+                problem = type(error).__name__
             if attempt + 1 < MAX_ATTEMPTS:
                 self.pause(FIRST_PAUSE_S * 2**attempt)
         raise SparseRMError(f"{self.url}: {problem} after {MAX_ATTEMPTS} attempts; run again to resume")
-
-    def _read_store(self) -> dict[str, str]:
-        if not self.store.exists():
-            return {}
-        rows = (_parse_row(line) for line in self.store.read_text().splitlines())
-        return {row["key"]: row["answer"] for row in rows if row}
 
 
 def write_names(
@@ -105,27 +117,31 @@ def group_into_concepts(
     signs = {feature.latent: feature.sign for feature in model.features}
     used: set[int] = set()
     concepts: dict[str, Concept] = {}
-    for row in _find_json(endpoint.ask(_build_grouping_prompt(names, signs)), list) or []:
-        name, latents = (row.get("concept"), row.get("latents")) if isinstance(row, dict) else (None, None)
-        if not isinstance(name, str) or not isinstance(latents, list) or not name.strip():
+    for row in _find_list(endpoint.ask(_build_grouping_prompt(names, signs)), ANY_LIST):
+        if not isinstance(row, dict) or not isinstance(row.get("latents"), list):
             continue
-        known = [latent for latent in latents if latent in names and latent not in used]
+        name = " ".join(str(row.get("concept", "")).split())[:MAX_NAME_CHARACTERS]
+        numbers = [latent for latent in row["latents"] if type(latent) is int]
+        known = [n for n in dict.fromkeys(numbers) if n in names and n not in used]
         same = [latent for latent in known if signs[latent] == signs[known[0]]]
-        if same and name not in concepts and not name.isdecimal():
+        if same and name and name not in concepts and not name.isdecimal():
             used.update(same)
-            concepts[name] = Concept(name, tuple(same), signs[same[0]], str(row.get("definition", "")))
+            definition = str(row.get("definition", ""))[:MAX_DEFINITION_CHARACTERS]
+            concepts[name] = Concept(name, tuple(same), signs[same[0]], definition)
     return tuple(concepts.values())
 
 
-def answer_quiz(
+def answer_test(
     questions: Sequence[Mapping[str, Any]], endpoint: ChatEndpoint, progress: Callable[[float], None]
 ) -> list[dict[str, Any]]:
-    """Return the questions with `fits` filled in; an answer that cannot be read counts as all false."""
+    """Return the questions with `fits` filled in; those whose answer cannot be read are left out."""
     answered = []
     for done, question in enumerate(questions, 1):
-        numbers = _find_json(endpoint.ask(build_test_prompt(question)), list) or []
-        fits = [number in numbers for number in range(1, len(question["texts"]) + 1)]
-        answered.append({**question, "fits": fits})
+        answer = endpoint.ask(build_test_prompt(question))
+        if NUMBER_LIST.search(answer):
+            numbers = set(_find_list(answer, NUMBER_LIST))
+            fits = [number in numbers for number in range(1, len(question["texts"]) + 1)]
+            answered.append({**question, "fits": fits})
         progress(done / len(questions))
     return answered
 
@@ -134,8 +150,9 @@ def estimate_cost(evidence: Evidence, items: int) -> dict[str, int]:
     """Return about how many calls and input tokens naming and testing takes."""
     naming = [build_naming_prompt(feature) for feature in evidence.features]
     per_text = sum(map(len, naming)) / max(sum(_count_texts(f) for f in evidence.features), 1)
-    characters = sum(map(len, naming)) + len(naming) * items * per_text
-    return {"calls": 2 * len(naming) + 1, "input_tokens": int(characters / CHARACTERS_PER_TOKEN)}
+    tests = len(naming) + MAX_CONCEPTS
+    characters = sum(map(len, naming)) + tests * items * per_text
+    return {"calls": len(naming) + 1 + tests, "input_tokens": int(characters / CHARACTERS_PER_TOKEN)}
 
 
 def build_naming_prompt(feature: FeatureEvidence) -> str:
@@ -173,14 +190,13 @@ def _count_texts(feature: FeatureEvidence) -> int:
     return sum(len(getattr(feature, kind)) for kind in KINDS)
 
 
-def _find_json(answer: str, kind: type) -> Any:
-    """Return the JSON value of a type in an answer, which may have text around it; None without one."""
-    match = re.search(r"\[.*\]", answer, re.DOTALL)
+def _find_list(answer: str, pattern: re.Pattern[str]) -> list[Any]:
+    """Return the last JSON list in an answer that matches a pattern; an empty list without one."""
+    matches = pattern.findall(answer)
     try:
-        value = json.loads(match.group()) if match else None
+        return list(json.loads(matches[-1])) if matches else []
     except ValueError:
-        return None
-    return value if isinstance(value, kind) else None
+        return []
 
 
 def _read_content(response: httpx.Response) -> str:

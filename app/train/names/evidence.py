@@ -3,6 +3,7 @@
 Names are written from the evidence of some prompts and tested on responses to the others.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,13 @@ from app.reward.explanation.phrases import split_words
 from app.reward.reward_model import RewardModel
 from app.train.feature_cache import write_atomically
 from app.train.features import MAX_BATCH_TOKENS, FeatureExtractor
-from app.train.names.responses import ResponseTable, ResponseText, sort_firing
+from app.train.names.responses import (
+    STALE,
+    ResponseTable,
+    ResponseText,
+    compute_features_digest,
+    sort_firing,
+)
 from app.train.reward_function import RewardFunction
 from app.types import FORBID_EXTRA, Item, Pair, Progress
 
@@ -59,10 +66,11 @@ class FeatureEvidence:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The evidence for all features of a model."""
+    """The evidence for all features of a model, and the digest of the features."""
 
     __pydantic_config__ = FORBID_EXTRA
     model: str
+    features_sha256: str
     features: tuple[FeatureEvidence, ...]
 
 
@@ -77,7 +85,12 @@ def collect_evidence(
     selected = [k for k, feature in enumerate(model.features) if feature.sign]
     chosen = {k: _choose_contexts(table, k) for k in selected}
     shown = sorted({i for kinds in chosen.values() for indices in kinds[:2] for i in indices})
-    words = _find_words(model, [item for pair in pairs for item in pair.items], shown, extractor, progress)
+    items = [item for pair in pairs for item in pair.items]
+    wanted: dict[int, list[int]] = {index: [] for index in shown}
+    for k, kinds in chosen.items():
+        for index in (*kinds[0], *kinds[1]):
+            wanted[index].append(k)
+    words = _find_words(model, items, wanted, extractor, progress)
     decided = find_decided_pairs(model, table)
     features = []
     for k in selected:
@@ -92,7 +105,7 @@ def collect_evidence(
         features.append(
             FeatureEvidence(feature.latent, feature.sign, strongest, near_misses, absent, decided[k])
         )
-    return Evidence(model.card.name, tuple(features))
+    return Evidence(model.card.name, table.features_sha256, tuple(features))
 
 
 def evidence_folder(cache: Path, model: str) -> Path:
@@ -105,14 +118,17 @@ def save_evidence(evidence: Evidence, folder: Path) -> None:
     write_atomically(folder / EVIDENCE_FILE, TypeAdapter(Evidence).dump_json(evidence).decode())
 
 
-def load_evidence(folder: Path) -> Evidence:
-    """Read the evidence of a folder; raise DataError if there is none."""
+def load_evidence(folder: Path, model: RewardModel) -> Evidence:
+    """Read the evidence of a folder; raise DataError if there is none, or that of other features."""
     try:
-        return TypeAdapter(Evidence).validate_json((folder / EVIDENCE_FILE).read_bytes())
+        evidence = TypeAdapter(Evidence).validate_json((folder / EVIDENCE_FILE).read_bytes())
     except (FileNotFoundError, ValidationError) as error:
         raise DataError(
             f"no evidence in {folder}; run `sparserm features evidence {folder.name} PAIRS` first"
         ) from error
+    if evidence.features_sha256 != compute_features_digest(model):
+        raise DataError(STALE.format(name=model.card.name))
+    return evidence
 
 
 def _choose_contexts(table: ResponseTable, feature: int) -> tuple[list[int], list[int], list[int]]:
@@ -126,14 +142,19 @@ def _choose_contexts(table: ResponseTable, feature: int) -> tuple[list[int], lis
     shuffled = np.random.default_rng(feature).permutation(np.array(upper, dtype=np.int64))
     strongest = top + table.take_one_a_prompt(shuffled, NUM_STRONGEST - len(top))
     near_misses = table.take_one_a_prompt(sort_firing(values, ~fired, mask), NUM_NEAR_MISSES)
-    absent = table.match_silent(strongest, values, fired, mask)[:NUM_ABSENT]
+    absent = table.match_absent(strongest, values, fired, mask)[:NUM_ABSENT]
     return strongest, near_misses, absent
 
 
 def _find_words(
-    model: RewardModel, items: list[Item], shown: list[int], extractor: FeatureExtractor, progress: Progress
+    model: RewardModel,
+    items: list[Item],
+    wanted: Mapping[int, list[int]],
+    extractor: FeatureExtractor,
+    progress: Progress,
 ) -> dict[tuple[int, int], tuple[str, ...]]:
-    """Return the words with the highest projections in each response that is shown, by feature."""
+    """Return the words with the highest projections for the wanted features of each response."""
+    shown = list(wanted)
     function = RewardFunction.from_model(model)
     words: dict[tuple[int, int], tuple[str, ...]] = {}
     encoded = extractor.tokenizer.encode([items[i] for i in shown])
@@ -147,8 +168,9 @@ def _find_words(
         for i, item_rows in zip(batch, rows, strict=True):
             projections = function.project_residuals(residuals[extractor.layer].at(item_rows).cpu())
             ids = encoded[i].ids[encoded[i].response_start : encoded[i].response_end]
-            for feature, strongest in enumerate(_list_words(extractor.tokenizer.decode(ids), projections)):
-                words[shown[i], feature] = strongest
+            features = wanted[shown[i]]
+            strongest = _list_words(extractor.tokenizer.decode(ids), projections[:, features])
+            words |= {(shown[i], feature): own for feature, own in zip(features, strongest, strict=True)}
         done += len(batch)
         progress("words", done / len(shown))
     return words
@@ -163,13 +185,15 @@ def _list_words(texts: list[str], projections: Tensor) -> list[tuple[str, ...]]:
 
 
 def find_decided_pairs(model: RewardModel, table: ResponseTable) -> list[tuple[int, ...]]:
-    """Return for each feature the pairs whose margin has the other sign without it.
+    """Return for each feature the pairs whose margin has the other sign without it, not those for tests.
 
     The margins are those between the responses as a whole, also if the model reads passages.
     """
-    x = torch.from_numpy(table.projections).reshape(-1, 2, len(model.features))
-    contributions = model.head.compute_contributions(x[:, 0], x[:, 1])
+    x = torch.from_numpy(table.projections)
+    by_response = model.head.compute_contributions(x, torch.zeros_like(x[:1]))
+    contributions = by_response[::2] - by_response[1::2]
     margins = contributions.sum(1, keepdim=True)
-    decides = margins * (margins - contributions) < 0
+    is_named = torch.from_numpy(~table.is_tested[::2])[:, None]
+    decides = (margins * (margins - contributions) < 0) & is_named
     order = (contributions.abs() * decides).argsort(dim=0, descending=True)[:NUM_DECIDED].T.tolist()
     return [tuple(row for row in rows if decides[row, k]) for k, rows in enumerate(order)]

@@ -6,15 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from app.data.pairs import read_pairs
+import httpx
+
+from app.data.pairs import read_json_lines, read_pairs
 from app.errors import SourceError
 from app.evaluate import report as reports
 from app.reward import bundle
 from app.reward.reward_model import RewardModel
 from app.settings import Settings
+from app.train.feature_cache import write_atomically
 from app.train.features import FeatureExtractor, extract_features
 from app.train.jobs import BackboneLayer, load_feature_extractor
-from app.train.names import endpoint, results
+from app.train.names import endpoint, naming_sheet, neuronpedia, results
+from app.train.names.blind_test import NUM_ITEMS
 from app.train.names.evidence import (
     Evidence,
     collect_evidence,
@@ -22,9 +26,8 @@ from app.train.names.evidence import (
     load_evidence,
     save_evidence,
 )
-from app.train.names.quiz import NUM_ITEMS
 from app.train.names.responses import ResponseTable
-from app.types import Feature, Progress, SaeInput
+from app.types import Progress, SaeInput
 
 MAX_SNIPPET_CHARACTERS = 160
 
@@ -49,7 +52,7 @@ def make_evidence(
     test_pairs = read_pairs(test_source) if test_source else []
     num_named = len(pairs) if test_pairs else None
     pairs = [*pairs, *test_pairs]
-    extractor = _load_extractor(model, sae_folder, settings, progress)
+    extractor = load_extractor(model, sae_folder, settings, progress)
     features = extract_features(
         [pair.items for pair in pairs], extractor, settings.cache,
         lambda done: progress("pairs", min(done / (2 * len(pairs)), 1)),
@@ -66,7 +69,7 @@ def keep_snippets(name: str, count: int, settings: Settings) -> int:
     """Put the beginnings of the responses that express each feature most into the bundle; return how many."""
     folder = settings.models_dir / name
     model = bundle.load_bundle(folder)
-    evidence = load_evidence(evidence_folder(settings.cache, name))
+    evidence = load_evidence(evidence_folder(settings.cache, name), model)
     snippets = {
         feature.latent: tuple(
             " ".join(context.text.response.split())[:MAX_SNIPPET_CHARACTERS]
@@ -79,24 +82,21 @@ def keep_snippets(name: str, count: int, settings: Settings) -> int:
     return sum(map(len, snippets.values()))
 
 
-def score_names(name: str, files: Sequence[Path], settings: Settings) -> list[results.NamedThing]:
+def score_names(name: str, files: Sequence[Path], settings: Settings) -> list[results.TestedName]:
     """Score answered tests; write what passed into the bundle, and all scores into its report."""
     return save_scores(name, results.read_answers(files), settings)
 
 
-def save_scores(name: str, answered: list[dict[str, Any]], settings: Settings) -> list[results.NamedThing]:
+def save_scores(name: str, answered: list[dict[str, Any]], settings: Settings) -> list[results.TestedName]:
     """Score answered questions; write what passed into the bundle, and all scores into its report."""
     folder = settings.models_dir / name
-    model, scored = results.score_quiz(
+    model, scored = results.score_test(
         bundle.load_bundle(folder), evidence_folder(settings.cache, name), answered
     )
     bundle.save_names(model, folder)
     if (folder / "report.json").exists():
         earlier = reports.read(folder).get("named", {}).get("names", [])
-        keys = {thing.key for thing in scored}
-        merged = results.describe_results(scored)
-        merged["names"] += [row for row in earlier if row["key"] not in keys]
-        reports.update(folder, model.card, {"named": merged})
+        reports.update(folder, model.card, {"named": results.describe_results(scored, earlier)})
     return scored
 
 
@@ -108,31 +108,39 @@ def name_automatically(
     progress: Progress,
     *,
     items: int = NUM_ITEMS,
-) -> list[results.NamedThing]:
+) -> list[results.TestedName]:
     """Name all features, group them into concepts, test both, and write what passed into the bundle."""
     folder = evidence_folder(settings.cache, name)
     model = bundle.load_bundle(settings.models_dir / name)
-    names = endpoint.write_names(load_evidence(folder), naming, lambda done: progress("names", done))
+    names = endpoint.write_names(load_evidence(folder, model), naming, lambda done: progress("names", done))
     concepts = endpoint.group_into_concepts(model, names, naming)
-    quiz = folder / "quiz.jsonl"
-    results.write_quiz(model, folder, names, concepts, quiz, items=items, round_number=0)
-    questions = [json.loads(line) for line in quiz.read_text().splitlines()]
-    answered = endpoint.answer_quiz(questions, testing, lambda done: progress("tests", done))
+    file = folder / "endpoint_test.jsonl"
+    file.unlink(missing_ok=True)
+    results.write_test(model, folder, names, concepts, file, items=items, round_number=0)
+    questions = [row for _, row in read_json_lines(file)]
+    answered = endpoint.answer_test(questions, testing, lambda done: progress("tests", done))
     return save_scores(name, answered, settings)
 
 
-def read_evidence(name: str, settings: Settings) -> Evidence:
+def read_evidence(model: RewardModel, settings: Settings) -> Evidence:
     """Return the evidence for a model."""
-    return load_evidence(evidence_folder(settings.cache, name))
+    return load_evidence(evidence_folder(settings.cache, model.card.name), model)
 
 
-def list_features(name: str, settings: Settings) -> tuple[RewardModel, list[Feature]]:
-    """Return a model and its features with a sign."""
-    model = bundle.load_bundle(settings.models_dir / name)
-    return model, [feature for feature in model.features if feature.sign]
+def write_neuronpedia_sheet(model: RewardModel, files: Sequence[Path], out: Path) -> int:
+    """Write a sheet with the names of an SAE's latents on Neuronpedia; return how many there are."""
+    naming_sheet.refuse_existing(out)
+    if files:
+        names = neuronpedia.read_names(model, files)
+    else:
+        with httpx.Client(timeout=neuronpedia.TIMEOUT_S) as client:
+            names = neuronpedia.fetch_names(model, client)
+    rows = ({"latent": latent, "name": name} for latent, name in names.items())
+    write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return len(names)
 
 
-def _load_extractor(
+def load_extractor(
     model: RewardModel, sae_folder: Path | None, settings: Settings, progress: Progress
 ) -> FeatureExtractor:
     """Load what a model's features are extracted with; features of tokens need the folder of their SAE."""

@@ -1,4 +1,4 @@
-"""Sheets: what someone who names features reads, as JSON lines and as a page with fields to type into.
+"""Writes naming sheets (JSON lines and an HTML form) with the evidence for features, and reads names back.
 
 Both hold texts of the pairs, so they belong beside the data and not into a repository.
 """
@@ -7,13 +7,20 @@ import json
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, Field, StrictInt, StringConstraints, TypeAdapter, ValidationError
+
+from app.data.pairs import read_json_lines
 from app.errors import DataError
 from app.reward.reward_model import Concept, RewardModel, check_concepts
 from app.train.feature_cache import write_atomically
 from app.train.names.evidence import Context, Evidence, FeatureEvidence
 
+MAX_NAME_CHARACTERS = 120
+"""A concept's name is also a target of steering, of at most 200 characters."""
+MAX_DEFINITION_CHARACTERS = 300
+FilledText = Annotated[str, StringConstraints(strip_whitespace=True)]
 INSTRUCTIONS = (
     "Name each feature by what the responses that express it have in common, and the others lack: a verb "
     "phrase of 4 to 14 words in the third person, such as “declines and says the act is illegal”. Someone "
@@ -27,6 +34,21 @@ KINDS = {
 }
 
 
+class SheetRow(BaseModel):
+    """What is read of a row of a sheet; its evidence is ignored."""
+
+    latent: StrictInt
+    name: FilledText = Field("", max_length=MAX_NAME_CHARACTERS)
+    concept: FilledText = Field("", max_length=MAX_NAME_CHARACTERS)
+    definition: FilledText = Field("", max_length=MAX_DEFINITION_CHARACTERS)
+
+
+def refuse_existing(file: Path) -> None:
+    """Raise DataError if a file exists, because someone may have filled it in."""
+    if file.exists():
+        raise DataError(f"{file} exists; move it away or choose another name")
+
+
 def write_sheet(model: RewardModel, evidence: Evidence, out: Path) -> tuple[Path, Path]:
     """Write OUT.jsonl and OUT.html with a row for each feature, those with the largest effects first."""
     labels = {feature.latent: feature.label or "" for feature in model.features}
@@ -36,7 +58,9 @@ def write_sheet(model: RewardModel, evidence: Evidence, out: Path) -> tuple[Path
         for feature in _sort_by_effect(model, evidence)
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
-    table, page = out.with_suffix(".jsonl"), out.with_suffix(".html")
+    table, page = (out.with_name(out.name + suffix) for suffix in (".jsonl", ".html"))
+    for file in (table, page):
+        refuse_existing(file)
     write_atomically(table, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_atomically(page, _render_page(model.card.name, rows))
     return table, page
@@ -50,18 +74,20 @@ def read_sheet(file: Path, model: RewardModel) -> tuple[dict[int, str], tuple[Co
     names: dict[int, str] = {}
     members: dict[str, list[int]] = {}
     definitions: dict[str, str] = {}
-    signs = {feature.latent: feature.sign for feature in model.features}
-    for number, row in enumerate(_read_rows(file), 1):
-        latent, name, concept = row.get("latent"), row.get("name"), row.get("concept")
-        if latent not in signs or not isinstance(name, str):
-            raise DataError(
-                f"{file}:{number}: needs a `name` and the `latent` of a feature of {model.card.name}"
-            )
-        if name.strip():
-            names[latent] = name.strip()
-        if concept:
-            members.setdefault(concept, []).append(latent)
-            definitions[concept] = row.get("definition") or definitions.get(concept, "")
+    signs = {feature.latent: feature.sign for feature in model.features if feature.sign}
+    for location, raw in read_json_lines(file):
+        try:
+            row = TypeAdapter(SheetRow).validate_python(raw)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise DataError(f"{location}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+        if row.latent not in signs:
+            raise DataError(f"{location}: {model.card.name} has no feature {row.latent} that has a sign")
+        if row.name:
+            names[row.latent] = row.name
+        if row.concept:
+            members.setdefault(row.concept, []).append(row.latent)
+            definitions[row.concept] = row.definition or definitions.get(row.concept, "")
     concepts = tuple(
         Concept(concept, tuple(latents), signs[latents[0]], definitions[concept])
         for concept, latents in members.items()
@@ -71,20 +97,6 @@ def read_sheet(file: Path, model: RewardModel) -> tuple[dict[int, str], tuple[Co
     except ValueError as error:
         raise DataError(f"{file}: {error}") from error
     return names, concepts
-
-
-def _read_rows(file: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(file.read_text().splitlines(), 1):
-        try:
-            row = json.loads(line) if line.strip() else {}
-        except ValueError as error:
-            raise DataError(f"{file}:{number}: not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{file}:{number}: needs an object")
-        if row:
-            rows.append(row)
-    return rows
 
 
 def _sort_by_effect(model: RewardModel, evidence: Evidence) -> list[FeatureEvidence]:
@@ -99,7 +111,7 @@ def _make_row(feature: FeatureEvidence, name: str, concept: str) -> dict[str, An
     effect = "raises" if feature.sign > 0 else "lowers"
     return {
         "latent": feature.latent, "effect": f"{effect} rewards", "name": name, "concept": concept,
-        "definition": "", **shown, "decides_pairs": list(feature.decides),
+        "definition": "", **shown, "decides_pairs": [row + 1 for row in feature.decides],
     }  # fmt: skip
 
 
@@ -129,7 +141,7 @@ def _render_section(row: Mapping[str, Any]) -> str:
     decided = ", ".join(map(str, row["decides_pairs"])) or "none"
     return (
         f'<section data-latent="{latent}"><h2>Feature {latent} <small>{row["effect"]}</small></h2>{fields}'
-        f"{lists}<p>Pairs that it decides (numbers of rows): {decided}</p></section>"
+        f"{lists}<p>Pairs that it decides (rows of the file of pairs, from 1): {decided}</p></section>"
     )
 
 
@@ -142,7 +154,8 @@ def _render_text(text: Mapping[str, Any]) -> str:
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+ content="default-src 'none'; base-uri 'none'; form-action 'none';
+ style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <style>
 body {{ font: 16px/1.5 system-ui; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
 section {{ border-top: 2px solid #999; margin-top: 2rem; }}

@@ -6,7 +6,8 @@ files of it: a JSON list, or JSON lines that may be compressed. A row needs `ind
 
 import gzip
 import json
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -15,18 +16,22 @@ import httpx
 
 from app.errors import SourceError
 from app.reward.reward_model import RewardModel
+from app.train.names.naming_sheet import MAX_NAME_CHARACTERS
 
-EXPORT_URL = "https://www.neuronpedia.org/api/explanation/export"
+HOST = "www.neuronpedia.org"
+EXPORT_URL = f"https://{HOST}/api/explanation/export"
 TIMEOUT_S = 300.0
-MAX_BYTES = 2 * 2**30
-MAX_NAME_CHARACTERS = 120
+MAX_BYTES = 2**30
+"""Size of an export, after decompression, that is refused; those of large SAEs have some 100 MB."""
+CHUNK_BYTES = 2**20
 
 
 def find_neuronpedia_path(model: RewardModel) -> tuple[str, str]:
     """Return the model and the SAE on Neuronpedia that a model's features link to."""
     for feature in model.features:
-        parts = urlparse(feature.url or "").path.strip("/").split("/")
-        if len(parts) == 3:  # model, SAE and latent
+        url = urlparse(feature.url or "")
+        parts = url.path.strip("/").split("/")
+        if url.hostname == HOST and len(parts) == 3:  # model, SAE and latent
             return parts[0], parts[1]
     raise SourceError(
         f"{model.card.name}: its features have no pages on Neuronpedia; names from there are for models of "
@@ -38,27 +43,27 @@ def fetch_names(model: RewardModel, client: httpx.Client) -> dict[int, str]:
     """Download the explanations of a model's SAE; return those of its features by latent."""
     backbone, sae = find_neuronpedia_path(model)
     try:
-        response = client.get(EXPORT_URL, params={"modelId": backbone, "saeId": sae}, follow_redirects=True)
-        response.raise_for_status()
+        parameters = {"modelId": backbone, "saeId": sae}
+        with client.stream("GET", EXPORT_URL, params=parameters, follow_redirects=True) as response:
+            response.raise_for_status()
+            content = _read_limited(response.iter_bytes(), EXPORT_URL)
     except httpx.HTTPError as error:
         raise SourceError(
             f"{EXPORT_URL}: {error}; download the files and give them with --file instead"
         ) from error
-    return select_names(model, _parse(response.content, EXPORT_URL))
+    return select_names(model, _parse(content, EXPORT_URL))
 
 
 def read_names(model: RewardModel, files: Sequence[Path]) -> dict[int, str]:
     """Return the names of a model's features by latent, from files of an export."""
     names: dict[int, str] = {}
     for file in files:
-        if file.stat().st_size > MAX_BYTES:
-            raise SourceError(f"{file}: larger than {MAX_BYTES // 2**30} GiB")
-        content = file.read_bytes()
-        if file.suffix == ".gz":
-            try:
-                content = gzip.decompress(content)
-            except (OSError, EOFError) as error:
-                raise SourceError(f"{file}: not a gzip file: {error}") from error
+        open_file = gzip.open if file.suffix == ".gz" else open
+        try:
+            with open_file(file, "rb") as stream:
+                content = _read_limited(iter(lambda: stream.read(CHUNK_BYTES), b""), str(file))
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise SourceError(f"{file}: not a gzip file: {error}") from error
         names = select_names(model, _parse(content, str(file))) | names
     return names
 
@@ -76,12 +81,22 @@ def select_names(model: RewardModel, rows: Iterable[Any]) -> dict[int, str]:
     return names
 
 
+def _read_limited(chunks: Iterator[bytes], source: str) -> bytes:
+    """Return all chunks; raise SourceError if they are more than MAX_BYTES."""
+    content = bytearray()
+    for chunk in chunks:
+        content += chunk
+        if len(content) > MAX_BYTES:
+            raise SourceError(f"{source}: larger than {MAX_BYTES // 2**30} GiB")
+    return bytes(content)
+
+
 def _parse(content: bytes, source: str) -> list[Any]:
     """Return the rows of a JSON list or of JSON lines."""
     try:
         if content.lstrip()[:1] == b"[":
             rows = json.loads(content)
             return rows if isinstance(rows, list) else []
-        return [json.loads(line) for line in content.splitlines() if line.strip()]
+        return [json.loads(line) for line in content.split(b"\n") if line.strip()]
     except ValueError as error:
         raise SourceError(f"{source}: not an export of explanations: {error}") from error

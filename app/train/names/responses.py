@@ -1,9 +1,10 @@
 """All responses of pairs with what they express, from which evidence and tests of names are taken.
 
-They are kept in a folder beside the cache. The texts are those of the pairs, so they never enter a bundle.
+They are kept in the cache folder. The texts are those of the pairs, so they never enter a bundle.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from app.data.pairs import hash_to_unit_interval
@@ -30,6 +31,7 @@ MAX_PROMPT_CHARACTERS = 300
 MAX_RESPONSE_CHARACTERS = 900
 LENGTH_NOISE = 0.2
 """Random part of the log ratio of lengths by which matched responses are chosen, so that they vary."""
+STALE = "this evidence is of other features of {name}; run `sparserm features evidence {name} PAIRS` again"
 TABLE_FILE = "responses.safetensors"
 TEXTS_FILE = "responses.json"
 Mask = NDArray[np.bool_]
@@ -60,6 +62,7 @@ class ResponseTable:
     projections: DoubleArray
     fired: Mask
     is_tested: Mask
+    features_sha256: str = ""
 
     @classmethod
     def from_features(
@@ -79,6 +82,7 @@ class ResponseTable:
             projections.double().numpy(),
             (source.activations(features).flatten(0, 1) > 0).numpy(),
             np.repeat(is_tested, 2),
+            compute_features_digest(model),
         )
 
     def save(self, folder: Path) -> None:
@@ -88,22 +92,30 @@ class ResponseTable:
             "lengths": self.lengths, "projections": self.projections.astype(np.float32), "fired": self.fired,
             "is_tested": self.is_tested,
         }  # fmt: skip
-        save_file({name: torch.from_numpy(array) for name, array in tensors.items()}, folder / TABLE_FILE)
+        save_file(
+            {name: torch.from_numpy(array) for name, array in tensors.items()},
+            folder / TABLE_FILE,
+            {"features_sha256": self.features_sha256},
+        )
         write_atomically(folder / TEXTS_FILE, TypeAdapter(list[ResponseText]).dump_json(self.texts).decode())
 
     @classmethod
-    def load(cls, folder: Path) -> "ResponseTable":
-        """Read the table of a folder; raise DataError if it has none."""
+    def load(cls, folder: Path, model: RewardModel) -> "ResponseTable":
+        """Read the table of a folder; raise DataError if it has none, or one of other features."""
         try:
             tensors = {name: tensor.numpy() for name, tensor in load_file(folder / TABLE_FILE).items()}
+            with safe_open(folder / TABLE_FILE, "numpy") as file:
+                digest = (file.metadata() or {}).get("features_sha256", "")
             texts = TypeAdapter(list[ResponseText]).validate_json((folder / TEXTS_FILE).read_bytes())
         except (OSError, SafetensorError, ValidationError) as error:
             raise DataError(
                 f"no evidence in {folder}; run `sparserm features evidence {folder.name} PAIRS` first"
             ) from error
+        if digest != compute_features_digest(model):
+            raise DataError(STALE.format(name=model.card.name))
         return cls(
             texts, tensors["lengths"], tensors["projections"].astype(np.float64), tensors["fired"],
-            tensors["is_tested"],
+            tensors["is_tested"], digest,
         )  # fmt: skip
 
     def take_one_a_prompt(self, order: NDArray[np.int64], count: int) -> list[int]:
@@ -115,24 +127,38 @@ class ResponseTable:
             taken.setdefault(self.texts[index].group, index)
         return list(taken.values())
 
-    def match_silent(self, matched: Sequence[int], values: DoubleArray, fired: Mask, mask: Mask) -> list[int]:
-        """Return for each response one of similar length that does not express something, of other prompts.
+    def match_absent(
+        self,
+        matched: Sequence[int],
+        values: DoubleArray,
+        fired: Mask,
+        mask: Mask,
+        excluded: Collection[str] = (),
+    ) -> list[int]:
+        """Return for each of `matched` a response of similar length, to another prompt, without the meaning.
 
-        `values` (M,) say how much the responses express it, `fired` (M,) whether they do at all. The matched
-        ones do not, and their value is below the median of those in `mask`.
+        It does not fire, and its value is below the median of `mask`. `values` (M,) say how much the
+        responses express the meaning, `fired` (M,) whether they do at all. `excluded` prompts are not used.
         """
         candidates = np.flatnonzero(~fired & mask & (values < np.median(values[mask])))
-        used = {self.texts[i].group for i in matched}
+        used = {*excluded, *(self.texts[i].group for i in matched)}
         chosen: list[int] = []
         for index in matched:
             noise = np.random.default_rng(index).random(len(candidates)) * LENGTH_NOISE
             distance = np.abs(np.log(self.lengths[candidates] / self.lengths[index])) + noise
             order = (int(candidates[i]) for i in np.argsort(distance))
-            silent = next((i for i in order if self.texts[i].group not in used), None)
-            if silent is not None:
-                chosen.append(silent)
-                used.add(self.texts[silent].group)
+            absent = next((i for i in order if self.texts[i].group not in used), None)
+            if absent is not None:
+                chosen.append(absent)
+                used.add(self.texts[absent].group)
         return chosen
+
+
+def compute_features_digest(model: RewardModel) -> str:
+    """Return a digest of a model's features: their numbers and directions, not the head's weights."""
+    directions = model.dictionary.directions.cpu().contiguous().numpy()
+    latents = [feature.latent for feature in model.features]
+    return hashlib.sha256(repr(latents).encode() + directions.tobytes()).hexdigest()
 
 
 def sort_firing(values: DoubleArray, fired: Mask, mask: Mask) -> NDArray[np.int64]:

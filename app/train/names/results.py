@@ -1,7 +1,7 @@
 """Blind tests on disk, and what they change in a bundle: names, their scores, and concepts.
 
 A test is a file of questions to answer, and a file of right answers in the folder of the evidence, so that
-whoever answers does not see them.
+readers do not see them.
 """
 
 import json
@@ -13,21 +13,31 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from app.data.pairs import read_json_lines
 from app.errors import DataError
 from app.reward.reward_model import Concept, RewardModel
 from app.train.feature_cache import write_atomically
-from app.train.names.quiz import NamedFeatures, NameScore, build_quiz, score_answers
-from app.train.names.responses import ResponseTable
+from app.train.names.blind_test import (
+    MIN_ACCURACY,
+    MIN_LOWER_BOUND,
+    NUM_ITEMS,
+    NamedFeatures,
+    NameScore,
+    build_test,
+    score_answers,
+)
+from app.train.names.naming_sheet import refuse_existing
+from app.train.names.responses import STALE, ResponseTable, compute_features_digest
 from app.types import FORBID_EXTRA, Feature
 
-QUIZ_INSTRUCTIONS = (
+TEST_INSTRUCTIONS = (
     "For each question write into `fits` true or false for each text: whether the response fits the name. "
     "About half of the texts do."
 )
 
 
 @dataclass(frozen=True, slots=True)
-class QuizKey:
+class TestKey:
     """The right answers of a test, and the names and concepts that it asks about."""
 
     __pydantic_config__ = FORBID_EXTRA
@@ -35,18 +45,21 @@ class QuizKey:
     names: dict[int, str]
     concepts: tuple[Concept, ...]
     answers: dict[str, list[bool]]
+    features_sha256: str
+    round_number: int
 
 
 @dataclass(frozen=True, slots=True)
-class NamedThing:
-    """A feature or a concept that was tested, with its name and score."""
+class TestedName:
+    """The name of a feature or concept that was tested, in which round, and its score."""
 
     key: str
     name: str
     score: NameScore
+    round_number: int
 
 
-def write_quiz(
+def write_test(
     model: RewardModel,
     folder: Path,
     names: Mapping[int, str],
@@ -58,43 +71,51 @@ def write_quiz(
 ) -> int:
     """Write a blind test of names and concepts to `out`, and its answers into the evidence folder.
 
-    Returns the number of questions.
+    Returns the number of questions. Names that too few responses express have none.
     """
+    refuse_existing(out)
     index = model.index_by_latent
     asked = [NamedFeatures(str(latent), name, [index[latent]]) for latent, name in names.items()]
     asked += [
         NamedFeatures(concept.name, concept.name, [index[i] for i in concept.latents], concept.definition)
         for concept in concepts
     ]
-    table = ResponseTable.load(folder)
-    questions, answers = build_quiz(model, table, asked, items=items, round_number=round_number)
-    quiz = secrets.token_hex(8)
-    rows = [{"quiz": quiz, **question} for question in questions]
-    key = QuizKey(model.card.name, dict(names), tuple(concepts), answers)
-    write_atomically(_key_file(folder, quiz), TypeAdapter(QuizKey).dump_json(key).decode())
+    table = ResponseTable.load(folder, model)
+    questions, answers = build_test(model, table, asked, items=items, round_number=round_number)
+    test = secrets.token_hex(8)
+    rows = [{"test": test, **question} for question in questions]
+    key = TestKey(
+        model.card.name, dict(names), tuple(concepts), answers, compute_features_digest(model), round_number
+    )
+    write_atomically(_key_file(folder, test), TypeAdapter(TestKey).dump_json(key).decode())
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(rows)
 
 
-def score_quiz(
+def score_test(
     model: RewardModel, folder: Path, answered: Sequence[Mapping[str, Any]]
-) -> tuple[RewardModel, list[NamedThing]]:
+) -> tuple[RewardModel, list[TestedName]]:
     """Return the model with the names and concepts that passed, and all scores, the best first.
 
     A tested name that did not pass is removed. Features and concepts that were not tested stay as they are.
     """
-    scored: list[NamedThing] = []
-    for quiz in dict.fromkeys(str(row.get("quiz")) for row in answered):
-        rows = [row for row in answered if str(row.get("quiz")) == quiz]
-        key = _read_key(folder, quiz)
+    scored: list[TestedName] = []
+    for test in dict.fromkeys(str(row.get("test")) for row in answered):
+        rows = [row for row in answered if str(row.get("test")) == test]
+        key = _read_key(folder, test)
         if key.model != model.card.name:
             raise DataError(f"this test is about {key.model}, not about {model.card.name}")
+        if key.features_sha256 != compute_features_digest(model):
+            raise DataError(STALE.format(name=model.card.name))
         scores = score_answers(rows, key.answers)
         model = apply_scores(model, key.names, key.concepts, scores)
         tested = {str(latent): name for latent, name in key.names.items()}
-        scored += [NamedThing(name, tested.get(name, name), score) for name, score in scores.items()]
-    return model, sorted(scored, key=lambda thing: -thing.score.accuracy)
+        scored += [
+            TestedName(name, tested.get(name, name), score, key.round_number)
+            for name, score in scores.items()
+        ]
+    return model, sorted(scored, key=lambda tested_name: -tested_name.score.accuracy)
 
 
 def apply_scores(
@@ -115,7 +136,7 @@ def apply_scores(
     passed = [
         replace(concept, score=scores[concept.name].accuracy, items=scores[concept.name].items)
         for concept in concepts
-        if concept.name in tested and scores[concept.name].is_good
+        if concept.name in tested and scores[concept.name].passed
     ]
     return replace(model, features=features, concepts=(*kept, *passed))
 
@@ -124,53 +145,50 @@ def read_answers(files: Sequence[Path]) -> list[dict[str, Any]]:
     """Read answered questions from files of JSON lines."""
     rows = []
     for file in files:
-        for number, line in enumerate(file.read_text().splitlines(), 1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{file}:{number}: not JSON: {error}") from error
-            if not isinstance(row, dict) or "quiz" not in row or "key" not in row:
-                raise DataError(f"{file}:{number}: needs the `quiz` and the `key` of a question")
-            rows.append(row)
+        for location, row in read_json_lines(file):
+            if "test" not in row or "key" not in row:
+                raise DataError(f"{location}: needs the `test` and the `key` of a question")
+            rows.append(dict(row))
     return rows
 
 
-def describe_results(scored: Sequence[NamedThing]) -> dict[str, Any]:
-    """Return all scores of a test, failures included, for the report."""
-    accuracies = [thing.score.accuracy for thing in scored]
-    return {
-        "tested": len(scored),
-        "passed": sum(thing.score.is_good for thing in scored),
-        "mean_accuracy": sum(accuracies) / len(accuracies) if accuracies else None,
-        "names": [
-            {"key": thing.key, "name": thing.name, **asdict(thing.score), "kept": thing.score.is_good}
-            for thing in scored
-        ],
-    }
+def describe_results(scored: Sequence[TestedName], earlier: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """Return all scores for the report, those of earlier tests of other names or rounds included."""
+    rows = [
+        {
+            "key": tested.key, "name": tested.name, "round": tested.round_number, **asdict(tested.score),
+            "passed": tested.score.passed,
+        }
+        for tested in scored
+    ]  # fmt: skip
+    again = {(row["key"], row["round"]) for row in rows}
+    rows += [row for row in earlier if (row["key"], row["round"]) not in again]
+    thresholds = {"min_accuracy": MIN_ACCURACY, "min_items": NUM_ITEMS, "min_lower_bound": MIN_LOWER_BOUND}
+    return {**thresholds, "names": rows}
 
 
 def _apply_to_feature(feature: Feature, names: Mapping[int, str], scores: Mapping[str, NameScore]) -> Feature:
     score = scores.get(str(feature.latent))
     if score is None or feature.latent not in names:
         return feature
-    if not score.is_good:
+    if not score.passed:
         return replace(feature, label=None, label_score=None, label_items=0, keywords=())
     return replace(
         feature, label=names[feature.latent], label_score=score.accuracy, label_items=score.items, keywords=()
     )
 
 
-def _key_file(folder: Path, quiz: str) -> Path:
-    return folder / f"answers-{quiz}.json"
+def _key_file(folder: Path, test: str) -> Path:
+    return folder / f"answers-{test}.json"
 
 
-def _read_key(folder: Path, quiz: str) -> QuizKey:
-    if not quiz.isalnum():
-        raise DataError(f"{quiz[:40]!r} is not the number of a test")
+def _read_key(folder: Path, test: str) -> TestKey:
+    if not test.isalnum():
+        raise DataError(f"{test[:40]!r} is not the number of a test")
     try:
-        return TypeAdapter(QuizKey).validate_json(_key_file(folder, quiz).read_bytes())
+        return TypeAdapter(TestKey).validate_json(_key_file(folder, test).read_bytes())
     except (FileNotFoundError, ValidationError) as error:
         raise DataError(
-            f"no answers for test {quiz} in {folder}; tests are scored on the machine where "
+            f"no answers for test {test} in {folder}; tests are scored on the machine where "
             "`sparserm names test` made them"
         ) from error

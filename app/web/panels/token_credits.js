@@ -7,7 +7,6 @@ import { hasChanged } from "../lib/state.js";
 const COLOUR_LEVELS = 5;
 // Up to this total of response tokens, all responses are requested at once.
 const MAX_TOKENS_OPEN_AT_ONCE = 1500;
-const HEIGHT = 60;
 
 export function tokenCreditsView(store, actions) {
   const element = h("div", { class: "tokens" });

@@ -51,7 +51,8 @@ class ConceptShare:
     """The part of a reward that comes from one concept, a group of features with a meaning.
 
     * `name`: what the response does ("declines"); None for all features that belong to no concept.
-    * `phrase`: words of the response that express it; None if it expresses the concept less than average.
+    * `phrase`: words of the response that express it; None if it expresses the concept less than average, if
+      the concept is not among the five largest, or if the model reads one token.
     """
 
     name: str | None

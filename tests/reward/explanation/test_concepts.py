@@ -83,7 +83,7 @@ def test_without_concepts_labels_group_features(engine: Engine) -> None:
     labelled = replace(model, features=features, concepts=())
     (concept,) = labelled.concepts
     assert concept == Concept("amber", tuple(f.latent for f in features[:2]), 1)
-    merged = sum_concepts(labelled, np.arange(tiny.K, dtype=float))
+    merged = sum_concepts(labelled, np.arange(tiny.K, dtype=float), "alpha")
     assert {c.name: c.contribution for c in merged} == {"amber": 1.0, None: tiny.K * (tiny.K - 1) / 2 - 1}
 
 

@@ -9,6 +9,7 @@ import torch
 
 from app.backbone.packing import pack
 from app.reward.engine import Engine
+from app.reward.explanation import contributions
 from app.reward.explanation.tokens import compute_prefix_credits
 from app.reward.passages import build_spans, compute_span_weights, find_passages
 from app.reward.reward_model import RewardModel
@@ -22,6 +23,12 @@ ITEMS = [
     tiny.make_item("a?", "x"),
 ]
 MEAN_MODELS = ("alpha", "delta")
+
+
+@pytest.fixture(autouse=True)
+def all_features_are_credited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credit as many features as the tiny models have."""
+    monkeypatch.setattr(contributions, "MAX_CREDITED_FEATURES", tiny.K)
 
 
 def make_linear(model: RewardModel) -> RewardModel:
@@ -77,9 +84,9 @@ def test_shares_follow_from_the_projections_of_single_tokens(
     weights = compute_span_weights(spans, rewards, model.card.passages).tolist()
     expected = torch.zeros_like(inputs)
     for (start, end), weight, x in zip(extents, weights, pooled, strict=True):
-        contributions = model.head.compute_contributions(x[None], torch.zeros_like(x[None]))[0]
+        parts = model.head.compute_contributions(x[None], torch.zeros_like(x[None]))[0]
         for t in range(start, end):
-            expected[t] += weight * contributions / x * inputs[t] / (end - start)
+            expected[t] += weight * parts / x * inputs[t] / (end - start)
     shares = {feature.feature.latent: feature.credits for feature in scored.features}
     for k, feature in enumerate(model.features):
         assert shares[feature.latent] == pytest.approx(expected[:, k].tolist(), abs=1e-5)
@@ -103,6 +110,12 @@ def test_shares_do_not_depend_on_the_batch(engine: Engine) -> None:
             assert [t.credit for t in alone.tokens or ()] == pytest.approx(
                 [t.credit for t in scored.tokens or ()], abs=1e-4
             )
+
+
+def test_the_number_of_credited_features_is_limited(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contributions, "MAX_CREDITED_FEATURES", 3)
+    for scored in score(engine, engine.models["alpha"], ITEMS):
+        assert [bool(feature.credits) for feature in scored.features] == [True] * 3 + [False] * (tiny.K - 3)
 
 
 def test_prefix_credits_are_differences() -> None:

@@ -37,7 +37,7 @@ def test_a_reward_is_described_by_what_raises_and_lowers_it() -> None:
         "Reward +1.20 ± 0.30, higher than 87 % of responses to held-out training prompts. "
         "What raises it most: declines (“can't help with”) (+0.90). "
         "What lowers it most: gives steps (“first, open”) (-0.40). "
-        "Named concepts carry 81 % of the contributions."
+        "Named concepts hold 81 % of the size of all contributions."
     )
 
 
@@ -99,3 +99,23 @@ def test_a_large_reason_against_the_leader_is_mentioned() -> None:
 def test_without_named_concepts_only_the_lead_is_said(margin: float) -> None:
     text = describe_comparison(make_score(margin), make_score(0.0), 0.1, "")
     assert text == f"{'A' if margin > 0 else 'B'} leads by {abs(margin):.2f} ± 0.10."
+
+
+def test_concepts_that_do_not_explain_the_lead_are_said_to_do_so() -> None:
+    a = make_score(2.0, concept("declines", 1, 0.1, "no"))
+    b = make_score(0.0, concept("declines", 1, 0.5, "never"))
+    assert describe_comparison(a, b, 0.2, "").endswith("Named concepts do not explain the lead.")
+
+
+def test_concepts_of_several_models_name_their_models() -> None:
+    strict = replace(concept("declines", 1, 0.2, "never"), model="m@strict")
+    scored = make_score(1.0, concept("declines", 1, 0.9, "no"), strict)
+    assert "declines [m] (“no”) (+0.90)" in describe_reward(scored, "")
+    other = make_score(0.0, concept("declines", 1, 0.1), replace(strict, contribution=0.1))
+    text = describe_comparison(scored, other, 0.1, "")
+    assert "0.80 because A declines [m] (“no”)" in text
+
+
+def test_an_unknown_domain_is_not_mentioned() -> None:
+    text = describe_reward(make_score(1.2, distance=100.0), "")
+    assert text.endswith("This text is unlike the training data, so its reward is unreliable.")

@@ -7,6 +7,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import httpx
 import pytest
 
 from app.errors import SparseRMError
@@ -14,11 +15,11 @@ from app.settings import Settings
 from app.train.names import endpoint as endpoints
 from app.train.names import jobs
 from app.train.names.endpoint import ChatEndpoint
-from app.train.names.evidence import evidence_folder
 from tests.support import named_models
 from tests.support.training_setup import ignore_progress
 
 Answer = Callable[[str], tuple[int, str]]
+CLIENT = httpx.Client(timeout=10)
 
 
 class ChatServer(ThreadingHTTPServer):
@@ -86,11 +87,13 @@ def test_features_are_named_grouped_tested_and_kept(
 ) -> None:
     server = serve(answer_by_amber)
     store = tmp_path / "answers.jsonl"
-    naming, testing = (ChatEndpoint(server.url, name, store, "secret") for name in ("writer", "reader"))
+    naming, testing = (
+        ChatEndpoint(server.url, name, store, CLIENT, "secret") for name in ("writer", "reader")
+    )
     scored = jobs.name_automatically(named_models.NAME, naming, testing, named_settings, ignore_progress)
     assert set(server.keys) == {"Bearer secret"}
     model = named_models.load_model(named_settings)
-    passed = {thing.key for thing in scored if thing.score.is_good}
+    passed = {thing.key for thing in scored if thing.score.passed}
     assert {str(f.latent) for f in model.features if f.label_items} == {
         key for key in passed if key.isdecimal()
     }
@@ -99,7 +102,7 @@ def test_features_are_named_grouped_tested_and_kept(
     count = len(server.prompts)
     jobs.name_automatically(named_models.NAME, naming, testing, named_settings, ignore_progress)
     assert len(server.prompts) == count, "answers are kept"
-    evidence = jobs.read_evidence(named_models.NAME, named_settings)
+    evidence = jobs.read_evidence(named_models.load_model(named_settings), named_settings)
     cost = endpoints.estimate_cost(evidence, 20)
     assert cost["calls"] >= len(evidence.features) * 2
     tokens = sum(map(len, server.prompts)) / endpoints.CHARACTERS_PER_TOKEN
@@ -111,19 +114,23 @@ def test_a_killed_run_resumes_with_a_damaged_store(
 ) -> None:
     server = serve(answer_by_amber)
     store = tmp_path / "answers.jsonl"
-    endpoint = ChatEndpoint(server.url, "writer", store)
+    endpoint = ChatEndpoint(server.url, "writer", store, CLIENT)
     assert endpoint.ask("a feature") == 'Name: "says the word amber"\n'
-    store.write_text(store.read_text() + '{"key": "cut of')
+    store.write_text(store.read_text() + '\n{"key": "cut of')
+    endpoint = ChatEndpoint(server.url, "writer", store, CLIENT)
+    assert endpoint.ask("another")
+    endpoint = ChatEndpoint(server.url, "writer", store, CLIENT)
+    assert endpoint.ask("another")
     assert endpoint.ask("a feature") == 'Name: "says the word amber"\n'
-    assert len(server.prompts) == 1
-    assert server.keys == [None]
+    assert len(server.prompts) == 2
+    assert server.keys == [None, None]
 
 
 def test_busy_endpoints_are_asked_again(serve: Callable[[Answer], ChatServer], tmp_path: Path) -> None:
     statuses = iter([429, 503, 200])
     server = serve(lambda _: (next(statuses), "a name"))
     pauses: list[float] = []
-    endpoint = ChatEndpoint(server.url, "writer", tmp_path / "answers", pause=pauses.append)
+    endpoint = ChatEndpoint(server.url, "writer", tmp_path / "answers", CLIENT, pause=pauses.append)
     assert endpoint.ask("x") == "a name"
     assert pauses == [1.0, 2.0]
 
@@ -133,23 +140,71 @@ def test_errors_name_the_endpoint_and_the_remedy(
 ) -> None:
     refusing = serve(lambda _: (401, "wrong key"))
     with pytest.raises(SparseRMError, match=r"status 401.*wrong key"):
-        ChatEndpoint(refusing.url, "writer", tmp_path / "a").ask("x")
+        ChatEndpoint(refusing.url, "writer", tmp_path / "a", CLIENT).ask("x")
     busy = serve(lambda _: (503, "busy"))
     with pytest.raises(SparseRMError, match="run again to resume"):
-        ChatEndpoint(busy.url, "writer", tmp_path / "a", pause=lambda _: None).ask("x")
+        ChatEndpoint(busy.url, "writer", tmp_path / "a", CLIENT, pause=lambda _: None).ask("x")
     with pytest.raises(SparseRMError, match="ConnectError"):
-        ChatEndpoint("http://127.0.0.1:9", "writer", tmp_path / "a", pause=lambda _: None).ask("x")
+        ChatEndpoint("http://127.0.0.1:9", "writer", tmp_path / "a", CLIENT, pause=lambda _: None).ask("x")
     assert not (tmp_path / "a").exists()
 
 
-def test_unreadable_answers_count_as_no(
+QUESTION = {"key": "1", "name": "says amber", "texts": [{"prompt": "p", "response": "r"}] * 3}
+
+
+@pytest.mark.parametrize(
+    ("answer", "fits"),
+    [
+        ("[1, 3]", [True, False, True]),
+        ("[2] is close, but the answer is: [1, 3].", [True, False, True]),
+        ("[]", [False] * 3),
+        ("I would rather not [say", None),
+    ],
+)
+def test_answers_are_read_and_others_left_out(
+    serve: Callable[[Answer], ChatServer], tmp_path: Path, answer: str, fits: list[bool] | None
+) -> None:
+    endpoint = ChatEndpoint(serve(lambda _: (200, answer)).url, "reader", tmp_path / "a", CLIENT)
+    answered = endpoints.answer_test([QUESTION], endpoint, lambda _: None)
+    assert [row["fits"] for row in answered] == ([] if fits is None else [fits])
+
+
+@pytest.mark.parametrize("latents", ["[[1]]", '[{"a": 1}]', '["1"]', "[1.5]", "[true]", "[]", '"all"'])
+def test_groups_that_make_no_sense_are_left_out(
+    serve: Callable[[Answer], ChatServer], named_settings: Settings, tmp_path: Path, latents: str
+) -> None:
+    text = f'[{{"concept": "a", "latents": {latents}}}, 7]'
+    endpoint = ChatEndpoint(serve(lambda _: (200, text)).url, "writer", tmp_path / "a", CLIENT)
+    model = named_models.load_model(named_settings)
+    names = {feature.latent: "x" for feature in model.features if feature.sign}
+    assert endpoints.group_into_concepts(model, names, endpoint) == ()
+
+
+def test_a_feature_is_in_one_concept_once(
     serve: Callable[[Answer], ChatServer], named_settings: Settings, tmp_path: Path
 ) -> None:
-    server = serve(lambda _: (200, "I would rather not [say"))
-    endpoint = ChatEndpoint(server.url, "reader", tmp_path / "a")
-    question = {"key": "1", "name": "says amber", "texts": [{"prompt": "p", "response": "r"}] * 2}
-    [answered] = endpoints.answer_quiz([question], endpoint, lambda _: None)
-    assert answered["fits"] == [False, False]
     model = named_models.load_model(named_settings)
-    assert endpoints.group_into_concepts(model, {}, endpoint) == ()
-    assert evidence_folder(named_settings.cache, named_models.NAME).exists()
+    first, second, *_ = (feature.latent for feature in model.features if feature.sign > 0)
+    groups = [
+        {"concept": " says  amber ", "latents": [first, first]},
+        {"concept": "says amber", "latents": [second]},
+        {"concept": "b", "latents": [first, second]},
+    ]  # fmt: skip
+    endpoint = ChatEndpoint(serve(lambda _: (200, json.dumps(groups))).url, "writer", tmp_path / "a", CLIENT)
+    concepts = endpoints.group_into_concepts(model, {first: "x", second: "y"}, endpoint)
+    assert [(concept.name, concept.latents) for concept in concepts] == [
+        ("says amber", (first,)), ("b", (second,)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "message"),
+    [
+        ("127.0.0.1:9", "", "starts with http"),
+        ("http://x", "ä", "no key has"),
+        ("http://x", "a\nb", "no key has"),
+    ],
+)
+def test_addresses_and_keys_are_checked(tmp_path: Path, url: str, key: str, message: str) -> None:
+    with pytest.raises(SparseRMError, match=message):
+        ChatEndpoint(url, "writer", tmp_path / "a", CLIENT, key)

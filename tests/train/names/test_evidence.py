@@ -23,12 +23,12 @@ from tests.support import named_models
 
 @pytest.fixture
 def evidence(named_settings: Settings) -> Evidence:
-    return jobs.read_evidence(named_models.NAME, named_settings)
+    return jobs.read_evidence(named_models.load_model(named_settings), named_settings)
 
 
 @pytest.fixture
-def table(named_settings: Settings) -> ResponseTable:
-    return ResponseTable.load(evidence_folder(named_settings.cache, named_models.NAME))
+def table(named_settings: Settings, named_model: RewardModel) -> ResponseTable:
+    return ResponseTable.load(evidence_folder(named_settings.cache, named_models.NAME), named_model)
 
 
 def test_every_feature_with_a_sign_has_evidence(evidence: Evidence, named_model: RewardModel) -> None:
@@ -93,8 +93,21 @@ def test_snippets_are_kept_only_if_they_are_asked_for(
     assert all(feature.snippets == () for feature in named_models.load_model(named_settings).features)
 
 
-def test_without_evidence_the_error_says_how_to_make_it(named_settings: Settings) -> None:
+def test_without_evidence_the_error_says_how_to_make_it(
+    named_settings: Settings, named_model: RewardModel
+) -> None:
     folder = evidence_folder(named_settings.cache, "unknown")
     for load in (load_evidence, ResponseTable.load):
         with pytest.raises(DataError, match="sparserm features evidence unknown PAIRS"):
-            load(folder)
+            load(folder, named_model)
+
+
+def test_evidence_of_other_features_is_refused(named_settings: Settings, named_model: RewardModel) -> None:
+    folder = evidence_folder(named_settings.cache, named_models.NAME)
+    dictionary = replace(named_model.dictionary, directions=-named_model.dictionary.directions)
+    other = replace(named_model, dictionary=dictionary)
+    for load in (load_evidence, ResponseTable.load):
+        with pytest.raises(DataError, match="evidence is of other features"):
+            load(folder, other)
+    refitted = replace(named_model, head=replace(named_model.head, w2=named_model.head.w2 * 2))
+    assert load_evidence(folder, refitted).features

@@ -17,7 +17,7 @@ from tests.support import named_models
 def test_a_filled_sheet_gives_names_and_concepts(
     named_settings: Settings, named_model: RewardModel, tmp_path: Path
 ) -> None:
-    evidence = jobs.read_evidence(named_models.NAME, named_settings)
+    evidence = jobs.read_evidence(named_models.load_model(named_settings), named_settings)
     table, page = write_sheet(named_model, evidence, tmp_path / "sheet")
     rows = [json.loads(line) for line in table.read_text().splitlines()]
     assert {row["latent"] for row in rows} == {f.latent for f in named_model.features if f.sign}
@@ -37,7 +37,7 @@ def test_a_filled_sheet_gives_names_and_concepts(
 
 
 def test_markup_in_texts_is_inert(named_settings: Settings, named_model: RewardModel, tmp_path: Path) -> None:
-    evidence = jobs.read_evidence(named_models.NAME, named_settings)
+    evidence = jobs.read_evidence(named_models.load_model(named_settings), named_settings)
     first = evidence.features[0]
     context = first.strongest[0]
     attack = "<script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -55,10 +55,14 @@ def test_markup_in_texts_is_inert(named_settings: Settings, named_model: RewardM
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"latent": -5, "name": "x"}], "`latent` of a feature"),
-        ([{"name": "x"}], "`latent` of a feature"),
-        ([{"latent": "first", "name": 3}], "needs a `name`"),
-        (["no"], "needs an object"),
+        ([{"latent": -5, "name": "x"}], "no feature -5"),
+        ([{"name": "x"}], "latent: Field required"),
+        ([{"latent": [1], "name": "x"}], "latent: Input should be"),
+        ([{"latent": 1.0, "name": "x"}], "latent: Input should be"),
+        ([{"latent": "first", "name": 3}], "name: Input should be"),
+        ([{"latent": "first", "name": "x", "concept": ["a"]}], "concept: Input should be"),
+        ([{"latent": "first", "name": "x" * 999}], "name: String should have at most"),
+        (["no"], "object"),
         ([{"latent": "up", "name": "x", "concept": "a"}, {"latent": "down", "name": "y", "concept": "a"}],
          "different concepts"),
     ],
@@ -69,7 +73,7 @@ def test_sheets_are_checked(
     signs = {feature.sign: feature.latent for feature in named_model.features}
     latents = {"first": signs[1], "up": signs[1], "down": signs[-1]}
     lines = [
-        {**row, "latent": latents.get(row["latent"], row["latent"])}
+        {**row, "latent": latents.get(str(row["latent"]), row["latent"])}
         if isinstance(row, dict) and "latent" in row
         else row
         for row in rows
@@ -85,3 +89,21 @@ def test_a_line_that_is_not_json_is_named(named_model: RewardModel, tmp_path: Pa
     file.write_text("\n{x\n")
     with pytest.raises(DataError, match=r"sheet\.jsonl:2"):
         read_sheet(file, named_model)
+
+
+def test_filled_sheets_are_not_overwritten(
+    named_settings: Settings, named_model: RewardModel, tmp_path: Path
+) -> None:
+    evidence = jobs.read_evidence(named_model, named_settings)
+    table, page = write_sheet(named_model, evidence, tmp_path / "sheet-0.1")
+    assert (table.name, page.name) == ("sheet-0.1.jsonl", "sheet-0.1.html")
+    with pytest.raises(DataError, match="exists; move it away"):
+        write_sheet(named_model, evidence, tmp_path / "sheet-0.1")
+
+
+def test_texts_with_other_line_ends_are_one_row(named_model: RewardModel, tmp_path: Path) -> None:
+    latent = next(feature.latent for feature in named_model.features if feature.sign)
+    name = "ends lines\u2028in other ways\u0085too"
+    row = {"latent": latent, "name": name}
+    (tmp_path / "sheet.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n")
+    assert read_sheet(tmp_path / "sheet.jsonl", named_model)[0] == {latent: name}

@@ -12,8 +12,8 @@ from app.reward import bundle, loading
 from app.reward.reward_model import Concept, RewardModel
 from app.settings import Settings
 from app.train.names import jobs, results
+from app.train.names.blind_test import NameScore
 from app.train.names.evidence import evidence_folder
-from app.train.names.quiz import NameScore
 from tests.support import named_models
 from tests.support.training_setup import ignore_progress
 
@@ -26,14 +26,14 @@ def write_test(settings: Settings, model: RewardModel, out: Path) -> tuple[dict[
     names = {feature.latent: f"says amber {feature.latent}" for feature in raising}
     concept = Concept("says amber", tuple(names), 1, "Says the word amber.")
     folder = evidence_folder(settings.cache, named_models.NAME)
-    results.write_quiz(model, folder, names, [concept], out, items=20, round_number=0)
+    results.write_test(model, folder, names, [concept], out, items=20, round_number=0)
     return names, concept, [json.loads(line) for line in out.read_text().splitlines()]
 
 
 def answer(settings: Settings, questions: Rows, *, wrong: set[str]) -> Rows:
     """Fill in the right answers, and the opposite for some keys."""
     folder = evidence_folder(settings.cache, named_models.NAME)
-    key = json.loads((folder / f"answers-{questions[0]['quiz']}.json").read_text())
+    key = json.loads((folder / f"answers-{questions[0]['test']}.json").read_text())
     return [
         {**row, "fits": [fits != (row["key"] in wrong) for fits in key["answers"][row["key"]]]}
         for row in questions
@@ -43,14 +43,15 @@ def answer(settings: Settings, questions: Rows, *, wrong: set[str]) -> Rows:
 def test_what_passes_is_written_and_what_fails_is_removed(
     named_settings: Settings, named_model: RewardModel, tmp_path: Path
 ) -> None:
-    names, concept, questions = write_test(named_settings, named_model, tmp_path / "quiz.jsonl")
-    enough = {row["key"] for row in questions if len(row["texts"]) >= 20}
+    names, concept, questions = write_test(named_settings, named_model, tmp_path / "test.jsonl")
+    enough = {row["key"] for row in questions}
     assert concept.name in enough
+    assert all(len(row["texts"]) == 20 for row in questions)
     assert not any(fits for row in questions for fits in row["fits"])
     answered = answer(named_settings, questions, wrong=set())
     (tmp_path / "answered.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answered))
     scored = jobs.score_names(named_models.NAME, [tmp_path / "answered.jsonl"], named_settings)
-    assert {thing.name for thing in scored} == {*names.values(), concept.name}
+    assert {tested.key for tested in scored} == enough
     model = named_models.load_model(named_settings)
     labels = {f.latent: (f.label, f.label_score) for f in model.features if f.label_items}
     assert labels == {latent: (name, 1.0) for latent, name in names.items() if str(latent) in enough}
@@ -61,13 +62,14 @@ def test_what_passes_is_written_and_what_fails_is_removed(
     )
     engine.verify()
     named = report.read(named_settings.models_dir / named_models.NAME)["named"]
-    assert named["tested"] == 4
-    assert named["passed"] == len(enough)
+    assert {row["key"] for row in named["names"] if row["passed"]} == enough
     wrong = answer(named_settings, questions, wrong={concept.name, *map(str, names)})
     jobs.save_scores(named_models.NAME, wrong, named_settings)
     model = named_models.load_model(named_settings)
     assert not any(feature.label_items for feature in model.features)
     assert model.concepts == ()
+    with pytest.raises(DataError, match="exists; move it away"):
+        write_test(named_settings, named_model, tmp_path / "test.jsonl")
 
 
 def test_concepts_that_were_not_tested_again_are_kept(named_model: RewardModel) -> None:
@@ -84,7 +86,7 @@ def test_concepts_that_were_not_tested_again_are_kept(named_model: RewardModel) 
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("[1", "not JSON"), ("[]", "needs the `quiz`"), ('{"key": "1"}', "needs the `quiz`")],
+    [("[1", "not JSON"), ("[]", "must be an object"), ('{"key": "1"}', "needs the `test`")],
 )
 def test_files_of_answers_are_checked(tmp_path: Path, line: str, message: str) -> None:
     file = tmp_path / "answers.jsonl"
@@ -97,7 +99,7 @@ def test_files_of_answers_are_checked(tmp_path: Path, line: str, message: str) -
 def test_unknown_tests_are_refused(named_settings: Settings, named_model: RewardModel, quiz: str) -> None:
     folder = evidence_folder(named_settings.cache, named_models.NAME)
     with pytest.raises(DataError, match="test"):
-        results.score_quiz(named_model, folder, [{"quiz": quiz, "key": "1", "fits": []}])
+        results.score_test(named_model, folder, [{"test": quiz, "key": "1", "fits": []}])
 
 
 def test_a_bundle_without_its_concepts_file_does_not_load(named_model: RewardModel, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from torch import Tensor
 from app.backbone.backbone import Backbone
 from app.backbone.tokenization import ChatTokenizer
 from app.reward.directions import Dictionary
-from app.train.names.token_categories import compile_concepts, find_keywords
-from app.train.names.token_contexts import TokenContexts
+from app.train.names.tokens.categories import compile_concepts, find_keywords
+from app.train.names.tokens.contexts import TokenContexts
 from app.types import Feature
 
 MIN_LABEL_SCORE = 0.70

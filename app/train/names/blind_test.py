@@ -1,8 +1,8 @@
-"""Blind tests of names: whether someone who sees only a name can tell which texts express it.
+"""Blind tests of names: whether a reader who sees only a name can tell which responses express it.
 
-A quiz shows for each name of a feature or concept responses to prompts that it was not written from: half
-of them express it most, the others do not, and are of about the same length. The answers are kept in a file
-of their own, so that whoever answers does not see them.
+A test shows for each name of a feature or concept responses to prompts that it was not written from: half
+of them express it most, the others do not, and are of about the same length. The right answers are kept in a
+file of their own, so that readers do not see them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ Z_SCORE = 1.645
 
 @dataclass(frozen=True, slots=True)
 class NamedFeatures:
-    """What a quiz asks about: a name, and the indices of the features that it describes."""
+    """What a test asks about: a name, and the indices of the features that it describes."""
 
     key: str
     name: str
@@ -44,29 +44,31 @@ class NameScore:
     items: int
 
     @property
-    def is_good(self) -> bool:
-        """Whether the name is kept."""
+    def passed(self) -> bool:
+        """Whether the name passes the test and is kept."""
         enough = self.items >= NUM_ITEMS
         return enough and self.accuracy >= MIN_ACCURACY and self.lower_bound > MIN_LOWER_BOUND
 
 
-def build_quiz(
+def build_test(
     model: RewardModel, table: ResponseTable, named: Sequence[NamedFeatures], *, items: int, round_number: int
 ) -> tuple[list[dict[str, Any]], dict[str, list[bool]]]:
     """Return the questions, and by key which of their texts express the name.
 
     The first round, number 0, has the responses that express a name most, each later round the next ones. A
-    name that too few responses express has fewer texts.
+    name that too few responses express for `items` texts is left out.
     """
     questions, answers, rng = [], {}, np.random.default_rng(round_number)
     for entry in named:
         values, fired = measure_expression(model, table, entry.indices)
         order = sort_firing(values, fired, table.is_tested)
         half = items // 2
-        strongest = table.take_one_a_prompt(order, half * (round_number + 1))[half * round_number :]
-        silent = table.match_silent(strongest, values, fired, table.is_tested)
-        strongest = strongest[: len(silent)]
-        shuffled = rng.permutation([*strongest, *silent]).astype(int).tolist()
+        strongest = table.take_one_a_prompt(order, half * (round_number + 1))
+        absent = table.match_absent(strongest, values, fired, table.is_tested)
+        strongest, absent = (rows[half * round_number :] for rows in (strongest, absent))
+        if min(len(strongest), len(absent)) < half:
+            continue
+        shuffled = rng.permutation([*strongest, *absent]).tolist()
         texts = [{"prompt": table.texts[i].prompt, "response": table.texts[i].response} for i in shuffled]
         definition = {"definition": entry.definition} if entry.definition else {}
         questions.append({"key": entry.key, "name": entry.name, **definition, "texts": texts, "fits": []})
@@ -77,9 +79,9 @@ def build_quiz(
 def measure_expression(
     model: RewardModel, table: ResponseTable, indices: Sequence[int]
 ) -> tuple[DoubleArray, Mask]:
-    """Return how much each response expresses a feature or concept (M,), and whether it does at all.
+    """Return how much each response expresses a feature or concept, (M,), and whether a latent of it fires.
 
-    This is the size of its contribution to the reward of the whole response, in the direction of its sign.
+    This is the standardised projection of a feature, or the sum of a concept's contributions times signs.
     """
     columns = list(indices)
     if len(columns) == 1:
@@ -95,19 +97,25 @@ def score_answers(
     answered: Sequence[Mapping[str, Any]], answers: Mapping[str, list[bool]]
 ) -> dict[str, NameScore]:
     """Return the score of each name by key; raise DataError for a question that is not answered in full."""
-    scores = {}
+    scores: dict[str, NameScore] = {}
     for row in answered:
         key, fits = str(row["key"]), row.get("fits")
+        if key in scores:
+            raise DataError(f"{key}: answered twice")
         if key not in answers:
-            raise DataError(f"{key}: this quiz has no such question; was it made for another model?")
+            raise DataError(f"{key}: this test has no such question; was it made for another model?")
         expected = answers[key]
-        if not isinstance(fits, list) or len(fits) != len(expected):
+        if (
+            not isinstance(fits, list)
+            or len(fits) != len(expected)
+            or not all(f in (True, False) for f in fits)
+        ):
             raise DataError(f"{key}: `fits` needs true or false for each of its {len(expected)} texts")
-        scores[key] = score_one([bool(answer) for answer in fits], expected)
+        scores[key] = score_question(fits, expected)
     return scores
 
 
-def score_one(fits: Sequence[bool], expected: Sequence[bool]) -> NameScore:
+def score_question(fits: Sequence[bool], expected: Sequence[bool]) -> NameScore:
     """Return the balanced accuracy of answers, and its lower bound by Wilson's interval."""
     if not any(expected) or all(expected):
         return NameScore(0.0, 0.0, 0)

@@ -1,0 +1,1 @@
+"""Automatic names of features of tokens, from the tokens on which their latents fire."""
