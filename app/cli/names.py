@@ -172,12 +172,9 @@ def names_auto(
     settings = load_settings()
     loaded = bundle.load_bundle(settings.models_dir / model)
     cost = endpoints.estimate_cost(jobs.read_evidence(loaded, settings), items)
-    console.print(
-        f"about {cost['calls']} calls with {cost['input_tokens']:,} input tokens to {endpoint}",
-        highlight=False,
-    )
-    if not yes:
-        typer.confirm("Continue?", abort=True)
+    estimate = f"about {cost['calls']} calls with {cost['input_tokens']:,} input tokens"
+    console.print(f"{estimate} to {endpoint}", highlight=False)
+    yes or typer.confirm("Continue?", abort=True)
     store = evidence_folder(settings.cache, model) / "endpoint.jsonl"
     key = os.environ.get(KEY_VARIABLE, "").strip()
     with httpx.Client(timeout=endpoints.TIMEOUT_S) as client, show_progress() as progress:

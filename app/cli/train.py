@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -19,6 +19,11 @@ from app.cli.common import (
     show_progress,
 )
 from app.types import HeadKind, Pooling, SaeInput
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+    from app.train.jobs import FeatureSource
+    from app.train.pipeline import TrainingConfig
 
 app = typer.Typer()
 sae = typer.Typer(help="Sparse autoencoders of a backbone.", no_args_is_help=True)
@@ -98,6 +103,7 @@ SliceOption = Annotated[
     list[str] | None,
     typer.Option("--slice", help="Also measure on pairs with this attribute, e.g. kind=generated."),
 ]
+LicenseOption = Annotated[str, typer.Option("--license", help="License of the pairs.")]
 DomainOption = Annotated[
     str, typer.Option(help="Which texts the pairs are, in words; answers to other texts say so.")
 ]
@@ -117,7 +123,7 @@ def train(
     latents: LatentsOption = 128,
     test: Annotated[str | None, typer.Option(help="Pairs to measure on; never trained on.")] = None,
     domain: DomainOption = "",
-    data_license: Annotated[str, typer.Option("--license", help="License of the pairs.")] = "not stated",
+    data_license: LicenseOption = "not stated",
     pooling: PoolingOption = Pooling.MEAN,
     k: Annotated[int, typer.Option(min=1, help="Directions of each sign.")] = 24,
     head: HeadOption = None,
@@ -135,18 +141,24 @@ def train(
     require_extra("train")
     from app.train import jobs
 
-    settings = load_settings()
-    source = jobs.find_source(recipe, sae, features, jobs.BackboneLayer(backbone, layer), settings)
+    settings, default = load_settings(), jobs.BackboneLayer(backbone, layer)
+    source = jobs.find_source(recipe, sae, features, default, settings)
     config = jobs.build_training_config(
         task, pairs, test, data_license=data_license, source=source, on_bad_row=bad.error_handler,
-        domain=domain,
-        pooling=pooling, k=k, max_pairs=limit, slices=tuple(slices or ()), choose_passages=not no_passages,
+        domain=domain, pooling=pooling, k=k, max_pairs=limit, slices=tuple(slices or ()),
+        choose_passages=not no_passages,
         head=jobs.build_head_config(source, head, heads, length_debiasing, seed),
         **jobs.build_data_choices(augment, control, latents, seed),
     )  # fmt: skip
+    _train(config, source, settings)
+
+
+def _train(config: "TrainingConfig", source: "FeatureSource", settings: "Settings") -> None:
+    from app.train import jobs
+
     with show_progress() as progress:
         jobs.train_and_save(config, source, settings, progress)
-    _print_summary(settings.models_dir / task)
+    _print_summary(settings.models_dir / config.name)
 
 
 def _print_summary(folder: Path) -> None:

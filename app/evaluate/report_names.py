@@ -17,8 +17,8 @@ def render_names(named: Results) -> Iterator[str]:
         "Readers who saw only a name judged responses to prompts that it was not written from, half of which "
         "express it most; the others are of about the same length and do not express it. A name passes with "
         f"a balanced accuracy of {named['min_accuracy']} or more on {named['min_items']} texts or more, if "
-        f"its lower bound is above {named['min_lower_bound']}. A name that failed may be rewritten and tested "
-        "in another round, on other texts; all rounds are counted here.\n"
+        f"its lower bound is above {named['min_lower_bound']}. A name that failed may be rewritten and "
+        "tested in another round, on other texts; all rounds are counted here.\n"
     )
     for kind, rows in (("features", features), ("concepts", concepts)):
         if rows:

@@ -114,6 +114,8 @@ UNMIRRORED: dict[str, str] = {
     "app/reward/pooled_turns.py": REWARD,
     "app/scores.py": REWARD,
     "app/serve/api/explanation_schemas.py": "fields of responses: tests/serve/api/test_serialization.py",
+    "app/cli/audit.py": "tests/train/pair_audit/test_jobs.py",
+    "app/train/pair_audit/report.py": "tests/train/pair_audit/test_jobs.py",
     "app/train/names/jobs.py": "naming as a whole: tests/train/names/test_results.py",
     "app/train/names/tokens/automatic.py": PIPELINE,
     "app/train/names/tokens/categories.py": PIPELINE,
