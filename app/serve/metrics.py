@@ -106,6 +106,11 @@ class Metrics:
             "Population stability index of recent responses against training: reward, distance, projections.",
             ["model", "caller", "of"], registry=registry,
         )  # fmt: skip
+        self.concept_contribution = Gauge(
+            "sparserm_concept_contribution",
+            "Mean contribution of a concept to recent rewards, in standard deviations of training rewards.",
+            ["model", "caller", "concept"], registry=registry,
+        )  # fmt: skip
         self.model_info = Gauge(
             "sparserm_model_info", "1 for each served model.",
             ["model", "task", "backbone", "backbone_digest", "sae_sha256", "layer"], registry=registry,

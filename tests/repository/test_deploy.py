@@ -12,6 +12,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.reward.engine import Engine
+from app.reward.reward_model import Concept
 from app.settings import Settings
 from tests.support.paths import ROOT
 from tests.support.servers import open_client
@@ -63,6 +64,9 @@ async def exported_metrics(client: httpx.AsyncClient) -> dict[str, set[str]]:
 
 @pytest.mark.anyio
 async def test_queries_use_exported_metrics_and_labels(engine: Engine, settings: Settings) -> None:
+    for name, model in engine.models.items():
+        concept = Concept("names a river", (model.features[0].latent,), model.features[0].sign)
+        engine.models[name] = replace(model, concepts=(concept,))
     async with open_client(engine, settings) as client:
         exported = await exported_metrics(client)
     used = set()

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from app.evaluate.audit.shift import stability_index
 from app.reward.engine import Engine
+from app.reward.reward_model import Concept
 from app.scores import Score
 from app.serve import drift
 from app.serve.batching.request_context import ANONYMOUS_CALLER
@@ -48,11 +49,48 @@ def test_even_bins_are_stable_and_a_single_full_bin_is_not() -> None:
 
 
 def test_a_window_drops_old_responses_and_does_not_grow() -> None:
-    window = DriftWindow(3)
+    window = DriftWindow(3, 1)
     for n in range(5 * drift.HALF_WINDOW):
-        window.add(np.full(3, 0 if n < 2 * drift.HALF_WINDOW else 9))
+        window.add(np.full(3, 0 if n < 2 * drift.HALF_WINDOW else 9), np.array([float(n)]))
     assert window.counts[:, 0].sum() == 0
     assert drift.HALF_WINDOW <= window.counts[0].sum() <= 2 * drift.HALF_WINDOW
+    assert window.mean_concepts() == pytest.approx([4 * drift.HALF_WINDOW - 0.5])
+    assert window.change_of_concepts() == pytest.approx([drift.HALF_WINDOW])
+
+
+def test_a_window_without_two_halves_has_no_change() -> None:
+    window = DriftWindow(1, 2)
+    for _ in range(drift.HALF_WINDOW):
+        window.add(np.zeros(1, dtype=int), np.array([1.0, -2.0]))
+    assert window.mean_concepts() == pytest.approx([1, -2])
+    assert window.change_of_concepts() is None
+
+
+def test_concepts_say_what_a_policy_is_rewarded_for(
+    engine: Engine, scores: list[Score], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A policy that repeats the response that expresses a concept most moves the concept's mean."""
+    monkeypatch.setattr(drift, "MIN_RESPONSES", 100)
+    monkeypatch.setattr(drift, "HALF_WINDOW", 120)
+    model = engine.models["alpha"]
+    latents = tuple(feature.latent for feature in model.features if feature.sign > 0)[:4]
+    model = replace(model, concepts=(Concept("names a river", latents, 1, score=0.9, items=20),))
+    registry = CollectorRegistry()
+    monitor = DriftMonitor({"alpha": model}, Metrics(registry))
+    indices = model.concept_indices["names a river"]
+    parts = [float(score.contributions[indices].sum()) for score in scores]
+    for n in range(240):
+        monitor.observe(scores[n % 40] if n < 120 else scores[int(np.argmax(parts))], "trainer")
+    [concept] = monitor.report("alpha")["trainer"]["concepts"]
+    assert concept["name"] == "names a river"
+    assert concept["mean"] == pytest.approx((np.mean(parts) + max(parts)) / 2)
+    assert concept["change"] == pytest.approx(max(parts) - np.mean(parts))
+    labels = {"model": "alpha", "caller": "trainer", "concept": "names a river"}
+    published = registry.get_sample_value("sparserm_concept_contribution", labels)
+    assert published is not None
+    assert published > np.mean(parts)
+    monitor.watch({})
+    assert registry.get_sample_value("sparserm_concept_contribution", labels) is None
 
 
 def test_too_few_responses_are_not_compared(

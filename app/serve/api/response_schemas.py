@@ -229,6 +229,18 @@ class FeatureDriftSchema(BaseModel):
     psi: float
 
 
+class ConceptDriftSchema(BaseModel):
+    """The mean contribution of a concept to a caller's recent rewards, in standard deviations.
+
+    Contributions are relative to the average training response. `change` is from the older half of the
+    window to the newer.
+    """
+
+    name: str
+    mean: float
+    change: float | None
+
+
 class CallerDriftSchema(BaseModel):
     """The drift of one caller's responses: population stability indices, if there are enough responses."""
 
@@ -238,6 +250,7 @@ class CallerDriftSchema(BaseModel):
     distance: float | None = None
     projections: float | None = None
     features: list[FeatureDriftSchema] | None = None
+    concepts: list[ConceptDriftSchema] | None = None
 
 
 class DriftResponse(BaseModel):

@@ -12,11 +12,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-# Gauges whose merged value is the smallest or the largest; all other gauges are added.
+# Gauges whose merged value is the smallest, the largest, or the furthest from 0; all other gauges are added.
 MIN_GAUGES = frozenset({"sparserm_batch_budget_tokens", "process_start_time_seconds"})
 MAX_GAUGES = frozenset({
     "sparserm_requests_in_flight", "sparserm_drift_psi", "sparserm_model_info", "python_info",
 })  # fmt: skip
+EXTREME_GAUGES = frozenset({"sparserm_concept_contribution"})
 # Types whose values count what a server has done, and stay true when it has ended.
 CUMULATIVE_TYPES = frozenset({"counter", "histogram"})
 # The suffix of the series that say when a counter was created.
@@ -67,7 +68,7 @@ class MergedMetrics:
 
 
 def merge_families(*servers: MetricFamilies) -> MetricFamilies:
-    """Merge samples that have the same name and labels; only MIN_GAUGES and MAX_GAUGES are not added."""
+    """Merge samples that have the same name and labels; only the gauges listed above are not added."""
     families: dict[str, Metric] = {}
     merged: dict[str, dict[SampleKey, Sample]] = {}
     for family in (family for server in servers for family in server.collect()):
@@ -85,6 +86,8 @@ def _merge(family: str, first: Sample, second: Sample) -> Sample:
     values = (first.value, second.value)
     if family in MIN_GAUGES or family.endswith(CREATED_SUFFIX):
         return first._replace(value=min(filter(None, values), default=0.0))  # 0 means not known yet
+    if family in EXTREME_GAUGES:
+        return first._replace(value=max(values, key=abs))
     return first._replace(value=max(values) if family in MAX_GAUGES else sum(values))
 
 

@@ -244,6 +244,11 @@ def _log_to_trl(rewards: Sequence[Reward], arguments: Mapping[str, Any]) -> None
     if log_metric and scored:
         log_metric("uncertainty", sum(reward.uncertainty for reward in scored) / len(scored))
         log_metric("distance", sum(reward.distance for reward in scored) / len(scored))
+        totals: dict[str, float] = {}
+        for concept in (concept for reward in scored for concept in reward.concepts if concept.name):
+            totals[str(concept.name)] = totals.get(str(concept.name), 0.0) + concept.contribution
+        for name, total in totals.items():
+            log_metric(f"concept/{name}", total / len(scored))
 
 
 def _list_named(reward: Reward) -> list[ConceptShare]:
