@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import zip_longest
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -23,6 +24,7 @@ from app.types import FORBID_EXTRA
 
 MIN_STD = 1e-6
 MeanAndStd = tuple[float, float]
+Part = TypeVar("Part", Contribution, ConceptContribution)
 RewardScale = tuple[MeanAndStd, MeanAndStd]
 """Mean and standard deviation of rewards without length control, and with it."""
 
@@ -104,8 +106,8 @@ def _combine(
         penalty=sum(penalty * part.scale * part.score.uncertainty for part in weighted),
         residual=sum(part.scale * part.score.residual for part in weighted),
         steer={f"{score.model}:{key}": factor for score in scores for key, factor in score.steer.items()},
-        features=_scale_features(weighted)[:top_k],
-        concepts=_scale_concepts(weighted),
+        features=_scale_parts(weighted, lambda score: score.features)[:top_k],
+        concepts=_scale_parts(weighted, lambda score: score.concepts),
         coverage=_combine_coverage(weighted),
         tokens=_sum_token_credits(weighted),
         parts=parts,
@@ -202,32 +204,20 @@ def _combine_turn(
     )
 
 
-def _scale_features(weighted: Sequence[WeightedScore]) -> tuple[Contribution, ...]:
-    """Return the features of all models with scaled contributions, largest first."""
-    features = [
+def _scale_parts(
+    weighted: Sequence[WeightedScore], get_parts: Callable[[Score], tuple[Part, ...]]
+) -> tuple[Part, ...]:
+    """Return the features or the concepts of all models with scaled contributions, largest first."""
+    parts = [
         replace(
-            feature,
-            contribution=part.scale * feature.contribution,
-            credits=_scale_credits(feature.credits, part.scale),
+            part,
+            contribution=score.scale * part.contribution,
+            credits=tuple(score.scale * share for share in part.credits),
         )
-        for part in weighted
-        for feature in part.score.features
+        for score in weighted
+        for part in get_parts(score.score)
     ]
-    return tuple(sorted(features, key=lambda feature: -abs(feature.contribution)))
-
-
-def _scale_concepts(weighted: Sequence[WeightedScore]) -> tuple[ConceptContribution, ...]:
-    """Return the concepts of all models with scaled contributions, largest first."""
-    concepts = [
-        replace(
-            concept,
-            contribution=part.scale * concept.contribution,
-            credits=_scale_credits(concept.credits, part.scale),
-        )
-        for part in weighted
-        for concept in part.score.concepts
-    ]
-    return tuple(sorted(concepts, key=lambda concept: -abs(concept.contribution)))
+    return tuple(sorted(parts, key=lambda part: -abs(part.contribution)))
 
 
 def _combine_coverage(weighted: Sequence[WeightedScore]) -> float | None:
@@ -235,10 +225,6 @@ def _combine_coverage(weighted: Sequence[WeightedScore]) -> float | None:
     sizes = [part.scale * float(np.abs(part.score.contributions).sum()) for part in weighted]
     covered = [size * (part.score.coverage or 0.0) for size, part in zip(sizes, weighted, strict=True)]
     return sum(covered) / sum(sizes) if sum(sizes) and weighted[0].score.concepts else None
-
-
-def _scale_credits(shares: tuple[float, ...], scale: float) -> tuple[float, ...]:
-    return tuple(scale * share for share in shares)
 
 
 def _sum_token_credits(weighted: Sequence[WeightedScore]) -> tuple[TokenCredit, ...] | None:
