@@ -287,3 +287,18 @@ def test_steering_one_model_does_not_abort_another_model_s_request(page: Page) -
     page.click("#score")
     wait_until_idle(page)
     assert page.locator(".unsteered").count() == 4
+
+
+def test_an_example_is_scored_and_compared_in_words(page: Page, page_server_url: str) -> None:
+    page.click("text=Refusal or steps")
+    wait_until_idle(page)
+    assert page.get_attribute("#tab-contrast", "aria-selected") == "true"
+    assert "locksmith" in page.input_value("#responses textarea >> nth=0")
+    rewards = read_values(page, '.row[data-model="alpha"]')
+    assert len(rewards) == 2
+    assert page.inner_text(".contrast .why") != ""
+    page.click("text=Too close to call")
+    wait_until_idle(page)
+    assert "chewing gum" in page.input_value("#messages textarea >> nth=0")
+    assert read_values(page, '.row[data-model="alpha"]') != pytest.approx(rewards)
+    assert httpx.get(f"{page_server_url}/health").status_code == 200

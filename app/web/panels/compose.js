@@ -3,6 +3,7 @@
 
 import { openPasteDialog } from "../dialogs/paste_transcript.js";
 import { byId, h, responseLetter } from "../lib/dom.js";
+import { EXAMPLES, exampleState } from "../lib/examples.js";
 import { hasChanged, modelNames, ROLES } from "../lib/state.js";
 
 export function renderForm(store, actions) {
@@ -23,6 +24,16 @@ function isListChanged(state, previous, field) {
 }
 
 function bindControls(store, actions) {
+  byId("examples").replaceChildren(
+    h("span", { class: "muted" }, "Examples:"),
+    ...EXAMPLES.map((example) =>
+      h("button", { type: "button", class: "link-button", onclick: () => show(example) }, example.title),
+    ),
+  );
+  const show = (example) => {
+    store.set(exampleState(example, store.state, modelNames(store.state.cards)));
+    actions.score();
+  };
   byId("add-message").onclick = () => {
     const role = store.state.messages.at(-1)?.role === "user" ? "assistant" : "user";
     store.set({ messages: [...store.state.messages, { role, content: "" }] });
