@@ -104,6 +104,14 @@ def test_token_token_creditand_comparison_match_the_api(page: Page, page_server_
     assert (margin, probability) == pytest.approx((pair["margin"], pair["probability"]), abs=CLOSE)
     assert sum(read_values(page, ".waterfall")) == pytest.approx(margin, abs=CLOSE)
     assert page.inner_text(".contrast .why") == pair["why"]
+    [shaded] = api_rows(page_server_url, "v1/compare", model="alpha", top_k=0, explain="tokens")
+    for number, side in enumerate(("chosen_tokens", "rejected_tokens")):
+        side_text = "".join(token["text"] for token in shaded[side])
+        shown_text = page.locator(".contrast .shaded").nth(number).text_content()
+        assert shown_text is not None
+        assert shown_text.endswith(side_text)
+    shares = [token["credit"] for side in ("chosen_tokens", "rejected_tokens") for token in shaded[side]]
+    assert sum(shares) == pytest.approx(margin, abs=CLOSE)
     named = [concept["name"] for concept in pair["concepts"] if concept["name"]]
     shown_names = page.locator(".contrast .waterfall .name").all_text_contents()
     assert all(any(shown.startswith(name) for shown in shown_names) for name in named)

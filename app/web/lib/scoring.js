@@ -6,6 +6,8 @@ import { hasChanged, rivalOf } from "./state.js";
 
 const ALL_FEATURES = 1000;
 const STEER_DELAY_MS = 120;
+// Up to this total of response tokens, a comparison also asks for the share of each token.
+const MAX_COMPARED_TOKENS = 1500;
 
 // The actions that panels call. An action reports a failure as `problem` in the store and does not throw.
 export function createActions(store, callApi) {
@@ -128,7 +130,10 @@ async function compare(store, callApi, signal) {
   const rival = rivalOf(store.state);
   const { messages, responses, lengthControl } = scored;
   const pair = { messages, chosen: responses[response], rejected: responses[rival] };
-  const body = { model, pairs: [pair], top_k: ALL_FEATURES, length_control: lengthControl };
+  const rows = scored.rows[model] ?? [];
+  const tokens = [response, rival].reduce((sum, index) => sum + (rows[index]?.response_tokens ?? 0), 0);
+  const explain = tokens <= MAX_COMPARED_TOKENS ? "tokens" : "features";
+  const body = { model, pairs: [pair], top_k: ALL_FEATURES, explain, length_control: lengthControl };
   const { data } = await callApi("v1/compare", { body, signal });
   if (store.state.scored === scored) store.set({ comparison: { model, response, rival, result: data[0] } });
 }

@@ -4,6 +4,7 @@ import { groupingControl, hasConcepts, stepRow, waterfallSteps } from "../charts
 import { h, number, responseLetter, showMoreButton, signed } from "../lib/dom.js";
 import { createScale } from "../lib/scale.js";
 import { hasChanged, rivalOf } from "../lib/state.js";
+import { tokenSpan } from "./token_credits.js";
 
 const FIRST_STEPS = 14;
 
@@ -68,6 +69,7 @@ function comparisonParts(store, { model, response, rival, result }, partsOf, sho
   return [
     h("p", { class: "verdict" }, verdictText(result, first, second)),
     h("p", { class: "why" }, renameSides(result.why ?? "", first, second)),
+    ...shadedTexts(result, first, second),
     h(
       "p",
       { class: "muted small" },
@@ -86,6 +88,24 @@ function comparisonParts(store, { model, response, rival, result }, partsOf, sho
       steps.map((step) => stepRow(store, step, position)),
     ),
   ];
+}
+
+// Both texts, coloured by what each token adds for the first response or, in the other colour, for the second.
+function shadedTexts({ chosen_tokens: chosen, rejected_tokens: rejected }, first, second) {
+  if (!chosen || !rejected) return [];
+  const maxCredit = [...chosen, ...rejected].reduce((max, { credit }) => Math.max(max, Math.abs(credit)), 1e-9);
+  return [
+    [first, chosen],
+    [second, rejected],
+  ].map(([letter, tokens]) =>
+    h(
+      "p",
+      { class: "shaded" },
+      h("span", { class: "letter" }, letter),
+      " ",
+      tokens.map((token) => tokenSpan(token, maxCredit)),
+    ),
+  );
 }
 
 // The server calls the two responses A and B; here they have the letters of the page.

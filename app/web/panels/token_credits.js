@@ -143,7 +143,8 @@ function creditedText(row, maxCredit) {
   return [body, readout];
 }
 
-function tokenSpan({ text, credit }, maxCredit) {
+// One token, coloured by its credit: the text of a response is a list of them.
+export function tokenSpan({ text, credit }, maxCredit) {
   const level = Math.sign(credit) * Math.round(COLOUR_LEVELS * Math.sqrt(Math.abs(credit) / maxCredit));
   return h("span", { class: `token ${levelClass(level)}` }, text);
 }
