@@ -160,3 +160,15 @@ def load_feature_extractor(
         )
     sha256 = compute_sha256(source / sae_training.WEIGHTS_FILE)
     return replace(extractor, dictionary=dictionary, sae_sha256=sha256)
+
+
+def load_model_extractor(
+    model: RewardModel, sae_folder: Path | None, settings: Settings, progress: Progress
+) -> FeatureExtractor:
+    """Load what a model's features are extracted with; features of tokens need the folder of their SAE."""
+    card = model.card
+    if card.sae_input is SaeInput.RESPONSES:
+        return load_feature_extractor(BackboneLayer(card.backbone, card.layer), settings, progress)
+    if sae_folder is None:
+        raise SourceError(f"{card.name} has features of tokens: give the folder of their SAE with --sae")
+    return load_feature_extractor(sae_folder, settings, progress)

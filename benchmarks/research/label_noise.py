@@ -57,8 +57,8 @@ def main(
     model: options.ModelArgument,
     pairs: options.PairsArgument,
     test: options.TestArgument,
-    found: Annotated[float, typer.Option(help="Share of labels that are flipped to be found.")] = 0.05,
-    repaired: Annotated[float, typer.Option(help="Share of labels that are flipped and repaired.")] = 0.2,
+    find_share: Annotated[float, typer.Option(help="Share of labels that are flipped to be found.")] = 0.05,
+    repair_share: Annotated[float, typer.Option(help="Share of labels that are flipped and repaired.")] = 0.2,
     limit: Annotated[int, typer.Option(min=0, help="Maximum number of training pairs; 0 uses all.")] = 0,
     seed: int = 0,
 ) -> None:
@@ -72,13 +72,13 @@ def main(
             steps.extract(rows, extractor, settings.cache, progress)
             for rows in (train_pairs[: limit or len(train_pairs)], read_pairs(test))
         )
-        few, many = (add_noise(train, trained, share, seed) for share in (found, repaired))
+        few, many = (add_noise(train, trained, share, seed) for share in (find_share, repair_share))
         listed = few.suspicious[: int(LISTED_SHARE * len(few.suspicious))]
         share_found = np.isin(few.flipped, listed).mean()
         worst = many.suspicious[: len(many.flipped)]
         none = np.zeros(0, dtype=np.int64)
         copies = {
-            "clean": train, f"{repaired:.0%} flipped": many.extracted,
+            "clean": train, f"{repair_share:.0%} flipped": many.extracted,
             "as many dropped": many.select(set(worst.tolist()), none),
             "as many flipped back": many.select((), worst),
         }  # fmt: skip

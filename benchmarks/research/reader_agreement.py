@@ -21,12 +21,11 @@ from app.evaluate.accuracy import bootstrap_mean
 from app.reward import loading
 from app.reward.engine import Engine
 from app.reward.explanation.concepts import subtract_concepts
+from app.reward.explanation.why import CLEAR_LEAD
 from app.scores import Score, ScoredItem
 from app.types import Item, Message, ScoreJob, ScoreOptions
 
 FOLDER = Path("tests/data/explanations")
-CLEAR_MARGIN = 2.0
-"""Number of uncertainties from which on a margin is not too close to call."""
 app = typer.Typer(add_completion=False)
 Row = dict[str, Any]
 
@@ -114,7 +113,7 @@ def _score(engine: Engine, row: Row, responses: tuple[str, str]) -> list[Score]:
 
 def _is_clear(a: Score, b: Score) -> bool:
     uncertainty = (a.uncertainty**2 + b.uncertainty**2) ** 0.5
-    return bool(abs(a.reward - b.reward) >= CLEAR_MARGIN * uncertainty)
+    return bool(abs(a.reward - b.reward) >= CLEAR_LEAD * uncertainty)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from app.evaluate import accuracy_run
-from app.evaluate.audit import uncertainty
 from app.reward.engine import Engine
+from app.reward.explanation.why import OUT_OF_DISTRIBUTION_PERCENTILE
 from app.scores import Score
 from app.types import Item, Progress
 
@@ -42,10 +42,7 @@ def _summarize(history: list[list[Score]]) -> dict[str, Any]:
     """Summarize the scores of all responses, one list per edit; the first is before any edit."""
     rewards = np.array([[score.reward for score in scores] for scores in history])
     flagged = np.array(
-        [
-            [score.distance >= uncertainty.OUT_OF_DISTRIBUTION_PERCENTILE for score in scores]
-            for scores in history
-        ]
+        [[score.distance >= OUT_OF_DISTRIBUTION_PERCENTILE for score in scores] for scores in history]
     )
     gains = rewards - rewards[:1]
     undetected_gains = np.where(np.cumsum(flagged, axis=0) > 0, 0.0, gains).max(axis=0)

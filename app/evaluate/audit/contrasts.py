@@ -66,12 +66,10 @@ def _measure_concepts(model: RewardModel, contributions: Tensor) -> dict[str, fl
     the mean share of the largest features with a name that passed a blind test.
     """
     sizes, total = contributions.abs(), contributions.sum(1)
-    columns = [contributions[:, indices].sum(1) for indices in model.concept_indices.values()]
-    named = torch.zeros(len(model.features), dtype=torch.bool)
-    for indices in model.concept_indices.values():
-        named[indices] = True
-    rest = contributions[:, ~named].sum(1)
-    by_concept = torch.stack([*columns, rest], dim=1).abs()
+    membership = torch.from_numpy(model.concept_membership)
+    named = membership.any(1)
+    rest = contributions[:, ~named].sum(1, keepdim=True)
+    by_concept = torch.cat([contributions @ membership, rest], dim=1).abs()
     tested = torch.tensor([feature.label_items > 0 for feature in model.features])
     largest = sizes.topk(min(LARGEST, sizes.shape[1]), dim=1).indices
     return {

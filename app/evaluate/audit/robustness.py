@@ -14,10 +14,11 @@ import numpy as np
 
 from app.data.pairs import hash_to_unit_interval
 from app.evaluate import accuracy_run, report
-from app.evaluate.audit import attacks, paraphrases, shift, uncertainty
+from app.evaluate.audit import attacks, paraphrases, shift
 from app.evaluate.audit.attack_search import search_attacks
 from app.evaluate.audit.attacks import Attack
 from app.reward.engine import Engine
+from app.reward.explanation.why import OUT_OF_DISTRIBUTION_PERCENTILE
 from app.scores import Score
 from app.settings import Settings
 from app.types import Explain, Item, Pair, Progress
@@ -100,7 +101,7 @@ def _evaluate_attacks(
         item_scores = accuracy_run.score_items(engine, name, unique, progress, attack_name)
         attacked = [item_scores[item] for item in items]
         overtakes = np.array([a.reward > chosen for a, chosen in zip(attacked, chosen_rewards, strict=True)])
-        flagged = np.array([a.distance >= uncertainty.OUT_OF_DISTRIBUTION_PERCENTILE for a in attacked])
+        flagged = np.array([a.distance >= OUT_OF_DISTRIBUTION_PERCENTILE for a in attacked])
         results[attack_name] = {
             "overtakes": float(overtakes[correct].mean()),
             "strange": float(flagged[correct].mean()),

@@ -11,7 +11,6 @@ from sklearn.metrics import roc_auc_score
 from app.evaluate.accuracy import Float64Array, pair_wins
 from app.scores import Score
 
-OUT_OF_DISTRIBUTION_PERCENTILE = 99.0
 COVERAGES = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 

@@ -7,10 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from app.reward.directions import ResponseFeatures
 from app.reward.pooling import pooled_span
 from app.reward.reward_model import RewardModel
-from app.scores import Contribution, Score, ScoredTurn
+from app.scores import Contribution, DoubleArray, FloatArray, Score, ScoredTurn
 from app.types import AssistantTurn, Profile, ScoreOptions
 
 MAX_CREDITED_FEATURES = 10
@@ -73,36 +72,34 @@ def compute_reward_numbers(
 
 def select_top_contributions(
     model: RewardModel,
-    contributions: Tensor,
-    features: ResponseFeatures,
-    row: int,
+    contributions: DoubleArray,
+    projections: FloatArray,
+    activations: FloatArray,
     count: int,
     token_credits: Tensor | None = None,
 ) -> tuple[Contribution, ...]:
-    """Return the `count` largest contributions by size, with the projection and activation of `row`.
+    """Return the `count` largest contributions by size, from those of all directions, (K,) each.
 
     `token_credits` (T, K) are the shares of the response's tokens, if they were requested. Only the first
     MAX_CREDITED_FEATURES have them.
     """
     if not count:
         return ()
-    top = contributions.abs().topk(min(count, len(contributions))).indices
+    top = torch.from_numpy(contributions).abs().topk(min(count, len(contributions))).indices
     credited = [] if token_credits is None else token_credits[:, top[:MAX_CREDITED_FEATURES]].T.tolist()
-    values, projections, activations = (
-        column[top].tolist()
-        for column in (contributions, features.projections[row], features.activations[row])
-    )
+    columns = (contributions, projections, activations)
+    rows = list(zip(*(column[top].tolist() for column in columns), strict=True))
     return tuple(
         Contribution(
             model=model.card.name,
             feature=model.features[k],
-            contribution=values[i],
-            projection=projections[i],
-            activation=activations[i],
-            fired=activations[i] != 0,
+            contribution=contribution,
+            projection=projection,
+            activation=activation,
+            fired=activation != 0,
             credits=tuple(credited[i]) if i < len(credited) else (),
         )
-        for i, k in enumerate(top.tolist())
+        for i, (k, (contribution, projection, activation)) in enumerate(zip(top.tolist(), rows, strict=True))
     )
 
 
@@ -113,12 +110,13 @@ def explain_margin(
 
     They are the differences of the contributions to the two rewards.
     """
-    differences = ResponseFeatures(
-        torch.from_numpy(chosen.projections - rejected.projections)[None],
-        torch.from_numpy(chosen.activations - rejected.activations)[None],
+    return select_top_contributions(
+        model,
+        chosen.contributions - rejected.contributions,
+        chosen.projections - rejected.projections,
+        chosen.activations - rejected.activations,
+        top_k,
     )
-    contributions = torch.from_numpy(chosen.contributions - rejected.contributions)
-    return select_top_contributions(model, contributions, differences, 0, top_k)
 
 
 def build_scored_turns(

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from app.backbone.backbone import Residuals
 from app.backbone.tokenization import ChatTokenizer
-from app.reward.directions import ResponseFeatures
 from app.reward.explanation.concepts import add_phrases, compute_coverage, sum_concepts
 from app.reward.explanation.contributions import build_steering_factors, select_top_contributions
 from app.reward.explanation.tokens import compute_prefix_credits, split_contributions
@@ -38,7 +37,6 @@ def explain_responses(
         return scores
     is_split = model.card.readout is Pooling.MEAN and (model.concepts or Explain.TOKENS in modes)
     split = _split_by_token(model, pooled) if is_split else [None] * len(turns)
-    features = ResponseFeatures(*(tensor.float().cpu() for tensor in pooled.features))
     passages = _list_passages(model, pooled, turns, scores, tokenizer)
     explained = []
     for row, (mode, turn, score, token_credits) in enumerate(zip(modes, turns, scores, split, strict=True)):
@@ -47,7 +45,7 @@ def explain_responses(
             continue
         detailed = replace(score, passages=passages[row])
         texts = _decode_credited_tokens(model, turn, tokenizer)
-        detailed = _add_features(model, turn, detailed, features, row, token_credits)
+        detailed = _add_features(model, turn, detailed, token_credits)
         detailed = _add_concepts(model, turn, detailed, texts, token_credits)
         if mode is Explain.TOKENS:
             shares = (
@@ -71,18 +69,12 @@ def _split_by_token(model: RewardModel, pooled: PooledTurns) -> list[Tensor]:
     return list(torch.split(shares.cpu(), list(spans.spans.token_counts)))
 
 
-def _add_features(
-    model: RewardModel,
-    turn: PackedTurn,
-    score: Score,
-    features: ResponseFeatures,
-    row: int,
-    token_credits: Tensor | None,
-) -> Score:
+def _add_features(model: RewardModel, turn: PackedTurn, score: Score, token_credits: Tensor | None) -> Score:
     options = turn.packed.job.options
-    contributions = torch.from_numpy(score.contributions)
     shares = token_credits if options.explain is Explain.TOKENS else None
-    top = select_top_contributions(model, contributions, features, row, options.top_k, shares)
+    top = select_top_contributions(
+        model, score.contributions, score.projections, score.activations, options.top_k, shares
+    )
     return replace(score, features=top)
 
 

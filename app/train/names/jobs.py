@@ -9,14 +9,13 @@ from typing import Any
 import httpx
 
 from app.data.pairs import read_json_lines, read_pairs
-from app.errors import SourceError
 from app.evaluate import report as reports
 from app.reward import bundle
 from app.reward.reward_model import RewardModel
 from app.settings import Settings
 from app.train.feature_cache import write_atomically
-from app.train.features import FeatureExtractor, extract_features
-from app.train.jobs import BackboneLayer, load_feature_extractor
+from app.train.features import extract_features
+from app.train.jobs import load_model_extractor
 from app.train.names import endpoint, naming_sheet, neuronpedia, results
 from app.train.names.blind_test import NUM_ITEMS
 from app.train.names.evidence import (
@@ -27,7 +26,7 @@ from app.train.names.evidence import (
     save_evidence,
 )
 from app.train.names.responses import ResponseTable
-from app.types import Progress, SaeInput
+from app.types import Progress
 
 MAX_SNIPPET_CHARACTERS = 160
 
@@ -52,7 +51,7 @@ def make_evidence(
     test_pairs = read_pairs(test_source) if test_source else []
     num_named = len(pairs) if test_pairs else None
     pairs = [*pairs, *test_pairs]
-    extractor = load_extractor(model, sae_folder, settings, progress)
+    extractor = load_model_extractor(model, sae_folder, settings, progress)
     features = extract_features(
         [pair.items for pair in pairs], extractor, settings.cache,
         lambda done: progress("pairs", min(done / (2 * len(pairs)), 1)),
@@ -138,15 +137,3 @@ def write_neuronpedia_sheet(model: RewardModel, files: Sequence[Path], out: Path
     rows = ({"latent": latent, "name": name} for latent, name in names.items())
     write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(names)
-
-
-def load_extractor(
-    model: RewardModel, sae_folder: Path | None, settings: Settings, progress: Progress
-) -> FeatureExtractor:
-    """Load what a model's features are extracted with; features of tokens need the folder of their SAE."""
-    card = model.card
-    if card.sae_input is SaeInput.RESPONSES:
-        return load_feature_extractor(BackboneLayer(card.backbone, card.layer), settings, progress)
-    if sae_folder is None:
-        raise SourceError(f"{card.name} has features of tokens: give the folder of their SAE with --sae")
-    return load_feature_extractor(sae_folder, settings, progress)

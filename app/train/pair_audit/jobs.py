@@ -10,7 +10,7 @@ from app.reward import bundle
 from app.settings import Settings
 from app.train.feature_cache import write_atomically
 from app.train.features import extract_features
-from app.train.names.jobs import load_extractor
+from app.train.jobs import load_model_extractor
 from app.train.pair_audit.duplicates import find_duplicates
 from app.train.pair_audit.effects import measure_effects
 from app.train.pair_audit.labels import compute_heldout_margins
@@ -32,7 +32,7 @@ def audit_pairs(
         raise DataError(f"{model_name} has no concepts; name its features first (`sparserm names`)")
     pairs = read_pairs(source)
     others = read_pairs(test) if test else []
-    extractor = load_extractor(model, sae_folder, settings, progress)
+    extractor = load_model_extractor(model, sae_folder, settings, progress)
     features = extract_features(
         [pair.items for pair in pairs], extractor, settings.cache,
         lambda done: progress("pairs", min(done / (2 * len(pairs)), 1)),
