@@ -85,8 +85,10 @@ def select_top_contributions(
     """
     if not count:
         return ()
-    top = torch.from_numpy(contributions).abs().topk(min(count, len(contributions))).indices
-    credited = [] if token_credits is None else token_credits[:, top[:MAX_CREDITED_FEATURES]].T.tolist()
+    top = torch.from_numpy(contributions).abs().topk(min(count, len(contributions))).indices.numpy()
+    credited = (
+        [] if token_credits is None else token_credits.numpy()[:, top[:MAX_CREDITED_FEATURES]].T.tolist()
+    )
     columns = (contributions, projections, activations)
     rows = list(zip(*(column[top].tolist() for column in columns), strict=True))
     return tuple(

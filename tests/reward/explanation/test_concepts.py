@@ -54,6 +54,14 @@ def test_concepts_sum_to_the_contributions_of_their_features(engine: Engine, nam
                 assert sum(part.credits) == pytest.approx(part.contribution, abs=1e-12)
 
 
+@pytest.mark.parametrize("top_k", [0, 1, 2, tiny.K])
+def test_as_many_features_are_listed_as_were_asked_for(engine: Engine, top_k: int) -> None:
+    for explain in (Explain.FEATURES, Explain.TOKENS):
+        for scored in score(engine, engine.models["alpha"], ITEMS, top_k=top_k, explain=explain):
+            sizes = [abs(feature.contribution) for feature in scored.features]
+            assert sizes == sorted(np.abs(scored.contributions).tolist(), reverse=True)[:top_k]
+
+
 def test_coverage_is_the_share_of_sizes_in_concepts(engine: Engine) -> None:
     model = add_concepts(engine.models["alpha"])
     contributions = np.zeros(tiny.K)
